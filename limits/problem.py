@@ -1,0 +1,128 @@
+"""Problem: what is learned and how, without a width.
+
+Conventions, stated once and used in every room
+-----------------------------------------------
+    loss        L(f) = 1/(2P) Σ_p |f(x_p) − y_p|²                     mean over samples, sum over outputs
+    output      f = (1/γ) · forward pass,  γ = γ0 N^a                  γ0 the richness, a by the parametrization
+    gradient    g(θ) = γ² ∇L_b(θ) + λ θ                                L_b the loss of the step's batch, λ the weight decay
+    update      m ← β m + g,   θ ← θ − η0 m,   m = 0 at step 0        heavy ball
+    curvature   rescaled: γ² times the Hessian of L (all samples), so that the edge of stability is 2/η0 − λ
+                at every width (2(1+β)/η0 − λ with momentum β)
+    time        τ = η0 · step
+
+Weight decay λ is in units of 1/τ (the raw coefficient is λ/γ²): it means the same at every width.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from limits.parametrization import Parametrization, resolve
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Data, parametrization, optimiser and what to measure.  ``limits`` reads it at N = ∞, ``finite`` at width N.
+
+    inputs            (P, D) float64
+    targets           (P, C) float64; a vector (P,) is taken as one output
+    parametrization   "mup", "ntp" or a ``Parametrization``
+    learning_rate     η0, order one; the raw step is η0 γ²
+    richness          γ0
+    num_steps         gradient steps
+    measure_every     the observables are measured before steps 0, measure_every, 2·measure_every, … ≤ num_steps
+    momentum          β of the heavy ball, 0 ≤ β < 1
+    weight_decay      λ ≥ 0, see the module's conventions
+    batches           (num_steps, b) sample indices of each step, or None for all samples at every step
+    top_k             how many of the largest eigenvalues an observable keeps
+
+    Raises ValueError, in one line, for anything out of range, of the wrong shape or not finite.
+    """
+
+    inputs: Float[np.ndarray, "P D"]
+    targets: Float[np.ndarray, "P C"]
+    parametrization: str | Parametrization = "mup"
+    learning_rate: float = 0.5
+    richness: float = 1.0
+    num_steps: int = 100
+    measure_every: int = 1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batches: Int[np.ndarray, "num_steps b"] | None = None
+    top_k: int = 3
+
+    def __post_init__(self):
+        def put(name, value):
+            object.__setattr__(self, name, value)
+
+        put("parametrization", resolve(self.parametrization))
+        put("inputs", _finite_matrix("inputs", self.inputs))
+        targets = np.asarray(self.targets)
+        put("targets", _finite_matrix("targets", targets[:, None] if targets.ndim == 1 else targets))
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(f"{len(self.inputs)} inputs but {len(self.targets)} targets: one target row per input row")
+        _require(self.learning_rate > 0, "learning rate", self.learning_rate, "positive")
+        _require(self.richness > 0, "richness", self.richness, "positive")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
+        _require(self.weight_decay >= 0, "weight decay", self.weight_decay, "at least 0")
+        _require(self.num_steps >= 0, "number of steps", self.num_steps, "at least 0")
+        _require(self.measure_every >= 1, "measure_every", self.measure_every, "at least 1")
+        _require(self.top_k >= 1, "top_k", self.top_k, "at least 1")
+        if self.batches is not None:
+            put("batches", _schedule(self.batches, self.num_steps, len(self.inputs)))
+
+    @property
+    def num_samples(self) -> int:
+        return self.inputs.shape[0]
+
+    @property
+    def num_inputs(self) -> int:
+        return self.inputs.shape[1]
+
+    @property
+    def num_outputs(self) -> int:
+        return self.targets.shape[1]
+
+    @cached_property
+    def steps(self) -> Int[np.ndarray, " T"]:
+        """The measured steps; index t is before step t."""
+        return np.arange(0, self.num_steps + 1, self.measure_every)
+
+    @property
+    def edge_of_stability(self) -> float:
+        """The rescaled sharpness beyond which full-batch training is linearly unstable: 2(1+β)/η0 − λ."""
+        return 2.0 * (1.0 + self.momentum) / self.learning_rate - self.weight_decay
+
+
+def minibatches(rng: np.random.Generator, num_samples: int, batch_size: int, num_steps: int) -> Int[np.ndarray, "T b"]:
+    """Sample indices of ``num_steps`` minibatches: every epoch a fresh shuffle, without its incomplete last batch."""
+    _require(1 <= batch_size <= num_samples, "batch size", batch_size, f"from 1 to the {num_samples} samples")
+    per_epoch = num_samples // batch_size
+    epochs = -(-num_steps // per_epoch)
+    order = np.stack([rng.permutation(num_samples)[: per_epoch * batch_size] for _ in range(epochs)] or [[]])
+    return order.astype(np.int64).reshape(-1, batch_size)[:num_steps]
+
+
+def _finite_matrix(name, values):
+    values = np.array(values, dtype=np.float64)
+    if values.ndim != 2 or 0 in values.shape:
+        raise ValueError(f"{name} of shape {values.shape}: wanted a matrix with one row per sample")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} hold {np.count_nonzero(~np.isfinite(values))} values that are not finite")
+    return values
+
+
+def _schedule(batches, num_steps, num_samples):
+    batches = np.asarray(batches)
+    if batches.ndim != 2 or batches.shape[0] != num_steps or batches.shape[1] < 1:
+        raise ValueError(f"batches of shape {batches.shape}: wanted ({num_steps}, batch size), one row per step")
+    if not np.issubdtype(batches.dtype, np.integer) or batches.min() < 0 or batches.max() >= num_samples:
+        raise ValueError(f"batches must hold sample indices from 0 to {num_samples - 1}")
+    return batches.astype(np.int64)
+
+
+def _require(condition, name, value, wanted):
+    if not (condition and np.isfinite(value)):
+        raise ValueError(f"{name} {value:g} must be {wanted}")

@@ -1,0 +1,88 @@
+"""Trajectory: what was measured along training, at any width; and the registry of what can be measured."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int
+
+
+@dataclass(frozen=True)
+class Observable:
+    """A measured quantity.  ``ranked``: it has a second axis, eigenvalues with the largest first."""
+
+    name: str
+    symbol: str
+    label: str
+    definition: str
+    ranked: bool = False
+
+
+OBSERVABLES = {
+    o.name: o
+    for o in (
+        Observable("loss", r"$\mathcal{L}$", "loss", "1/(2P) Σ_p |f(x_p) − y_p|² over all samples"),
+        Observable("sharpness", r"$\gamma^2\lambda_1(H)$", "sharpness", "hessian_eigenvalues, the first"),
+        Observable("hessian_eigenvalues", r"$\gamma^2\lambda_k(H)$", "Hessian eigenvalues",
+                   "γ² times the top_k algebraically largest eigenvalues of ∇²L", ranked=True),
+        Observable("hessian_min", r"$\gamma^2\lambda_{\min}(H)$", "smallest Hessian eigenvalue",
+                   "γ² times the algebraically smallest eigenvalue of ∇²L"),
+        Observable("gauss_newton_eigenvalues", r"$\gamma^2\lambda_k(G)$", "Gauss-Newton eigenvalues",
+                   "γ² times the top_k eigenvalues of G = (1/P) Σ_p JᵀJ, J = ∂f(x_p)/∂θ", ranked=True),
+        Observable("residual_eigenvalues", r"$\gamma^2\lambda_\pm(R)$", "edges of the residual part",
+                   "γ² times the largest and the smallest eigenvalue of R = ∇²L − G, in this order", ranked=True),
+        Observable("ntk_eigenvalues", r"$\lambda_k(\Theta)/P$", "NTK eigenvalues",
+                   "the top_k eigenvalues of γ² J Jᵀ/P, of size PC × PC over all samples and outputs", ranked=True),
+        Observable("hessian_trace", r"$\gamma^2\,\mathrm{tr}\,H$", "Hessian trace", "γ² tr ∇²L"),
+        Observable("directional_sharpness", r"$\gamma^2 g^\top H g/|g|^2$", "directional sharpness",
+                   "γ² gᵀ(∇²L)g/|g|² along the full gradient g = ∇L; not a number where g = 0"),
+    )
+}  # fmt: skip
+
+MEASURED = tuple(name for name in OBSERVABLES if name != "sharpness")  # what a trajectory stores
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory(Mapping):
+    """The observables at the measured steps of one network, or of the limit.
+
+    ``trajectory[name]`` is a float array whose first axis is ``steps`` (index t is before step t); ranked observables
+    have a second axis.  All curvature is rescaled by γ².  After a divergence the values are not finite.
+    ``errors[name]``, of the same shape, bounds what the measuring itself got wrong (a Lanczos residual, a standard
+    error); absent means exact to rounding.
+    """
+
+    steps: Int[np.ndarray, " T"]
+    observables: dict[str, np.ndarray]
+    errors: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, values in self.observables.items():
+            if name not in MEASURED:
+                raise ValueError(f"unknown observable {name!r}; known: {', '.join(MEASURED)}")
+            if values.ndim != 1 + OBSERVABLES[name].ranked or len(values) != len(self.steps):
+                raise ValueError(f"{name} of shape {values.shape} does not fit {len(self.steps)} measured steps")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name == "sharpness":
+            return self.observables["hessian_eigenvalues"][:, 0]
+        return self.observables[name]
+
+    def error(self, name: str) -> np.ndarray:
+        """The measuring error of an observable, zeros where it is exact."""
+        if name == "sharpness":
+            return self.error("hessian_eigenvalues")[:, 0]
+        return self.errors.get(name, np.zeros_like(self.observables[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.observables
+        if "hessian_eigenvalues" in self.observables:
+            yield "sharpness"
+
+    def __len__(self) -> int:
+        return len(tuple(iter(self)))
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """(T,) whether the loss has stopped being finite at or before a measured step."""
+        return np.logical_or.accumulate(~np.isfinite(self.observables["loss"]))
