@@ -1,0 +1,225 @@
+"""Hessian, Gauss-Newton and residual spectra of the two-layer linear network from its order parameters.
+
+    W = effective weights (f = XW),  G = K(W − W*) = XᵀXW/P − XᵀY/P,  S = ZZᵀ/N the Gram matrix of Z = [E ; Vᵀ],
+    A(G) = [[0, G], [Gᵀ, 0]],  c = γ²/(γ√(ND)) the strength of the residual part
+
+A tangent dZ changes W by dW = dE V + E dV; the rescaled Hessian maps (in units where ZZᵀ = S)
+
+    dZ → A(K dW) Z / D   +   c A(G) dZ            Gauss-Newton part  +  residual part
+
+so a network enters only through S: *any* factor F with FFᵀ = S has the same spectrum, but for the pure residual part
+outside the row space of Z.  With n = D + C and n' = min(N, n) columns of F, the spectrum at width N is that of the small
+"compressed network" F, joined by ±cσ_i(G), each N − n' times, and zeros.  Rotating F so that its readout rows fill only
+their first C columns, and the inputs so that G fills only its first C rows, leaves of the compressed network's tangents
+2Cn' + (D−C)C entries that the Hessian does not send to zero: the matrix diagonalised here.  (Noci et al. 2024, App.; the
+Gram closure is exact at every width.)  All eigenvalues are rescaled by γ².
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.sparse.linalg import lobpcg_standard
+from jaxtyping import Array, Float
+
+from limits.precision import in_float64
+
+DENSE_LIMIT = 1024  # above this dimension the top of a spectrum is found by LOBPCG instead of a full decomposition
+LOBPCG_GUARD = 6  # extra vectors of the iterated block: they speed it up and complete a multiplet cut by top_k
+LOBPCG_STEPS = 400
+
+
+class OrderParameters(NamedTuple):
+    """What is left of a two-layer linear network when its width is forgotten; inputs in the basis where K is diagonal.
+
+    gram (n, n) S · weights (r, C) W · gradient (r, C) G · kernel (r,) the nonzero eigenvalues of K = XᵀX/P ·
+    residual_scale c · num_inputs D · loss.  n = r + C, r the rank of the inputs.
+    """
+
+    gram: Float[Array, "n n"]
+    weights: Float[Array, "r C"]
+    gradient: Float[Array, "r C"]
+    kernel: Float[Array, " r"]
+    residual_scale: Float[Array, ""]
+    num_inputs: Float[Array, ""]
+    loss: Float[Array, ""]
+
+
+class Spectrum(NamedTuple):
+    """Eigenvalues, largest first, and how often each occurs (``inf`` in the limit)."""
+
+    values: Float[Array, " m"]
+    multiplicities: Float[Array, " m"]
+
+
+def measure(state: OrderParameters, *, columns: int, spare: int, top_k: int) -> dict[str, Float[Array, "..."]]:
+    """Every observable of the registry at one time.
+
+    ``columns`` is n' = min(N, n); ``spare`` is N − n' or anything above top_k in its stead (N = ∞).  Values that LOBPCG,
+    used for large problems only, could not bring to 1e-9 relative are NaN.
+    """
+    ntk = gauss_newton_eigenvalues(state, top_k)
+    edge = residual_edge(state)
+    top, bottom = _hessian_extremes(state, columns, spare, top_k)
+    return {
+        "loss": state.loss,
+        "hessian_eigenvalues": top,
+        "hessian_min": bottom,
+        "gauss_newton_eigenvalues": ntk,
+        "residual_eigenvalues": jnp.stack([edge, -edge]),
+        "ntk_eigenvalues": ntk,
+        "hessian_trace": trace(state),
+        "directional_sharpness": directional_sharpness(state),
+    }
+
+
+def residual_edge(state: OrderParameters) -> Float[Array, ""]:
+    """ρ = c σ_1(G): the residual part's spectrum is ±cσ_i(G) and zeros, with edges ±ρ."""
+    return state.residual_scale * _spectral_norm(state.gradient)
+
+
+def trace(state: OrderParameters) -> Float[Array, ""]:
+    """γ² tr H = γ² tr G_GN = (tr K · tr S_VV + C · tr K S_EE)/D: the residual part has no trace."""
+    r, C = state.gradient.shape
+    S_EE, _, S_VV = _blocks(state.gram, r)
+    return (jnp.sum(state.kernel) * jnp.trace(S_VV) + C * jnp.sum(state.kernel * jnp.diag(S_EE))) / state.num_inputs
+
+
+def directional_sharpness(state: OrderParameters) -> Float[Array, ""]:
+    """γ² gᵀHg/|g|² along the gradient g = A(G)Z (up to a factor); not a number where G = 0."""
+    r, _ = state.gradient.shape
+    S_EE, S_EV, S_VV = _blocks(state.gram, r)
+    G = state.gradient / jnp.linalg.norm(state.gradient)  # the ratio does not feel the scale, squares would underflow
+    dW = G @ S_VV + S_EE @ G
+    norm = jnp.sum(G * dW)  # |A(G)Z|²/N = tr A(G) S A(G)
+    gauss_newton = jnp.sum(state.kernel[:, None] * dW**2) / state.num_inputs
+    residual = 2 * state.residual_scale * jnp.sum((G @ G.T @ state.gradient) * S_EV)  # c tr A(G)³ S, at unit G
+    return (gauss_newton + residual) / norm
+
+
+def gauss_newton_eigenvalues(state: OrderParameters, top_k: int) -> Float[Array, " k"]:
+    """Top eigenvalues of γ²G_GN, equal to those of γ²Θ/P: C blocks (ν_j K + K^{1/2} S_EE K^{1/2})/D, ν_j those of S_VV."""
+    r, _ = state.gradient.shape
+    S_EE, _, S_VV = _blocks(state.gram, r)
+    root = jnp.sqrt(state.kernel)
+    fixed = root[:, None] * S_EE * root
+    blocks = jax.vmap(lambda nu: nu * jnp.diag(state.kernel) + fixed)(jnp.linalg.eigvalsh(S_VV))
+    return _largest(jnp.linalg.eigvalsh(blocks).ravel() / state.num_inputs, top_k)
+
+
+def secular_matrix(lam: Float[Array, ""], state: OrderParameters) -> Float[Array, "rC rC"]:
+    """M(λ) = J (λ − R)^{-1} Jᵀ/P in the basis where K is diagonal, symmetric and decreasing for λ > ρ.
+
+    The k-th largest eigenvalue of the Hessian, if above ρ, is the λ at which the k-th largest eigenvalue of M(λ) is 1.
+    It is smooth in every order parameter, which makes it the way to differentiate an eigenvalue.
+    """
+    r, C = state.gradient.shape
+    S_EE, S_EV, S_VV = _blocks(state.gram, r)
+    cG = state.residual_scale * state.gradient
+    inner = jnp.linalg.inv(lam**2 * jnp.eye(C) - cG.T @ cG)
+    over_V = lam * inner  # the blocks of (λ − cA(G))^{-1}
+    mixed = cG @ inner
+    over_E = (jnp.eye(r) + mixed @ cG.T) / lam
+    tensor = (
+        jnp.einsum("ab,dc->acbd", over_E, S_VV)
+        + jnp.einsum("ab,dc->acbd", S_EE, over_V)
+        + jnp.einsum("ad,bc->acbd", mixed, S_EV)
+        + jnp.einsum("ad,bc->acbd", S_EV, mixed)
+    )
+    root = jnp.sqrt(jnp.repeat(state.kernel, C))
+    return root[:, None] * tensor.reshape(r * C, r * C) * root / state.num_inputs
+
+
+@in_float64
+def hessian_spectrum(state: OrderParameters, width: float) -> Spectrum:
+    """The whole spectrum of the rescaled Hessian at width N (``math.inf`` allowed): outliers, bulk ±cσ_i(G), zeros.
+
+    Equal values are listed once per source, not merged.
+    """
+    r, C = state.gradient.shape
+    n = r + C
+    columns = int(min(width, n))
+    closed, size = _closed_hessian(state, columns)
+    outliers = jnp.linalg.eigvalsh(jax.vmap(closed)(jnp.eye(size)))
+    bulk = state.residual_scale * jnp.linalg.svd(state.gradient, compute_uv=False)
+    total = width * (state.num_inputs + C)
+    values = jnp.concatenate([outliers, bulk, -bulk, jnp.zeros(1)])
+    spare = width - columns
+    zeros = jnp.inf if width == jnp.inf else total - size - 2 * len(bulk) * spare
+    counts = jnp.concatenate([jnp.ones(size), jnp.full(2 * len(bulk), float(spare)), jnp.array([zeros], float)])
+    order = jnp.argsort(-values)
+    order = order[counts[order] > 0]
+    return Spectrum(values[order], counts[order])
+
+
+def _blocks(gram, r):
+    return gram[:r, :r], gram[:r, r:], gram[r:, r:]
+
+
+def _largest(values, k):
+    """The k largest, largest first; beyond their number, zeros: what is missing lies in the null space."""
+    padded = jnp.concatenate([values, jnp.zeros(max(0, k - len(values)))])
+    return jax.lax.top_k(padded, k)[0]
+
+
+def _spectral_norm(matrix):
+    r, C = matrix.shape
+    if min(r, C) == 1:
+        return jnp.linalg.norm(matrix)
+    return jnp.linalg.svd(matrix, compute_uv=False)[0]
+
+
+def _hessian_extremes(state, columns, spare, top_k):
+    """(top_k largest, smallest) eigenvalues of the rescaled Hessian."""
+    closed, size = _closed_hessian(state, columns)
+    if size <= DENSE_LIMIT:
+        outliers = jnp.linalg.eigvalsh(jax.vmap(closed)(jnp.eye(size)))
+        lowest = outliers[0]
+    else:
+        outliers = _lobpcg(closed, size, top_k)
+        lowest = -residual_edge(state) if spare else -_lobpcg(lambda v: -closed(v), size, 1)[0]
+    bulk = jnp.repeat(state.residual_scale * jnp.linalg.svd(state.gradient, compute_uv=False), min(spare, top_k))
+    return _largest(jnp.concatenate([outliers, bulk]), top_k), jnp.minimum(lowest, jnp.min(-bulk, initial=jnp.inf))
+
+
+def _closed_hessian(state, columns):
+    """The Hessian on the entries of the rotated compressed network that it does not annihilate: (matvec, dimension)."""
+    r, C = state.gradient.shape
+    rows, cols = min(r, C), min(C, columns)  # what G, and what the readout, can fill
+    turn = jnp.linalg.qr(state.gradient, mode="complete")[0]
+    G, K = turn.T @ state.gradient, turn.T @ (state.kernel[:, None] * turn)
+    F = _factor(state.gram, columns)
+    F_E, F_V = turn.T @ F[:r], F[r:]
+    turn = jnp.linalg.qr(F_V.T, mode="complete")[0]
+    F_E, F_V = F_E @ turn, F_V @ turn
+    sizes = (C * columns, rows * columns, (r - rows) * cols)
+
+    def matvec(vector):
+        v, upper, lower = jnp.split(vector, (sizes[0], sizes[0] + sizes[1]))
+        dV, upper, lower = v.reshape(C, columns), upper.reshape(rows, columns), lower.reshape(r - rows, cols)
+        dW = F_E @ dV.T + jnp.concatenate([upper @ F_V.T, lower @ F_V[:, :cols].T])
+        M = K @ dW / state.num_inputs
+        c, G_top = state.residual_scale, G[:rows]
+        out_V = M.T @ F_E + c * G_top.T @ upper
+        out_upper = M[:rows] @ F_V + c * G_top @ dV
+        out_lower = M[rows:] @ F_V[:, :cols]
+        return jnp.concatenate([out_V.ravel(), out_upper.ravel(), out_lower.ravel()])
+
+    return matvec, sum(sizes)
+
+
+def _factor(gram, columns):
+    """F with FFᵀ = S and ``columns`` columns (S has no larger rank)."""
+    values, vectors = jnp.linalg.eigh(gram)
+    return vectors[:, -columns:] * jnp.sqrt(jnp.maximum(values[-columns:], 0.0))
+
+
+def _lobpcg(matvec, size, k):
+    """The k largest eigenvalues of a large symmetric operator, NaN where the residual exceeds 1e-9 of the largest."""
+    block = min(k + LOBPCG_GUARD, size // 6)
+    start = jax.random.normal(jax.random.key(0), (size, block), dtype=float)
+    apply = jax.vmap(matvec, in_axes=1, out_axes=1)
+    values, vectors, _ = lobpcg_standard(apply, start, m=LOBPCG_STEPS, tol=1e-16)
+    residual = jnp.linalg.norm(apply(vectors) - vectors * values, axis=0)
+    error = residual**2 / jnp.maximum(jnp.abs(values), jnp.finfo(float).tiny)
+    return jnp.where(error <= 1e-9 * jnp.abs(values[0]), values, jnp.nan)[:k]
