@@ -15,6 +15,7 @@ their first C columns, and the inputs so that G fills only its first C rows, lea
 Gram closure is exact at every width.)  All eigenvalues are rescaled by γ².
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -152,6 +153,77 @@ def hessian_spectrum(state: OrderParameters, width: float) -> Spectrum:
     return Spectrum(values[order], counts[order])
 
 
+def differentiable(state: OrderParameters, known: dict[str, Float[Array, "..."]]) -> dict[str, Float[Array, "..."]]:
+    """The observables at N = ∞ as smooth functions of the order parameters, right to second order around ``known``.
+
+    ``known`` are their values, from ``measure``.  The eigenvalues of the Hessian above ρ are roots of the secular
+    equation; two chord steps from the root reproduce its first two derivatives.  Those at ρ are the bulk's edge.
+    """
+    top_k = len(known["ntk_eigenvalues"])
+    edge = residual_edge(state)
+    ntk = leading_eigenvalues(gauss_newton_matrix(state), top_k)
+    return known | {
+        "loss": state.loss,
+        "hessian_eigenvalues": _hessian_roots(state, jax.lax.stop_gradient(known["hessian_eigenvalues"])),
+        "hessian_min": -edge,
+        "gauss_newton_eigenvalues": ntk,
+        "residual_eigenvalues": jnp.stack([edge, -edge]),
+        "ntk_eigenvalues": ntk,
+        "hessian_trace": trace(state),
+        "directional_sharpness": directional_sharpness(state),
+    }
+
+
+def gauss_newton_matrix(state: OrderParameters) -> Float[Array, "rC rC"]:
+    """K^{1/2} Θ-like form of G_GN on effective weights: the secular matrix λM(λ) without a residual part."""
+    return secular_matrix(jnp.ones(()), state._replace(gradient=jnp.zeros_like(state.gradient)))
+
+
+def leading_eigenvalues(matrix: Float[Array, "n n"], k: int) -> Float[Array, " k"]:
+    """The k largest eigenvalues of a symmetric matrix, twice differentiable where they are simple; zeros beyond n."""
+    values = _leading(min(k, len(matrix)), matrix)[0]
+    return jnp.concatenate([values, jnp.zeros(k - len(values))])
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _leading(k, matrix):
+    """(values, vectors) of the k largest, and all of both as constants for the perturbation series."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    return values[:k], vectors[:, :k], values, vectors
+
+
+@_leading.defjvp
+def _leading_jvp(k, primals, tangents):
+    """λ' = vᵀA'v,  v' = Σ_j v_j (v_jᵀA'v)/(λ − λ_j): k vectors instead of all n, and λ'' follows from applying it twice."""
+    top, leading, values, vectors = out = _leading(k, *primals)
+    values, vectors = jax.lax.stop_gradient((values, vectors))
+    moved = tangents[0] @ leading
+    gaps = jax.lax.stop_gradient(top) - values[:, None]
+    inverse = jnp.where(gaps == 0, 0.0, 1.0 / jnp.where(gaps == 0, 1.0, gaps))
+    rates = (jnp.sum(leading * moved, 0), vectors @ (inverse * (vectors.T @ moved)))
+    return out, (*rates, jnp.zeros_like(values), jnp.zeros_like(vectors))
+
+
+def _hessian_roots(state, values):
+    """The top eigenvalues as roots of ``leading_eigenvalues(M(λ))_i = 1``; the bulk edge ρ where there is no root."""
+    edge = residual_edge(state)
+    outlier = values > edge * (1 + 1e-9)
+    starts = jnp.where(outlier, values, 2 * edge + 1.0)
+
+    def root(i, start):
+        def level(lam, state):
+            return leading_eigenvalues(secular_matrix(lam, state), len(values))[i]
+
+        fixed = jax.lax.stop_gradient(state)
+        start = jax.lax.stop_gradient(start)
+        slope = jax.lax.stop_gradient(jax.jvp(lambda lam: level(lam, fixed), (start,), (jnp.ones(()),))[1])
+        once = start - (level(start, state) - 1) / slope
+        return once - (level(once, state) - 1) / slope
+
+    return jnp.where(outlier, jax.vmap(root)(jnp.arange(len(values)), starts), edge)
+
+
 def _blocks(gram, r):
     return gram[:r, :r], gram[:r, r:], gram[r:, r:]
 
@@ -166,7 +238,7 @@ def _spectral_norm(matrix):
     r, C = matrix.shape
     if min(r, C) == 1:
         return jnp.linalg.norm(matrix)
-    return jnp.linalg.svd(matrix, compute_uv=False)[0]
+    return jnp.sqrt(leading_eigenvalues(matrix.T @ matrix if C < r else matrix @ matrix.T, 1)[0])
 
 
 def _hessian_extremes(state, columns, spare, top_k):
