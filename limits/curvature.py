@@ -13,13 +13,17 @@ outside the row space of Z.  With n = D + C and n' = min(N, n) columns of F, the
 their first C columns, and the inputs so that G fills only its first C rows, leaves of the compressed network's tangents
 2Cn' + (D−C)C entries that the Hessian does not send to zero: the matrix diagonalised here.  (Noci et al. 2024, App.; the
 Gram closure is exact at every width.)  All eigenvalues are rescaled by γ².
+
+The functions of one state are pieces for compiled code: call them within ``limits.precision.computing("float64")``.
 """
 
 from functools import partial
+from math import inf
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.sparse.linalg import lobpcg_standard
 from jaxtyping import Array, Float
 
@@ -49,8 +53,8 @@ class OrderParameters(NamedTuple):
 class Spectrum(NamedTuple):
     """Eigenvalues, largest first, and how often each occurs (``inf`` in the limit)."""
 
-    values: Float[Array, " m"]
-    multiplicities: Float[Array, " m"]
+    values: Float[np.ndarray, " m"]
+    multiplicities: Float[np.ndarray, " m"]
 
 
 def measure(state: OrderParameters, *, columns: int, spare: int, top_k: int) -> dict[str, Float[Array, "..."]]:
@@ -90,11 +94,11 @@ def directional_sharpness(state: OrderParameters) -> Float[Array, ""]:
     """γ² gᵀHg/|g|² along the gradient g = A(G)Z (up to a factor); not a number where G = 0."""
     r, _ = state.gradient.shape
     S_EE, S_EV, S_VV = _blocks(state.gram, r)
-    G = state.gradient / jnp.linalg.norm(state.gradient)  # the ratio does not feel the scale, squares would underflow
+    G = state.gradient / jax.lax.stop_gradient(jnp.max(jnp.abs(state.gradient)))  # or the squares may underflow
     dW = G @ S_VV + S_EE @ G
     norm = jnp.sum(G * dW)  # |A(G)Z|²/N = tr A(G) S A(G)
     gauss_newton = jnp.sum(state.kernel[:, None] * dW**2) / state.num_inputs
-    residual = 2 * state.residual_scale * jnp.sum((G @ G.T @ state.gradient) * S_EV)  # c tr A(G)³ S, at unit G
+    residual = 2 * state.residual_scale * jnp.sum((G @ G.T @ state.gradient) * S_EV)  # c tr A(G)³ S
     return (gauss_newton + residual) / norm
 
 
@@ -138,19 +142,23 @@ def hessian_spectrum(state: OrderParameters, width: float) -> Spectrum:
     Equal values are listed once per source, not merged.
     """
     r, C = state.gradient.shape
-    n = r + C
-    columns = int(min(width, n))
-    closed, size = _closed_hessian(state, columns)
-    outliers = jnp.linalg.eigvalsh(jax.vmap(closed)(jnp.eye(size)))
-    bulk = state.residual_scale * jnp.linalg.svd(state.gradient, compute_uv=False)
-    total = width * (state.num_inputs + C)
-    values = jnp.concatenate([outliers, bulk, -bulk, jnp.zeros(1)])
-    spare = width - columns
-    zeros = jnp.inf if width == jnp.inf else total - size - 2 * len(bulk) * spare
-    counts = jnp.concatenate([jnp.ones(size), jnp.full(2 * len(bulk), float(spare)), jnp.array([zeros], float)])
-    order = jnp.argsort(-values)
+    columns = int(min(width, r + C))
+    outliers, bulk = (np.asarray(values) for values in _closed_spectrum(state, columns))
+    spare, size = width - columns, len(outliers)
+    zeros = width if width == inf else width * (float(state.num_inputs) + C) - size - 2 * len(bulk) * spare
+    values = np.concatenate([outliers, bulk, -bulk, [0.0]])
+    counts = np.concatenate([np.ones(size), np.full(2 * len(bulk), float(spare)), [zeros]])
+    order = np.argsort(-values)
     order = order[counts[order] > 0]
     return Spectrum(values[order], counts[order])
+
+
+@partial(jax.jit, static_argnames="columns")
+def _closed_spectrum(state, columns):
+    """(eigenvalues within the compressed network, cσ_i(G))."""
+    closed, size = _closed_hessian(state, columns)
+    bulk = state.residual_scale * jnp.linalg.svd(state.gradient, compute_uv=False)
+    return jnp.linalg.eigvalsh(jax.vmap(closed)(jnp.eye(size))), bulk
 
 
 def differentiable(state: OrderParameters, known: dict[str, Float[Array, "..."]]) -> dict[str, Float[Array, "..."]]:
@@ -209,17 +217,16 @@ def _hessian_roots(state, values):
     """The top eigenvalues as roots of ``leading_eigenvalues(M(λ))_i = 1``; the bulk edge ρ where there is no root."""
     edge = residual_edge(state)
     outlier = values > edge * (1 + 1e-9)
-    starts = jnp.where(outlier, values, 2 * edge + 1.0)
+    starts = jax.lax.stop_gradient(jnp.where(outlier, values, 2 * edge + 1.0))
+    fixed = jax.lax.stop_gradient(state)
+
+    def level(i, lam, state):
+        return leading_eigenvalues(secular_matrix(lam, state), len(values))[i]
 
     def root(i, start):
-        def level(lam, state):
-            return leading_eigenvalues(secular_matrix(lam, state), len(values))[i]
-
-        fixed = jax.lax.stop_gradient(state)
-        start = jax.lax.stop_gradient(start)
-        slope = jax.lax.stop_gradient(jax.jvp(lambda lam: level(lam, fixed), (start,), (jnp.ones(()),))[1])
-        once = start - (level(start, state) - 1) / slope
-        return once - (level(once, state) - 1) / slope
+        slope = jax.jvp(lambda lam: level(i, lam, fixed), (start,), (jnp.ones(()),))[1]
+        chord = lambda lam, _: (lam - (level(i, lam, state) - 1) / slope, None)  # noqa: E731
+        return jax.lax.scan(chord, start, length=2)[0]
 
     return jnp.where(outlier, jax.vmap(root)(jnp.arange(len(values)), starts), edge)
 

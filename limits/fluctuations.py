@@ -39,16 +39,21 @@ DEGENERATE = 1e-7  # relative distance under which two eigenvalues count as one
 
 
 class Law(NamedTuple):
-    """Of one observable: coefficients of N^{-1/2} (root mean square deviation from the limit) and N^{-1} (its mean).
+    """Of one observable: what its deviation from the limit is at width N, over seeds.
 
-    Arrays like the observable's, first axis the measured steps; NaN where there is no such law.  ``std_error`` and
-    ``bias_error`` are the standard errors of the prediction itself, 0 where it is exact.
+        root mean square   N^{-1/2} · std
+        mean               N^{-1/2} · shift + N^{-1} · bias        shift is 0 in μP, and in NTP but for the residual part
+
+    Arrays like the observable's, first axis the measured steps; NaN where there is no such law.  The ``…_error`` are the
+    standard errors of the prediction itself, 0 where it is exact.
     """
 
     std: Float[np.ndarray, "T ..."]
     bias: Float[np.ndarray, "T ..."]
+    shift: Float[np.ndarray, "T ..."]
     std_error: Float[np.ndarray, "T ..."]
     bias_error: Float[np.ndarray, "T ..."]
+    shift_error: Float[np.ndarray, "T ..."]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,16 +107,13 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
     data = linear2.coordinates(problem)
     numbers, limit = linear2.scales(problem, inf), linear2.solve(problem)
     known = {name: jnp.asarray(limit[name]) for name in MEASURED}
-    run = (data, numbers, linear2._schedule(problem), known, problem.measure_every)
+    run = Run(data, numbers, linear2._schedule(problem), known)
     key = jax.random.key(seed)
     n = sum(data.optimum.shape)
     if exponent == 0.5:
-        sensitivity = _sensitivity(run, n)
-        std = jax.tree.map(lambda g: jnp.sqrt(2.0) * jnp.linalg.norm(g, axis=(-2, -1)), sensitivity)
-        bias, bias_error = _meanfield_bias(run, _directions(key, n))
-        laws = {name: (std[name], bias[name], jnp.zeros_like(std[name]), bias_error[name]) for name in known}
+        sensitivity, laws = _meanfield_laws(run, problem.measure_every, key, n)
     else:
-        sensitivity, laws = None, _kernel_laws(run, _gaussian_factors(key, draws, n))
+        sensitivity, laws = None, _kernel_laws(run, problem.measure_every, _gaussian_factors(key, draws, n))
     masks = _simple_eigenvalues(problem, data, numbers)
     laws = {
         name: Law(*(np.where(masks.get(name, True), np.asarray(values), np.nan) for values in law))
@@ -132,31 +134,20 @@ def edge_crossing(problem: Problem, limit: Trajectory) -> int | None:
     return int(limit.steps[np.argmax(beyond)]) if beyond.any() else None
 
 
-def _observe(run, epsilon, X0):
+class Run(NamedTuple):
+    """What a trajectory is made of, but for ε and X_0, and the observables' values in the limit."""
+
+    data: linear2.Coordinates
+    numbers: linear2.Scales
+    schedule: Array | None
+    known: dict[str, Array]
+
+
+def _observe(run, every, epsilon, X0):
     """Every observable at the measured steps, as a smooth function of ε and X_0."""
-    data, numbers, schedule, known, every = run
-    states = linear2._descend(data, numbers._replace(epsilon=epsilon), X0, schedule, every, len(known["loss"]))
-    return jax.vmap(curvature.differentiable)(states, known)
-
-
-def _flatten(tree):
-    return jax.flatten_util.ravel_pytree(tree)[0]
-
-
-def _sensitivity(run, n):
-    """sym ∂o/∂S_0 at S_0 = 1, one reverse sweep per number, a few at a time."""
-    data, numbers, schedule, known, every = run
-
-    @jax.jit
-    def sweep(data, numbers, schedule, known, X0):
-        flat, pull = jax.vjp(lambda x: _flatten(_observe((data, numbers, schedule, known, every), 1.0, x)), X0)
-        return jax.lax.map(lambda e: pull(e)[0], jnp.eye(len(flat)), batch_size=16)
-
-    gradients = sweep(data, numbers, schedule, known, jnp.zeros((n, n)))
-    gradients = 0.5 * (gradients + gradients.swapaxes(1, 2))
-    _, unflatten = jax.flatten_util.ravel_pytree(known)
-    return jax.tree.map(lambda g: jnp.moveaxis(g, (0, 1), (-2, -1)),
-                        jax.vmap(jax.vmap(unflatten, 1), 1)(gradients))  # fmt: skip
+    measured = len(run.known["loss"])
+    states = linear2._descend(run.data, run.numbers._replace(epsilon=epsilon), X0, run.schedule, every, measured)
+    return jax.vmap(curvature.differentiable)(states, run.known)
 
 
 def _second_order(curve):
@@ -165,37 +156,62 @@ def _second_order(curve):
     return jax.jvp(lambda h: jax.jvp(curve, (h,), (one,))[1], (zero,), (one,))
 
 
-def _meanfield_bias(run, directions):
-    """½ E o''[Ξ, Ξ] and its standard error, from (vectors spanning Ξ, whether they are all of them)."""
-    data, numbers, schedule, known, every = run
-    vectors, exact = directions
+def _meanfield_laws(run, every, key, n):
+    """(sensitivities, laws) in μP: both from all directions of Ξ where these are few enough, else each by its own means."""
+    zero = jax.tree.map(jnp.zeros_like, run.known)
+    if n * (n + 1) // 2 <= EXACT_DIRECTIONS:
+        basis = _basis(n)
+        first, second = _along(run, every, basis)
+        sensitivity = jax.tree.map(lambda o: 0.5 * jnp.tensordot(jnp.moveaxis(o, 0, -1), basis, 1), first)
+        bias, bias_error = jax.tree.map(lambda o: 0.5 * jnp.sum(o, 0), second), zero
+    else:
+        sensitivity = _gradients(run, every, n)
+        _, second = _along(run, every, _random_directions(key, n))
+        bias = jax.tree.map(lambda o: 0.5 * jnp.mean(o, 0), second)
+        bias_error = jax.tree.map(lambda o: 0.5 * jnp.std(o, 0) / np.sqrt(SAMPLED_DIRECTIONS), second)
+    std = jax.tree.map(lambda g: jnp.sqrt(2.0) * jnp.linalg.norm(g, axis=(-2, -1)), sensitivity)
+    laws = {name: (std[name], bias[name], zero[name], zero[name], bias_error[name], zero[name]) for name in zero}
+    return sensitivity, laws
 
-    @jax.jit
-    def curvatures(data, numbers, schedule, known, vectors):
-        run = (data, numbers, schedule, known, every)
-        return jax.lax.map(lambda B: _second_order(lambda h: _observe(run, 1.0, h * B))[1], vectors, batch_size=64)
 
-    second = curvatures(data, numbers, schedule, known, vectors)
-    if exact:
-        bias = jax.tree.map(lambda o: 0.5 * jnp.sum(o, 0), second)
-        return bias, jax.tree.map(jnp.zeros_like, bias)
-    bias = jax.tree.map(lambda o: 0.5 * jnp.mean(o, 0), second)
-    return bias, jax.tree.map(lambda o: 0.5 * jnp.std(o, 0) / np.sqrt(len(vectors)), second)
+@partial(jax.jit, static_argnames="every")
+def _along(run, every, directions):
+    """(o', o'') along directions of X_0."""
+
+    def one(direction):
+        return _second_order(lambda h: _observe(run, every, jnp.ones(()), h * direction))
+
+    return jax.lax.map(one, directions, batch_size=64)
 
 
-def _directions(key, n):
-    """The independent unit directions of Ξ, Ξ = Σ_k ξ_k B_k with ξ_k of variance 1; or random signs of all of them."""
-    count = n * (n + 1) // 2
-    if count <= EXACT_DIRECTIONS:
-        rows, columns = np.tril_indices(n)
-        basis = np.zeros((count, n, n))
-        basis[np.arange(count), rows, columns] = 1.0
-        basis = basis + basis.swapaxes(1, 2)  # diagonal: 2 E_ii, whose coefficient has variance 2/4
-        basis[rows == columns] /= np.sqrt(2)
-        return jnp.asarray(basis), True
+@partial(jax.jit, static_argnames=("every", "n"))
+def _gradients(run, every, n):
+    """sym ∂o/∂S_0 at S_0 = 1 (T, …, n, n), one reverse sweep per number, a few at a time."""
+
+    def flat(X0):
+        return jax.flatten_util.ravel_pytree(_observe(run, every, jnp.ones(()), X0))[0]
+
+    values, pull = jax.vjp(flat, jnp.zeros((n, n)))
+    gradients = jax.lax.map(lambda e: pull(e)[0], jnp.eye(len(values)), batch_size=16)
+    gradients = 0.5 * (gradients + gradients.swapaxes(1, 2))
+    unflatten = jax.flatten_util.ravel_pytree(run.known)[1]
+    return jax.vmap(jax.vmap(unflatten, 1, -1), 2, -1)(gradients)
+
+
+def _basis(n):
+    """The independent unit directions of Ξ: Ξ = Σ_k ξ_k B_k with ξ_k uncorrelated, of variance 1; |B_k|² = 2."""
+    rows, columns = np.tril_indices(n)
+    basis = np.zeros((len(rows), n, n))
+    basis[np.arange(len(rows)), rows, columns] = np.where(rows == columns, np.sqrt(2.0), 1.0)
+    basis[np.arange(len(rows)), columns, rows] = basis[np.arange(len(rows)), rows, columns]
+    return jnp.asarray(basis)
+
+
+def _random_directions(key, n):
+    """Random-sign combinations of all of them: E o''[Ξ, Ξ] needs no more than their second moments."""
     signs = jax.random.rademacher(key, (SAMPLED_DIRECTIONS, n, n), dtype=float)
     lower = jnp.tril(signs, -1)
-    return lower + lower.swapaxes(1, 2) + jnp.sqrt(2.0) * signs * jnp.eye(n), False
+    return lower + lower.swapaxes(1, 2) + jnp.sqrt(2.0) * signs * jnp.eye(n)
 
 
 def _gaussian_factors(key, draws, n):
@@ -204,33 +220,30 @@ def _gaussian_factors(key, draws, n):
     return jnp.tril(g, -1) + g * jnp.eye(n) / jnp.sqrt(2.0)
 
 
-def _kernel_laws(run, factors):
+@partial(jax.jit, static_argnames="every")
+def _kernel_laws(run, every, factors):
     """NTP: averages over draws of the derivatives in ε of o(ε, X_0(ε)) − o(0, f(0) of X_0(ε))."""
-    data, numbers, schedule, known, every = run
     ends = 0.5 * jnp.diag(2 * jnp.arange(factors.shape[-1]) + 1.0)
 
-    @jax.jit
-    def derivatives(data, numbers, schedule, known, factors):
-        run = (data, numbers, schedule, known, every)
+    def one(factor):
+        def deviation(epsilon):
+            X0 = factor + factor.T + epsilon * (factor @ factor.T - ends)
+            return jax.tree.map(jnp.subtract, *(_observe(run, every, e, X0) for e in (epsilon, jnp.zeros(()))))
 
-        def one(factor):
-            def deviation(epsilon):
-                X0 = factor + factor.T + epsilon * (factor @ factor.T - ends)
-                return jax.tree.map(jnp.subtract, _observe(run, epsilon, X0), _observe(run, jnp.zeros(()), X0))
+        return _second_order(deviation)
 
-            return _second_order(deviation)
-
-        return jax.lax.map(one, factors, batch_size=64)
-
-    first, second = derivatives(data, numbers, schedule, known, factors)
+    first, second = jax.lax.map(one, factors, batch_size=64)
     count = np.sqrt(len(factors))
 
     def law(o1, o2):
         std = jnp.sqrt(jnp.mean(o1**2, 0))
         std_error = jnp.std(o1**2, 0) / count / (2 * jnp.where(std > 0, std, 1.0))
-        return std, 0.5 * jnp.mean(o2, 0), std_error, 0.5 * jnp.std(o2, 0) / count
+        shift, shift_error = jnp.mean(o1, 0), jnp.std(o1, 0) / count
+        significant = jnp.abs(shift) > 5 * shift_error  # most means vanish by symmetry: do not report their noise
+        return (std, 0.5 * jnp.mean(o2, 0), jnp.where(significant, shift, 0.0),
+                std_error, 0.5 * jnp.std(o2, 0) / count, shift_error)  # fmt: skip
 
-    return {name: law(first[name], second[name]) for name in known}
+    return {name: law(first[name], second[name]) for name in run.known}
 
 
 def _simple_eigenvalues(problem, data, numbers):

@@ -120,9 +120,13 @@ def evolve(
     gram: Float[np.ndarray, "n n"] | None = None,
     initial_outputs: Float[np.ndarray, "P C"] | None = None,
 ) -> OrderParameters:
-    """The order parameters at the measured steps (leading axis T), in the basis of ``coordinates``; arguments as ``solve``."""
+    """The order parameters at the measured steps (NumPy arrays, leading axis T), in the basis of ``coordinates``.
+
+    Arguments as in ``solve``.
+    """
     data, scales, X0 = _setup(problem, width, gram, initial_outputs)
-    return _descend(data, scales, X0, _schedule(problem), problem.measure_every, len(problem.steps))
+    states = _descend(data, scales, X0, _schedule(problem), problem.measure_every, len(problem.steps))
+    return jax.tree.map(np.asarray, states)
 
 
 @in_float64
@@ -167,7 +171,7 @@ def loss_law(problem: Problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarra
     offset = deviation(zero)
     # all outputs share one propagator: the response of the first to each of its r initial weights
     response = jax.vmap(lambda i: jax.jvp(deviation, (zero,), (zero.at[i, 0].set(1.0),))[1][..., 0])(jnp.arange(r))
-    variance = 1.0 / (scales.coupling * scales.num_inputs) ** 2 * scales.num_inputs  # 1/(γ0²D)
+    variance = 1.0 / (scales.coupling * scales.num_inputs) ** 2  # 1/(γ0²D)
     covariance = variance * jnp.einsum("ita,itb->tab", response, response)
     mean = data.floor + 0.5 * (jnp.sum(offset**2, (1, 2)) + C * jnp.trace(covariance, axis1=1, axis2=2))
     spread = 0.5 * C * jnp.sum(covariance**2, (1, 2)) + jnp.einsum("tac,tab,tbc->t", offset, covariance, offset)

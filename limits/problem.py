@@ -15,9 +15,10 @@ Weight decay λ is in units of 1/τ (the raw coefficient is λ/γ²): it means t
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from limits.parametrization import Parametrization, resolve
 
@@ -26,8 +27,8 @@ from limits.parametrization import Parametrization, resolve
 class Problem:
     """Data, parametrization, optimiser and what to measure.  ``limits`` reads it at N = ∞, ``finite`` at width N.
 
-    inputs            (P, D) float64
-    targets           (P, C) float64; a vector (P,) is taken as one output
+    inputs            (P, D) array, held as float64
+    targets           (P, C) array, held as float64; a vector (P,) is taken as one output
     parametrization   "mup", "ntp" or a ``Parametrization``
     learning_rate     η0, order one; the raw step is η0 γ²
     richness          γ0
@@ -41,8 +42,8 @@ class Problem:
     Raises ValueError, in one line, for anything out of range, of the wrong shape or not finite.
     """
 
-    inputs: Float[np.ndarray, "P D"]
-    targets: Float[np.ndarray, "P C"]
+    inputs: Any
+    targets: Any
     parametrization: str | Parametrization = "mup"
     learning_rate: float = 0.5
     richness: float = 1.0
@@ -50,7 +51,7 @@ class Problem:
     measure_every: int = 1
     momentum: float = 0.0
     weight_decay: float = 0.0
-    batches: Int[np.ndarray, "num_steps b"] | None = None
+    batches: Any = None
     top_k: int = 3
 
     def __post_init__(self):

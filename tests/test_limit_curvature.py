@@ -1,0 +1,107 @@
+"""Spectra from order parameters: the secular equation, iterated eigenvalues, and what must hold for every problem.
+
+(Against dense Hessians of trained networks: tests/test_linear2.py.)
+"""
+
+from math import inf
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from limits import Problem, curvature, linear2
+from limits.precision import computing
+
+
+def random_state(seed=0, P=12, D=6, C=2, step=3):
+    rng = np.random.default_rng(seed)
+    problem = Problem(inputs=rng.normal(size=(P, D)), targets=rng.normal(size=(P, C)), num_steps=step, top_k=4)
+    return jax.tree.map(lambda a: a[-1], linear2.evolve(problem))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 3))
+def test_eigenvalues_solve_the_secular_equation(seed, C):
+    """λ_k above ρ is an eigenvalue exactly when the k-th largest eigenvalue of M(λ_k) is 1."""
+    state = random_state(seed, C=C)
+    values = np.asarray(curvature.hessian_spectrum(state, inf).values)
+    with computing("float64"):
+        edge = float(curvature.residual_edge(jax.tree.map(jnp.asarray, state)))
+    outliers = values[values > edge * 1.001]
+    assert len(outliers)
+    with computing("float64"):
+        for k, value in enumerate(outliers):
+            M = curvature.secular_matrix(jnp.asarray(value), jax.tree.map(jnp.asarray, state))
+            assert np.linalg.eigvalsh(M)[::-1][k] == pytest.approx(1, abs=1e-8)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.sampled_from([5, 9, 30, inf]))
+def test_whole_spectrum_obeys_its_sum_rules(seed, C, width):
+    """Trace, Weyl's inequalities against R, symmetric bulk and the parameter count."""
+    state = random_state(seed, C=C)
+    if width != inf:
+        rng = np.random.default_rng(seed)
+        Z = rng.normal(size=(6 + C, width))
+        state = state._replace(gram=Z @ Z.T / width)
+    values, counts = (np.asarray(a) for a in curvature.hessian_spectrum(state, width))
+    with computing("float64"):
+        device = jax.tree.map(jnp.asarray, state)
+        edge, trace = float(curvature.residual_edge(device)), float(curvature.trace(device))
+    assert (np.diff(values) <= 0).all()
+    assert values[-1] >= -edge * (1 + 1e-9)
+    if width == inf:
+        assert values[-1] == pytest.approx(-edge)
+        finite = counts == 1
+        assert values[finite].sum() == pytest.approx(trace)
+    else:
+        assert (values * counts).sum() == pytest.approx(trace)
+        assert counts.sum() == width * (6 + C)
+
+
+@pytest.mark.parametrize("C", [1, 3])
+def test_iterated_spectrum_equals_the_dense_one(C, monkeypatch):
+    """The route of large problems, forced upon a small one, multiplets of the initial state included."""
+    rng = np.random.default_rng(4)
+    for steps in (0, 5):
+        problem = Problem(inputs=rng.normal(size=(40, 25)), targets=rng.normal(size=(40, C)), num_steps=steps,
+                          measure_every=max(1, steps), top_k=5)  # fmt: skip
+        dense = linear2.solve(problem)
+        with monkeypatch.context() as patch:
+            patch.setattr(curvature, "DENSE_LIMIT", 10)
+            linear2._measure_all.clear_cache()
+            iterated = linear2.solve(problem)
+        linear2._measure_all.clear_cache()
+        for name in ("hessian_eigenvalues", "hessian_min"):
+            np.testing.assert_allclose(iterated[name], dense[name], rtol=1e-8)
+
+
+def test_leading_eigenvalues_have_two_right_derivatives():
+    """Against central differences of numpy's eigenvalues, along a curve of symmetric matrices."""
+    rng = np.random.default_rng(0)
+    A, B, Q = (a + a.T for a in rng.normal(size=(3, 6, 6)))
+
+    def exact(h):
+        return np.linalg.eigvalsh(A + h * B + h**2 * Q)[::-1][:3]
+
+    h = 1e-4
+    slopes = (exact(h) - exact(-h)) / (2 * h)
+    bends = (exact(h) - 2 * exact(0.0) + exact(-h)) / h**2
+    with computing("float64"):
+        curve = lambda t: curvature.leading_eigenvalues(jnp.asarray(A) + t * B + t**2 * Q, 3)  # noqa: E731
+        one = (jnp.ones(()),)
+        first, second = jax.jvp(lambda t: jax.jvp(curve, (t,), one)[1], (jnp.zeros(()),), one)
+    np.testing.assert_allclose(first, slopes, rtol=1e-4)
+    np.testing.assert_allclose(second, bends, rtol=1e-4, atol=1e-4)
+
+
+def test_directional_sharpness_of_a_tiny_gradient():
+    """The ratio survives where |g|² underflows."""
+    with computing("float64"):
+        state = jax.tree.map(jnp.asarray, random_state())._replace(residual_scale=jnp.zeros(()))
+        tiny = state._replace(gradient=state.gradient * 1e-200)
+        expected = float(curvature.directional_sharpness(state))
+        assert float(curvature.directional_sharpness(tiny)) == pytest.approx(expected)

@@ -1,0 +1,87 @@
+"""Problem and Trajectory: what they accept, and one clear line for what they do not."""
+
+import numpy as np
+import pytest
+
+from limits import OBSERVABLES, Parametrization, Problem, Trajectory, minibatches
+from limits.parametrization import MUP, NTP, laziness, learning_rate, output_multiplier
+
+X, Y = np.ones((4, 3)), np.ones((4, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inputs": np.ones(4)}, "wanted a matrix"),
+        ({"inputs": np.ones((0, 3))}, "wanted a matrix"),
+        ({"inputs": np.full((4, 3), np.nan)}, "12 values that are not finite"),
+        ({"targets": np.ones((5, 2))}, "4 inputs but 5 targets"),
+        ({"targets": np.full((4, 2), np.inf)}, "not finite"),
+        ({"parametrization": "muP"}, "unknown parametrization 'muP'; known: mup, ntp"),
+        ({"learning_rate": -0.1}, "learning rate -0.1 must be positive"),
+        ({"learning_rate": float("nan")}, "learning rate nan"),
+        ({"richness": 0.0}, "richness 0 must be positive"),
+        ({"momentum": 1.0}, "momentum 1 must be"),
+        ({"weight_decay": -1.0}, "weight decay -1"),
+        ({"num_steps": -1}, "number of steps"),
+        ({"measure_every": 0}, "measure_every"),
+        ({"top_k": 0}, "top_k"),
+        ({"batches": np.zeros((3, 2), int), "num_steps": 4}, "wanted \\(4, batch size\\)"),
+        ({"batches": np.full((4, 2), 4), "num_steps": 4}, "from 0 to 3"),
+        ({"batches": np.zeros((4, 2)), "num_steps": 4}, "from 0 to 3"),
+    ],
+)
+def test_problem_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        Problem(**({"inputs": X, "targets": Y} | options))
+
+
+def test_problem_reads():
+    problem = Problem(inputs=X.astype(np.float32), targets=np.ones(4), num_steps=7, measure_every=3, momentum=0.5)
+    assert problem.targets.shape == (4, 1)
+    assert problem.inputs.dtype == np.float64
+    assert problem.steps.tolist() == [0, 3, 6]
+    assert problem.edge_of_stability == pytest.approx(2 * 1.5 / 0.5)
+
+
+def test_minibatches_go_through_the_samples():
+    batches = minibatches(np.random.default_rng(0), num_samples=10, batch_size=3, num_steps=7)
+    assert batches.shape == (7, 3)
+    for epoch in (batches[:3], batches[3:6]):
+        assert len(set(epoch.ravel())) == 9
+    assert minibatches(np.random.default_rng(0), 10, 3, 0).shape == (0, 3)
+    with pytest.raises(ValueError, match="from 1 to the 10 samples"):
+        minibatches(np.random.default_rng(0), 10, 11, 1)
+
+
+def test_parametrizations():
+    """γ and η of the paper's table, and ε = γ/(γ0√N) in between."""
+    assert output_multiplier(MUP, 2.0, 100) == pytest.approx(20)
+    assert output_multiplier(NTP, 2.0, 100) == 2.0
+    assert learning_rate(MUP, 0.5, 2.0, 100) == pytest.approx(0.5 * 400)
+    for width in (10, 10**6):
+        for p in (MUP, NTP, Parametrization("a", 0.2)):
+            assert laziness(p, width) == pytest.approx(output_multiplier(p, 1.0, width) / np.sqrt(width))
+    assert [laziness(p, np.inf) for p in (MUP, NTP)] == [1.0, 0.0]
+    with pytest.raises(ValueError, match="a limit exists for 0"):
+        Parametrization("too much", 0.6)
+
+
+def test_trajectory_reads_by_name():
+    values = {"loss": np.array([1.0, np.inf]), "hessian_eigenvalues": np.array([[3.0, 2.0], [4.0, np.nan]])}
+    trajectory = Trajectory(np.array([0, 5]), values)
+    assert trajectory["sharpness"].tolist() == [3.0, 4.0]
+    assert set(trajectory) == {"loss", "hessian_eigenvalues", "sharpness"}
+    assert trajectory.diverged.tolist() == [False, True]
+    assert (trajectory.error("sharpness") == 0).all()
+    with pytest.raises(ValueError, match="unknown observable 'sharpnes'"):
+        Trajectory(np.array([0]), {"sharpnes": np.zeros(1)})
+    with pytest.raises(ValueError, match="does not fit"):
+        Trajectory(np.array([0]), {"loss": np.zeros(2)})
+
+
+def test_every_observable_is_described():
+    for observable in OBSERVABLES.values():
+        assert observable.symbol.startswith("$")
+        assert observable.label
+        assert observable.definition
