@@ -1,0 +1,59 @@
+"""From a dataclass to a command: typed options, a help line each, and one line of error for a user's mistake."""
+
+import contextlib
+import io
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+import tyro
+
+from comparisons.records import Refused
+
+Options = TypeVar("Options")
+
+
+def run(options: type[Options], command: Callable[[Options], None], prog: str, arguments: Sequence[str] | None = None):
+    """Parse the arguments and run the command.
+
+    A mistake (bad option, ValueError, a folder that cannot be used) ends with one line on standard error and status 2;
+    an interruption with one line and the status of the signal.
+    """
+    parsed = _parse(options, prog, arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command(parsed)
+    except (ValueError, MemoryError, Refused) as mistake:
+        _stop(prog, str(mistake) or type(mistake).__name__, 2)
+    except KeyboardInterrupt as interruption:
+        status = 128 + (interruption.args[0] if interruption.args else signal.SIGINT)
+        _stop(prog, "interrupted; the same command goes on from here", status)
+
+
+def _parse(options, prog, arguments):
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(options, prog=prog, args=arguments)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    _stop(prog, _first_statement(complaint.getvalue()) + f"; see {prog} --help", 2)
+
+
+def _first_statement(box: str) -> str:
+    """What a framed message says, without its frame and what follows its first rule."""
+    statement = re.split(r"│\s*─{5,}", box)[0]
+    body = [line.strip("│╭╮╰╯─ ") for line in statement.splitlines() if not line.startswith(("╭", "╰"))]
+    return " ".join(" ".join(body).split()).rstrip(".")
+
+
+def _interrupt(number, _) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
+def _stop(prog, line, status) -> NoReturn:
+    print(f"{prog}: {' '.join(line.split())}", file=sys.stderr)
+    raise SystemExit(status)

@@ -1,0 +1,337 @@
+"""How networks of growing width approach their limit: `python -m comparisons.convergence --model linear2 --param mup`.
+
+Trains networks of each width, integrates the limit, fits the rates, prints the table and draws the pictures.  In DIR:
+
+    config.json          the options, and a digest of the data
+    cells/               one file per finished width, from which an interrupted run goes on
+    trajectories.nc      every observable (width, seed, step[, rank]), its measuring error, the limit, the deviations
+    rates.json           a list of ``comparisons.rates.Rate``
+    growth.json          a list of ``comparisons.super_consistency.Growth``
+    dynamics, rates, growth .png and .pdf
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from math import inf
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+import xarray as xr
+from tqdm import tqdm
+
+from comparisons import cases, command_line, plots, rates, records, super_consistency
+from finite import data
+from finite.train import train
+from limits import Problem, Trajectory, fluctuations, minibatches
+from limits.fluctuations import Prediction
+
+PROGRAM = "python -m comparisons.convergence"
+EPSILON = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
+RESOLVE = 0.05  # eigenvalues are computed to this fraction of the smallest gap that a fit has to see
+TOLERANCES = {"float32": (3e-6, 1e-3), "float64": (1e-12, 1e-3)}  # the tightest and the loosest relative tolerance
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train networks of growing width, integrate their infinite-width limit, and fit how fast they approach it."""
+
+    model: Literal["linear2", "mlp"] = "linear2"
+    """linear2: two-layer linear network, exact limit. mlp: --depth hidden layers, compared with its largest width."""
+    param: Literal["mup", "ntp"] = "mup"
+    """Parametrization: maximal update, or neural tangent."""
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    """Hidden widths N, at least three."""
+    seeds: int = 32
+    """Networks per width, at least two."""
+    steps: int = 50
+    """Gradient steps."""
+    measure_every: int = 5
+    """Steps between two measurements."""
+    learning_rate: float = 1.0
+    """η0; the raw step is η0 γ², the edge of stability 2/η0."""
+    richness: float = 1.0
+    """γ0: how far features move; 0 is the kernel regime."""
+    momentum: float = 0.0
+    """Heavy-ball coefficient."""
+    weight_decay: float = 0.0
+    """Decay of the weights per unit of time η0 · step."""
+    batch_size: int | None = None
+    """Samples per minibatch; all of them if not given."""
+    data: str = "gaussian"
+    """gaussian (linear teacher), digits (1797 real 8×8 images), or FILE.npz with arrays inputs (P, D) and targets."""
+    samples: int | None = None
+    """P; default 64, for digits 256, for a file what it has."""
+    inputs: int | None = None
+    """D; default 16 for gaussian, else what the data has."""
+    outputs: int | None = None
+    """C; default 1. digits: 1 is even or odd, C > 1 the classes 0 … C−1."""
+    depth: int = 2
+    """Hidden layers of mlp."""
+    activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
+    """Activation of mlp."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of the networks; the limit is always float64."""
+    reference: Literal["theory", "largest-width"] | None = None
+    """What is subtracted: the limit (default where it is known), or the largest network (the paper's way; biased)."""
+    top_k: int = 3
+    """How many leading eigenvalues are followed."""
+    seed: int = 0
+    """Of data, batches and networks."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Results; default results/MODEL-PARAM-DIGEST, one folder per set of options."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one run compares: the problem, the case, and what theory says (None where there is none)."""
+
+    options: Options
+    problem: Problem
+    case: cases.Case
+    reference: str
+    config: dict
+
+    @property
+    def title(self) -> str:
+        o, p = self.options, self.problem
+        batch = "" if o.batch_size is None else f", batch {o.batch_size}"
+        return (f"{o.model}, {o.param}, {o.data}, P = {p.num_samples}, D = {p.num_inputs}, C = {p.num_outputs}, "
+                f"η0 = {o.learning_rate:g}, γ0 = {o.richness:g}{batch}, {o.seeds} seeds")  # fmt: skip
+
+
+def compare(options: Options) -> list[rates.Rate]:
+    """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
+    comparison = prepare(options)
+    folder = options.out or Path("results") / f"{options.model}-{options.param}-{_digest(comparison.config)[:8]}"
+    with records.claim(folder, comparison.config) as store:
+        theory, problem = comparison.case.theory, comparison.problem
+        with _progress(options, desc="limit") as bar:
+            prediction = theory.predict(problem) if theory else None
+            limit = theory.solve(problem) if theory else None
+            bar.set_description("networks")
+            dataset = _networks(comparison, store, prediction, limit, bar)
+        after = _unstable_after(problem, dataset, limit)
+        measured = rates.measure_rates(dataset, comparison.reference, prediction, after)
+        grown = super_consistency.measure_growth(dataset, comparison.reference, prediction, after)
+        records.write_json([rate.record() for rate in measured], folder / "rates.json")
+        records.write_json([growth.record() for growth in grown], folder / "growth.json")
+        _draw(comparison, dataset, measured, grown, folder)
+        print(table(measured, grown, comparison, after))
+        print(f"results in {folder}")
+    return measured
+
+
+def prepare(options: Options) -> Comparison:
+    """Check the options and build the problem.  Raises ValueError in one line."""
+    widths = options.widths
+    if len(set(widths)) < len(widths) or any(width < 1 for width in widths):
+        raise ValueError(f"widths {_listed(widths)}: wanted different numbers, each at least 1")
+    case = cases.case(options.model, options.depth, options.activation)
+    reference = options.reference or ("theory" if case.theory else "largest-width")
+    if reference == "theory" and case.theory is None:
+        raise ValueError(f"no limit is known for {options.model}: take --reference largest-width")
+    fewest = 3 if reference == "theory" else 4
+    if len(widths) < fewest:
+        raise ValueError(f"{len(widths)} widths: a fit against {reference} needs at least {fewest}")
+    if options.seeds < 2:
+        raise ValueError(f"{options.seeds} seeds: at least 2 are needed for an interval")
+    if options.seed < 0:
+        raise ValueError(f"seed {options.seed} must be at least 0")
+    inputs, targets = load(options)
+    batches = None
+    if options.batch_size is not None:
+        rng = np.random.default_rng((options.seed, 1))
+        batches = minibatches(rng, len(inputs), options.batch_size, max(options.steps, 0))
+    problem = Problem(
+        inputs=inputs, targets=targets, parametrization=options.param, learning_rate=options.learning_rate,
+        richness=options.richness, num_steps=options.steps, measure_every=options.measure_every,
+        momentum=options.momentum, weight_decay=options.weight_decay, batches=batches, top_k=options.top_k,
+    )  # fmt: skip
+    smallest = min(widths) * (problem.num_inputs + problem.num_outputs)
+    if options.top_k > smallest:
+        raise ValueError(f"top-k {options.top_k}: a network of width {min(widths)} has only {smallest} parameters")
+    return Comparison(options, problem, case, reference, _config(options, reference, problem))
+
+
+def load(options: Options) -> data.Data:
+    """Inputs (P, D) and targets (P, C).  Raises ValueError in one line that says what is wrong with the data."""
+    samples, outputs = options.samples, options.outputs
+    if options.data == "gaussian":
+        return data.gaussian(options.seed, *(_given(value, usual) for value, usual in
+                                             ((samples, 64), (options.inputs, 16), (outputs, 1))))  # fmt: skip
+    if options.data == "digits":
+        if options.inputs not in (None, 64):
+            raise ValueError(f"{options.inputs} inputs: the digits have 64")
+        return data.digits(_given(samples, 256), _given(outputs, 1), options.seed)
+    if not options.data.endswith(".npz"):
+        raise ValueError(f"unknown data {options.data!r}; known: gaussian, digits, or a file that ends in .npz")
+    return data.load_npz(options.data, samples, options.inputs, outputs)
+
+
+def _given(value, usual):
+    return usual if value is None else value
+
+
+def _config(options, reference, problem):
+    """All that the numbers depend on."""
+    settings = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "out"}
+    samples = hashlib.sha256(problem.inputs.tobytes() + problem.targets.tobytes()).hexdigest()
+    return settings | {"widths": list(options.widths), "reference": reference, "data_sha256": samples}
+
+
+def _digest(config):
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _progress(options, desc):
+    form = "{desc:<14}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
+    return tqdm(total=len(options.widths), desc=desc, bar_format=form, disable=None, leave=False)
+
+
+def _networks(comparison, store, prediction, limit, bar) -> xr.Dataset:
+    """Every width, read where it is there and whole, else trained; then all in one file."""
+    for done, width in enumerate(sorted(comparison.options.widths)):
+        bar.set_description(f"N = {width}")
+        try:
+            finished = store.finished(width)
+        except records.Damaged as damage:
+            _warn(f"{damage}; it is computed again")
+            finished = False
+        if not finished:
+            def report(part, done=done):
+                bar.n = done + part
+                bar.refresh()
+
+            store.write(width, _cell(comparison, width, prediction, limit, report))
+        bar.n = done + 1
+        bar.refresh()
+    whole = store.folder / "trajectories.nc"
+    if whole.exists():
+        try:
+            records.read(whole)
+        except records.Damaged as damage:
+            _warn(f"{damage}; it is written again")
+    return store.finish(sorted(comparison.options.widths))
+
+
+def _warn(line):
+    tqdm.write(f"{PROGRAM}: {line}", file=sys.stderr)
+
+
+def _cell(comparison, width, prediction, limit, report: Callable[[float], None]) -> xr.Dataset:
+    """All networks of one width, measured, and their deviations from the limit."""
+    options, problem, theory = comparison.options, comparison.problem, comparison.case.theory
+    network = comparison.case.network(problem, width)
+    keys = cases.keys(options.seed, width, options.seeds)
+    started = time.perf_counter()
+    trained = train(problem, network, keys, precision=options.precision, progress=report,
+                    rtol=tolerance(options, prediction, limit))  # fmt: skip
+    dataset = records.from_trajectories({width: trained})
+    dataset["seconds"] = ("width", [time.perf_counter() - started])
+    if theory:
+        grams = [theory.gram(network.init(key)) for key in keys]
+        matched = [limit if comparison.options.param == "mup" else theory.match(problem, width, g) for g in grams]
+        pairs = zip(trained, matched, strict=True)
+        differences = [Trajectory(t.steps, {n: t[n] - m[n] for n in t.observables}) for t, m in pairs]
+        dataset = dataset.merge(_suffixed({width: differences}, "deviation"))
+        if prediction.sensitivity is not None:
+            first = [prediction.first_order(gram) for gram in grams]
+            linear = [Trajectory(problem.steps, {n: f[n] for n in limit.observables}) for f in first]
+            dataset = dataset.merge(_suffixed({width: linear}, "first_order"))
+        dataset = dataset.merge(_suffixed({width: [limit]}, "limit").isel(width=0, seed=0, drop=True))
+    return dataset.assign_attrs(epsilon=EPSILON[options.precision], configuration=json.dumps(comparison.config))
+
+
+def _suffixed(trajectories, suffix):
+    dataset = records.from_trajectories(trajectories)
+    return dataset.rename({name: f"{name}_{suffix}" for name in dataset.data_vars})
+
+
+def tolerance(options: Options, prediction: Prediction | None, limit: Trajectory | None) -> float:
+    """The relative tolerance of Lanczos: a fraction of the smallest predicted gap at the largest width."""
+    tightest, loosest = TOLERANCES[options.precision]
+    widest, gaps = max(options.widths), [1e-2 / np.sqrt(max(options.widths))]
+    if prediction is not None:
+        scale = np.abs(limit["sharpness"])
+        law = prediction["sharpness"]
+        gaps = [np.min(law.std / scale) / np.sqrt(widest), np.median(np.abs(law.bias) / scale) / widest]
+        gaps = [gap for gap in gaps if np.isfinite(gap)] or [inf]
+    return float(np.clip(RESOLVE * min(gaps), tightest, loosest))
+
+
+def _unstable_after(problem, dataset, limit):
+    """The step at which the limit (or, without one, the mean of the largest width) crosses the edge of stability."""
+    if limit is None:
+        widest = dataset["hessian_eigenvalues"].isel(width=-1).mean("seed").values
+        limit = Trajectory(problem.steps, {"hessian_eigenvalues": widest})
+    return fluctuations.edge_crossing(problem, limit)
+
+
+def _draw(comparison, dataset, measured, grown, folder):
+    title, reference = comparison.title, comparison.reference
+    plots.save(plots.dynamics(dataset, comparison.problem.edge_of_stability, title), folder / "dynamics")
+    plots.save(plots.rates(dataset, measured, reference, title, shown_steps(dataset)), folder / "rates")
+    plots.save(plots.growth(dataset, grown, reference, title), folder / "growth")
+
+
+def shown_steps(dataset: xr.Dataset, most: int = 4) -> list[int]:
+    """A few measured steps, evenly spread from the first to the last."""
+    steps = dataset.step.values
+    return [int(steps[i]) for i in np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))]
+
+
+def table(measured: list[rates.Rate], grown, comparison: Comparison, unstable_after: int | None) -> str:
+    """The rates of loss, sharpness and the top NTK eigenvalue at a few steps, and the verdicts, for the terminal."""
+    steps = {s for s in (rate.step for rate in measured)}
+    steps = sorted(steps)
+    steps = {steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, 4).round().astype(int))}
+    lines = [comparison.title, f"error = prefactor · N^exponent, reference: {comparison.reference}", ""]
+    lines.append(f"{'observable':<16}{'step':>6}  {'kind':<12}{'exponent':>9} {'95 % interval':<18}{'theory':>7}   "
+                 f"{'prefactor':>9} {'theory':>9}  status")  # fmt: skip
+    for rate in measured:
+        if rate.observable in plots.SHOWN and rate.rank in (None, 1) and rate.step in steps:
+            lines.append(_row(rate))
+    lines += ["", "super consistency: largest growth of the deviation from its start"]
+    for growth in grown:
+        if growth.observable in plots.SHOWN and growth.rank in (None, 1):
+            low, high = growth.interval
+            name = _short_name(growth.observable)
+            lines.append(f"{name:<16}× {growth.largest:<8.3g} [{low:.3g}, {high:.3g}]  {growth.verdict}")
+    if unstable_after is not None:
+        lines += ["", f"the limit crosses the edge of stability at step {unstable_after}: no exponents after it"]
+    return "\n".join(lines)
+
+
+def _row(rate):
+    interval = f"[{_number(rate.interval[0], '+.3f')}, {_number(rate.interval[1], '+.3f')}]"
+    return (
+        f"{_short_name(rate.observable):<16}{rate.step:>6}  {rate.kind:<12}{_number(rate.exponent, '+.3f'):>9} "
+        f"{interval:<18}{_number(rate.predicted_exponent, '+.1f'):>7}   "
+        f"{_number(rate.prefactor, '.4g'):>9} {_number(rate.predicted_prefactor, '.4g'):>9}  {rate.status}"
+    )
+
+
+def _short_name(observable):
+    return {"ntk_eigenvalues": "ntk eigenvalue"}.get(observable, observable)
+
+
+def _number(value, form):
+    return "–" if value is None or not np.isfinite(value) else format(value, form)
+
+
+def _listed(values):
+    return " ".join(str(value) for value in values)
+
+
+def main(arguments=None) -> None:
+    command_line.run(Options, compare, PROGRAM, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The pictures of a comparison: dynamics, rates, growth.  Each function returns a figure; ``save`` writes PNG and PDF."""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
+
+from comparisons.power_law import PowerLaw
+from comparisons.rates import Rate, deviations, limit_component, variable
+from comparisons.super_consistency import TOLERATED, Growth
+from limits import OBSERVABLES
+
+SHOWN = {"loss": {}, "sharpness": {"rank": 1}, "ntk_eigenvalues": {"rank": 1}}  # observable → its component
+STYLE = {
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.4, "savefig.dpi": 200,
+}  # fmt: skip
+LIMIT = {"color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 5}
+PANEL = (2.9, 2.7)  # inches
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """The drawing function with the house's style; the process's own matplotlib settings stay as they are."""
+
+    @wraps(draw)
+    def wrapped(*args, **kwargs):
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+@styled
+def save(figure: Figure, path: Path) -> None:
+    """``path`` with .png and with .pdf; written whole or not at all."""
+    for ending, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
+        temporary = path.with_name(f".{path.name}{ending}.partial")
+        figure.savefig(temporary, format=ending[1:], metadata=metadata)
+        temporary.replace(path.with_suffix(ending))
+
+
+@styled
+def dynamics(dataset: xr.Dataset, edge_of_stability: float, title: str) -> Figure:
+    """Each shown observable against step: mean over seeds with its spread, one colour per width, the limit dashed."""
+    figure, axes = _panels(len(SHOWN))
+    for axis, (name, selection) in zip(axes, SHOWN.items(), strict=True):
+        values = dataset[variable(name)].sel(selection)
+        for width, color in _colors(dataset.width.values):
+            one = values.sel(width=width)
+            mean, spread = one.mean("seed"), one.std("seed")
+            axis.plot(dataset.step, mean, color=color)
+            axis.fill_between(dataset.step, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
+        limit = limit_component(dataset, name, selection)
+        if limit is not None:
+            axis.plot(dataset.step, limit, **LIMIT)
+        axis.set(xlabel="step", ylabel=_label(name), title=OBSERVABLES[name].label)
+        if name == "loss":
+            axis.set_yscale("log")
+            axis.set_ylim(bottom=max(axis.get_ylim()[0], 0.3 * float(np.nanmin(values.mean("seed")))))
+    _mark_edge(axes[1], edge_of_stability)
+    _legend(figure, dataset, ["limit"] if f"{variable('loss')}_limit" in dataset else [])
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+@styled
+def rates(dataset: xr.Dataset, measured: Sequence[Rate], reference: str, title: str, steps: Sequence[int]) -> Figure:
+    """Error against width at several steps: points, fitted lines with their band, predicted lines; one row per kind."""
+    kinds = ("fluctuation", "bias")
+    figure, grid = _panels(len(SHOWN), len(kinds))
+    table = {(r.observable, r.rank, r.kind, r.step): r for r in measured}
+    for row, kind in zip(grid, kinds, strict=True):
+        for axis, (name, selection) in zip(row, SHOWN.items(), strict=True):
+            errors = deviations(dataset, name, selection, reference, kind)
+            rank = None if name in ("loss", "sharpness") else selection.get("rank")
+            for step, color in zip(steps, matplotlib.colormaps["plasma"](np.linspace(0.05, 0.8, len(steps))), strict=True):
+                _draw_rate(axis, errors.sel(step=step), table[name, rank, kind, step], kind, color)
+            axis.set(xscale="log", yscale="log", xlabel="width $N$", title=OBSERVABLES[name].label)
+            axis.set_ylabel(r"rms over seeds of $o_N-o_\infty$" if kind == "fluctuation" else r"|mean over seeds of $o_N-o_\infty$|")  # noqa: E501
+            axis.set_xticks(errors.width.values, [str(w) for w in errors.width.values], rotation=45)
+            axis.tick_params(axis="x", which="minor", bottom=False)
+            axis.xaxis.set_minor_formatter(NullFormatter())
+    handles = [Line2D([], [], marker="o", linestyle="-", color=matplotlib.colormaps["plasma"](x), label=f"step {step}")
+               for step, x in zip(steps, np.linspace(0.05, 0.8, len(steps)), strict=True)]  # fmt: skip
+    handles += [Line2D([], [], color="gray", label="fit"),
+                Line2D([], [], color="gray", linestyle=":", label="predicted"),
+                Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label="no exponent")]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    figure.suptitle(f"{title}; reference: {reference}", fontsize=9)
+    return figure
+
+
+@styled
+def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: str) -> Figure:
+    """|o_N(t) − o_∞(t)| against step per width, and in the title of each panel the verdict."""
+    figure, axes = _panels(len(SHOWN))
+    for axis, (name, selection) in zip(axes, SHOWN.items(), strict=True):
+        errors = deviations(dataset, name, selection, reference, "fluctuation")
+        magnitude = np.sqrt((errors**2).mean("seed"))
+        for width, color in _colors(dataset.width.values):
+            if width in magnitude.width.values:
+                axis.plot(dataset.step, magnitude.sel(width=width), color=color)
+        found = next(g for g in grown if g.observable == name and g.rank in (None, 1))
+        ratio = "∞" if not np.isfinite(found.largest) else f"{found.largest:.2g}"
+        axis.set(yscale="log", xlabel="step", ylabel=f"rms deviation of {_label(name)}")
+        axis.set_title(f"{OBSERVABLES[name].label}\ngrows × {ratio}: {found.verdict}")
+    _legend(figure, dataset, [])
+    figure.suptitle(f"{title}; reference: {reference}; super consistent: at most × {TOLERATED:g}", fontsize=9)
+    return figure
+
+
+def _draw_rate(axis, errors, rate, kind, color):
+    magnitude = np.sqrt((errors**2).mean("seed")) if kind == "fluctuation" else abs(errors.mean("seed"))
+    scatter = errors.std("seed", ddof=1) / np.sqrt(errors.sizes["seed"])
+    if kind == "fluctuation":
+        scatter = magnitude / np.sqrt(2 * errors.sizes["seed"])
+    fitted = rate.status == "fitted"
+    axis.errorbar(errors.width, magnitude, yerr=np.minimum(scatter, 0.9 * magnitude), color=color, marker="o",
+                  markersize=3.5, linestyle="", elinewidth=0.8, fillstyle="full" if fitted else "none")  # fmt: skip
+    ends = np.geomspace(errors.width.values.min(), errors.width.values.max(), 30)
+    if fitted:
+        axis.plot(ends, rate.fitted_prefactor * ends**rate.exponent, color=color)
+        pivot = np.exp(np.mean(np.log(errors.width.values)))
+        level = rate.fitted_prefactor * pivot**rate.exponent
+        band = [level * (ends / pivot) ** slope for slope in rate.interval]
+        axis.fill_between(ends, np.minimum(*band), np.maximum(*band), color=color, alpha=0.15, linewidth=0)
+    if rate.predicted_prefactor is not None and rate.predicted_prefactor > 0:
+        axis.plot(ends, rate.predicted_prefactor * ends**rate.predicted_exponent, color=color, linestyle=":")
+
+
+def _panels(columns, rows=1):
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.5), layout="constrained")
+    return figure, figure.subplots(rows, columns)
+
+
+def _colors(widths):
+    return list(zip(widths, matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(widths))), strict=True))
+
+
+def _label(name):
+    return OBSERVABLES[name].symbol.replace("_k", "_1") if name == "ntk_eigenvalues" else OBSERVABLES[name].symbol
+
+
+def _mark_edge(axis, height):
+    """The line 2/η0, if it is near enough not to squash the curves; else its height in words."""
+    if height < 3 * axis.get_ylim()[1]:
+        axis.axhline(height, color="firebrick", linewidth=0.9)
+        axis.annotate("edge of stability", (0.02, height), xycoords=("axes fraction", "data"), color="firebrick",
+                      fontsize=7, va="bottom")  # fmt: skip
+    else:
+        axis.annotate(f"edge of stability at {height:.3g}", (0.02, 1.0), xycoords="axes fraction", color="firebrick",
+                      fontsize=7, va="top")  # fmt: skip
+
+
+def _legend(figure, dataset, more):
+    handles = [Line2D([], [], color=color, label=f"N = {width}") for width, color in _colors(dataset.width.values)]
+    handles += [Line2D([], [], label=label, **LIMIT) for label in more]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))

@@ -1,0 +1,376 @@
+"""Results on disk: labelled arrays and JSON, each with its digest; whole or absent under their names, never half.
+
+    with claim(folder, config) as store:            one configuration, one run at a time
+        for width in widths:
+            if not store.finished(width):           Damaged, where it is there but not what was written
+                store.write(width, from_trajectories({width: train(width)}))
+        dataset = store.finish(widths)
+
+A file NAME is written under another name, brought to the disk, and renamed after its digest NAME.sha256
+(`sha256sum -c` reads it).  A run that is killed at any moment leaves whole files, and temporaries that the next claim
+removes.  Killed while it *replaces* a file, it may leave the old one with the new digest: damaged, so not read as data.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from limits.trajectory import OBSERVABLES, Trajectory
+
+try:
+    import fcntl
+except ImportError:  # not a Unix: there two runs in one folder are the user's care
+    fcntl = None
+
+EDGES = ("upper", "lower")
+TEMPORARY = ".partial"
+
+
+class Damaged(Exception):
+    """A file that is not what was written: missing, changed, cut, or without its digest.  The message is one line."""
+
+    def __init__(self, path: Path, why: str):
+        super().__init__(f"{path}: {why}")
+        self.path, self.why = path, why
+
+
+class Refused(Exception):
+    """A folder that cannot take these results.  The message is one line."""
+
+
+# Files --------------------------------------------------------------------------------------------------------------
+
+
+def write(dataset: xr.Dataset, path: str | Path) -> None:
+    """A NetCDF4 file and its digest.  Raises OSError where they cannot be written."""
+    _publish(Path(path), lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf"))
+
+
+def read(path: str | Path) -> xr.Dataset:
+    """The dataset of ``write``, in memory.  Raises Damaged."""
+    content = _verified(Path(path))
+    try:
+        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as dataset:
+            return dataset.load()
+    except Exception as fault:  # whole, but not ours: whatever the libraries below make of it
+        raise Damaged(Path(path), f"not a NetCDF4 file: {_one_line(fault)}") from None
+
+
+def write_json(value, path: str | Path) -> None:
+    """A JSON file and its digest; arrays become lists, and what is not finite becomes null."""
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    _publish(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: str | Path):
+    """The value of ``write_json``.  Raises Damaged."""
+    content = _verified(Path(path))
+    try:
+        return json.loads(content)
+    except ValueError as fault:
+        raise Damaged(Path(path), f"not a JSON file: {_one_line(fault)}") from None
+
+
+def _publish(path: Path, fill: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        fill(temporary)
+        digest = _digest_line(temporary.read_bytes(), path.name)
+        _rename(temporary, path, before=lambda: _publish_digest(path, digest))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _publish_digest(path, line):
+    # before the file itself: a digest without a file is an unfinished cell, a file without a digest would be damage
+    temporary = path.with_name(f".{path.name}.sha256.{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        temporary.write_text(line, encoding="utf-8")
+        _rename(temporary, _sidecar(path))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _rename(temporary, path, before=lambda: None):
+    _to_disk(temporary)
+    before()
+    os.replace(temporary, path)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        _to_disk(path.parent)
+
+
+def _to_disk(path):
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sidecar(path):
+    return path.with_name(path.name + ".sha256")
+
+
+def _digest_line(content, name):
+    return f"{hashlib.sha256(content).hexdigest()}  {name}\n"
+
+
+def _verified(path: Path) -> bytes:
+    content = _content(path, path, "cannot be read")
+    digest = _content(_sidecar(path), path, "its digest cannot be read")
+    if digest != _digest_line(content, path.name).encode():
+        raise Damaged(path, f"does not have the digest in {_sidecar(path).name}")
+    return content
+
+
+def _content(file, path, why):
+    try:
+        return file.read_bytes()
+    except OSError as fault:
+        raise Damaged(path, f"{why}: {fault.strerror}") from None
+
+
+def _one_line(fault):
+    return " ".join(str(fault).split()) or type(fault).__name__
+
+
+def _plain(value):
+    """As JSON has it: text keys, lists, and null for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def provenance() -> dict[str, str]:
+    """What the numbers were computed with."""
+    import jax
+
+    versions = {name: _version(name) for name in ("superconsistency", "jax", "numpy")}
+    device = jax.devices()[0]
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "device": f"{device.platform}: {device.device_kind}",
+        "platform": platform.platform(),
+    }
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+# Trajectories as labelled arrays ------------------------------------------------------------------------------------
+
+
+def from_trajectories(
+    trajectories: Mapping[int, Sequence[Trajectory]], seeds: Sequence[int] | None = None
+) -> xr.Dataset:
+    """The trajectories of each width, one per seed, as variables (width, seed, step) and (width, seed, step, rank).
+
+    ``residual_eigenvalues`` have the dimension ``edge`` (upper, lower) in place of ``rank``, which counts from 1.
+    Where an observable has fewer eigenvalues than another it is filled up with NaN; its attribute ``ranks`` says how
+    many it has.  ``<name>_error`` where there are measuring errors.  ``seeds`` are labels, by default 0, 1, ….
+    Raises ValueError where the trajectories differ in steps, seeds or observables.
+    """
+    if not trajectories or not all(trajectories.values()):
+        raise ValueError("no trajectories: wanted at least one seed of at least one width")
+    seeds = list(range(len(next(iter(trajectories.values()))))) if seeds is None else list(seeds)
+    first = next(iter(trajectories.values()))[0]
+    _require_alike(trajectories, first, seeds)
+    grid = [[_variables(one) for one in row] for row in trajectories.values()]
+    stacked = {name: np.array([[one[name] for one in row] for row in grid]) for name in grid[0][0]}
+    ranks = max((values.shape[-1] for name, values in stacked.items() if _axis(name) == ("rank",)), default=0)
+    coordinates = {"width": list(trajectories), "seed": seeds, "step": first.steps}
+    coordinates |= {"rank": np.arange(1, ranks + 1)} if ranks else {}
+    coordinates |= {"edge": list(EDGES)} if "residual_eigenvalues" in first.observables else {}
+    return xr.Dataset({name: _labelled(name, values, ranks) for name, values in stacked.items()}, coordinates)
+
+
+def to_trajectories(dataset: xr.Dataset) -> dict[int, list[Trajectory]]:
+    """What ``from_trajectories`` was given."""
+    return {
+        int(width): [_trajectory(dataset.sel(width=width, seed=seed)) for seed in dataset.seed.values]
+        for width in dataset.width.values
+    }
+
+
+def _require_alike(trajectories, first, seeds):
+    for width, row in trajectories.items():
+        if len(row) != len(seeds):
+            raise ValueError(f"width {width} has {len(row)} trajectories for {len(seeds)} seeds")
+        if any(not np.array_equal(one.steps, first.steps) for one in row):
+            raise ValueError(f"width {width} was not measured at the same steps throughout")
+        if any(_shapes(one) != _shapes(first) for one in row):
+            raise ValueError(f"width {width} does not have the same observables throughout")
+
+
+def _shapes(trajectory):
+    return {name: values.shape for name, values in _variables(trajectory).items()}
+
+
+def _variables(trajectory: Trajectory) -> dict[str, np.ndarray]:
+    errors = {f"{name}_error": values for name, values in trajectory.errors.items()}
+    return {**trajectory.observables, **errors}
+
+
+def _observable(variable):
+    return OBSERVABLES[variable.removesuffix("_error")]
+
+
+def _axis(variable) -> tuple[str, ...]:
+    observable = _observable(variable)
+    if not observable.ranked:
+        return ()
+    return ("edge",) if observable.name == "residual_eigenvalues" else ("rank",)
+
+
+def _labelled(variable, values, ranks):
+    observable, axis = _observable(variable), _axis(variable)
+    error = variable.endswith("_error")
+    attributes = {
+        "long_name": f"measuring error of {observable.label}" if error else observable.label,
+        "units": "1",
+        "definition": f"bound on what the measuring got wrong in: {observable.definition}"
+        if error else observable.definition,
+    }  # fmt: skip
+    if axis == ("rank",):
+        attributes["ranks"] = values.shape[-1]
+        values = np.pad(values, [(0, 0)] * 3 + [(0, ranks - values.shape[-1])], constant_values=np.nan)
+    return ("width", "seed", "step", *axis), values, attributes
+
+
+def _trajectory(one: xr.Dataset) -> Trajectory:
+    values = {str(name): v.values[:, : v.attrs["ranks"]] if "ranks" in v.attrs else v.values
+              for name, v in one.data_vars.items()}  # fmt: skip
+    errors = {name.removesuffix("_error"): v for name, v in values.items() if name.endswith("_error")}
+    return Trajectory(one.step.values, {k: v for k, v in values.items() if not k.endswith("_error")}, errors)
+
+
+# Many widths, one folder ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Store:
+    """A claimed folder: config.json, cells/width-N.nc, and at the end trajectories.nc."""
+
+    folder: Path
+
+    def cell(self, width: int) -> Path:
+        return self.folder / "cells" / f"width-{width}.nc"
+
+    def finished(self, width: int) -> bool:
+        """Whether this width is there and whole.  Raises Damaged where it is there but is not what was written."""
+        if not self.cell(width).exists():
+            return False
+        self.read(width)
+        return True
+
+    def read(self, width: int) -> xr.Dataset:
+        """Raises Damaged."""
+        dataset = read(self.cell(width))
+        if "width" not in dataset or dataset["width"].values.tolist() != [width]:
+            raise Damaged(self.cell(width), f"does not hold width {width}")
+        return dataset
+
+    def write(self, width: int, dataset: xr.Dataset) -> None:
+        """One width, with its provenance.  A damaged one is replaced."""
+        write(dataset.assign_attrs(provenance()), self.cell(width))
+
+    def finish(self, widths: Sequence[int]) -> xr.Dataset:
+        """All widths as trajectories.nc; the cells stay.  Raises Damaged."""
+        merged = xr.concat([self.read(width) for width in widths], dim="width", join="exact", data_vars="minimal",
+                           coords="minimal", compat="override", combine_attrs="drop_conflicts")  # fmt: skip
+        write(merged, self.folder / "trajectories.nc")
+        return merged
+
+
+@contextlib.contextmanager
+def claim(folder: str | Path, config: Mapping) -> Iterator[Store]:
+    """The store of one configuration in ``folder``, made where it is not there, for the length of a ``with``.
+
+    ``config`` is all that the numbers depend on, as JSON has it.  Temporaries of a killed run are removed.
+    Raises Refused where the folder holds anything else, is in use by another run, or cannot be written.
+    """
+    folder, config = Path(folder), _plain(config)
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _refuse_foreign(folder)
+            held.enter_context(_alone(folder))
+            _agree(folder, config)
+            (folder / "cells").mkdir(exist_ok=True)
+            _remove_temporaries(folder)
+        except (OSError, ValueError) as fault:  # ValueError: a name that no file can have
+            why = getattr(fault, "strerror", None) or _one_line(fault)
+            raise Refused(f"{folder}: cannot be written: {why}") from None
+        yield Store(folder)
+
+
+def _refuse_foreign(folder):
+    ours = {"config.json.sha256"}  # all that a run leaves which is killed before it has written config.json
+    foreign = sorted(p.name for p in folder.iterdir() if p.name not in ours and not p.name.startswith("."))
+    if foreign and "config.json" not in foreign:
+        raise Refused(f"{folder}: holds {', '.join(foreign[:3])} but no config.json; take another folder")
+
+
+def _agree(folder, config):
+    """Write the configuration, or find the same one written."""
+    path = folder / "config.json"
+    if not path.exists():
+        return write_json(config, path)
+    try:
+        there = read_json(path)
+    except Damaged as damage:
+        raise Refused(f"{damage}; take another folder, or remove this one") from None
+    differing = [key for key in {**there, **config} if there.get(key) != config.get(key)]
+    if differing:
+        named = "; ".join(f"{k} {_short(there, k)} there, {_short(config, k)} here" for k in differing[:3])
+        raise Refused(f"{folder}: holds results of another configuration: {named}; take another folder, or remove it")
+
+
+def _short(config, key):
+    text = json.dumps(config[key], ensure_ascii=False) if key in config else "absent"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _remove_temporaries(folder):
+    for place in (folder, folder / "cells"):
+        for path in place.glob(f".*{TEMPORARY}"):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """Hold the folder's lock, which the system takes back from a run that dies."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Refused(f"{folder}: another run is writing there") from None
+            except OSError:  # a file system without locks
+                pass
+        yield
+    finally:
+        os.close(descriptor)
