@@ -1,0 +1,142 @@
+"""Curvature of a finite network, as matrix-vector products on its parameters.
+
+    loss   L(θ) = 1/(2P) Σ_p |f(x_p) − y_p|²,    J = ∂f/∂θ, of size PC × (number of parameters)
+    H = ∇²L = G + R,    G = JᵀJ/P  (Gauss-Newton),    R = Σ_pc r_pc ∇²f_c(x_p),  r = (f − y)/P  (residual part)
+    NTK    JJᵀ/P, of size PC × PC, with the same nonzero eigenvalues as G
+
+Everything here is *raw*; multiply by γ² to compare with 2/η0 (``finite.train`` does, in one place).  Constructors bind
+network, data and weights, and return ``v → A v``.  Nonlinear functions are linearised once, when the constructor runs.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from finite.networks import Apply, Network, Params
+
+Matvec = Callable[[Params], Params]
+
+
+def loss(apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"]) -> Float[Array, ""]:
+    """1/(2P) Σ_p |f(x_p) − y_p|²: mean over samples, sum over outputs."""
+    return 0.5 * jnp.sum((apply(params, inputs) - targets) ** 2) / len(inputs)
+
+
+def hessian(apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"]) -> Matvec:
+    """v → H v: forward over reverse."""
+    return jax.linearize(jax.grad(lambda p: loss(apply, p, inputs, targets)), params)[1]
+
+
+def gauss_newton(apply: Apply, params: Params, inputs: Float[Array, "P D"]) -> Matvec:
+    """v → G v = JᵀJ v/P."""
+    push, pull = _jacobian(apply, params, inputs)
+    return lambda v: pull(push(v) / len(inputs))
+
+
+def residual(apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"]) -> Matvec:
+    """v → R v: the Hessian of <r, f> with r = (f − y)/P held fixed; its own formula, not H − G."""
+    r = (apply(params, inputs) - targets) / len(inputs)
+    return jax.linearize(jax.grad(lambda p: jnp.sum(r * apply(p, inputs))), params)[1]
+
+
+def ntk(apply: Apply, params: Params, inputs: Float[Array, "P D"]) -> Callable[[Array], Array]:
+    """u (P, C) → JJᵀ u/P (P, C), without the matrix."""
+    push, pull = _jacobian(apply, params, inputs)
+    return lambda u: push(pull(u)) / len(inputs)
+
+
+def dense_ntk(network: Network, params: Params, inputs: Float[Array, "P D"]) -> Float[Array, "PC PC"]:
+    """JJᵀ/P; row and column p·C + c.  From the layers' factors where the network has them: never a Jacobian.
+
+        (JJᵀ)[(p,c),(q,d)] = Σ_layers (a(p)·a(q)) (b(p,c)·b(q,d))
+    """
+    rows = len(inputs) * jax.eval_shape(network.apply, params, inputs).shape[1]
+    if network.layer_factors is None:
+        operator, basis = ntk(network.apply, params, inputs), jnp.eye(rows, dtype=inputs.dtype)
+        return jax.vmap(operator)(basis.reshape(rows, len(inputs), -1)).reshape(rows, rows)
+    blocks = (
+        (a @ a.T)[:, None, :, None] * jnp.einsum("pcn,qdn->pcqd", b, b)
+        for a, b in network.layer_factors(params, inputs)
+    )
+    return sum(blocks).reshape(rows, rows) / len(inputs)
+
+
+def gauss_newton_trace(network: Network, params: Params, inputs: Float[Array, "P D"]) -> Float[Array, ""]:
+    """tr G = |J|²/P, exactly, in the memory of one backward pass."""
+    if network.layer_factors is not None:
+        pairs = network.layer_factors(params, inputs)
+        return sum(jnp.sum(jnp.sum(a**2, axis=1) * jnp.sum(b**2, axis=(1, 2))) for a, b in pairs) / len(inputs)
+    _, pull = _jacobian(network.apply, params, inputs)
+    shape = jax.eval_shape(network.apply, params, inputs).shape
+
+    def row(index):
+        return squared_norm(pull(jax.nn.one_hot(index, shape[0] * shape[1], dtype=inputs.dtype).reshape(shape)))
+
+    return jnp.sum(jax.lax.map(row, jnp.arange(shape[0] * shape[1]))) / len(inputs)
+
+
+def trace(
+    network: Network,
+    params: Params,
+    inputs: Float[Array, "P D"],
+    targets: Float[Array, "P C"],
+    key: Array,
+    *,
+    probes: int = 16,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(tr H, its standard error).  tr G is exact; so is tr R = 0 if the network is layerwise linear.
+
+    Otherwise tr R is the mean of zᵀRz over random signs z (Hutchinson 1990), the error its standard error.
+    Raises ValueError for fewer than two probes, whose spread nobody knows.
+    """
+    exact = gauss_newton_trace(network, params, inputs)
+    if network.layerwise_linear:
+        return exact, jnp.zeros_like(exact)
+    if probes < 2:
+        raise ValueError(f"{probes} probes: a standard error needs two")
+    matvec = residual(network.apply, params, inputs, targets)
+
+    def sample(key):
+        z = signs_like(key, params)
+        return inner(z, matvec(z))
+
+    samples = jax.lax.map(sample, jax.random.split(key, probes))
+    return exact + jnp.mean(samples), jnp.std(samples, ddof=1) / probes**0.5
+
+
+def directional_sharpness(
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"]
+) -> Float[Array, ""]:
+    """gᵀHg/|g|² along g = ∇L; not a number where g = 0."""
+    gradient, matvec = jax.linearize(jax.grad(lambda p: loss(apply, p, inputs, targets)), params)
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(gradient)]))
+    direction = jax.tree.map(lambda leaf: leaf / largest, gradient)  # near convergence |g|² underflows; 0/0 is wanted
+    return inner(direction, matvec(direction)) / squared_norm(direction)
+
+
+def signs_like(key: Array, params: Params) -> Params:
+    """Independent ±1, one for every parameter."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    return structure.unflatten(
+        [jax.random.rademacher(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    )
+
+
+def inner(u: Params, v: Params) -> Float[Array, ""]:
+    """<u, v> over all parameters."""
+    return sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), u, v)))
+
+
+def squared_norm(v: Params) -> Float[Array, ""]:
+    """|v|² over all parameters."""
+    return inner(v, v)
+
+
+def _jacobian(apply, params, inputs):
+    """(v → J v, u → Jᵀ u)"""
+    _, push = jax.linearize(lambda p: apply(p, inputs), params)
+    transpose = jax.linear_transpose(push, params)
+    return push, lambda u: transpose(u)[0]

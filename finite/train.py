@@ -1,0 +1,362 @@
+"""Training networks of width N, measured on the way.
+
+    train(problem, network, keys) -> [Trajectory, …]        one seed per key
+
+Loss, γ, optimiser and time are those of ``limits.problem``, observables those of ``limits.trajectory``, always over all
+samples.  Between two measurements one compiled loop runs; one other compiled function measures.  Learning rate,
+momentum, weight decay, data, batches and keys are arguments of both: changing them compiles nothing.
+
+Curvature is computed raw and multiplied by γ² in ``_trajectories``, nowhere else.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import ceil, isclose, prod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from finite import curvature, lanczos
+from finite.networks import Network, Params
+from finite.precision import computing_in
+from limits.parametrization import output_multiplier
+from limits.problem import Problem
+from limits.trajectory import MEASURED, Trajectory
+
+DENSE_NTK_ROWS = 2000  # up to this PC the NTK is built and decomposed, beyond it Lanczos takes over
+CHECK_EVERY = 8  # products between two tests of convergence, each as dear as several products of a narrow network
+HESSIAN = {"hessian_eigenvalues", "hessian_min"}
+KERNEL = {"gauss_newton_eigenvalues", "ntk_eigenvalues"}  # the same nonzero spectrum
+HOST_MEMORY = 2 * 2**30  # bytes for the seeds that run side by side, where the device does not tell what it has
+
+
+def train(
+    problem: Problem,
+    network: Network,
+    keys: Array,
+    *,
+    initial: Params | None = None,
+    precision: str = "float32",
+    observables: Sequence[str] = MEASURED,
+    rtol: float = 1e-3,
+    max_matvecs: int = 100,
+    warm_start: bool = True,
+    probes: int = 16,
+    memory: int | float | None = None,
+    vectorized: bool | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> list[Trajectory]:
+    """The trajectories of one network per key, e.g. ``keys = jax.random.split(jax.random.key(0), 8)``.
+
+    network       built for this problem, e.g. ``mlp(problem, width)``; a seed starts at ``network.init(key)``
+    initial       or at these weights: ``params`` with a leading axis over the seeds
+    precision     "float32" or "float64", of everything; results are float64 on the host
+    observables   which of ``limits.trajectory.MEASURED`` to measure
+    rtol          relative tolerance of Lanczos eigenvalues; ``Trajectory.errors`` holds what was reached
+    max_matvecs   products after which a Lanczos run gives up, and vectors of the parameters' size that it may hold
+    warm_start    start each Lanczos run from the eigenvectors of the measurement before
+    probes        random vectors of the trace estimate, where the trace is not exact
+    memory        bytes for the seeds that run side by side (default: most of the device's); the rest follow in chunks
+    vectorized    whether the seeds of a chunk run as one batch; by default they do, except on a CPU, where one after
+                  the other is two to three times faster
+    progress      called after every measured step with the fraction of the job that is done
+
+    Raises ValueError for an unknown observable or precision, for more eigenvalues than parameters and for a network or
+    weights that do not fit; MemoryError if ``memory`` does not hold one network.  A divergence is no error: from there
+    on the values are not finite.
+    """
+    with computing_in(precision):
+        vectorized = jax.default_backend() != "cpu" if vectorized is None else vectorized
+        numerics = rtol, max_matvecs, warm_start, probes, vectorized
+        program = _Program(network, tuple(observables), problem.top_k, *numerics)
+        _check(problem, program, keys, initial)
+        chunks = _chunks(len(keys), _side_by_side(problem, program, memory))
+        trajectories = []
+        for done, rows in enumerate(chunks):
+            weights = _weights(network, keys[rows], jax.tree.map(lambda leaf: leaf[rows], initial))  # noqa: B023
+            report = None if progress is None else lambda part: progress((done + part) / len(chunks))  # noqa: B023
+            trajectories += _train_chunk(problem, program, keys[rows], weights, report)
+    return trajectories[: len(keys)]  # without the last chunk's padding
+
+
+class _Program(NamedTuple):
+    """What is compiled: the static argument of the compiled functions."""
+
+    network: Network
+    observables: tuple[str, ...]
+    top_k: int
+    rtol: float
+    max_matvecs: int
+    warm_start: bool
+    probes: int
+    vectorized: bool
+
+    def over_seeds(self, function):
+        """The function of one seed, for many: batched, or one after the other inside one compiled loop."""
+        return jax.vmap(function) if self.vectorized else lambda *seeds: jax.lax.map(lambda one: function(*one), seeds)
+
+
+class _Descent(NamedTuple):
+    """The numbers of the update; traced."""
+
+    learning_rate: Array  # η0 γ²
+    momentum: Array  # β
+    weight_decay: Array  # λ/γ²
+
+    def optimizer(self):
+        """m ← β m + ∇L + (λ/γ²) θ,  θ ← θ − η0γ² m: the recursion of ``limits.problem`` with its m in units of γ²."""
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay), optax.sgd(self.learning_rate, momentum=self.momentum)
+        )
+
+
+class _Operator(NamedTuple):
+    """One Lanczos run: ``matvec()`` builds v → A v; ``like`` is a vector; so many largest and smallest eigenvalues."""
+
+    matvec: Callable
+    like: Params
+    top: int
+    bottom: int
+
+
+def _train_chunk(problem, program, keys, weights, progress):
+    """The trajectories of the seeds that run side by side; ``weights`` have a leading axis over them."""
+    gamma2, steps = program.network.gamma**2, problem.steps
+    real = partial(jnp.asarray, dtype=jnp.zeros(()).dtype)
+    descent = _Descent(*map(real, (problem.learning_rate * gamma2, problem.momentum, problem.weight_decay / gamma2)))
+    data = real(problem.inputs), real(problem.targets)
+    batches = None if problem.batches is None else jnp.asarray(problem.batches, jnp.int32)
+    momenta, starts = _begin(program, descent, data, weights, keys)
+    measurements = []
+    for index, step in enumerate(steps):
+        if index:
+            weights, momenta = _advance(program, descent, data, batches, weights, momenta, steps[index - 1], step)
+        measured, starts = _measure(program, data, weights, starts, keys, index)
+        measurements.append(jax.device_get(measured))
+        if progress is not None:
+            progress((index + 1) / len(steps))
+    return _trajectories(steps, measurements, gamma2)
+
+
+@partial(jax.jit, static_argnums=0)
+def _begin(program, descent, data, weights, keys):
+    """The optimiser's state and the first vectors of every Lanczos run."""
+
+    def begin(params, key):
+        operators = _operators(program, params, data)
+        key = _measuring_key(key, 0)
+        starts = {name: lanczos.random_start(key, operator.like) for name, operator in operators.items()}
+        return descent.optimizer().init(params), starts
+
+    return program.over_seeds(begin)(weights, keys)
+
+
+@partial(jax.jit, static_argnums=0)
+def _advance(program, descent, data, batches, weights, momenta, start, stop):
+    """Weights and optimiser's state after the steps start, …, stop − 1."""
+    optimizer, apply = descent.optimizer(), program.network.apply
+
+    def step(t, state):
+        params, momentum = state
+        batch = data if batches is None else jax.tree.map(lambda rows: rows[batches[t]], data)
+        gradient = jax.grad(lambda p: curvature.loss(apply, p, *batch))(params)
+        updates, momentum = optimizer.update(gradient, momentum, params)
+        return optax.apply_updates(params, updates), momentum
+
+    return program.over_seeds(lambda *state: jax.lax.fori_loop(start, stop, step, state))(weights, momenta)
+
+
+@partial(jax.jit, static_argnums=0)
+def _measure(program, data, weights, starts, keys, index):
+    """((values, errors) by observable, raw; the vectors from which the next Lanczos runs start)"""
+
+    def measure(params, starts, key):
+        loss = curvature.loss(program.network.apply, params, *data)
+        healthy = jnp.isfinite(loss)
+        params = jax.tree.map(lambda leaf: jnp.where(healthy, leaf, 0), params)  # no Lanczos run on a diverged network
+        found, starts = _observe(program, data, params, starts, _measuring_key(key, index + 1))
+        values = {name: jnp.where(healthy, value, jnp.nan) for name, (value, _) in found.items()}
+        errors = {name: _or_infinite(error, healthy) for name, (_, error) in found.items() if error is not None}
+        return ({"loss": loss, **values}, errors), starts
+
+    return program.over_seeds(measure)(weights, starts, keys)
+
+
+def _observe(program, data, params, starts, key):
+    """(value, error or None where it is exact) of every wanted observable but the loss; and the next starts.
+
+    One computation after the other (``_after``).
+    """
+    apply, wanted, top_k, found, spectra = program.network.apply, set(program.observables), program.top_k, {}, {}
+    for name, start in starts.items():
+        spectra[name] = _extremes(program, _operators(program, params, data)[name], start)
+        params = _after(spectra[name].matvecs, params)
+    if "hessian" in spectra:
+        values, errors = spectra["hessian"].values, spectra["hessian"].errors
+        found |= {"hessian_eigenvalues": (values[:top_k], errors[:top_k]), "hessian_min": (values[-1], errors[-1])}
+    if "residual" in spectra:
+        found["residual_eigenvalues"] = spectra["residual"].values, spectra["residual"].errors
+    if wanted & KERNEL:
+        kernel = _kernel_spectrum(program, params, data, spectra.get("kernel"))
+        found |= dict.fromkeys(KERNEL, kernel)
+        params = _after(kernel[0][0], params)
+    if "hessian_trace" in wanted:
+        found["hessian_trace"] = curvature.trace(program.network, params, *data, key, probes=program.probes)
+        params = _after(found["hessian_trace"][0], params)
+    if "directional_sharpness" in wanted:
+        found["directional_sharpness"] = curvature.directional_sharpness(apply, params, *data), None
+    if program.warm_start:
+        starts = {name: lanczos.warm_start(key, spectrum.vectors) for name, spectrum in spectra.items()}
+    return {name: pair for name, pair in found.items() if name in wanted}, starts
+
+
+def _operators(program, params, data):
+    """The Lanczos runs that the wanted observables need, by name: "hessian", "residual", "kernel"."""
+    network, wanted, inputs, targets = program.network, set(program.observables), *data
+    size, operators = _size(params), {}
+    if wanted & HESSIAN:
+        top = program.top_k if "hessian_eigenvalues" in wanted else 0
+        bottom = int("hessian_min" in wanted and size > top)  # otherwise it is the last of the largest
+        operators["hessian"] = _Operator(lambda: curvature.hessian(network.apply, params, *data), params, top, bottom)
+    if "residual_eigenvalues" in wanted:
+        operators["residual"] = _Operator(lambda: curvature.residual(network.apply, params, *data), params, 1, 1)
+    if wanted & KERNEL and targets.size > DENSE_NTK_ROWS:  # in the smaller of the two spaces
+        of_outputs = targets.size <= size
+        matvec, like = (curvature.ntk, targets) if of_outputs else (curvature.gauss_newton, params)
+        top = min(program.top_k, targets.size)
+        operators["kernel"] = _Operator(lambda: matvec(network.apply, params, inputs), like, top, 0)
+    return operators
+
+
+def _kernel_spectrum(program, params, data, spectrum):
+    """The top_k eigenvalues of the NTK, which are those of G; zeros beyond its PC rows.  Errors None if dense."""
+    if spectrum is None:
+        theta = curvature.dense_ntk(program.network, params, data[0])
+        values, errors = jnp.linalg.eigvalsh(theta)[::-1][: program.top_k], None
+    else:
+        values, errors = spectrum.values, spectrum.errors
+    missing = (0, program.top_k - len(values))
+    return jnp.pad(values, missing), None if errors is None else jnp.pad(errors, missing)
+
+
+def _after(result, params):
+    """The params, once ``result``, a number that is never −∞, is known.
+
+    XLA starts independent computations together, and on a CPU (jaxlib 0.10.2, two cores) batched ones can then wait for
+    each other's threads for ever.
+    """
+    return jax.tree.map(lambda leaf: jnp.where(result.astype(leaf.dtype) == -jnp.inf, 0, leaf), params)
+
+
+def _extremes(program, operator, start):
+    return lanczos.extremes(
+        operator.matvec(),
+        start,
+        top=operator.top,
+        bottom=operator.bottom,
+        rtol=program.rtol,
+        max_matvecs=program.max_matvecs,
+        check_every=CHECK_EVERY,
+    )
+
+
+def _measuring_key(key, index):
+    """A stream apart from the one that draws the weights."""
+    return jax.random.fold_in(jax.random.fold_in(key, 0x6D656173), index)
+
+
+def _or_infinite(error, healthy):
+    return jnp.where(healthy & ~jnp.isnan(error), error, jnp.inf)
+
+
+def _trajectories(steps, measurements, gamma2):
+    """One trajectory per seed from the raw (values, errors) at each step: float64, and curvature times γ²."""
+    values, errors = jax.tree.map(lambda *steps: np.stack(steps, axis=1).astype(np.float64), *measurements)
+    rescaled = {name: value if name == "loss" else gamma2 * value for name, value in values.items()}
+    errors = {name: gamma2 * error for name, error in errors.items()}
+    return [
+        Trajectory(steps, {n: v[seed] for n, v in rescaled.items()}, {n: e[seed] for n, e in errors.items()})
+        for seed in range(len(rescaled["loss"]))
+    ]
+
+
+def _check(problem, program, keys, initial):
+    network, shapes = program.network, _shapes(program.network)
+    unknown = [name for name in program.observables if name not in MEASURED]
+    if unknown:
+        raise ValueError(f"unknown observable {unknown[0]!r}; known: {', '.join(MEASURED)}")
+    gamma = output_multiplier(problem.parametrization, problem.richness, network.width)
+    if not isclose(network.gamma, gamma, rel_tol=1e-12):
+        raise ValueError(f"the network's γ is {network.gamma:g}, the problem's {gamma:g}: build it for this problem")
+    inputs = jax.ShapeDtypeStruct(problem.inputs.shape, jnp.float32)
+    try:
+        fits = jax.eval_shape(network.apply, shapes, inputs).shape == problem.targets.shape
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"no network from {inputs.shape} to {problem.targets.shape}: build it for this problem")
+    if program.top_k > _size(shapes):
+        raise ValueError(f"top_k {program.top_k} is more than the network's {_size(shapes)} parameters")
+    if jnp.ndim(keys) != (1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else 2):
+        raise ValueError("one key per seed, along a leading axis: jax.random.split(key, number of seeds)")
+    if initial is not None and any(leaf.shape[0] != len(keys) for leaf in jax.tree.leaves(initial)):
+        raise ValueError(f"{len(keys)} keys but initial weights for {jax.tree.leaves(initial)[0].shape[0]} networks")
+
+
+def _weights(network, keys, initial):
+    """The initial weights of a chunk, with a leading axis over seeds, in the precision of the scope.
+
+    Drawn one by one and not compiled together: so they are bit for bit what ``network.init(key)`` returns.
+    """
+    if initial is None:
+        drawn = [jax.device_get(network.init(key)) for key in keys]
+        initial = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), initial)
+
+
+def _shapes(network):
+    return jax.eval_shape(network.init, jax.random.key(0))
+
+
+def _size(tree):
+    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _chunks(seeds, most):
+    """Rows of each chunk: equally many (one compilation for all), the last one filled up with its last seed."""
+    count = ceil(seeds / most)
+    length = ceil(seeds / count)
+    rows = np.minimum(np.arange(count * length), seeds - 1)
+    return list(rows.reshape(count, length))
+
+
+def _side_by_side(problem, program, memory):
+    """How many seeds fit into the memory at once."""
+    memory = _device_memory() if memory is None else memory
+    resident, workspace = _footprint(problem, program)
+    most = memory // (resident + workspace) if program.vectorized else (memory - workspace) // resident
+    if most < 1:
+        needed = (resident + workspace) / 2**30
+        raise MemoryError(f"one network needs about {needed:.1f} GiB, more than the {memory / 2**30:.1f} GiB of memory")
+    return int(most)
+
+
+def _footprint(problem, program):
+    """Bytes of one seed, estimated: (what it keeps all the time, what is needed while it is worked on)."""
+    itemsize, shapes = jnp.zeros(()).dtype.itemsize, jax.tree.leaves(_shapes(program.network))
+    parameters, rows = _size(shapes), problem.targets.size
+    kept = 2 * 5 * parameters  # weights, momentum and up to three starts, coming in and going out
+    lanczos = (min(program.max_matvecs, parameters) + 8) * parameters
+    signals = 8 * len(shapes) * problem.num_outputs * problem.num_samples * program.network.width
+    kernel = 4 * min(rows, DENSE_NTK_ROWS) ** 2
+    return itemsize * kept, itemsize * (lanczos + signals + kernel)
+
+
+def _device_memory():
+    """Most of what is free on the device, or a fixed amount where it does not tell."""
+    stats = jax.devices()[0].memory_stats()
+    return 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]) if stats else HOST_MEMORY

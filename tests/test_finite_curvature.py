@@ -1,0 +1,163 @@
+"""Every matrix-vector product against a dense matrix from plain automatic differentiation, in float64."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from finite import curvature
+from finite.networks.mlp import mlp
+from finite.precision import PRECISIONS, computing_in
+from limits import neural_tangents_compat
+from limits.problem import Problem
+
+P, D, C, N = 5, 3, 2, 4
+CASES = [(1, "linear"), (2, "relu"), (3, "gelu")]
+TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with computing_in("float64"):
+        yield
+
+
+class Dense:
+    """A small network, with J (PC, n) from jacrev, H from ``jax.hessian``, and G and R from those two."""
+
+    def __init__(self, depth, activation, seed=0):
+        rng = np.random.default_rng(seed)
+        self.inputs, self.targets = (jnp.asarray(rng.normal(size=(P, n))) for n in (D, C))
+        problem = Problem(np.asarray(self.inputs), np.asarray(self.targets), richness=0.8)
+        self.network = mlp(problem, N, depth, activation)
+        params = self.network.init(jax.random.key(seed))
+        self.params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+        self.flat, self.unravel = ravel_pytree(self.params)
+        self.jacobian = jax.jit(jax.jacrev(self.outputs))(self.flat)
+        self.hessian = jax.jit(jax.hessian(self.loss))(self.flat)
+        self.gauss_newton = self.jacobian.T @ self.jacobian / P
+        second = jax.jit(jax.jacfwd(jax.jacrev(self.outputs)))(self.flat)  # (PC, n, n)
+        self.residual = jnp.tensordot((self.outputs(self.flat) - self.targets.ravel()) / P, second, 1)
+
+    def outputs(self, flat):
+        return self.network.apply(self.unravel(flat), self.inputs).ravel()
+
+    def loss(self, flat):
+        return jnp.mean(0.5 * jnp.sum((self.outputs(flat).reshape(P, C) - self.targets) ** 2, axis=1))
+
+    @property
+    def bound(self):
+        return self.network.apply, self.params, self.inputs
+
+    def columns(self, matvec):
+        """The matrix of a product on parameters."""
+        return jax.jit(jax.vmap(lambda v: ravel_pytree(matvec(self.unravel(v)))[0]))(jnp.eye(len(self.flat))).T
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"depth{case[0]}-{case[1]}")
+def dense(request):
+    with computing_in("float64"):
+        return Dense(*request.param)
+
+
+def test_loss(dense):
+    np.testing.assert_allclose(curvature.loss(*dense.bound, dense.targets), dense.loss(dense.flat), **TOLERANCE)
+
+
+def test_hessian(dense):
+    np.testing.assert_allclose(
+        dense.columns(curvature.hessian(*dense.bound, dense.targets)), dense.hessian, **TOLERANCE
+    )
+
+
+def test_gauss_newton(dense):
+    np.testing.assert_allclose(dense.columns(curvature.gauss_newton(*dense.bound)), dense.gauss_newton, **TOLERANCE)
+
+
+def test_residual(dense):
+    matrix = dense.columns(curvature.residual(*dense.bound, dense.targets))
+    np.testing.assert_allclose(matrix, dense.residual, **TOLERANCE)
+    np.testing.assert_allclose(matrix + dense.gauss_newton, dense.hessian, **TOLERANCE)
+
+
+def test_ntk(dense):
+    expected = dense.jacobian @ dense.jacobian.T / P
+    operator = curvature.ntk(*dense.bound)
+    columns = jax.vmap(lambda u: operator(u.reshape(P, C)).ravel())(jnp.eye(P * C)).T
+    np.testing.assert_allclose(columns, expected, **TOLERANCE)
+    np.testing.assert_allclose(curvature.dense_ntk(dense.network, *dense.bound[1:]), expected, **TOLERANCE)
+
+
+def test_ntk_without_layer_factors(dense):
+    plain = replace(dense.network, layer_factors=None)
+    np.testing.assert_allclose(
+        curvature.dense_ntk(plain, *dense.bound[1:]), dense.jacobian @ dense.jacobian.T / P, **TOLERANCE
+    )
+
+
+def test_layer_factors_are_the_layers_gradients(dense):
+    """∂f_c(x_p)/∂weights = a(p) b(p, c)ᵀ, layer by layer."""
+    factors = dense.network.layer_factors(*dense.bound[1:])
+    outer = [jnp.einsum("pm,pcn->pcmn", a, b) for a, b in factors]
+    gradients = jax.jacrev(dense.network.apply)(*dense.bound[1:])
+    expected = [gradients["input"], *gradients["hidden"], gradients["readout"]]
+    for got, wanted in zip(outer, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, **TOLERANCE)
+
+
+def test_neural_tangents_agrees(dense):
+    theta = neural_tangents_compat.load().empirical_ntk_fn(dense.network.apply, trace_axes=())(
+        dense.inputs, None, dense.params
+    )  # (P, P, C, C)
+    expected = jnp.transpose(theta, (0, 2, 1, 3)).reshape(P * C, P * C) / P
+    np.testing.assert_allclose(curvature.dense_ntk(dense.network, *dense.bound[1:]), expected, **TOLERANCE)
+
+
+def test_gauss_newton_trace_is_exact(dense):
+    for network in (dense.network, replace(dense.network, layer_factors=None)):
+        np.testing.assert_allclose(
+            curvature.gauss_newton_trace(network, *dense.bound[1:]), jnp.trace(dense.gauss_newton), **TOLERANCE
+        )
+
+
+def test_hessian_trace(dense):
+    estimate = jax.jit(partial(curvature.trace, dense.network, probes=200))
+    value, error = estimate(*dense.bound[1:], dense.targets, jax.random.key(0))
+    if dense.network.layerwise_linear:
+        assert error == 0
+        np.testing.assert_allclose(value, jnp.trace(dense.hessian), **TOLERANCE)
+    else:
+        off_diagonal = dense.residual - jnp.diag(jnp.diag(dense.residual))
+        spread = jnp.sqrt(2 * jnp.sum(off_diagonal**2) / 200)  # of a mean of 200 probes, Rademacher
+        assert abs(value - jnp.trace(dense.hessian)) < 4 * spread
+        assert error == pytest.approx(float(spread), rel=0.3)
+
+
+def test_directional_sharpness(dense):
+    gradient = jax.grad(dense.loss)(dense.flat)
+    expected = gradient @ dense.hessian @ gradient / (gradient @ gradient)
+    np.testing.assert_allclose(curvature.directional_sharpness(*dense.bound, dense.targets), expected, **TOLERANCE)
+
+
+def test_directional_sharpness_of_a_tiny_gradient():
+    """g of 1e-25, whose square is zero in float32: the quotient is what float64 says; at g = 0 it is not a number."""
+    dense = Dense(1, "linear")
+    values = []
+    for size in (1e-25, 0.0):
+        params = {"input": jnp.zeros((D, N)), "hidden": (), "readout": jnp.full((N, C), size)}
+        for name in PRECISIONS:
+            with computing_in(name):
+                arrays = jax.tree.map(lambda leaf, name=name: leaf.astype(name), (params, dense.inputs, dense.targets))
+                values.append(float(curvature.directional_sharpness(dense.network.apply, *arrays)))
+    assert values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-12)
+    assert np.isnan(values[2:]).all()
+
+
+def test_trace_refuses_one_probe():
+    dense = Dense(1, "tanh")
+    with pytest.raises(ValueError, match="1 probes"):
+        curvature.trace(dense.network, *dense.bound[1:], dense.targets, jax.random.key(0), probes=1)

@@ -1,0 +1,99 @@
+"""The order of the house: who imports whom, what lies at the top, what never is on disk, which versions are let in."""
+
+import ast
+import shutil
+import subprocess
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import limits
+
+HERE = Path(__file__).resolve().parent.parent
+ROOMS = ("limits", "finite", "comparisons", "paper_figures")  # each imports only itself and what stands before it
+FILES = [path for room in ROOMS for path in sorted((HERE / room).rglob("*.py"))]
+PYPROJECT = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def imported(tree):
+    """The first part of every module name that a file imports, lazily or not."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HERE)))
+def test_a_room_imports_only_the_rooms_before_it(path):
+    own = ROOMS.index(path.relative_to(HERE).parts[0])
+    later = {*ROOMS[own + 1 :], "tests"}
+    assert not later & set(imported(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HERE)))
+def test_nothing_is_pickled(path):
+    """Configurations and results never hold a Python pickle, and none is ever read."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not {"pickle", "cloudpickle", "dill", "joblib", "shelve"} & set(imported(tree))
+    keywords = [k for node in ast.walk(tree) if isinstance(node, ast.Call) for k in node.keywords]
+    assert all(ast.literal_eval(k.value) is False for k in keywords if k.arg == "allow_pickle")
+
+
+def test_limits_is_ours():
+    assert Path(limits.__file__).resolve() == HERE / "limits" / "__init__.py"
+
+
+@pytest.fixture(scope="module")
+def tracked():
+    """The paths that git tracks."""
+    if not shutil.which("git") or not (HERE / ".git").exists():
+        pytest.skip("no git checkout: cannot tell our files from others")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=HERE, capture_output=True, check=True, text=True)
+    return [name for name in listed.stdout.split("\0") if name]
+
+
+def test_the_top_level_is_what_it_should_be(tracked):
+    top = {name.partition("/")[0] for name in tracked}
+    ours = {"pyproject.toml", "README.md", "LICENSE", "limits", "finite", "comparisons", "tests", "paper_figures"}
+    assert {name for name in top if not name.startswith(".")} == ours
+
+
+def test_no_pickle_and_no_lock_file_is_tracked(tracked):
+    assert not [name for name in tracked if name.endswith((".pkl", ".pickle", "uv.lock"))]
+
+
+def requirements(lines):
+    return [Requirement(line) for line in lines if isinstance(line, str)]
+
+
+DIRECT = requirements(chain(PYPROJECT["project"]["dependencies"], *PYPROJECT["dependency-groups"].values()))
+PINNED = requirements(PYPROJECT["tool"]["uv"]["constraint-dependencies"])
+PYTHONS = [{"python_full_version": f"{v}.0", "python_version": v, "sys_platform": "linux"}
+           for v in ("3.11", "3.12", "3.13")]  # fmt: skip
+
+
+@pytest.mark.parametrize("python", PYTHONS, ids=lambda env: env["python_version"])
+@pytest.mark.parametrize("wanted", DIRECT, ids=lambda r: r.name)
+def test_each_dependency_is_pinned_once_within_its_range(wanted, python):
+    pins = [pin for pin in PINNED if pin.name == wanted.name and (not pin.marker or pin.marker.evaluate(python))]
+    (version,) = (specifier for pin in pins for specifier in pin.specifier)
+    assert version.operator == "=="
+    assert wanted.specifier.contains(version.version)
+
+
+def test_versions_let_in():
+    assert PYPROJECT["project"]["requires-python"] == ">=3.11"
+    allowed = {r.name: str(r.specifier) for r in DIRECT}
+    assert allowed["jax"] == "<0.13,>=0.10"
+    assert allowed["numpy"] == ">=2"
+    assert allowed["neural-tangents"] == "==0.6.5"
+    assert PYPROJECT["tool"]["uv"]["exclude-dependencies"] == ["tensorflow", "tf2jax"]
+
+
+def test_pins_have_no_addresses_and_no_tensorflow():
+    assert not [pin for pin in PINNED if pin.url]
+    assert not {"tensorflow", "tf2jax"} & {pin.name for pin in PINNED}

@@ -1,0 +1,306 @@
+"""Fits of power laws: exact ones come back, intervals cover, and where there is no exponent none is given."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import curve_fit
+from scipy.stats import linregress
+from scipy.stats import t as student_t
+
+from comparisons.power_law import ABOVE_FLOOR, _log_fit, _weighted_fit, fit, refused
+
+WIDTHS = 2.0 ** np.arange(4, 10)  # 16 … 512
+KINDS = ("fluctuation", "bias")
+
+
+def deviations(rng, seeds, spread=2.0, shift=0.0, paired=0.0):
+    """(6, S): spread/√N Gaussian, of which the share ``paired`` is the same seed by seed, and shift/N in the mean."""
+    common, own = rng.standard_normal(seeds), rng.standard_normal((6, seeds))
+    noise = np.sqrt(paired) * common + np.sqrt(1 - paired) * own
+    return spread * noise * WIDTHS[:, None] ** -0.5 + shift / WIDTHS[:, None]
+
+
+def numbers(law):
+    return np.array([law.exponent, law.prefactor, *law.interval, *law.prefactor_interval])
+
+
+# exact power laws
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(exponent=st.floats(-3, 1), prefactor=st.floats(1e-6, 1e6), order=st.permutations(range(6)))
+@settings(max_examples=30, deadline=None)
+def test_exact_magnitudes_come_back(kind, exponent, prefactor, order):
+    law = fit(WIDTHS[order], prefactor * WIDTHS[order] ** exponent, kind=kind)
+    np.testing.assert_allclose(law.interval, exponent, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(law.prefactor_interval, prefactor, rtol=1e-9)
+    assert (law.exponent, law.prefactor) == (pytest.approx(exponent, abs=1e-9), pytest.approx(prefactor, rel=1e-9))
+    np.testing.assert_allclose(law(WIDTHS), prefactor * WIDTHS**exponent, rtol=1e-9)
+    assert law.status == "fitted"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seeds", [2, 5, 32])
+def test_exact_seeds_come_back(kind, seeds):
+    """Each seed is its own exact power law: magnitudes are the root mean square, or the mean, of their prefactors."""
+    each = np.linspace(-0.5, 4, seeds)
+    law = fit(WIDTHS, each * WIDTHS[:, None] ** -0.7, kind=kind)
+    magnitude = np.sqrt(np.mean(each**2)) if kind == "fluctuation" else each.mean()
+    if (kind, seeds) == ("bias", 2):  # the mean of −0.5 and 4 is less than two standard errors
+        assert law.status == "below noise floor"
+        return
+    assert law.exponent == pytest.approx(-0.7, abs=1e-6)
+    assert law.prefactor == pytest.approx(magnitude, rel=1e-5)
+
+
+def test_a_held_exponent_leaves_the_mean_of_the_logarithms():
+    errors = 3 * WIDTHS**-0.5 * np.array([1.1, 0.9, 1.2, 0.8, 1.0, 1.0])
+    law = fit(WIDTHS, errors, exponent=-0.5)
+    assert law.prefactor == pytest.approx(np.exp(np.log(errors * WIDTHS**0.5).mean()))
+    assert law.interval == (-0.5, -0.5)
+    assert law.prefactor_interval[0] < law.prefactor < law.prefactor_interval[1]
+
+
+def test_one_dimensional_intervals_are_those_of_linear_regression():
+    errors = WIDTHS**-0.5 * np.array([1.1, 0.9, 1.2, 0.8, 1.0, 1.3])
+    law, line = fit(WIDTHS, errors, confidence=0.9), linregress(np.log(WIDTHS), np.log(errors))
+    margin = student_t.ppf(0.95, 4) * np.array([line.stderr, line.intercept_stderr])
+    np.testing.assert_allclose(law.interval, [line.slope - margin[0], line.slope + margin[0]])
+    expected = np.exp([line.intercept - margin[1], line.intercept + margin[1]])
+    np.testing.assert_allclose(law.prefactor_interval, expected)
+
+
+def test_a_held_exponent_has_the_interval_of_a_mean():
+    """Student's t with W − 1 degrees of freedom, of log(error · N^½)."""
+    logs = np.array([0.1, -0.1, 0.2, -0.2, 0.0, 0.3])
+    law = fit(WIDTHS, WIDTHS**-0.5 * np.exp(logs), exponent=-0.5)
+    margin = student_t.ppf(0.975, 5) * logs.std(ddof=1) / np.sqrt(6)
+    np.testing.assert_allclose(law.prefactor_interval, np.exp([logs.mean() - margin, logs.mean() + margin]))
+
+
+@pytest.mark.parametrize("held", [None, -1.2])
+def test_bias_is_the_weighted_least_squares_of_the_means(held):
+    """scipy's, in linear space, with the standard errors and the noise floor added in squares."""
+    errors, floor = deviations(np.random.default_rng(9), 40, shift=20.0), np.full(6, 0.01)
+    sigma = np.hypot(errors.std(axis=1, ddof=1) / np.sqrt(40), floor)
+    line = (lambda n, a, b: a * n**b) if held is None else (lambda n, a: a * n**held)
+    start = (20.0, -1.0) if held is None else (20.0,)
+    expected, _ = curve_fit(line, WIDTHS, errors.mean(axis=1), start, sigma)
+    law = fit(WIDTHS, errors, kind="bias", noise_floor=floor, exponent=held)
+    np.testing.assert_allclose([law.prefactor, law.exponent], [*expected, held][:2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("held", [None, -0.8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_of_the_estimates(kind, held):
+    """Against central differences, where the means are on the line: Gauss-Newton leaves the curvature out."""
+    errors, x = deviations(np.random.default_rng(10), 16, shift=20.0), np.log(WIDTHS)
+    estimate = _log_fit(x, held) if kind == "fluctuation" else _weighted_fit(x, errors, np.zeros(6), held)
+    means = 3 * WIDTHS**-0.8
+    derivative = estimate(means[None])[1][0]
+    steps = 1e-4 * np.diag(means)
+    numerical = (estimate(means + steps)[0] - estimate(means - steps)[0]).T / (2e-4 * means)
+    np.testing.assert_allclose(derivative, numerical, rtol=1e-4, atol=1e-4 * np.abs(numerical).max())
+
+
+# symmetries
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("held", [None, -0.8])
+@given(scale=st.floats(1e-8, 1e8), sign=st.sampled_from([-1, 1]), random=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_scaled_errors_scale_the_prefactor_only(kind, held, scale, sign, random):
+    errors = deviations(np.random.default_rng(random), 12, shift=20.0)
+    one = fit(WIDTHS, errors, kind=kind, exponent=held, resamples=200)
+    other = fit(WIDTHS, sign * scale * errors, kind=kind, exponent=held, resamples=200)
+    factors = np.array([1, scale, 1, 1, scale, scale])
+    np.testing.assert_allclose(numbers(other), numbers(one) * factors, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_seeds_in_another_order_are_the_same_seeds(kind):
+    """Exactly for the estimate; within the resampling for the interval."""
+    rng = np.random.default_rng(1)
+    errors = deviations(rng, 24, shift=20.0)
+    one, other = (numbers(fit(WIDTHS, e, kind=kind)) for e in (errors, errors[:, rng.permutation(24)]))
+    np.testing.assert_allclose(other[:2], one[:2], rtol=1e-6)
+    np.testing.assert_allclose(other[2:4], one[2:4], atol=0.1 * (one[3] - one[2]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_widths_in_another_unit_keep_the_exponent(kind):
+    errors = deviations(np.random.default_rng(2), 24, shift=20.0)
+    one, other = (fit(unit * WIDTHS, errors, kind=kind) for unit in (1, 1000))
+    np.testing.assert_allclose([other.exponent, *other.interval], [one.exponent, *one.interval], rtol=1e-5)
+    np.testing.assert_allclose(other(1000 * WIDTHS), one(WIDTHS), rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_one_another():
+    errors = deviations(np.random.default_rng(3), 16)
+    assert (numbers(fit(WIDTHS, errors)) == numbers(fit(WIDTHS, errors))).all()
+    assert (numbers(fit(WIDTHS, errors))[2:] != numbers(fit(WIDTHS, errors, seed=1))[2:]).all()
+
+
+# what cannot be resolved
+
+
+def test_widths_below_the_floor_are_left_out():
+    errors = 2 * WIDTHS**-0.5 * np.where(WIDTHS > 100, 5, 1)  # the wide ones are not on the line
+    floor = errors / ABOVE_FLOOR * np.where(WIDTHS > 100, 1.01, 0.99)
+    law = fit(WIDTHS, errors, noise_floor=floor)
+    np.testing.assert_array_equal(law.widths, [16, 32, 64])
+    assert (law.exponent, law.prefactor) == (pytest.approx(-0.5), pytest.approx(2))
+    floor[2] = np.nan  # an unknown error is not a small one
+    law = fit(WIDTHS, errors, noise_floor=floor)
+    assert law.status == "below noise floor"
+    assert np.isnan([law.exponent, *law.interval, law.prefactor, *law.prefactor_interval]).all()
+    assert len(law.widths) == 0
+    assert np.isnan(law(WIDTHS)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_floor_may_be_one_number(kind):
+    errors = np.ones((6, 8)) * 2 * WIDTHS[:, None] ** -0.5
+    for floor, kept in ((0.0, 6), (2 * 64**-0.5 / ABOVE_FLOOR * 0.99, 3), (2 * 16**-0.5, 0)):
+        assert len(fit(WIDTHS, errors, kind=kind, noise_floor=floor).widths) == kept
+
+
+@pytest.mark.parametrize("errors", [np.zeros(6), np.zeros((6, 9)), np.where(np.arange(6) < 2, 1.0, 0.0)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_error_has_no_exponent(errors, kind):
+    assert fit(WIDTHS, errors, kind=kind).status == "below noise floor"
+
+
+def test_a_mean_that_is_noise_has_no_bias():
+    """Seeds without a shift: at least three of six means above two standard errors in 0.4 % of all cases."""
+    rng = np.random.default_rng(4)
+    laws = [fit(WIDTHS, deviations(rng, 16), kind="bias", resamples=100) for _ in range(200)]
+    assert sum(law.status == "fitted" for law in laws) <= 5
+
+
+def test_bias_under_noise_is_not_flattened():
+    """Means of 4 down to 0.7 standard errors: a logarithmic fit of those that stand out gives −0.7 to −0.8."""
+    rng = np.random.default_rng(5)
+    laws = [fit(WIDTHS, deviations(rng, 16, spread=1.0, shift=4.0 * 2**0.5), kind="bias", resamples=100)
+            for _ in range(200)]  # fmt: skip
+    exponents = np.array([law.exponent for law in laws if law.status == "fitted"])
+    assert len(exponents) > 100
+    assert exponents.mean() == pytest.approx(-1, abs=0.07)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(6,), (6, 8)])
+def test_an_error_that_is_not_finite_is_a_divergence(bad, shape):
+    errors = np.ones(shape)
+    errors.flat[-1] = bad
+    law = fit(WIDTHS, errors)
+    assert law.status == "diverged"
+    assert np.isnan(law.exponent)
+
+
+def test_refused():
+    law = refused("past the edge of stability")
+    assert law.status == "past the edge of stability"
+    assert np.isnan(numbers(law)).all()
+    with pytest.raises(ValueError, match="'fitted' is not one of"):
+        refused("fitted")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "line"),
+    [
+        ((WIDTHS[:2], np.ones(2)), {}, "widths of shape"),
+        ((WIDTHS[None], np.ones((1, 6))), {}, "widths of shape"),
+        ((np.array([8, 8, 16]), np.ones(3)), {}, "none twice"),
+        ((np.array([0, 8, 16]), np.ones(3)), {}, "positive"),
+        ((np.array([np.nan, 8, 16]), np.ones(3)), {}, "positive"),
+        ((WIDTHS, np.ones(5)), {}, "errors of shape"),
+        ((WIDTHS, np.ones((6, 0))), {}, "errors of shape"),
+        ((WIDTHS, np.ones((6, 2, 2))), {}, "errors of shape"),
+        ((WIDTHS, np.ones(6)), {"noise_floor": -1.0}, "noise floor"),
+        ((WIDTHS, np.ones(6)), {"noise_floor": np.ones(5)}, "noise floor"),
+        ((WIDTHS, np.ones(6)), {"exponent": np.nan}, "exponent nan"),
+        ((WIDTHS, np.ones(6)), {"confidence": 1.0}, "confidence"),
+        ((WIDTHS, np.ones(6)), {"resamples": 0}, "resamples"),
+    ],
+)
+def test_input_out_of_range_is_refused_in_one_line(arguments, options, line):
+    with pytest.raises(ValueError, match=line) as refusal:
+        fit(*arguments, **options)
+    assert "\n" not in str(refusal.value)
+
+
+# the reference
+
+
+def test_the_largest_width_as_reference_bends_the_line():
+    """The closed forms of the module's docstring, and that they are no power laws."""
+    rng, largest, seeds = np.random.default_rng(6), 1024.0, 20_000
+    independent = deviations(rng, seeds) - 2 * rng.standard_normal(seeds) * largest**-0.5
+    magnitude = np.sqrt(np.mean(independent**2, axis=1))
+    np.testing.assert_allclose(magnitude, 2 * np.sqrt(1 / WIDTHS + 1 / largest), rtol=5 / np.sqrt(2 * seeds))
+    assert fit(WIDTHS, magnitude).exponent > -0.45
+    paired = WIDTHS**-1.0 - largest**-1.0
+    assert fit(WIDTHS, paired, kind="bias").exponent < -1.1
+    halves = [fit(WIDTHS[part], paired[part]).exponent for part in (slice(3), slice(3, 6))]
+    assert halves[1] < halves[0] - 0.2
+
+
+# intervals
+
+
+def holds(interval, value):
+    return interval[0] <= value <= interval[1]
+
+
+def coverage(kind, seeds, trials, **how):
+    """(exponent, prefactor, prefactor where the exponent is held): shares of trials whose interval holds the truth."""
+    rng, hits = np.random.default_rng([seeds, trials]), np.zeros(3)
+    exponent, prefactor = (-0.5, 2.0) if kind == "fluctuation" else (-1.0, how["shift"])
+    for trial in range(trials):
+        errors = deviations(rng, seeds, **how)
+        options = {"kind": kind, "resamples": 500, "seed": trial % 8}
+        free, held = fit(WIDTHS, errors, **options), fit(WIDTHS, errors, exponent=exponent, **options)
+        hits += [holds(free.interval, exponent), holds(free.prefactor_interval, prefactor),
+                 holds(held.prefactor_interval, prefactor)]  # fmt: skip
+    return hits / trials
+
+
+CASES = [("fluctuation", {}), ("fluctuation", {"paired": 0.7}), ("bias", {"shift": 32.0}),
+         ("bias", {"shift": 32.0, "paired": 0.7})]  # fmt: skip
+NAMES = ["independent", "paired", "bias", "paired bias"]
+
+
+@pytest.mark.parametrize(("kind", "how"), CASES, ids=NAMES)
+def test_intervals_cover(kind, how):
+    """Of 100 intervals that cover 94 %, 86 or fewer hold the truth with a probability of 0.3 %."""
+    assert (coverage(kind, 16, 100, **how) > 0.86).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [8, 16, 32, 64])
+@pytest.mark.parametrize(("kind", "how"), CASES, ids=NAMES)
+def test_intervals_cover_well_and_not_too_well(kind, how, seeds):
+    shares = coverage(kind, seeds, 500, **how)
+    assert (shares >= 0.90 if seeds > 8 else shares >= 0.87).all()
+    assert (shares <= 0.99).all()
+
+
+def test_more_seeds_narrow_the_interval_like_one_over_their_root():
+    rng = np.random.default_rng(7)
+    spans = [np.median([np.ptp(fit(WIDTHS, deviations(rng, s)).interval) for _ in range(30)]) for s in (64, 256)]
+    assert spans[0] / spans[1] == pytest.approx(2, rel=0.2)
+
+
+@pytest.mark.slow
+def test_hundreds_of_fits_take_seconds():
+    errors = deviations(np.random.default_rng(8), 32, shift=8.0)
+    start = time.perf_counter()
+    for _ in range(150):
+        fit(WIDTHS, errors)
+        fit(WIDTHS, errors, kind="bias")
+    assert time.perf_counter() - start < 10  # 1 s on an idle core of 2024

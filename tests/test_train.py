@@ -1,0 +1,317 @@
+"""Training against a gradient-descent loop written out in NumPy, and its observables against dense Hessians."""
+
+import logging
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from finite import train as training
+from finite.networks.mlp import mlp
+from finite.precision import computing_in
+from finite.train import train
+from limits.parametrization import output_multiplier
+from limits.problem import Problem, minibatches
+from limits.trajectory import MEASURED
+
+WIDTH = 6
+PRECISE = {"rtol": 1e-9, "probes": 400}
+CHEAP = ["loss", "ntk_eigenvalues", "hessian_trace", "directional_sharpness"]  # no Lanczos run to compile
+LINEAR, TANH = (1, "linear"), (2, "tanh")
+
+
+def a_problem(num_samples=6, num_inputs=3, num_outputs=2, **changes):
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(num_samples, num_inputs)), rng.normal(size=(num_samples, num_outputs))
+    return Problem(inputs, targets, **({"num_steps": 6, "learning_rate": 0.3, "top_k": 2} | changes))
+
+
+def everything(**changes):
+    """Momentum, weight decay and minibatches at once."""
+    batches = minibatches(np.random.default_rng(1), 6, 2, changes.get("num_steps", 6))
+    return a_problem(momentum=0.6, weight_decay=0.2, batches=batches, richness=0.7, **changes)
+
+
+def keys(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+def in_numpy(params):
+    """[E, W¹, …, V] in float64"""
+    return [np.float64(w) for w in (params["input"], *params["hidden"], params["readout"])]
+
+
+def written_out(problem, weights, activation):
+    """Weights before steps 0, 1, …: forward, backward and update by hand."""
+    phi, slope = {"linear": (lambda h: h, np.ones_like), "tanh": (np.tanh, lambda h: 1 - np.tanh(h) ** 2)}[activation]
+    width = len(weights[-1])
+    gamma = output_multiplier(problem.parametrization, problem.richness, width)
+    momenta = [np.zeros_like(w) for w in weights]
+    for t in range(problem.num_steps + 1):
+        yield weights
+        if t == problem.num_steps:
+            return
+        rows = np.arange(problem.num_samples) if problem.batches is None else problem.batches[t]
+        signals, before = [problem.inputs[rows] / np.sqrt(problem.num_inputs)], []
+        for w in weights[:-1]:
+            before.append(signals[-1] @ w)
+            signals.append(phi(before[-1]) / np.sqrt(width))
+        back = (signals[-1] @ weights[-1] / gamma - problem.targets[rows]) / len(rows) / gamma
+        gradients = [signals[-1].T @ back]
+        for l in range(len(before) - 1, -1, -1):
+            back = back @ weights[l + 1].T / np.sqrt(width) * slope(before[l])
+            gradients.insert(0, signals[l].T @ back)
+        steps = [gamma**2 * g + problem.weight_decay * w for g, w in zip(gradients, weights, strict=True)]
+        momenta = [problem.momentum * m + g for m, g in zip(momenta, steps, strict=True)]
+        weights = [w - problem.learning_rate * m for w, m in zip(weights, momenta, strict=True)]
+
+
+def outputs(problem, weights, activation):
+    phi, width = {"linear": lambda h: h, "tanh": jnp.tanh}[activation], len(weights[-1])
+    h = problem.inputs @ weights[0] / np.sqrt(problem.num_inputs)
+    for w in weights[1:]:
+        h = phi(h) @ w / np.sqrt(width)
+    return h / output_multiplier(problem.parametrization, problem.richness, width)
+
+
+def densely(problem, weights, activation):
+    """Every observable from dense second derivatives of an own forward pass."""
+    flat, unravel = ravel_pytree(weights)
+
+    def f(flat):
+        return outputs(problem, unravel(flat), activation).ravel()
+
+    def loss(flat):
+        return jnp.sum((f(flat) - problem.targets.ravel()) ** 2) / (2 * problem.num_samples)
+
+    jacobian, hessian, g = jax.jacfwd(f)(flat), jax.hessian(loss)(flat), jax.grad(loss)(flat)
+    gamma2 = output_multiplier(problem.parametrization, problem.richness, len(weights[-1])) ** 2
+    gauss_newton = jacobian.T @ jacobian / problem.num_samples
+    h, gn, r = (np.linalg.eigvalsh(m)[::-1] * gamma2 for m in (hessian, gauss_newton, hessian - gauss_newton))
+    ntk = np.linalg.eigvalsh(jacobian @ jacobian.T / problem.num_samples)[::-1] * gamma2
+    k = problem.top_k
+    return {
+        "loss": loss(flat),
+        "hessian_eigenvalues": h[:k],
+        "hessian_min": h[-1],
+        "gauss_newton_eigenvalues": gn[:k],
+        "residual_eigenvalues": r[[0, -1]],
+        "ntk_eigenvalues": ntk[:k],
+        "hessian_trace": h.sum(),
+        "directional_sharpness": gamma2 * (g @ hessian @ g) / (g @ g),
+    }
+
+
+@pytest.mark.parametrize("parametrization", ["mup", "ntp"])
+@pytest.mark.parametrize("architecture", [LINEAR, TANH], ids=str)
+def test_loss_is_that_of_the_loop_written_out(architecture, parametrization):
+    problem = everything(parametrization=parametrization)
+    network, activation = mlp(problem, WIDTH, *architecture), architecture[1]
+    got = train(problem, network, keys(2), precision="float64", observables=["loss"])
+    for key, trajectory in zip(keys(2), got, strict=True):
+        path = written_out(problem, in_numpy(network.init(key)), activation)
+        with computing_in("float64"):
+            errors = [np.asarray(outputs(problem, weights, activation)) - problem.targets for weights in path]
+        expected = [np.sum(error**2) / (2 * problem.num_samples) for error in errors]
+        np.testing.assert_allclose(trajectory["loss"], expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("architecture", [LINEAR, TANH], ids=str)
+def test_observables_are_those_of_dense_matrices(architecture):
+    problem = everything(num_steps=4, measure_every=2)
+    network = mlp(problem, WIDTH, *architecture)
+    (got,) = train(problem, network, keys(1), precision="float64", **PRECISE)
+    assert set(got.observables) == set(MEASURED)
+    with computing_in("float64"):
+        path = list(written_out(problem, in_numpy(network.init(keys(1)[0])), architecture[1]))
+        expected = [densely(problem, path[step], architecture[1]) for step in (0, 2, 4)]
+    for name in MEASURED:
+        wanted = np.stack([np.asarray(at[name]) for at in expected])
+        assert got[name].dtype == np.float64
+        if name == "hessian_trace" and not network.layerwise_linear:
+            assert (np.abs(got[name] - wanted) < 4 * got.error(name)).all()
+            assert (got.error(name) < 0.2 * np.abs(wanted)).all()
+        else:
+            np.testing.assert_allclose(got[name], wanted, rtol=1e-7, atol=1e-9, err_msg=name)
+            assert (np.abs(got[name] - wanted) <= got.error(name) + 1e-11).all(), name
+
+
+def test_same_network_at_step_zero_whatever_the_optimiser():
+    """Curvature is that of all samples and of the loss alone: no batch and no weight decay in it."""
+    problems = everything(), a_problem(richness=0.7)
+    results = [train(p, mlp(p, WIDTH), keys(1), precision="float64", **PRECISE)[0] for p in problems]
+    for name in MEASURED:
+        np.testing.assert_allclose(results[0][name][0], results[1][name][0], rtol=1e-12)
+
+
+def test_measured_steps():
+    often = a_problem(num_steps=7)
+    seldom = replace(often, measure_every=3)
+    (all_steps,), (some,) = (train(p, mlp(p, WIDTH), keys(1), observables=["loss"]) for p in (often, seldom))
+    np.testing.assert_array_equal(some.steps, [0, 3, 6])
+    np.testing.assert_array_equal(some["loss"], all_steps["loss"][[0, 3, 6]])
+
+
+def test_zero_steps():
+    problem = a_problem(num_steps=0)
+    (got,) = train(problem, mlp(problem, WIDTH, *TANH), keys(1), precision="float64", **PRECISE)
+    assert got["loss"].shape == (1,)
+    assert got["residual_eigenvalues"].shape == (1, 2)
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_chunks_change_nothing(vectorized):
+    problem = everything(measure_every=3)
+    network, seeds, options = mlp(problem, WIDTH, *TANH), keys(3), {"observables": CHEAP, "precision": "float64"}
+    one_by_one = [train(problem, network, seeds[i : i + 1], **options)[0] for i in range(3)]
+    fractions, memory = [], _memory_for(2, problem, network, vectorized)
+    options |= {"vectorized": vectorized, "memory": memory, "progress": fractions.append}
+    in_chunks = train(problem, network, seeds, **options)
+    np.testing.assert_allclose(fractions, np.arange(1, 7) / 6)  # two chunks of three measured steps
+    for a, b in zip(one_by_one, in_chunks, strict=True):
+        for name in CHEAP:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-10, err_msg=name)
+
+
+@pytest.mark.slow
+def test_batched_lanczos_is_lanczos():
+    problem = everything(measure_every=3)
+    network = mlp(problem, WIDTH, *TANH)
+    options = {"precision": "float64", **PRECISE}
+    batched = train(problem, network, keys(2), vectorized=True, **options)
+    for i, got in enumerate(batched):
+        (alone,) = train(problem, network, keys(2)[i : i + 1], **options)
+        for name in MEASURED:
+            np.testing.assert_allclose(got[name], alone[name], rtol=1e-7, atol=1e-10, err_msg=name)
+
+
+def _memory_for(count, problem, network, vectorized):
+    with computing_in("float64"):
+        program = training._Program(network, tuple(CHEAP), problem.top_k, 1e-3, 100, True, 16, vectorized)
+        resident, workspace = training._footprint(problem, program)
+    return count * resident + (count if vectorized else 1) * workspace
+
+
+def test_seeds_differ_and_repeat():
+    problem = a_problem(measure_every=6)
+    network = mlp(problem, WIDTH, *TANH)
+    first, second = train(problem, network, keys(2), **PRECISE)
+    again, _ = train(problem, network, keys(2), **PRECISE)
+    assert not np.isclose(first["loss"][0], second["loss"][0])
+    for name in MEASURED:
+        np.testing.assert_array_equal(first[name], again[name])
+
+
+def test_explicit_initial_weights():
+    problem = a_problem(measure_every=2)
+    network = mlp(problem, WIDTH, *TANH)
+    initial = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(network.init, keys(2)))
+    given = train(problem, network, keys(2), initial=initial, **PRECISE)
+    for got, expected in zip(given, train(problem, network, keys(2), **PRECISE), strict=True):
+        for name in MEASURED:
+            np.testing.assert_array_equal(got[name], expected[name])
+
+
+def test_no_recompilation(caplog):
+    """Other numbers, other seeds and other batches of the same size compile nothing."""
+    problem = everything()
+    train(problem, mlp(problem, WIDTH, *TANH), keys(2), **PRECISE)
+    batches = minibatches(np.random.default_rng(5), 6, 2, 6)
+    other = replace(problem, learning_rate=0.11, momentum=0.3, weight_decay=0.7, batches=batches, measure_every=2)
+    seeds = keys(2, seed=9)
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        train(other, mlp(other, WIDTH, *TANH), seeds, **PRECISE)
+    compiled = [r.getMessage() for r in caplog.records if "compil" in r.getMessage().lower()]
+    assert not compiled
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        train(other, mlp(other, WIDTH + 1), seeds, observables=["loss"])
+    assert any("_advance" in r.getMessage() for r in caplog.records)  # so the count above would have seen one
+
+
+def test_divergence_is_data():
+    problem = a_problem(learning_rate=1e4, num_steps=40, measure_every=10)
+    diverged, also = train(problem, mlp(problem, WIDTH, *TANH), keys(2), **PRECISE)
+    for trajectory in (diverged, also):
+        assert trajectory.diverged[-1]
+        assert not trajectory.diverged[0]
+        for name in MEASURED:
+            assert np.isfinite(trajectory[name][0]).all()
+            assert not np.isfinite(trajectory[name][-1]).any()
+            assert not np.isnan(trajectory.error(name)).any()
+
+
+def test_a_divergence_leaves_the_other_seeds_alone():
+    problem = a_problem(measure_every=3)
+    network = mlp(problem, WIDTH)
+    good = network.init(keys(1)[0])
+    initial = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf * jnp.nan]), good)
+    (alone,) = train(problem, network, keys(1), observables=CHEAP)
+    for vectorized in (False, True):
+        beside, broken = train(
+            problem, network, keys(2), initial=initial, vectorized=vectorized, observables=CHEAP
+        )
+        assert broken.diverged.all()
+        for name in CHEAP:
+            np.testing.assert_allclose(beside[name], alone[name], rtol=1e-4)
+
+
+def test_float32_is_close_to_float64():
+    problem = a_problem(measure_every=3)
+    network = mlp(problem, WIDTH, *TANH)
+    single, _ = train(problem, network, keys(2), precision="float32", **PRECISE)
+    (double,) = train(problem, network, keys(2)[:1], precision="float64", **PRECISE)
+    for name in MEASURED:
+        assert (np.abs(single[name] - double[name]) <= 1e-5 * np.abs(double[name]).max()).all(), name
+
+
+@pytest.mark.parametrize(("num_samples", "width"), [(6, 9), (40, 4)], ids=["outputs", "parameters"])
+def test_large_kernels_go_through_lanczos(monkeypatch, num_samples, width):
+    """In the smaller of the two spaces: PC = 12 < 45 parameters, PC = 80 > 20 parameters."""
+    problem = a_problem(num_samples=num_samples, measure_every=6)
+    kernel = ["ntk_eigenvalues", "gauss_newton_eigenvalues"]
+    (dense,) = train(problem, mlp(problem, width), keys(1), observables=kernel, precision="float64", rtol=1e-8)
+    monkeypatch.setattr(training, "DENSE_NTK_ROWS", 0)
+    jax.clear_caches()
+    (got,) = train(problem, mlp(problem, width), keys(1), observables=kernel, precision="float64", rtol=1e-8)
+    for name in kernel:
+        np.testing.assert_allclose(got[name], dense[name], rtol=1e-7)
+        assert name in got.errors
+        assert name not in dense.errors
+
+
+def test_spectra_end_in_exact_zeros():
+    problem = a_problem(num_samples=2, num_outputs=1, top_k=4)
+    (got,) = train(problem, mlp(problem, WIDTH), keys(1), observables=["ntk_eigenvalues", "gauss_newton_eigenvalues"])
+    for name in ("ntk_eigenvalues", "gauss_newton_eigenvalues"):
+        assert (got[name][:, :2] > 0).all()
+        assert (got[name][:, 2:] == 0).all()
+
+
+def test_as_many_eigenvalues_as_parameters():
+    problem = a_problem(num_inputs=1, num_outputs=1, top_k=2, num_steps=0)
+    (got,) = train(problem, mlp(problem, 1), keys(1), precision="float64")
+    np.testing.assert_allclose(got["hessian_min"], got["hessian_eigenvalues"][:, -1])
+    np.testing.assert_allclose(got["hessian_eigenvalues"].sum(), got["hessian_trace"], rtol=1e-10)
+    too_many = replace(problem, top_k=3)
+    with pytest.raises(ValueError, match="top_k 3 is more than the network's 2 parameters"):
+        train(too_many, mlp(too_many, 1), keys(1))
+
+
+def test_refusals():
+    problem = a_problem()
+    network = mlp(problem, WIDTH)
+    with pytest.raises(ValueError, match="unknown observable 'sharpnes'; known: loss"):
+        train(problem, network, keys(1), observables=["sharpnes"])
+    with pytest.raises(ValueError, match="build it for this problem"):
+        train(replace(problem, richness=2.0), network, keys(1))
+    with pytest.raises(ValueError, match="build it for this problem"):
+        train(a_problem(num_inputs=4), network, keys(1))
+    with pytest.raises(ValueError, match="3 keys but initial weights for 1"):
+        train(problem, network, keys(3), initial=jax.tree.map(lambda leaf: leaf[None], network.init(keys(1)[0])))
+    with pytest.raises(ValueError, match="one key per seed"):
+        train(problem, network, jax.random.key(0))
+    with pytest.raises(MemoryError, match="one network needs about"):
+        train(problem, network, keys(1), memory=100)
