@@ -30,10 +30,11 @@ class Theory:
 
 @dataclass(frozen=True)
 class Case:
-    """A model: ``network(problem, width)``, and its limit where there is one."""
+    """A model: ``network(problem, width)``, its limit where there is one, and how long a Lanczos run can be at most."""
 
     network: Callable[[Problem, int], Network]
     theory: Theory | None = None
+    max_matvecs: Callable[[Problem], int] = lambda problem: 100
 
 
 def initial_gram(params: Params) -> np.ndarray:
@@ -74,7 +75,16 @@ def case(model: str, depth: int = 2, activation: str = "tanh") -> Case:
 
 def _linear2(*_):
     theory = Theory(typical_limit, fluctuations.predict, initial_gram, matching_limit)
-    return Case(lambda problem, width: mlp(problem, width, depth=1, activation="linear"), theory)
+    return Case(lambda problem, width: mlp(problem, width, depth=1, activation="linear"), theory, _krylov_bound)
+
+
+def _krylov_bound(problem):
+    """No Krylov space of the two-layer linear Hessian has more dimensions than it has distinct eigenvalues.
+
+    These are 3DC + C² outliers at most, ±cσ_i and 0 (``limits.curvature``).  A shorter basis compiles faster.
+    """
+    C = problem.num_outputs
+    return min(100, 3 * problem.num_inputs * C + C**2 + 2 * C + 8)
 
 
 def _mlp(depth, activation):

@@ -45,15 +45,15 @@ class Options:
     """linear2: two-layer linear network, exact limit. mlp: --depth hidden layers, compared with its largest width."""
     param: Literal["mup", "ntp"] = "mup"
     """Parametrization: maximal update, or neural tangent."""
-    widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    widths: tuple[int, ...] = (128, 256, 512, 1024, 2048)
     """Hidden widths N, at least three."""
     seeds: int = 32
     """Networks per width, at least two."""
-    steps: int = 50
+    steps: int = 20
     """Gradient steps."""
-    measure_every: int = 5
+    measure_every: int = 2
     """Steps between two measurements."""
-    learning_rate: float = 1.0
+    learning_rate: float = 0.5
     """η0; the raw step is η0 γ², the edge of stability 2/η0."""
     richness: float = 1.0
     """γ0: how far features move; 0 is the kernel regime."""
@@ -66,9 +66,9 @@ class Options:
     data: str = "gaussian"
     """gaussian (linear teacher), digits (1797 real 8×8 images), or FILE.npz with arrays inputs (P, D) and targets."""
     samples: int | None = None
-    """P; default 64, for digits 256, for a file what it has."""
+    """P; default 40, for digits 256, for a file what it has."""
     inputs: int | None = None
-    """D; default 16 for gaussian, else what the data has."""
+    """D; default 10 for gaussian, else what the data has."""
     outputs: int | None = None
     """C; default 1. digits: 1 is even or odd, C > 1 the classes 0 … C−1."""
     depth: int = 2
@@ -164,7 +164,7 @@ def load(options: Options) -> data.Data:
     samples, outputs = options.samples, options.outputs
     if options.data == "gaussian":
         return data.gaussian(options.seed, *(_given(value, usual) for value, usual in
-                                             ((samples, 64), (options.inputs, 16), (outputs, 1))))  # fmt: skip
+                                             ((samples, 40), (options.inputs, 10), (outputs, 1))))  # fmt: skip
     if options.data == "digits":
         if options.inputs not in (None, 64):
             raise ValueError(f"{options.inputs} inputs: the digits have 64")
@@ -231,7 +231,8 @@ def _cell(comparison, width, prediction, limit, report: Callable[[float], None])
     keys = cases.keys(options.seed, width, options.seeds)
     started = time.perf_counter()
     trained = train(problem, network, keys, precision=options.precision, progress=report,
-                    rtol=tolerance(options, prediction, limit))  # fmt: skip
+                    rtol=tolerance(options, prediction, limit),
+                    max_matvecs=comparison.case.max_matvecs(problem))  # fmt: skip
     dataset = records.from_trajectories({width: trained})
     dataset["seconds"] = ("width", [time.perf_counter() - started])
     if theory:

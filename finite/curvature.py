@@ -117,12 +117,11 @@ def directional_sharpness(
 
 
 def signs_like(key: Array, params: Params) -> Params:
-    """Independent ±1, one for every parameter."""
+    """Independent ±1, one for every parameter; the same at either precision."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    return structure.unflatten(
-        [jax.random.rademacher(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    )
+    bits = [jax.random.bits(k, leaf.shape, jnp.uint8) & 1 for k, leaf in zip(keys, leaves, strict=True)]
+    return structure.unflatten([2 * b.astype(leaf.dtype) - 1 for b, leaf in zip(bits, leaves, strict=True)])
 
 
 def inner(u: Params, v: Params) -> Float[Array, ""]:

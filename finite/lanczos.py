@@ -180,7 +180,7 @@ def _overlaps(state, alpha, length, noise):
 def _orthogonalise(basis, w, m, noise):
     """Gram-Schmidt against v_0 … v_m; a w that is all noise gives way to a random vector.
 
-    The basis itself is orthogonal to √ε: one pass leaves √ε of what it removed, so it is repeated unless that is little.
+    The basis itself is orthogonal to √ε only: a pass leaves √ε of what it removes, and is repeated unless that is little.
     Returns w, its length and whether it was replaced.
     """
 

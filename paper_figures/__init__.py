@@ -1,0 +1,43 @@
+"""The paper's figures, one script each, named as its output: they read results and never train.
+
+`python -m paper_figures.figure_6_2` reads results/figure_6_2 and writes figure_6_2.png and .pdf there.  Where results
+are missing, it says with which command they are made.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+import xarray as xr
+from matplotlib.figure import Figure
+
+from comparisons import plots, records
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw one figure of the paper from results on disk."""
+
+    results: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where the results are; default results/ and the figure's name."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The picture, without its ending; default the figure's name, in DIR."""
+
+
+def read(path: Path, recipe: str) -> xr.Dataset:
+    """A results file.  Raises records.Refused with the command that makes it, where it is missing or damaged."""
+    try:
+        return records.read(path)
+    except records.Damaged as damage:
+        raise records.Refused(f"{damage}; make the results with: {recipe}") from None
+
+
+def save(figure: Figure, path: Path) -> None:
+    """PNG and PDF.  Raises records.Refused where they cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plots.save(figure, path)
+    except OSError as fault:
+        raise records.Refused(f"{path}: cannot be written: {fault.strerror}") from None
+    print(f"figure in {path}.png and {path}.pdf")

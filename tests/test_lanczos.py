@@ -101,7 +101,7 @@ def test_matvecs_are_counted_and_few_when_the_rank_is_low():
         jax.debug.callback(lambda: calls.append(0))
         return matrix @ v
 
-    found = extremes(matvec, random_start(jax.random.key(0), matrix[0]), top=3, max_matvecs=16)
+    found = jax.jit(lambda v: extremes(matvec, v, top=3, max_matvecs=16))(jnp.ones(48))
     jax.effects_barrier()
     assert len(calls) == found.matvecs <= 10
 
@@ -198,11 +198,11 @@ def test_a_warm_start_survives_a_divergence():
 
 def test_no_spurious_copies_in_a_long_run():
     """Where Lanczos without reorthogonalisation reports the outliers several times."""
-    spectrum = np.r_[40.0, 12.0, np.linspace(0, 10, 298)]
+    spectrum = np.r_[13.0, 12.0, 10 * np.linspace(0, 1, 298) ** 0.5]
     found = solve(dense(spectrum), rtol=1e-5, bottom=0, check_every=1)
     assert found.matvecs > 64  # beyond the leading eigenproblem
     assert found.converged.all()
-    np.testing.assert_allclose(found.values, [40, 12, 10], rtol=1e-4)
+    np.testing.assert_allclose(found.values, [13, 12, 10], rtol=1e-5)
 
 
 def test_a_pair_that_has_not_parted_is_not_taken_for_one():

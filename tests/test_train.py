@@ -26,13 +26,13 @@ LINEAR, TANH = (1, "linear"), (2, "tanh")
 def a_problem(num_samples=6, num_inputs=3, num_outputs=2, **changes):
     rng = np.random.default_rng(0)
     inputs, targets = rng.normal(size=(num_samples, num_inputs)), rng.normal(size=(num_samples, num_outputs))
-    return Problem(inputs, targets, **({"num_steps": 6, "learning_rate": 0.3, "top_k": 2} | changes))
+    return Problem(inputs, targets, **({"num_steps": 6, "learning_rate": 0.3, "richness": 0.7, "top_k": 2} | changes))
 
 
 def everything(**changes):
     """Momentum, weight decay and minibatches at once."""
     batches = minibatches(np.random.default_rng(1), 6, 2, changes.get("num_steps", 6))
-    return a_problem(momentum=0.6, weight_decay=0.2, batches=batches, richness=0.7, **changes)
+    return a_problem(momentum=0.6, weight_decay=0.2, batches=batches, **changes)
 
 
 def keys(count, seed=0):
@@ -141,7 +141,7 @@ def test_observables_are_those_of_dense_matrices(architecture):
 
 def test_same_network_at_step_zero_whatever_the_optimiser():
     """Curvature is that of all samples and of the loss alone: no batch and no weight decay in it."""
-    problems = everything(), a_problem(richness=0.7)
+    problems = everything(num_steps=1), a_problem(num_steps=0)
     results = [train(p, mlp(p, WIDTH), keys(1), precision="float64", **PRECISE)[0] for p in problems]
     for name in MEASURED:
         np.testing.assert_allclose(results[0][name][0], results[1][name][0], rtol=1e-12)
