@@ -3,7 +3,7 @@
 Two references:
 
     theory          each network minus the limit (in NTP the limit with that network's f(0))
-    largest-width   each network minus the mean-less network of the largest width with the same seed number, the paper's
+    largest-width   each network minus the network of the largest width that has its seed number, the paper's
                     way.  For independent networks its error A√(1/N + 1/M) is too flat near M, for deterministic gaps
                     A(1/N − 1/M) it is too steep; compare ``comparisons.power_law``.
 
@@ -55,7 +55,7 @@ class Rate:
         return asdict(self)
 
 
-def components(dataset: xr.Dataset, steps_last: bool = True) -> Iterator[tuple[str, int | str | None, dict]]:
+def components(dataset: xr.Dataset) -> Iterator[tuple[str, int | str | None, dict]]:
     """(observable, rank, selection) of every number that is followed in time; sharpness first among the eigenvalues."""
     for name in (n for n in OBSERVABLES if n == "sharpness" or n in dataset):
         if name == "sharpness":

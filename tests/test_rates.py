@@ -1,0 +1,126 @@
+"""Rates and growth from trajectories whose laws are known because they were made up."""
+
+import numpy as np
+import pytest
+
+from comparisons import rates, records
+from comparisons.rates import components, measure_rates, noise_floor
+from comparisons.super_consistency import growth_ratio, measure_growth
+from limits import Trajectory
+from limits.fluctuations import Law, Prediction
+
+WIDTHS, SEEDS, STEPS = (50, 100, 200, 400, 800), 40, np.array([0, 4, 8])
+STD, BIAS = 3.0, 5.0
+NAMES = ("loss", "hessian_eigenvalues", "residual_eigenvalues")
+
+
+def made_up(growth=1.0, epsilon=1e-16, widths=WIDTHS):
+    """o_N = 10 + STD g N^{-1/2} + BIAS/N with g ~ N(0, 1), the fluctuation times ``growth`` per measured step."""
+    rng = np.random.default_rng(0)
+
+    def trajectories(width, part):
+        result = []
+        for g in rngs[width]:
+            first = STD * g * width**-0.5 * growth ** np.arange(3)
+            scalar = {"deviation": first + BIAS / width, "first_order": first}.get(part, 10 + first + BIAS / width)
+            pair = np.stack([scalar, 0.5 * scalar], axis=1)
+            result.append(Trajectory(STEPS, dict(zip(NAMES, (scalar, pair, pair), strict=True))))
+        return result
+
+    rngs = {width: rng.normal(size=SEEDS) for width in widths}
+    dataset = records.from_trajectories({w: trajectories(w, "value") for w in widths})
+    for part in ("deviation", "first_order"):
+        more = records.from_trajectories({w: trajectories(w, part) for w in widths})
+        dataset = dataset.merge(more.rename({name: f"{name}_{part}" for name in NAMES}))
+    return dataset.assign_attrs(epsilon=epsilon)
+
+
+def prediction():
+    one = {"loss": np.ones(3), "hessian_eigenvalues": np.ones((3, 2)) * [1, 0.5], "residual_eigenvalues": np.ones((3, 2))}
+    zero = {name: 0 * values for name, values in one.items()}
+    laws = {n: Law(STD * one[n], -BIAS * one[n], zero[n], zero[n], zero[n], zero[n]) for n in NAMES}
+    return Prediction(laws, np.eye(1), None)
+
+
+def test_components_are_all_numbers_in_registry_order():
+    assert [(name, rank) for name, rank, _ in components(made_up())] == [
+        ("loss", None), ("sharpness", None), ("hessian_eigenvalues", 1), ("hessian_eigenvalues", 2),
+        ("residual_eigenvalues", "upper"), ("residual_eigenvalues", "lower")]  # fmt: skip
+
+
+def test_both_laws_are_recovered():
+    for rate in measure_rates(made_up(), "theory", prediction(), None):
+        scale = 0.5 if rate.rank in (2, "lower") else 1.0
+        assert rate.status == "fitted"
+        if rate.kind == "fluctuation":
+            assert rate.interval[0] <= -0.5 <= rate.interval[1]
+            assert rate.prefactor == pytest.approx(STD * scale, rel=0.15)
+            assert rate.predicted_exponent == -0.5
+        else:  # the control variate leaves the bias alone: exact
+            assert rate.exponent == pytest.approx(-1, abs=1e-3)
+            assert rate.prefactor == pytest.approx(BIAS * scale, rel=1e-3)
+            assert rate.fitted_prefactor == pytest.approx(BIAS * scale, rel=1e-2)
+            assert (rate.predicted_exponent, rate.predicted_prefactor > 0) == (-1.0, True)
+
+
+def test_a_shift_changes_the_predicted_exponent():
+    laws = prediction().laws
+    shifted = {name: law._replace(shift=np.ones_like(law.std)) for name, law in laws.items()}
+    found = measure_rates(made_up(), "theory", Prediction(shifted, np.eye(1), None), None)
+    assert {r.predicted_exponent for r in found} == {-0.5}
+
+
+def test_largest_width_is_too_flat():
+    """Against the largest of independent networks the error is A√(1/N + 1/M): the fit does not see −1/2."""
+    theory = [r for r in measure_rates(made_up(), "theory", None, None) if r.kind == "fluctuation"]
+    largest = [r for r in measure_rates(made_up(), "largest-width", None, None) if r.kind == "fluctuation"]
+    assert all(wide.exponent > exact.exponent + 0.05 for wide, exact in zip(largest, theory, strict=True))
+    assert {r.predicted_prefactor for r in largest} == {None}
+    N, M = np.array(WIDTHS[:-1], float), WIDTHS[-1]
+    expected = np.polyfit(np.log(N), np.log(np.sqrt(1 / N + 1 / M)), 1)[0]
+    assert largest[0].exponent == pytest.approx(expected, abs=0.12)
+
+
+def test_past_the_edge_nothing_is_fitted():
+    found = measure_rates(made_up(), "theory", None, 4)
+    assert {r.status for r in found if r.step == 8} == {"past the edge of stability"}
+    assert {r.status for r in found if r.step <= 4} == {"fitted"}
+
+
+def test_rounding_sets_the_floor():
+    """In a precision that cannot resolve the gaps there is no exponent."""
+    assert {r.status for r in measure_rates(made_up(epsilon=1e-2), "theory", None, None)} == {"below noise floor"}
+    dataset = made_up()
+    dataset["loss_error"] = 0 * dataset["loss"] + 100.0
+    assert noise_floor(dataset, "loss", {}).values.min() >= 100
+    assert {r.status for r in measure_rates(dataset, "theory", None, None) if r.observable == "loss"} == {"below noise floor"}
+
+
+@pytest.mark.parametrize(("growth", "verdict"), [(1.0, "super consistent"), (3.0, "accumulates")])
+def test_growth_is_what_was_put_in(growth, verdict):
+    for grown in measure_growth(made_up(growth), "theory", prediction(), None):
+        assert grown.verdict == verdict
+        assert grown.predicted_ratio == [1.0, 1.0, 1.0]
+        if growth > 1:  # the bias does not grow: a little less than 3² = 9
+            assert 6 < grown.largest <= 9
+            assert grown.interval[0] < grown.largest * 1.0001
+
+
+def test_growth_stops_at_the_edge():
+    assert measure_growth(made_up(3.0), "theory", None, 4)[0].steps == [0, 4]
+
+
+def test_growth_from_nothing_is_infinite():
+    errors = np.ones((3, 5, 4))
+    errors[..., 0] = 0
+    assert growth_ratio(errors)[1:].tolist() == [np.inf] * 3
+    assert growth_ratio(np.zeros((3, 5, 4))).tolist() == [1.0] * 4
+
+
+def test_the_bias_of_a_mean_needs_its_control_variate():
+    """Without it forty seeds see mostly the fluctuation's own error."""
+    dataset = made_up().drop_vars([f"{name}_first_order" for name in NAMES])
+    raw = rates.deviations(dataset, "loss", {}, "theory", "bias").mean("seed").isel(step=0)
+    clean = rates.deviations(made_up(), "loss", {}, "theory", "bias").mean("seed").isel(step=0)
+    np.testing.assert_allclose(clean * clean.width, BIAS)
+    assert abs(raw * raw.width - BIAS).max() > 1
