@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from comparisons.power_law import PowerLaw
 from comparisons.rates import Rate, deviations, limit_component, variable
 from comparisons.super_consistency import TOLERATED, Growth
 from limits import OBSERVABLES

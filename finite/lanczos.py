@@ -83,15 +83,19 @@ def extremes(
     def read(state):
         return _ritz(state, v.size, top, bottom, rtol, atol)
 
+    def unfinished(carry):
+        state, (_, _, converged, _) = carry
+        return (state.m < size) & ~converged.all() & jnp.isfinite(state.alpha).all()
+
     def grow(carry):
         m = carry[0].m
         until = jnp.clip(m + check_every, min(top + bottom + 1, size), size)
         state = lax.fori_loop(m, until, lambda _, state: _extend(product, state), carry[0])
-        return state, read(state)[2].all() | ~jnp.isfinite(state.alpha).all()
+        return state, read(state)
 
-    begin = (_begin(v, size), jnp.asarray(False))
-    state, _ = lax.while_loop(lambda carry: ~carry[1] & (carry[0].m < size), grow, begin)
-    values, errors, converged, weights = read(state)
+    state = _begin(v, size)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(read, state))
+    state, (values, errors, converged, weights) = lax.while_loop(unfinished, grow, (state, nothing))
     vectors = jnp.zeros((top + bottom, v.size), v.dtype)
     for j, block in enumerate(state.basis):
         rows = weights[j * BLOCK_ROWS : (j + 1) * BLOCK_ROWS]
@@ -180,8 +184,8 @@ def _overlaps(state, alpha, length, noise):
 def _orthogonalise(basis, w, m, noise):
     """Gram-Schmidt against v_0 … v_m; a w that is all noise gives way to a random vector.
 
-    The basis itself is orthogonal to √ε only: a pass leaves √ε of what it removes, and is repeated unless that is little.
-    Returns w, its length and whether it was replaced.
+    The basis is itself orthogonal to √ε only, so that a pass leaves √ε of what it removes: repeated unless that is
+    little.  Returns w, its length and whether it was replaced.
     """
 
     def project(carry):

@@ -245,7 +245,7 @@ def _spectral_norm(matrix):
     r, C = matrix.shape
     if min(r, C) == 1:
         return jnp.linalg.norm(matrix)
-    return jnp.sqrt(leading_eigenvalues(matrix.T @ matrix if C < r else matrix @ matrix.T, 1)[0])
+    return jnp.sqrt(leading_eigenvalues(matrix.T @ matrix if r > C else matrix @ matrix.T, 1)[0])
 
 
 def _hessian_extremes(state, columns, spare, top_k):
