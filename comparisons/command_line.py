@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import signal
 import sys
@@ -29,7 +30,7 @@ def run(options: type[Options], command: Callable[[Options], None], prog: str, a
         _stop(prog, str(mistake) or type(mistake).__name__, 2)
     except KeyboardInterrupt as interruption:
         status = 128 + (interruption.args[0] if interruption.args else signal.SIGINT)
-        _stop(prog, "interrupted; the same command goes on from here", status)
+        _leave(prog, "interrupted; the same command goes on from here", status)
 
 
 def _parse(options, prog, arguments):
@@ -55,5 +56,11 @@ def _interrupt(number, _) -> NoReturn:
 
 
 def _stop(prog, line, status) -> NoReturn:
-    print(f"{prog}: {' '.join(line.split())}", file=sys.stderr)
+    print(f"{prog}: {' '.join(line.split())}", file=sys.stderr, flush=True)
     raise SystemExit(status)
+
+
+def _leave(prog, line, status) -> NoReturn:
+    """As ``_stop``, without waiting for threads that are still computing: what they have not finished is not on disk."""
+    print(f"{prog}: {line}", file=sys.stderr, flush=True)
+    os._exit(status)

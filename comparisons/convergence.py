@@ -15,11 +15,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import numpy as np
 import tyro
 import xarray as xr
@@ -30,6 +32,7 @@ from finite import data
 from finite.train import train
 from limits import Problem, Trajectory, fluctuations, minibatches
 from limits.fluctuations import Prediction
+from limits.precision import one_lapack_thread
 
 PROGRAM = "python -m comparisons.convergence"
 EPSILON = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
@@ -109,13 +112,12 @@ def compare(options: Options) -> list[rates.Rate]:
     """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
     comparison = prepare(options)
     folder = options.out or Path("results") / f"{options.model}-{options.param}-{_digest(comparison.config)[:8]}"
-    with records.claim(folder, comparison.config) as store:
+    with records.claim(folder, comparison.config) as store, one_lapack_thread():
         theory, problem = comparison.case.theory, comparison.problem
-        with _progress(options, desc="limit") as bar:
+        with _Progress(options.widths) as progress:
             prediction = theory.predict(problem) if theory else None
             limit = theory.solve(problem) if theory else None
-            bar.set_description("networks")
-            dataset = _networks(comparison, store, prediction, limit, bar)
+            dataset = _networks(comparison, store, prediction, limit, progress)
         after = _unstable_after(problem, dataset, limit)
         measured = rates.measure_rates(dataset, comparison.reference, prediction, after)
         grown = super_consistency.measure_growth(dataset, comparison.reference, prediction, after)
@@ -189,39 +191,58 @@ def _digest(config):
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def _progress(options, desc):
-    form = "{desc:<14}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
-    return tqdm(total=len(options.widths), desc=desc, bar_format=form, disable=None, leave=False)
+class _Progress:
+    """One bar over all widths, each advancing on its own thread; silent where there is no terminal."""
+
+    def __init__(self, widths):
+        form = "{desc:<14}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
+        self.parts = dict.fromkeys(widths, 0.0)
+        self.bar = tqdm(total=len(widths), desc="limit", bar_format=form, disable=None, leave=False)
+
+    def report(self, width):
+        def advance(part):
+            self.parts[width] = part
+            self.bar.n = sum(self.parts.values())
+            self.bar.set_description("networks")
+
+        return advance
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
 
 
-def _networks(comparison, store, prediction, limit, bar) -> xr.Dataset:
+def _networks(comparison, store, prediction, limit, progress) -> xr.Dataset:
     """Every width, read where it is there and whole, else trained; then all in one file."""
-    for done, width in enumerate(sorted(comparison.options.widths)):
-        bar.set_description(f"N = {width}")
-        try:
-            finished = store.finished(width)
-        except records.Damaged as damage:
-            _warn(f"{damage}; it is computed again")
-            finished = False
-        if not finished:
-            def report(part, done=done):
-                bar.n = done + part
-                bar.refresh()
+    widths = sorted(comparison.options.widths)
 
-            store.write(width, _cell(comparison, width, prediction, limit, report))
-        bar.n = done + 1
-        bar.refresh()
-    whole = store.folder / "trajectories.nc"
-    if whole.exists():
-        try:
-            records.read(whole)
-        except records.Damaged as damage:
-            _warn(f"{damage}; it is written again")
-    return store.finish(sorted(comparison.options.widths))
+    def ensure(width):
+        if not _whole(store.finished, width):
+            store.write(width, _cell(comparison, width, prediction, limit, progress.report(width)))
+        progress.report(width)(1.0)
+
+    # Compiling takes one core, and so do small networks on a CPU: two widths at a time.  An accelerator is kept for one.
+    # The widest first, for they take longest.
+    workers = 2 if jax.default_backend() == "cpu" else 1
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for done in [pool.submit(ensure, width) for width in reversed(widths)]:
+            done.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    _whole(lambda path: path.exists() and records.read(path), store.folder / "trajectories.nc")
+    return store.finish(widths)
 
 
-def _warn(line):
-    tqdm.write(f"{PROGRAM}: {line}", file=sys.stderr)
+def _whole(read, name):
+    """What ``read`` says, or False and a line on standard error where it finds damage."""
+    try:
+        return read(name)
+    except records.Damaged as damage:
+        tqdm.write(f"{PROGRAM}: {damage}; it is computed again", file=sys.stderr)
+        return False
 
 
 def _cell(comparison, width, prediction, limit, report: Callable[[float], None]) -> xr.Dataset:

@@ -30,7 +30,7 @@ class Extremes(NamedTuple):
     errors      r + 8 ε |A|, r = |A y − θ y| the residual: some eigenvalue is at most so far.  Once close eigenvalues
                 have parted the error is about r²/gap, far smaller; before, a value may stand for two
     converged   errors ≤ max(rtol |θ|, atol, 100 ε |A|), and after a breakdown (see ``extremes``) none is missing
-    vectors     like ``start`` with a leading axis, unit length, orthogonal to √ε
+    vectors     like ``start`` with a leading axis, unit length and orthogonal to √ε
     matvecs     products used
     """
 
@@ -69,8 +69,9 @@ def extremes(
     """Eigenvalues at the two ends of the spectrum of ``matvec``, from ``start`` (any length; zero: a random one).
 
     A Krylov space holds one vector of each eigenspace.  When it is exhausted (β at rounding level) the search goes on
-    from a random vector orthogonal to it, until such a new space has, converged, nothing to add: repeated eigenvalues
-    are then counted as often as they occur.  Multiplicity in a space that is not exhausted is, as always, not seen.
+    from a random vector orthogonal to it, until such a new space, of three vectors or more, has nothing to add:
+    repeated eigenvalues are then counted as often as they occur.  Multiplicity in a space that is not exhausted is,
+    as always with a single start, not seen.  The residual is tested every ``check_every`` products.
 
     Memory: max_matvecs vectors, touched as they come into use.  Compile it (``jax.jit``) together with its caller.
     """

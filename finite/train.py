@@ -22,8 +22,8 @@ from jaxtyping import Array
 
 from finite import curvature, lanczos
 from finite.networks import Network, Params
-from finite.precision import computing_in
 from limits.parametrization import output_multiplier
+from limits.precision import computing
 from limits.problem import Problem
 from limits.trajectory import MEASURED, Trajectory
 
@@ -69,7 +69,7 @@ def train(
     weights that do not fit; MemoryError if ``memory`` does not hold one network.  A divergence is no error: from there
     on the values are not finite.
     """
-    with computing_in(precision):
+    with computing(precision):
         vectorized = jax.default_backend() != "cpu" if vectorized is None else vectorized
         numerics = rtol, max_matvecs, warm_start, probes, vectorized
         program = _Program(network, tuple(observables), problem.top_k, *numerics)

@@ -14,14 +14,23 @@ PRECISIONS = {"float32": False, "float64": True}
 def computing(precision: str):
     """Within: JAX at "float32" or "float64" whatever the process has set, and LAPACK on one thread.
 
-    One thread because the number of threads changes the rounding, and because OpenBLAS threads that share their cores with
-    another process wait for each other: a 301 × 301 eigenvalue problem took 2300 ms instead of 8.
+    "float32" means it: matrix products are not rounded to the shorter formats that accelerators prefer by default
+    (curvature converged to 1e-3 needs the digits).
     Results must be ready (on the host) when the block ends.  Raises ValueError for another precision.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
-    with jax.enable_x64(PRECISIONS[precision]), _blas().limit(limits=1, user_api="blas"):
+    with jax.enable_x64(PRECISIONS[precision]), jax.default_matmul_precision("highest"), one_lapack_thread():
         yield
+
+
+def one_lapack_thread():
+    """Within: LAPACK on one thread, process-wide.
+
+    The number of threads changes the rounding, and OpenBLAS threads that share their cores with another process wait for
+    each other: a 301 × 301 eigenvalue problem took 2300 ms instead of 8.  Hold it around work done by several threads.
+    """
+    return _blas().limit(limits=1, user_api="blas")
 
 
 def in_float64(function):

@@ -11,8 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from finite import curvature
 from finite.networks.mlp import mlp
-from finite.precision import PRECISIONS, computing_in
 from limits import neural_tangents_compat
+from limits.precision import PRECISIONS, computing
 from limits.problem import Problem
 
 P, D, C, N = 5, 3, 2, 4
@@ -22,7 +22,7 @@ TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 
 @pytest.fixture(autouse=True)
 def _float64():
-    with computing_in("float64"):
+    with computing("float64"):
         yield
 
 
@@ -60,7 +60,7 @@ class Dense:
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"depth{case[0]}-{case[1]}")
 def dense(request):
-    with computing_in("float64"):
+    with computing("float64"):
         return Dense(*request.param)
 
 
@@ -150,7 +150,7 @@ def test_directional_sharpness_of_a_tiny_gradient():
     for size in (1e-25, 0.0):
         params = {"input": jnp.zeros((D, N)), "hidden": (), "readout": jnp.full((N, C), size)}
         for name in PRECISIONS:
-            with computing_in(name):
+            with computing(name):
                 arrays = jax.tree.map(lambda leaf, name=name: leaf.astype(name), (params, dense.inputs, dense.targets))
                 values.append(float(curvature.directional_sharpness(dense.network.apply, *arrays)))
     assert values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-12)

@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 
 from finite.networks.mlp import ACTIVATIONS, mlp
-from finite.precision import computing_in
+from limits.precision import computing
 from limits.problem import Problem
 
 NUMPY_ACTIVATIONS = {
@@ -40,7 +40,7 @@ def test_apply_is_the_forward_pass_written_out(depth, activation, parametrizatio
     for weights in params["hidden"]:
         h = phi(h) @ np.float64(weights) / np.sqrt(width)
     expected = phi(h) @ np.float64(params["readout"]) / (gamma * np.sqrt(width))
-    with computing_in("float64"):
+    with computing("float64"):
         outputs = network.apply(in_float64(params), jnp.asarray(problem.inputs))
     np.testing.assert_allclose(outputs, expected, rtol=1e-12, atol=1e-13)
 
@@ -77,7 +77,7 @@ def test_initial_output_shrinks_with_its_exponent(parametrization, exponent):
 def test_one_key_is_one_network_at_every_precision(name):
     network = mlp(a_problem(), 8, depth=2)
     outside = network.init(jax.random.key(3))
-    with computing_in(name):
+    with computing(name):
         inside = network.init(jax.random.key(3))
     jax.tree.map(np.testing.assert_array_equal, outside, inside)
 
@@ -85,10 +85,10 @@ def test_one_key_is_one_network_at_every_precision(name):
 def test_precision_is_a_scope():
     before = jnp.ones(1).dtype
     for name in ("float64", "float32"):
-        with computing_in(name):
+        with computing(name):
             assert jnp.ones(1).dtype == name
     assert jnp.ones(1).dtype == before
-    with pytest.raises(ValueError, match="unknown precision 'half'"), computing_in("half"):
+    with pytest.raises(ValueError, match="unknown precision 'half'"), computing("half"):
         pass
 
 

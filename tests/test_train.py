@@ -11,9 +11,9 @@ from jax.flatten_util import ravel_pytree
 
 from finite import train as training
 from finite.networks.mlp import mlp
-from finite.precision import computing_in
 from finite.train import train
 from limits.parametrization import output_multiplier
+from limits.precision import computing
 from limits.problem import Problem, minibatches
 from limits.trajectory import MEASURED
 
@@ -113,7 +113,7 @@ def test_loss_is_that_of_the_loop_written_out(architecture, parametrization):
     got = train(problem, network, keys(2), precision="float64", observables=["loss"])
     for key, trajectory in zip(keys(2), got, strict=True):
         path = written_out(problem, in_numpy(network.init(key)), activation)
-        with computing_in("float64"):
+        with computing("float64"):
             errors = [np.asarray(outputs(problem, weights, activation)) - problem.targets for weights in path]
         expected = [np.sum(error**2) / (2 * problem.num_samples) for error in errors]
         np.testing.assert_allclose(trajectory["loss"], expected, rtol=1e-10)
@@ -125,7 +125,7 @@ def test_observables_are_those_of_dense_matrices(architecture):
     network = mlp(problem, WIDTH, *architecture)
     (got,) = train(problem, network, keys(1), precision="float64", **PRECISE)
     assert set(got.observables) == set(MEASURED)
-    with computing_in("float64"):
+    with computing("float64"):
         path = list(written_out(problem, in_numpy(network.init(keys(1)[0])), architecture[1]))
         expected = [densely(problem, path[step], architecture[1]) for step in (0, 2, 4)]
     for name in MEASURED:
@@ -189,7 +189,7 @@ def test_batched_lanczos_is_lanczos():
 
 
 def _memory_for(count, problem, network, vectorized):
-    with computing_in("float64"):
+    with computing("float64"):
         program = training._Program(network, tuple(CHEAP), problem.top_k, 1e-3, 100, True, 16, vectorized)
         resident, workspace = training._footprint(problem, program)
     return count * resident + (count if vectorized else 1) * workspace
