@@ -11,7 +11,7 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
-from comparisons.records import Refused
+from comparisons.records import Damaged, Refused
 
 Options = TypeVar("Options")
 
@@ -26,7 +26,7 @@ def run(options: type[Options], command: Callable[[Options], None], prog: str, a
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         command(parsed)
-    except (ValueError, MemoryError, Refused) as mistake:
+    except (ValueError, MemoryError, OSError, Refused, Damaged) as mistake:
         _stop(prog, str(mistake) or type(mistake).__name__, 2)
     except KeyboardInterrupt as interruption:
         status = 128 + (interruption.args[0] if interruption.args else signal.SIGINT)

@@ -50,7 +50,7 @@ def dynamics(dataset: xr.Dataset, edge_of_stability: float, title: str) -> Figur
     figure, axes = _panels(len(SHOWN))
     for axis, (name, selection) in zip(axes, SHOWN.items(), strict=True):
         values = dataset[variable(name)].sel(selection)
-        for width, color in _colors(dataset.width.values):
+        for width, color in colors(dataset.width.values):
             one = values.sel(width=width)
             mean, spread = one.mean("seed"), one.std("seed")
             axis.plot(dataset.step, mean, color=color)
@@ -102,7 +102,7 @@ def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: 
     for axis, (name, selection) in zip(axes, SHOWN.items(), strict=True):
         errors = deviations(dataset, name, selection, reference, "fluctuation")
         magnitude = np.sqrt((errors**2).mean("seed"))
-        for width, color in _colors(dataset.width.values):
+        for width, color in colors(dataset.width.values):
             if width in magnitude.width.values:
                 axis.plot(dataset.step, magnitude.sel(width=width), color=color)
         found = next(g for g in grown if g.observable == name and g.rank in (None, 1))
@@ -138,7 +138,7 @@ def _panels(columns, rows=1):
     return figure, figure.subplots(rows, columns)
 
 
-def _colors(widths):
+def colors(widths):
     return list(zip(widths, matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(widths))), strict=True))
 
 
@@ -158,6 +158,6 @@ def _mark_edge(axis, height):
 
 
 def _legend(figure, dataset, more):
-    handles = [Line2D([], [], color=color, label=f"N = {width}") for width, color in _colors(dataset.width.values)]
+    handles = [Line2D([], [], color=color, label=f"N = {width}") for width, color in colors(dataset.width.values)]
     handles += [Line2D([], [], label=label, **LIMIT) for label in more]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))

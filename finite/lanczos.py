@@ -73,7 +73,7 @@ def extremes(
     repeated eigenvalues are then counted as often as they occur.  Multiplicity in a space that is not exhausted is,
     as always with a single start, not seen.  The residual is tested every ``check_every`` products.
 
-    Memory: max_matvecs vectors, touched as they come into use.  Compile it (``jax.jit``) together with its caller.
+    Memory: max_matvecs vectors, and on a CPU the time to clear them.  Compile it (``jax.jit``) with its caller.
     """
     v, unravel = ravel_pytree(start)
     size = min(max_matvecs, v.size)
@@ -128,7 +128,7 @@ def _begin(v, size):
     first = jnp.zeros((rows[0], v.size), v.dtype).at[0].set(v)
     zeros = jnp.zeros(size, v.dtype)
     return _State(
-        basis=(first, *(lax.empty((r, v.size), v.dtype) for r in rows[1:])),  # no page is touched before its use
+        basis=(first, *(jnp.full((r, v.size), j, v.dtype) for j, r in enumerate(rows[1:]))),  # equal ones XLA copies
         previous=jnp.zeros_like(v),
         current=v,
         m=jnp.zeros((), jnp.int32),

@@ -34,6 +34,22 @@ LOBPCG_GUARD = 6  # extra vectors of the iterated block: they speed it up and co
 LOBPCG_STEPS = 400
 
 
+# Decompositions of a batch wait for each other on the CPU's thread pool, and with two programs at once on two cores they
+# wait forever (jaxlib 0.10.2).  One matrix after the other, they are done where they stand.
+_eigh = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
+
+
+@jax.custom_jvp
+def _inverse(matrix):
+    return jax.custom_batching.sequential_vmap(jnp.linalg.inv)(matrix)
+
+
+@_inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    inverse = _inverse(*primals)
+    return inverse, -inverse @ tangents[0] @ inverse
+
+
 class OrderParameters(NamedTuple):
     """What is left of a two-layer linear network when its width is forgotten; inputs in the basis where K is diagonal.
 
@@ -108,8 +124,8 @@ def gauss_newton_eigenvalues(state: OrderParameters, top_k: int) -> Float[Array,
     S_EE, _, S_VV = _blocks(state.gram, r)
     root = jnp.sqrt(state.kernel)
     fixed = root[:, None] * S_EE * root
-    blocks = jax.vmap(lambda nu: nu * jnp.diag(state.kernel) + fixed)(jnp.linalg.eigvalsh(S_VV))
-    return _largest(jnp.linalg.eigvalsh(blocks).ravel() / state.num_inputs, top_k)
+    values = jax.lax.map(lambda nu: _eigh(nu * jnp.diag(state.kernel) + fixed)[0], _eigh(S_VV)[0])
+    return _largest(values.ravel() / state.num_inputs, top_k)
 
 
 def secular_matrix(lam: Float[Array, ""], state: OrderParameters) -> Float[Array, "rC rC"]:
@@ -121,7 +137,7 @@ def secular_matrix(lam: Float[Array, ""], state: OrderParameters) -> Float[Array
     r, C = state.gradient.shape
     S_EE, S_EV, S_VV = _blocks(state.gram, r)
     cG = state.residual_scale * state.gradient
-    inner = jnp.linalg.inv(lam**2 * jnp.eye(C) - cG.T @ cG)
+    inner = _inverse(lam**2 * jnp.eye(C) - cG.T @ cG)
     over_V = lam * inner  # the blocks of (λ − cA(G))^{-1}
     mixed = cG @ inner
     over_E = (jnp.eye(r) + mixed @ cG.T) / lam
@@ -158,7 +174,7 @@ def _closed_spectrum(state, columns):
     """(eigenvalues within the compressed network, cσ_i(G))."""
     closed, size = _closed_hessian(state, columns)
     bulk = state.residual_scale * jnp.linalg.svd(state.gradient, compute_uv=False)
-    return jnp.linalg.eigvalsh(jax.vmap(closed)(jnp.eye(size))), bulk
+    return _eigh(jax.vmap(closed)(jnp.eye(size)))[0], bulk
 
 
 def differentiable(state: OrderParameters, known: dict[str, Float[Array, "..."]]) -> dict[str, Float[Array, "..."]]:
@@ -196,7 +212,7 @@ def leading_eigenvalues(matrix: Float[Array, "n n"], k: int) -> Float[Array, " k
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _leading(k, matrix):
     """(values, vectors) of the k largest, and all of both as constants for the perturbation series."""
-    values, vectors = jnp.linalg.eigh(matrix)
+    values, vectors = _eigh(matrix)
     values, vectors = values[::-1], vectors[:, ::-1]
     return values[:k], vectors[:, :k], values, vectors
 
@@ -252,7 +268,7 @@ def _hessian_extremes(state, columns, spare, top_k):
     """(top_k largest, smallest) eigenvalues of the rescaled Hessian."""
     closed, size = _closed_hessian(state, columns)
     if size <= DENSE_LIMIT:
-        outliers = jnp.linalg.eigvalsh(jax.vmap(closed)(jnp.eye(size)))
+        outliers = _eigh(jax.vmap(closed)(jnp.eye(size)))[0]
         lowest = outliers[0]
     else:
         outliers = _lobpcg(closed, size, top_k)
@@ -289,7 +305,7 @@ def _closed_hessian(state, columns):
 
 def _factor(gram, columns):
     """F with FFᵀ = S and ``columns`` columns (S has no larger rank)."""
-    values, vectors = jnp.linalg.eigh(gram)
+    values, vectors = _eigh(gram)
     return vectors[:, -columns:] * jnp.sqrt(jnp.maximum(values[-columns:], 0.0))
 
 

@@ -113,6 +113,18 @@ def test_repeated_values_are_counted_as_often_as_they_occur():
     np.testing.assert_allclose(found.values, [2, 2, 1, -1, -1], rtol=1e-12)
 
 
+def test_no_ghosts_when_spaces_are_exhausted_again_and_again():
+    """Every new space begins with noise that one pass of Gram-Schmidt against a half orthogonal basis does not clean."""
+    rng = np.random.default_rng(1)
+    spectra = rng.choice([-1.0, 0.0, 0.01], size=(100, 20))
+    matrices = np.stack([dense(spectrum, seed) for seed, spectrum in enumerate(spectra)])
+    batched = jax.vmap(lambda a, x: compiled(a, x, top=3, bottom=2, max_matvecs=20))
+    starts = rng.normal(size=(100, 20))
+    found = jax.device_get(batched(jnp.asarray(matrices, "float32"), jnp.asarray(starts, "float32")))
+    distance = np.abs(found.values[:, :, None] - spectra[:, None]).min(-1)
+    assert (distance <= found.errors).all()
+
+
 def test_an_exhausted_space_is_no_verdict():
     """Four products show 2, 1 and -1: that there is only one 2 is not claimed."""
     found = solve(dense(np.repeat([2.0, 1.0, -1.0], [10, 4, 34])), "float64", bottom=0, max_matvecs=3)

@@ -57,7 +57,8 @@ def candidates(data, hvp, max_matvecs):
     def loop(data, v):
         def body(_, v):
             w = hvp(data, v)
-            return jax.tree.map(lambda x: x / jnp.sqrt(ravel_pytree(w)[0] @ ravel_pytree(w)[0]), w)
+            length = jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(w)))
+            return jax.tree.map(lambda x: x / length, w)
 
         return jax.lax.fori_loop(0, LOOP, body, v)
 
@@ -76,7 +77,9 @@ def candidates(data, hvp, max_matvecs):
 
     def run_ours():
         values, matvecs, converged = jax.device_get(ours(data, start))
-        return values, int(matvecs) if converged.all() else -1
+        if not converged.all():
+            print(f"ours: {int((~converged).sum())} values not converged after {matvecs} products")
+        return values, int(matvecs)
 
     def run_scipy():
         calls = []
@@ -95,15 +98,12 @@ def candidates(data, hvp, max_matvecs):
         solver = matfree.eig.eigh_partial(matfree.decomp.tridiag_sym(num, reortho="full"))
         return jax.jit(lambda data, v: solver(lambda v: flat_hvp(data, v), v)[0])
 
-    cached = {}
+    products = run_ours()[1]  # matfree has no stopping test: it is told how many are enough
+    matfree_solver = matfree_of(products)
 
     def run_matfree():
-        num = run_matfree.products
-        if num not in cached:
-            cached[num] = matfree_of(num)
-        return np.sort(np.asarray(cached[num](data, flat)))[::-1][:TOP], num
+        return np.sort(np.asarray(matfree_solver(data, flat)))[::-1][:TOP], products
 
-    run_matfree.products = 40
     return {"loop": run_loop, "ours": run_ours, "scipy eigsh": run_scipy, "matfree": run_matfree}
 
 

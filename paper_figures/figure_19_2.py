@@ -1,0 +1,47 @@
+"""Paper, appendix: two-layer linear networks, final loss against learning rate: the widths align in μP, not in NTP.
+
+    python -m comparisons.transfer --inputs 100 --samples 1000 --widths 64 128 256 512 1024 2048 --learning-rates 0.5 0.75 1.1 1.6 2.4 3.5 5 7.5 11 16 24 35 50 75 --seeds 4 --steps 20 --richness 1 --out results/figure_19_2
+    python -m paper_figures.figure_19_2
+
+The first command took 80 seconds of processor time, 4 minutes on two busy cores.  The paper has D = 100 and random data; assumed are P = 1000 samples of a
+linear teacher, full batches, γ0 = 1, 20 steps, and the widths (the paper's may go to 8192).
+"""  # noqa: E501  (a command that is to be copied)
+
+import shlex
+from pathlib import Path
+
+from comparisons import command_line, transfer
+from comparisons.records import Refused
+from paper_figures import Options, read, save
+
+NAME = Path(__file__).stem
+PROGRAM = f"python -m paper_figures.{NAME}"
+
+
+def recipe(results: Path) -> str:
+    """The shell command that makes the results."""
+    return (
+        "python -m comparisons.transfer --inputs 100 --samples 1000 --widths 64 128 256 512 1024 2048"
+        " --learning-rates 0.5 0.75 1.1 1.6 2.4 3.5 5 7.5 11 16 24 35 50 75 --seeds 4 --steps 20 --richness 1"
+        f" --out {shlex.quote(str(results))}"
+    )
+
+
+def draw(options: Options) -> None:
+    """Raises Refused where the results are missing, or are not those of both parametrizations."""
+    results = options.results or Path("results") / NAME
+    dataset = read(results / "transfer.nc", recipe(results))
+    missing = {"mup", "ntp"} - set(dataset.param.values.tolist())
+    if missing:
+        raise Refused(f"{results}: without {' and '.join(sorted(missing))}; make the results with: {recipe(results)}")
+    dataset = dataset.sel(param=["mup", "ntp"])
+    figure = transfer.picture(dataset, *transfer.analyse(dataset), dataset.attrs["title"])
+    save(figure, options.out or results / NAME)
+
+
+def main(arguments=None) -> None:
+    command_line.run(Options, draw, PROGRAM, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Paper, Figure 6: two-layer linear networks, top eigenvalues of the Hessian's two parts against step, per width.
+
+    for p in mup ntp; do python -m comparisons.convergence --model linear2 --param $p --inputs 100 --samples 400 --learning-rate 1.5 --widths 64 128 256 512 1024 --seeds 4 --steps 24 --measure-every 4 --top-k 1 --out results/figure_6_2/$p; done
+    python -m paper_figures.figure_6_2
+
+The first half (μP) of the first command took 6.5 minutes on two busy cores.  Rows: the Gauss-Newton part G and the residual part R, H = G + R; columns:
+μP and NTP.  In μP both follow one curve at every width; in NTP G stays where it starts and R vanishes as N grows.
+
+The paper has D = 100, MSE and random data; assumed are P = 400 samples of a linear teacher, full batches, η0 = 1.5, γ0 = 1,
+24 steps and the widths (the paper's may go to 8192).  Dashed is the exact limit, which the paper does not draw.
+"""  # noqa: E501  (a command that is to be copied)
+
+import json
+import shlex
+from pathlib import Path
+
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from comparisons import command_line, plots
+from comparisons.records import Refused
+from comparisons.transfer import NAMES
+from paper_figures import Options, read, save
+
+NAME = Path(__file__).stem
+PROGRAM = f"python -m paper_figures.{NAME}"
+ROWS = {
+    "gauss_newton_eigenvalues": ({"rank": 1}, r"Gauss-Newton part $\gamma^2\lambda_{\max}(G)$"),
+    "residual_eigenvalues": ({"edge": "upper"}, r"residual part $\gamma^2\lambda_{\max}(R)$"),
+}  # variable: (its component, its label)
+
+
+def recipe(results: Path) -> str:
+    """The shell command that makes the results."""
+    return (
+        "for p in mup ntp; do python -m comparisons.convergence --model linear2 --param $p --inputs 100 --samples 400"
+        " --learning-rate 1.5 --widths 64 128 256 512 1024 --seeds 4 --steps 24 --measure-every 4 --top-k 1"
+        f" --out {shlex.quote(str(results))}/$p; done"
+    )
+
+
+def draw(options: Options) -> None:
+    """Raises Refused where the results of a parametrization are missing, or those of the two do not belong together."""
+    results = options.results or Path("results") / NAME
+    runs = {param: read(results / param / "trajectories.nc", recipe(results)) for param in NAMES}
+    configurations = {param: json.loads(run.attrs["configuration"]) for param, run in runs.items()}
+    for param, configuration in configurations.items():
+        if configuration["param"] != param or configuration | {"param": "mup"} != configurations["mup"]:
+            raise Refused(f"{results}: mup and ntp differ in more than that; make the results with: {recipe(results)}")
+    save(picture(runs, configurations["mup"]), options.out or results / NAME)
+
+
+@plots.styled
+def picture(runs: dict[str, xr.Dataset], configuration: dict) -> Figure:
+    """Rows G and R, columns μP and NTP: mean over seeds with its spread, one colour per width, the limit dashed."""
+    size = (1.3 * plots.PANEL[0] * len(runs), 0.9 * plots.PANEL[1] * len(ROWS) + 0.7)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(ROWS), len(runs), sharex=True, sharey="row")
+    for column, (param, run) in zip(grid.T, runs.items(), strict=True):
+        for axis, (variable, (component, _)) in zip(column, ROWS.items(), strict=True):
+            _curves(axis, run, variable, component)
+        column[0].set_title(NAMES[param])
+        column[-1].set_xlabel("step")
+    for axis, (_, label) in zip(grid[:, 0], ROWS.values(), strict=True):
+        axis.set_ylim(bottom=-0.03 * axis.get_ylim()[1])  # so that a limit of zero is seen
+        axis.set_ylabel(label)
+    widths = next(iter(runs.values())).width.values
+    handles = [Line2D([], [], color=color, label=f"N = {width}") for width, color in plots.colors(widths)]
+    handles.append(Line2D([], [], label=r"$N\to\infty$", **plots.LIMIT))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7))
+    figure.suptitle(_title(configuration, next(iter(runs.values()))), fontsize=9)
+    return figure
+
+
+def _curves(axis, run, variable, component):
+    values = run[variable].sel(component)
+    for width, color in plots.colors(run.width.values):
+        mean, spread = values.sel(width=width).mean("seed"), values.sel(width=width).std("seed", ddof=1)
+        axis.plot(run.step, mean, color=color)
+        axis.fill_between(run.step, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
+    axis.plot(run.step, run[f"{variable}_limit"].sel(component), **plots.LIMIT)
+
+
+def _title(c, run):
+    sizes = f"D = {c['inputs']}, P = {c['samples']}"
+    return (f"two-layer linear, {c['data']} data, {sizes}, η0 = {c['learning_rate']:g} (edge of stability "
+            f"{2 / c['learning_rate']:.3g}), γ0 = {c['richness']:g}, {run.sizes['seed']} seeds")  # fmt: skip
+
+
+def main(arguments=None) -> None:
+    command_line.run(Options, draw, PROGRAM, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Every paper figure from tiny results, end to end; without results, one line with the command that makes them."""
+
+import json
+import shlex
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tyro
+import xarray as xr
+
+from comparisons import convergence, records, transfer
+from comparisons.transfer import NAMES
+from limits import Problem, linear2
+from paper_figures import figure_6_2, figure_19_2
+
+TINY = ["--widths", "8", "16", "32", "--seeds", "2", "--steps", "2", "--samples", "8", "--inputs", "3"]
+FIGURES = [figure_6_2, figure_19_2]
+
+
+def exact_run(param) -> xr.Dataset:
+    """What a convergence run leaves that Figure 6 reads, from the exact recursion, in which nothing is compiled anew."""
+    rng = np.random.default_rng(0)
+    problem = Problem(rng.standard_normal((8, 3)), rng.standard_normal(8), param, num_steps=4, top_k=1)
+    keys = jax.random.split(jax.random.key(0), 2)
+    networks = {width: [linear2.solve(problem, width=width, gram=linear2.sample_gram(key, problem, width=width))
+                        for key in keys] for width in (8, 16)}  # fmt: skip
+    limit = records.from_trajectories({8: [linear2.solve(problem)]}).isel(width=0, seed=0, drop=True)
+    configuration = {"param": param, "data": "gaussian", "inputs": 3, "samples": 8, "learning_rate": 0.5, "richness": 1.0}
+    dataset = records.from_trajectories(networks).merge(limit.rename({name: f"{name}_limit" for name in limit}))
+    return dataset.assign_attrs(configuration=json.dumps(configuration))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """One folder per figure, as its command makes it, but small."""
+    folder = tmp_path_factory.mktemp("results")
+    for param in NAMES:
+        (folder / "figure_6_2" / param).mkdir(parents=True)
+        records.write(exact_run(param), folder / "figure_6_2" / param / "trajectories.nc")
+    rates = ["--learning-rates", "0.3", "1", "3"]
+    transfer.main([*TINY, *rates, "--out", str(folder / "figure_19_2")])
+    return folder
+
+
+@pytest.mark.slow
+def test_figure_6_2_from_the_commands_that_it_names(tmp_path):
+    for param in NAMES:
+        options = ["--param", param, "--top-k", "1", "--measure-every", "2"]
+        convergence.main([*TINY, *options, "--out", str(tmp_path / param)])
+    figure_6_2.main(["--results", str(tmp_path)])
+    assert (tmp_path / "figure_6_2.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
+def test_a_figure_is_drawn_next_to_its_results(figure, results, capsys):
+    folder = results / figure.NAME
+    figure.main(["--results", str(folder)])
+    assert (folder / f"{figure.NAME}.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / f"{figure.NAME}.pdf").read_bytes().startswith(b"%PDF")
+    assert str(folder / figure.NAME) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
+def test_or_where_it_is_wanted(figure, results, tmp_path):
+    figure.main(["--results", str(results / figure.NAME), "--out", str(tmp_path / "new" / "picture")])
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["picture.pdf", "picture.png"]
+
+
+def complaint(figure, arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        figure.main(arguments)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    return printed
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
+def test_missing_results_are_one_line_with_the_command(figure, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = figure.recipe(Path("results") / figure.NAME)
+    assert command in figure.__doc__
+    assert command in complaint(figure, [], capsys)
+    assert "--out 'my results'" in complaint(figure, ["--results", "my results"], capsys)
+    assert not any(tmp_path.iterdir())
+
+
+def parsed(command, options):
+    """The options of a command line, or SystemExit."""
+    return tyro.cli(options, args=shlex.split(command))
+
+
+def test_the_commands_are_accepted():
+    """What the scripts tell a user to run is a valid command, in a folder of any name."""
+    folder = Path("a b")
+    _, _, arguments = figure_19_2.recipe(folder).partition("comparisons.transfer ")
+    options = parsed(arguments, transfer.Options)
+    assert options.out == folder
+    transfer.prepare(options)
+    _, _, arguments = figure_6_2.recipe(folder).partition("comparisons.convergence ")
+    for param in NAMES:
+        options = parsed(arguments.removesuffix("; done").replace("$p", param), convergence.Options)
+        assert options.out == folder / param
+        convergence.prepare(options)
+
+
+def test_results_that_do_not_belong_together_are_refused(results, tmp_path, capsys):
+    for param, source in (("mup", "mup"), ("ntp", "mup")):
+        dataset = records.read(results / "figure_6_2" / source / "trajectories.nc")
+        (tmp_path / param).mkdir()
+        records.write(dataset, tmp_path / param / "trajectories.nc")
+    assert "mup and ntp differ" in complaint(figure_6_2, ["--results", str(tmp_path)], capsys)
+    assert json.loads(dataset.attrs["configuration"])["param"] == "mup"
+
+
+def test_one_parametrization_is_half_a_figure(results, tmp_path, capsys):
+    dataset = records.read(results / "figure_19_2" / "transfer.nc")
+    records.write(dataset.sel(param=["mup"]), tmp_path / "transfer.nc")
+    assert "without ntp" in complaint(figure_19_2, ["--results", str(tmp_path)], capsys)
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
+def test_a_place_that_cannot_be_written(figure, results, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["--results", str(results / figure.NAME), "--out", str(tmp_path / "file" / "picture")]
+    assert "cannot be written" in complaint(figure, arguments, capsys)
