@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,7 +30,6 @@ from comparisons import cases, command_line, plots, rates, records, super_consis
 from finite import data
 from finite.train import train
 from limits import Problem, Trajectory, fluctuations, minibatches
-from limits.fluctuations import Prediction
 from limits.precision import one_lapack_thread
 
 PROGRAM = "python -m comparisons.convergence"
@@ -114,10 +112,17 @@ def compare(options: Options) -> list[rates.Rate]:
     folder = options.out or Path("results") / f"{options.model}-{options.param}-{_digest(comparison.config)[:8]}"
     with records.claim(folder, comparison.config) as store, one_lapack_thread():
         theory, problem = comparison.case.theory, comparison.problem
-        with _Progress(options.widths) as progress:
-            prediction = theory.predict(problem) if theory else None
-            limit = theory.solve(problem) if theory else None
-            dataset = _networks(comparison, store, prediction, limit, progress)
+        limit = theory.solve(problem) if theory else None
+        # Compiling takes one core, and so do small networks on a CPU: two things at a time, the prediction first, then the
+        # widest networks, which take longest.  An accelerator is kept for one.
+        pool = ThreadPoolExecutor(2 if jax.default_backend() == "cpu" else 1)
+        try:
+            prediction = pool.submit(lambda: theory.predict(problem) if theory else None)
+            with _Progress(options.widths) as progress:
+                dataset = _networks(comparison, store, prediction, limit, pool, progress)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        prediction = prediction.result()
         after = _unstable_after(problem, dataset, limit)
         measured = rates.measure_rates(dataset, comparison.reference, prediction, after)
         grown = super_consistency.measure_growth(dataset, comparison.reference, prediction, after)
@@ -197,13 +202,13 @@ class _Progress:
     def __init__(self, widths):
         form = "{desc:<14}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
         self.parts = dict.fromkeys(widths, 0.0)
-        self.bar = tqdm(total=len(widths), desc="limit", bar_format=form, disable=None, leave=False)
+        self.bar = tqdm(total=len(widths), desc="networks", bar_format=form, disable=None, leave=False)
 
     def report(self, width):
         def advance(part):
             self.parts[width] = part
             self.bar.n = sum(self.parts.values())
-            self.bar.set_description("networks")
+            self.bar.refresh()
 
         return advance
 
@@ -214,7 +219,7 @@ class _Progress:
         self.bar.close()
 
 
-def _networks(comparison, store, prediction, limit, progress) -> xr.Dataset:
+def _networks(comparison, store, prediction, limit, pool, progress) -> xr.Dataset:
     """Every width, read where it is there and whole, else trained; then all in one file."""
     widths = sorted(comparison.options.widths)
 
@@ -223,15 +228,8 @@ def _networks(comparison, store, prediction, limit, progress) -> xr.Dataset:
             store.write(width, _cell(comparison, width, prediction, limit, progress.report(width)))
         progress.report(width)(1.0)
 
-    # Compiling takes one core, and so do small networks on a CPU: two widths at a time.  An accelerator is kept for one.
-    # The widest first, for they take longest.
-    workers = 2 if jax.default_backend() == "cpu" else 1
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for done in [pool.submit(ensure, width) for width in reversed(widths)]:
-            done.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    for done in [pool.submit(ensure, width) for width in reversed(widths)]:
+        done.result()
     _whole(lambda path: path.exists() and records.read(path), store.folder / "trajectories.nc")
     return store.finish(widths)
 
@@ -252,7 +250,7 @@ def _cell(comparison, width, prediction, limit, report: Callable[[float], None])
     keys = cases.keys(options.seed, width, options.seeds)
     started = time.perf_counter()
     trained = train(problem, network, keys, precision=options.precision, progress=report,
-                    rtol=tolerance(options, prediction, limit),
+                    rtol=tolerance(options),
                     max_matvecs=comparison.case.max_matvecs(problem))  # fmt: skip
     dataset = records.from_trajectories({width: trained})
     dataset["seconds"] = ("width", [time.perf_counter() - started])
@@ -262,8 +260,9 @@ def _cell(comparison, width, prediction, limit, report: Callable[[float], None])
         pairs = zip(trained, matched, strict=True)
         differences = [Trajectory(t.steps, {n: t[n] - m[n] for n in t.observables}) for t, m in pairs]
         dataset = dataset.merge(_suffixed({width: differences}, "deviation"))
-        if prediction.sensitivity is not None:
-            first = [prediction.first_order(gram) for gram in grams]
+        law = prediction.result()
+        if law.sensitivity is not None:
+            first = [law.first_order(gram) for gram in grams]
             linear = [Trajectory(problem.steps, {n: f[n] for n in limit.observables}) for f in first]
             dataset = dataset.merge(_suffixed({width: linear}, "first_order"))
         dataset = dataset.merge(_suffixed({width: [limit]}, "limit").isel(width=0, seed=0, drop=True))
@@ -275,16 +274,9 @@ def _suffixed(trajectories, suffix):
     return dataset.rename({name: f"{name}_{suffix}" for name in dataset.data_vars})
 
 
-def tolerance(options: Options, prediction: Prediction | None, limit: Trajectory | None) -> float:
-    """The relative tolerance of Lanczos: a fraction of the smallest predicted gap at the largest width."""
-    tightest, loosest = TOLERANCES[options.precision]
-    widest, gaps = max(options.widths), [1e-2 / np.sqrt(max(options.widths))]
-    if prediction is not None:
-        scale = np.abs(limit["sharpness"])
-        law = prediction["sharpness"]
-        gaps = [np.min(law.std / scale) / np.sqrt(widest), np.median(np.abs(law.bias) / scale) / widest]
-        gaps = [gap for gap in gaps if np.isfinite(gap)] or [inf]
-    return float(np.clip(RESOLVE * min(gaps), tightest, loosest))
+def tolerance(options: Options) -> float:
+    """The relative tolerance of Lanczos: a fraction of the smallest gap, the bias of the widest networks, about 1/N."""
+    return float(np.clip(RESOLVE / max(options.widths), *TOLERANCES[options.precision]))
 
 
 def _unstable_after(problem, dataset, limit):
