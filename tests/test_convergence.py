@@ -219,11 +219,11 @@ def test_diverging_networks_are_data(tmp_path, capsys):
 
 
 def test_past_the_edge_of_stability_no_exponent(tmp_path):
-    """γ²λ_1 crosses 2/η0 while the loss is still finite: the rates after that step are refused."""
+    """γ²λ_1 is beyond 2/η0 from the start, the loss still finite: the rates after that step are refused."""
     options = Options(widths=(8, 16, 32), seeds=5, steps=12, measure_every=2, samples=8, inputs=3, out=tmp_path / "r",
                       learning_rate=1.0, top_k=1)  # fmt: skip
     limit = convergence.prepare(options).case.theory.solve(convergence.prepare(options).problem)
-    hot = 2 / float(limit["sharpness"][1])
+    hot = 2.1 / float(limit["sharpness"][0])
     measured = compare(Options(**{**vars(options), "learning_rate": hot, "out": tmp_path / "hot"}))
     statuses = {rate.step: rate.status for rate in measured if rate.observable == "loss" and rate.kind == "fluctuation"}
     assert statuses[0] == "fitted"

@@ -18,12 +18,12 @@ def test_python_runs(code, capsys):
     assert capsys.readouterr().out
 
 
-COMMANDS = re.findall(r"python -m comparisons\.convergence([^\n#]*)", TEXT)
+COMMANDS = re.findall(r"python -m comparisons\.convergence([^\n#`]*)", TEXT)
 
 
 @pytest.mark.parametrize("arguments", COMMANDS)
 def test_commands_parse(arguments):
-    words = [word for word in shlex.split(arguments.replace("`", "").split("&&")[0]) if word != "--help"]
+    words = [word for word in shlex.split(arguments) if word != "--help"]
     assert tyro.cli(Options, args=words).model in ("linear2", "mlp")
 
 
