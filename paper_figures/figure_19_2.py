@@ -3,7 +3,7 @@
     python -m comparisons.transfer --inputs 100 --samples 1000 --widths 64 128 256 512 1024 2048 --learning-rates 0.5 0.75 1.1 1.6 2.4 3.5 5 7.5 11 16 24 35 50 75 --seeds 4 --steps 20 --richness 1 --out results/figure_19_2
     python -m paper_figures.figure_19_2
 
-The first command took 80 seconds of processor time, 4 minutes on two busy cores.  The paper has D = 100 and random data; assumed are P = 1000 samples of a
+The first command took 1.5 minutes on two cores.  The paper has D = 100 and random data; assumed are P = 1000 samples of a
 linear teacher, full batches, γ0 = 1, 20 steps, and the widths (the paper's may go to 8192).
 """  # noqa: E501  (a command that is to be copied)
 

@@ -3,7 +3,7 @@
     for p in mup ntp; do python -m comparisons.convergence --model linear2 --param $p --inputs 100 --samples 400 --learning-rate 1.5 --widths 64 128 256 512 1024 --seeds 4 --steps 24 --measure-every 4 --top-k 1 --out results/figure_6_2/$p; done
     python -m paper_figures.figure_6_2
 
-The first half (μP) of the first command took 6.5 minutes on two busy cores.  Rows: the Gauss-Newton part G and the residual part R, H = G + R; columns:
+The first command took 4.4 minutes on two busy cores.  Rows: the Gauss-Newton part G and the residual part R, H = G + R; columns:
 μP and NTP.  In μP both follow one curve at every width; in NTP G stays where it starts and R vanishes as N grows.
 
 The paper has D = 100, MSE and random data; assumed are P = 400 samples of a linear teacher, full batches, η0 = 1.5, γ0 = 1,
