@@ -52,7 +52,7 @@ class Options:
     """Networks per width, at least two."""
     steps: int = 20
     """Gradient steps."""
-    measure_every: int = 2
+    measure_every: int = 4
     """Steps between two measurements."""
     learning_rate: float = 0.5
     """η0; the raw step is η0 γ², the edge of stability 2/η0."""
