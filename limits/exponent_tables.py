@@ -5,14 +5,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
 from limits import regimes
 from limits.exponents import PARAMETRIZATIONS, Solution, derive, table
 from limits.parametrization import QUANTITIES, Scaling, gauge, rational, read_scaling
-from limits.size_algebra import OPTIMIZERS, Power
+from limits.size_algebra import Power
 
 COLUMNS = ("parametrization", "optimizer", "architecture", "role", *QUANTITIES)
 
@@ -27,7 +27,10 @@ class Command:
     param: str | None = None
     """One parametrization: sp, ntp, mup, mean_field, depth_mup, alpha1, depth_family; or your own, which is classified:
     a .toml file, or inline as "base=mup, hidden.learning_rate=-1/2, block.multiplier.L=-1"."""
-    optimizer: Annotated[str | None, tyro.conf.arg(help=f"One of {', '.join(OPTIMIZERS)}; sgd and adam if not given.")] = None
+    optimizer: str | None = None
+    """sgd, momentum, adam or sign; sgd and adam if not given."""
+    architecture: Literal["plain", "residual"] | None = None
+    """Both if not given."""
     depth: int = 3
     """Hidden layers of the plain network."""
     block_size: int = 1
@@ -53,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def records(solutions: Sequence[Solution], gauge_quantity: str = "init_std", depth: int = 3) -> list[dict]:
+def records(solutions: Sequence[Solution], gauge_quantity: str = "init_std") -> list[dict]:
     """One record per role: the row of the table, exponents as strings of rationals."""
     rows = []
     for s in solutions:
-        scaling = gauge(Scaling(s.parametrization, s.optimizer.name, s.architecture, s.canonical), gauge_quantity, depth)
+        scaling = gauge(Scaling(s.parametrization, s.optimizer.name, s.architecture, s.canonical), gauge_quantity)
         rows += _rows(scaling)
     return rows
 
@@ -102,24 +105,34 @@ def _answer(c: Command) -> str:
     if c.param is None:
         if c.impose:
             raise ValueError("--impose needs one --param")
-        solutions = table(optimizers, depth=c.depth, block_size=c.block_size)
+        solutions = [
+            s
+            for s in table(optimizers, depth=c.depth, block_size=c.block_size)
+            if c.architecture in (None, s.architecture)
+        ]
     else:
         solutions = [
             derive(c.param, o, kind, depth=c.depth, block_size=c.block_size, impose=[_equation(e) for e in c.impose])
             for o in optimizers
-            for kind in ("plain", "residual")
-            if kind == "residual" or c.param not in PARAMETRIZATIONS or not PARAMETRIZATIONS[c.param].depth_aware
+            for kind in _architectures(c)
         ]
     if c.explain:
         return "\n\n\n".join(explain(s) for s in solutions)
-    return FORMATS[c.format](records(solutions, c.gauge, c.depth))
+    return FORMATS[c.format](records(solutions, c.gauge))
+
+
+def _architectures(c: Command) -> tuple[str, ...]:
+    if c.architecture is not None:
+        return (c.architecture,)
+    about_blocks = c.param in PARAMETRIZATIONS and PARAMETRIZATIONS[c.param].depth_aware
+    return ("residual",) if about_blocks else ("plain", "residual")
 
 
 def _given(c: Command) -> str:
-    scaling = read_scaling(c.param, c.optimizer, depth=c.depth)
+    scaling = read_scaling(c.param, c.optimizer, c.architecture, depth=c.depth)
     if c.format == "text":
         return describe(scaling, c.depth, c.block_size, c.loss)
-    return FORMATS[c.format](_rows(gauge(scaling, c.gauge, c.depth)))
+    return FORMATS[c.format](_rows(gauge(scaling, c.gauge)))
 
 
 def _equation(text: str) -> tuple[str, str, str, Fraction]:
@@ -148,14 +161,15 @@ def _text(rows: list[dict]) -> str:
 
 
 def _markdown(rows: list[dict]) -> str:
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS), *(_cells(row, lambda n, l: f"${_latex_power(n, l)}$") for row in rows)]
+    lines = [list(COLUMNS), ["---"] * len(COLUMNS), *(_cells(row, _math) for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _latex(rows: list[dict]) -> str:
-    body = [_cells(row, lambda n, l: f"${_latex_power(n, l)}$") for row in rows]
-    lines = [" & ".join(cell.replace("_", r"\_") if "$" not in cell else cell for cell in cells) for cells in [COLUMNS, *body]]
-    lines = [line + r" \\" for line in lines]
+    def line(cells):
+        return " & ".join(cell if "$" in cell else cell.replace("_", r"\_") for cell in cells) + r" \\"
+
+    lines = [line(COLUMNS), *(line(_cells(row, _math)) for row in rows)]
     return "\n".join([r"\begin{tabular}{lllllll}", lines[0], r"\hline", *lines[1:], r"\end{tabular}"])
 
 
@@ -173,8 +187,9 @@ def _plain_power(n: str, l: str) -> str:
     return " ".join(factor(x, p) for x, p in (("N", n), ("L", l)) if p != "0") or "1"
 
 
-def _latex_power(n: str, l: str) -> str:
-    return r" \, ".join(f"{x}^{{{p}}}" for x, p in (("N", n), ("L", l)) if p != "0").replace("alpha", r"\alpha") or "1"
+def _math(n: str, l: str) -> str:
+    factors = [x if p == "1" else f"{x}^{{{p}}}" for x, p in (("N", n), ("L", l)) if p != "0"]
+    return "$" + (r" \, ".join(factors).replace("alpha", r"\alpha") or "1") + "$"
 
 
 def _aligned(rows: list[list[str]], indent: str = "    ") -> list[str]:

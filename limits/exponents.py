@@ -1,18 +1,23 @@
 """Scaling exponents, derived: which power of width and depth goes where, from what one asks of the network.
 
-Read ``limits.size_algebra`` first: it holds the rules (sizes of products, sums and optimiser steps).  Here, per role of an
-architecture, the exponents are unknowns
+Read ``limits.size_algebra`` first: it holds the rules (sizes of products, sums and optimiser steps).  Here, per role of
+an architecture, the exponents are unknowns
 
-    multiplier N^a L^α      init_std N^b L^β      learning_rate N^c L^d          (the powers themselves: 1/√N is a = −1/2)
+    multiplier N^a L^α     init_std N^b L^β     learning_rate N^c L^d         (the powers themselves: 1/√N is a = −1/2)
 
-and a parametrization is *the solution of requirements* (``PARAMETRIZATIONS``): each requirement is an equation "this size
-is of order one" or a bound "at most of order one", linear in the unknowns.  sympy solves the equations; what stays free is
-the gauge freedom  a + θ, b − θ, c − 2θ (SGD) or c − θ (Adam)  of every role, and the canonical member has N(0,1) weights.
-Nothing is typed in: another rule gives another answer.
+and a parametrization is *the solution of requirements* (``PARAMETRIZATIONS``): each requirement is an equation "this
+size is of order one" or a bound "at most of order one", linear in the unknowns.  sympy solves the equations; what stays
+free is the gauge freedom  a + θ, b − θ, c − 2θ (SGD) or c − θ (Adam)  of every role, and the canonical member has
+N(0,1) weights.  Nothing is typed in: another rule gives another answer.
+
+SP and NTP are conventions rather than answers: SP has no multipliers and He initialisation, NTP N(0,1) weights and
+1/√fan-in, both one learning rate for all; what is derived for them is the largest such rate that keeps Δf = O(1).
+μP asks that every layer's update move its features and the output by Θ(1); the depth parametrizations ask it of the L
+residual blocks together, and of the branches at step 0 (Depth-μP) or of each block's inside (α = 1).
 
     python -m limits.exponents --help
 
-Sources: Yang & Hu 2021 (abc-parametrizations), Yang et al. 2022 (Adam), Yang et al. 2023 and Bordelon et al. 2023 (depth),
+Sources: Yang & Hu 2021 (abc-parametrizations), Yang et al. 2022 (Adam), Yang et al. 2023, Bordelon et al. 2023 (depth),
 Dey et al. 2025 (α = 1), Everett et al. 2024 (alignment).
 """
 
@@ -65,7 +70,7 @@ class Setting:
     alignment: Alignment
 
 
-# --- requirements: each returns its conditions --------------------------------------------------------------------------
+# requirements: each returns its conditions
 
 
 def preactivations(s: Setting) -> list[Condition]:
@@ -113,12 +118,12 @@ def branches_visible(s: Setting) -> list[Condition]:
 
 def blocks_bounded(s: Setting) -> list[Condition]:
     """Inside a block nothing changes by more than its own size."""
-    return [c for n, size in _inside_blocks(s) for c in _bounded(f"{n}: change inside the block", size, letters="L")]
+    return [c for n, size in _inside_blocks(s) for c in _bounded(f"{n}: change inside the block", size, "L")]
 
 
 def blocks_learn(s: Setting) -> list[Condition]:
     """Inside a block every matrix changes its output by Θ(1): more than one matrix then learns nonlinearly."""
-    return [c for n, size in _inside_blocks(s) for c in _of_order_one(f"{n}: change inside the block", size, letters="L")]
+    return [c for n, size in _inside_blocks(s) for c in _of_order_one(f"{n}: change inside the block", size, "L")]
 
 
 def output_changes_bounded(s: Setting) -> list[Condition]:
@@ -170,15 +175,15 @@ PARAMETRIZATIONS = {
 }
 
 
-# --- solving ------------------------------------------------------------------------------------------------------------
+# solving
 
 
 @dataclass(frozen=True)
 class Solution:
     """The solution family of a parametrization's requirements.
 
-    family       per role, with gauge symbols theta_role (in N) and vartheta_role (in L) where the requirements leave the
-                 gauge open, and ``alpha`` where they leave the branch multiplier L^{-α} open
+    family       per role, with gauge symbols theta_role (in N) and vartheta_role (in L) where the requirements leave
+                 the gauge open, and ``alpha`` where they leave the branch multiplier L^{-α} open
     canonical    per role, the member with N(0,1) weights
     conditions   all that was asked, in the unknowns
     bounds       the bounds on the solution; the binding one of a maximised learning rate has expression 0
@@ -231,7 +236,7 @@ def derive(
     )
     for bound in bounds:
         if bound.expression.is_number and bound.expression > 0:
-            raise ValueError(f"no exponents meet every requirement: {bound.name} grows as {bound.letter}^{bound.expression}")
+            raise ValueError(f"no exponents meet every bound: {bound.name} grows as {bound.letter}^{bound.expression}")
     family = {role: _map(e, lambda x: sp.expand(sp.sympify(x).subs(values))) for role, e in unknown.items()}
     canonical = {
         role: _map(shifted(e, e.init_std, roles[role], optimizer), lambda x: _rational(sp.expand(x)))
@@ -259,7 +264,7 @@ def table(
     )
 
 
-# --- the linear algebra -------------------------------------------------------------------------------------------------
+# the linear algebra
 
 
 def _solve(equations: list[Condition], symbols: list[sp.Symbol]) -> dict[sp.Symbol, sp.Expr]:
@@ -336,6 +341,8 @@ def _imposed(unknown, role, field, letter, value) -> Condition:
     if role not in unknown:
         raise ValueError(f"unknown role {role!r}; known: {', '.join(unknown)}")
     symbol = getattr(getattr(unknown[role], field), letter)
+    if not symbol.free_symbols:
+        raise ValueError(f"imposed {role}.{field}.{letter}: this parametrization has no powers of {letter}")
     return Condition(f"imposed {role}.{field} = {letter}^({value})", letter, symbol - sp.Rational(value))
 
 

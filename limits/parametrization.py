@@ -1,13 +1,14 @@
-"""Parametrizations: which power of the width and the depth stands where.  The one place that turns a width into a factor.
+"""Parametrizations: which power of the width and the depth stands where.
 
-The powers are *derived* (``limits.exponents``, by sympy); this module reads the derivation's stored results, which a test
-compares with a fresh derivation, so that importing it costs nothing:
+This is the one place that turns a width into a factor.  The powers are *derived* (``limits.exponents``, by sympy); this
+module reads the derivation's stored results, which a test compares with a fresh derivation, so that importing it is
+cheap:
 
     scaling("mup", "adam")["hidden"].learning_rate(width=1024)
 
-Conventions as in ``limits.size_algebra``: weights N(0,1) at initialisation, every forward factor explicit, and the stored
-number is the power itself.  In a network whose matrices all carry 1/√fan-in and which has one output multiplier, what is
-left is one exponent a (``Parametrization``):
+Conventions as in ``limits.size_algebra``: weights N(0,1) at initialisation, every forward factor explicit, and the
+stored number is the power itself.  In a network whose matrices all carry 1/√fan-in and which has one output multiplier,
+one exponent a is left (``Parametrization``):
 
     f = (1/γ) · (forward pass with factors 1/√fan-in),    γ = γ0 N^a,    learning rate η = η0 γ²
 
@@ -26,7 +27,7 @@ from math import inf, sqrt
 from pathlib import Path
 from typing import Any
 
-from limits.size_algebra import HALF, ONE, OPTIMIZERS, ROLES, Exponents, Power, architecture, shifted
+from limits.size_algebra import HALF, ONE, OPTIMIZERS, ROLES, WIDTH, Exponents, Power, architecture, shifted
 
 QUANTITIES = ("multiplier", "init_std", "learning_rate")
 ARCHITECTURES = ("plain", "residual")
@@ -50,8 +51,8 @@ class Scaling:
 def scaling(name: str, optimizer: str = "sgd", architecture: str = "plain", *, depth: int = 3) -> Scaling:
     """A parametrization by name, as derived.
 
-    ``depth`` matters only as one hidden layer (plain, no hidden matrix) or more: the largest stable global learning rate
-    of SP and NTP under Adam differs.
+    ``depth`` matters only as one hidden layer (plain, no hidden matrix) or more: the largest stable global learning
+    rate of SP and NTP under Adam differs.
     """
     table = _stored(one_hidden_layer=depth == 1)
     rule = _SAME_EXPONENTS.get(optimizer, optimizer)
@@ -63,7 +64,9 @@ def scaling(name: str, optimizer: str = "sgd", architecture: str = "plain", *, d
     return Scaling(name, optimizer, architecture, table[name, rule, architecture])
 
 
-def read_scaling(text: str, optimizer: str | None = None, architecture: str | None = None, *, depth: int = 3) -> Scaling:
+def read_scaling(
+    text: str, optimizer: str | None = None, architecture: str | None = None, *, depth: int = 3
+) -> Scaling:
     """A parametrization by name, from a TOML file, or inline.
 
         mup                                                     a name
@@ -100,20 +103,20 @@ def read_scaling(text: str, optimizer: str | None = None, architecture: str | No
     return Scaling(str(head.get("name", text)), optimizer, architecture, roles)
 
 
-def gauge(given: Scaling, quantity: str = "init_std", depth: int = 3) -> Scaling:
-    """The same training in the gauge where ``quantity`` of every role has no power: weights N(0,1), or multiplier 1, or
-    one learning rate (which only optimisers can have whose gauge freedom moves it)."""
+def gauge(given: Scaling, quantity: str = "init_std") -> Scaling:
+    """The same training in the gauge where ``quantity`` of every role has no power.
+
+    "init_std" weights N(0,1); "multiplier" none; "learning_rate" one for all (with SGD: Yang & Hu's form of μP).
+    """
     _known("quantity", quantity, QUANTITIES)
-    optimizer, all_roles = OPTIMIZERS[given.optimizer], architecture(given.architecture, depth, block_size=2)
+    optimizer = OPTIMIZERS[given.optimizer]
+    all_roles = architecture(given.architecture, depth=2, block_size=2)
 
     def moved(role, e):
-        if role not in all_roles:
-            return e
-        rate = -2 if not optimizer.forgets_scale(all_roles[role]) else -1
-        exponent = {"init_std": -1, "multiplier": 1, "learning_rate": rate}[quantity]
-        return shifted(e, getattr(e, quantity) ** Fraction(-1, exponent), all_roles[role], optimizer)
+        response = shifted(Exponents(), WIDTH, role, optimizer)  # what a shift by N does to each of the three
+        return shifted(e, getattr(e, quantity) ** (-1 / getattr(response, quantity).N), role, optimizer)
 
-    return replace(given, roles={role: moved(role, e) for role, e in given.roles.items()})
+    return replace(given, roles={r: moved(all_roles[r], e) if r in all_roles else e for r, e in given.roles.items()})
 
 
 @dataclass(frozen=True)
@@ -134,19 +137,18 @@ class Parametrization:
 def with_output_multiplier(given: Scaling) -> Parametrization:
     """The scaling as a ``Parametrization``: 1/√fan-in in front of every matrix, one γ, η = η0 γ².
 
-    ValueError for one that is not of this form (SP's learning rate is not the same in every layer once weights are N(0,1)).
+    ValueError for one that is not of this form (SP: once its weights are N(0,1), its layers have different rates).
     """
     canonical = gauge(given)
     a = -canonical["readout"].multiplier.N - HALF
     unit = {"input": ONE, "hidden": Power(N=-HALF)}
+    matrices = {role: canonical.roles[role] for role in ("input", "hidden", "readout") if role in canonical.roles}
     fits = given.optimizer == "sgd" and given.architecture == "plain" and all(
-        canonical.roles[role].multiplier == unit.get(role, canonical.roles[role].multiplier)
-        and canonical.roles[role].learning_rate == Power(N=2 * a)
-        for role in ("input", "hidden", "readout")
-        if role in canonical.roles
-    )
+        e.multiplier == unit.get(role, e.multiplier) and e.learning_rate == Power(N=2 * a)
+        for role, e in matrices.items()
+    )  # fmt: skip
     if not fits:
-        raise ValueError(f"{given.name} is not 1/√fan-in, one output multiplier γ and SGD at η0 γ²: no limit is known here")
+        raise ValueError(f"{given.name}: not SGD at η0 γ² with factors 1/√fan-in and one γ; no limit is known for it")
     return Parametrization(given.name, float(a))
 
 
@@ -199,7 +201,7 @@ _SAME_EXPONENTS = {"momentum": "sgd", "sign": "adam"}  # the same rule (a test h
 
 @cache
 def _stored(one_hidden_layer: bool) -> dict[tuple[str, str, str], dict[str, Exponents]]:
-    """The derivation's results: ``python -m limits.exponents --format json`` with ``--depth 1``, or ``--block-size 2``."""
+    """The derivation's results, written by ``python -m limits.exponents --format json --block-size 2 [--depth 1]``."""
     name = "exponents_one_hidden_layer.json" if one_hidden_layer else "exponents.json"
     table: dict[tuple[str, str, str], dict[str, Exponents]] = {}
     for record in json.loads((files("limits") / name).read_text(encoding="utf-8")):

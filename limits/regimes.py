@@ -1,9 +1,9 @@
 """What given exponents do: the size of everything measurable after a few steps, and the regime that follows from it.
 
-``sizes`` runs a few training steps in the algebra of ``limits.size_algebra``: forward, back, update, with sizes in place
-of tensors.  Here the exponents are numbers, so a sum of several terms is as large as its largest, and weights that have
-moved further than they started carry the signals of the next step.  ``classify`` reads the regime off; ``predicted``
-gives the exponents that a measurement on networks of growing width and depth should find.  No sympy here.
+``sizes`` runs a few training steps in the algebra of ``limits.size_algebra``: forward, back, update, with sizes in
+place of tensors.  Here the exponents are numbers, so a sum of several terms is as large as its largest, and weights
+that have moved further than they started carry the signals of the next step.  ``classify`` reads the regime off;
+``predicted`` gives the exponents that a measurement on networks of growing width and depth should find.  No sympy here.
 """
 
 from collections.abc import Mapping
@@ -171,12 +171,15 @@ def _backward(case: Case, update, arriving, error):
 def predicted(case: Case) -> dict[str, dict[str, Power]]:
     """The exponents in N and L of every measurable size after a few steps: quantity → layer → power.
 
-    Quantities: ``h`` and ``f`` at step 0; ``delta_h``, ``delta_f``, ``own_change`` since then; of each weight W (as stored,
-    without its multiplier) ``gradient``, ``weight_update`` (entry) and ``weight_update_spectral`` (largest singular value:
-    updates have rank of order one); ``sharpness``: the largest eigenvalue of the Gauss-Newton part of the raw Hessian
-    (preconditioned as the optimiser does, and not multiplied by a learning rate), restricted to one layer, and of the
-    whole ``network``; ``epsilon``: how Adam's ε must scale; ``weight_decay`` λ such that ηλ is of order one (decoupled, or
-    coupled in SGD) and ``weight_decay_coupled``, the largest λ at which λW does not drown the gradient.
+    h, f                     at step 0; ``stream`` is the residual stream behind the blocks, ``block`` one block's part
+    delta_h, delta_f         their change since then; ``own_change`` the part that the layer's (branch's) updates made
+    gradient, weight_update  an entry of ∂L/∂W and of W − W_0, for W as stored, without its multiplier
+    weight_update_spectral   the largest singular value of W − W_0, whose rank is of order one
+    sharpness                the largest eigenvalue of the Gauss-Newton part of the raw Hessian, preconditioned as the
+                             optimiser does and not multiplied by a learning rate: of one layer, of the ``network``
+    epsilon                  how Adam's ε must scale: as a gradient entry
+    weight_decay             λ with ηλ of order one, decoupled (AdamW), or coupled in SGD
+    weight_decay_coupled     λ in the gradient: the same in SGD; in Adam the largest that does not drown the gradient
 
     A residual network whose branches blow the stream up has L exponents inf: it grows exponentially in L.
     """
@@ -222,10 +225,10 @@ class Verdict:
 
     regime     "trivial", "unstable", "kernel", "feature learning", or "controlled divergence" (cross-entropy only)
     reason     one line: what decides it
-    layers     per layer "moves" (its own weights change its output by as much as it was), "lazy" (its output changes only
-               because what arrives does), "frozen" (Δh → 0) or "blows up"
-    border     the power that every learning rate could still be multiplied by before something blows up, in N (at fixed L)
-               and in L (at fixed N); −inf where no learning rate is stable, inf where every one is
+    layers     per layer "moves" (its own weights change its output by as much as it was), "lazy" (its output changes
+               only because what arrives does), "frozen" (Δh → 0) or "blows up"
+    border     the power that every learning rate could still be multiplied by before something blows up, in N (at
+               fixed L) and in L (at fixed N); −inf where no learning rate is stable, inf where every one is
     """
 
     regime: str
@@ -252,7 +255,7 @@ def classify(case: Case) -> Verdict:
     logits = largest(history[0].h["readout"], output)
     if max(logits.N, logits.L) > 0:
         moving = "features move" if "moves" in layers.values() else "features are frozen"
-        return Verdict("controlled divergence", f"f grows as {logits}, everything else is stable; {moving}", layers, border)
+        return Verdict("controlled divergence", f"f grows as {logits}, all else is stable; {moving}", layers, border)
     if min(output.N, output.L) < 0:
         return Verdict("trivial", f"Δf vanishes as {output}", layers, border)
     last = history[-1].delta_h["stream" if case.kind == "residual" else case.stages[-2][-1]]

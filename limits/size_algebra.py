@@ -9,7 +9,7 @@ The rules
     product      sizes multiply
     sum          n terms of size s add up to n^e s, e the *alignment* exponent: 1/2 for independent terms, 1 for terms
                  of one sign (``Alignment``; Everett et al. 2024 measure these exponents)
-    optimiser    one map from the size of a gradient entry to the size of an update entry at learning rate 1 (``Optimizer``)
+    optimiser    one map from the size of a gradient entry to that of an update entry at learning rate 1 (``Optimizer``)
 
 They are linear in the exponents, so the same functions serve sympy (``limits.exponents`` solves for the exponents)
 and fractions (``limits.regimes`` classifies given ones).
@@ -144,8 +144,8 @@ def plain(depth: int) -> dict[str, Role]:
 def residual(block_size: int) -> dict[str, Role]:
     """The roles of h ← h + branch(h), L times: ``block_size`` matrices per branch, nonlinearities between them.
 
-    ``block`` is the last matrix of the branch, and its multiplier holds the branch multiplier L^{-α}; ``block_inner`` are
-    the matrices before it; ``bias`` is added to the branch, ``norm_gain`` multiplies the branch's input.
+    ``block`` is the last matrix of the branch, and its multiplier holds the branch multiplier L^{-α}; ``block_inner``
+    are the matrices before it; ``bias`` is added to the branch, ``norm_gain`` multiplies the branch's input.
     """
     _require_count("block size", block_size)
     branch = ("block_inner",) * (block_size - 1) + ("block", "readout")
@@ -234,10 +234,10 @@ def first_step(
 
 
 def shifted(e: Exponents, theta: Power, role: Role, optimizer: Optimizer) -> Exponents:
-    """The gauge transformation: W → W/θ, multiplier → θ · multiplier, and the learning rate that trains the same function.
+    """The gauge transformation: W → W/θ, multiplier → θ · multiplier, and the rate that trains the same function.
 
-    The gradient grows by θ, the update must shrink by θ: θ^{-2} for a rule that is linear in the gradient, θ^{-1} for one
-    that forgets its scale.
+    The gradient grows by θ and the update must shrink by θ, so the learning rate goes with θ^{-2} for a rule that is
+    linear in the gradient, θ^{-1} for one that forgets its scale.
     """
     growth = optimizer.update(theta, role) / optimizer.update(ONE, role)
     return Exponents(e.multiplier * theta, e.init_std / theta, e.learning_rate / (theta * growth))
