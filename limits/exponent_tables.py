@@ -10,8 +10,9 @@ from typing import Literal
 import tyro
 
 from limits import regimes
-from limits.exponents import PARAMETRIZATIONS, Solution, derive, table
+from limits.exponents import Solution, derive, table
 from limits.parametrization import QUANTITIES, Scaling, gauge, rational, read_scaling
+from limits.requirements import PARAMETRIZATIONS
 from limits.size_algebra import Power
 
 COLUMNS = ("parametrization", "optimizer", "architecture", "role", *QUANTITIES)

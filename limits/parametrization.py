@@ -222,9 +222,14 @@ PARAMETRIZATIONS = {p.name: p for p in (MUP, NTP)}
 
 
 def resolve(parametrization: str | Parametrization) -> Parametrization:
-    """The parametrization of that name (or the one given).  Raises ValueError for an unknown name."""
+    """The parametrization of that name (or the one given, or a text for ``read_scaling``).
+
+    Raises ValueError for an unknown name, or for exponents that no limit is known for.
+    """
     if isinstance(parametrization, Parametrization):
         return parametrization
+    if "=" in parametrization or parametrization.endswith(".toml"):
+        return with_output_multiplier(read_scaling(parametrization))
     if parametrization not in PARAMETRIZATIONS:
         known = ", ".join(PARAMETRIZATIONS)
         raise ValueError(f"unknown parametrization {parametrization!r}; known: {known}")

@@ -177,6 +177,7 @@ def predicted(case: Case) -> dict[str, dict[str, Power]]:
     weight_update_spectral   the largest singular value of W − W_0, whose rank is of order one
     sharpness                the largest eigenvalue of the Gauss-Newton part of the raw Hessian, preconditioned as the
                              optimiser does and not multiplied by a learning rate: of one layer, of the ``network``
+                             (Adam with an ε as below: at ε = 0 its smallest gradients add logarithms)
     epsilon                  how Adam's ε must scale: as a gradient entry
     weight_decay             λ with ηλ of order one, decoupled (AdamW), or coupled in SGD
     weight_decay_coupled     λ in the gradient: the same in SGD; in Adam the largest that does not drown the gradient

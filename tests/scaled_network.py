@@ -28,6 +28,7 @@ class Network:
             for role in roles
         ]
         self.weights = [W.copy() for W in self.initial]
+        self.preconditioner = [np.ones_like(W) for W in self.initial]
         self.multipliers = [self.at(scaling[role].multiplier) for role in roles]
         self.rates = [self.at(scaling[role].learning_rate) for role in roles]
         data = np.random.default_rng([seed, 1])  # the same at every width and depth
@@ -72,16 +73,22 @@ class Network:
                 g = self.multipliers[i] * (signals[i] @ arriving[i].T)
                 if optimizer == "adam":  # β = 0.9, 0.999; ε = 0; a weight without any gradient stays
                     m[i], v[i] = 0.9 * m[i] + 0.1 * g, 0.999 * v[i] + 0.001 * g**2
-                    g = m[i] / (1 - 0.9**t) / np.sqrt(np.where(v[i] > 0, v[i] / (1 - 0.999**t), np.inf))
+                    self.preconditioner[i] = np.sqrt(np.where(v[i] > 0, v[i] / (1 - 0.999**t), np.inf))
+                    g = m[i] / (1 - 0.9**t) / self.preconditioner[i]
                 W -= np.float32(eta0) * self.rates[i] * g.astype(np.float32)
 
     def sharpness(self) -> float:
-        """The largest eigenvalue of the Gauss-Newton matrix, through the tangent kernel."""
+        """The largest eigenvalue of the Gauss-Newton matrix, with Adam preconditioned by √v + ε.
+
+        ε is as large as a gradient entry: without it the smallest gradients rule (Σ 1/|g| has logarithms).
+        """
         arriving, _, _ = self.forward()
         signals = self.backward(arriving, np.ones((1, NUM_SAMPLES), np.float32))
-        kernel = sum(
-            m**2 * (d.T @ d) * (x.T @ x) for m, d, x in zip(self.multipliers, signals, arriving, strict=True)
-        )
+        kernel = 0.0
+        for m, d, x, root in zip(self.multipliers, signals, arriving, self.preconditioner, strict=True):
+            tangents = m * np.einsum("ip,jp->pij", d, x).reshape(NUM_SAMPLES, -1)
+            epsilon = np.sqrt(np.mean(root[np.isfinite(root)] ** 2)) if self.scaling.optimizer == "adam" else 0.0
+            kernel = kernel + tangents @ (tangents / (root.ravel() + epsilon)).T
         return float(np.linalg.eigvalsh(kernel / NUM_SAMPLES)[-1])
 
 
@@ -118,8 +125,7 @@ def measure(scaling: Scaling, width: int, depth: int, block_size=1, seed=0, num_
         result["weight_update_spectral", name] = float(np.linalg.norm(moved @ v))
     if net.residual:
         result["h", "stream"], result["delta_h", "stream"] = rms(before[2][-2]), rms(after[2][-2] - before[2][-2])
-    if scaling.optimizer == "sgd":
-        result["sharpness", "network"] = net.sharpness()
+    result["sharpness", "network"] = net.sharpness()
     return result
 
 

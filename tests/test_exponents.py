@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from scaled_network import Network, slopes
 
-from limits import exponent_tables, exponents, regimes
-from limits.exponents import PARAMETRIZATIONS, Requirements, blocks_learn, derive
+from limits import exponent_tables, exponents, regimes, requirements
+from limits.exponents import derive
 from limits.parametrization import (
     MUP,
     NTP,
@@ -22,9 +22,11 @@ from limits.parametrization import (
     Scaling,
     gauge,
     read_scaling,
+    resolve,
     scaling,
     with_output_multiplier,
 )
+from limits.requirements import PARAMETRIZATIONS, Requirements, blocks_learn
 from limits.size_algebra import (
     OPTIMIZERS,
     WIDTH,
@@ -84,10 +86,24 @@ def test_ntp_and_sp(depth):
         assert native("ntp", depth=depth).get(role, expected) == expected
     for role, expected in {"input": (0, 0, -1), "hidden": (0, -HALF, -1), "readout": (0, -HALF, -1)}.items():
         assert native("sp", depth=depth).get(role, expected) == expected
-    # Adam, Everett et al. 2024 under full alignment: the largest layerwise rates are N^{-1/2}, N^{-1}, N^{-1/2} for NTP and
-    # N^{-1/2}, N^{-3/2}, N^{-1} for SP; one rate for all is the smallest of them
     assert native("ntp", "adam", depth=depth)["readout"][2] == (-1 if depth > 1 else -HALF)
     assert native("sp", "adam", depth=depth)["readout"][2] == (F(-3, 2) if depth > 1 else -1)
+
+
+def test_requirements_of_ones_own():
+    """A rate of its own for every layer, such that each alone moves f by Θ(1); the smallest is SP's and NTP's."""
+
+    def each_moves_f(s):
+        pairs = s.first.items()
+        return [requirements.Condition(f"{n}: Δf", "N", sizes.on_f.N) for n, sizes in pairs]
+
+    for gauge_of, expected in {
+        requirements.unit_init: (-HALF, -1, -HALF),
+        requirements.unit_multiplier: (-HALF, F(-3, 2), -1),
+    }.items():
+        asked = (gauge_of, requirements.preactivations, requirements.output_at_init, each_moves_f)
+        found = native(Requirements("layerwise", asked), "adam")
+        assert tuple(found[r][2] for r in ("input", "hidden", "readout")) == expected
 
 
 def test_mean_field_is_mup_shifted_by_one_half():
@@ -185,7 +201,7 @@ def test_contradictions_are_named():
         derive("mup", impose=[("hidden", "multiplier", "L", F(1))])
     with pytest.raises(ValueError, match=r"unknown role 'block'; known: input, hidden"):
         derive("mup", impose=[("block", "multiplier", "N", F(1))])
-    too_wide = Requirements("wide", (*PARAMETRIZATIONS["mup"].conditions, exponents.output_changes_bounded))
+    too_wide = Requirements("wide", (*PARAMETRIZATIONS["mup"].conditions, requirements.output_changes_bounded))
     with pytest.raises(ValueError, match=r"no exponents meet every bound: input: its Δf grows as N\^1$"):
         derive(too_wide, alignment=Alignment(propagated=F(1)))
 
@@ -217,6 +233,9 @@ def test_output_multipliers_are_derived():
     assert Parametrization("mup", 0.5) == MUP == with_output_multiplier(gauge(scaling("mup"), "learning_rate"))
     quarter = "readout.multiplier=-3/4, input.learning_rate=1/2, readout.learning_rate=1/2"
     assert with_output_multiplier(read_scaling(quarter)).output_exponent == 0.25
+    assert resolve(quarter).output_exponent == 0.25
+    with pytest.raises(ValueError, match=r"output exponent 0\.75: a limit exists for 0"):
+        resolve("readout.multiplier=-5/4, input.learning_rate=3/2, readout.learning_rate=3/2")
     for other in (scaling("sp"), scaling("mup", "adam"), scaling("mup", "sgd", "residual")):
         with pytest.raises(ValueError, match=f"^{other.name}: not SGD at η0 γ²"):
             with_output_multiplier(other)
@@ -251,7 +270,8 @@ def test_regimes(optimizer, depth):
         assert regime(faster(given, Power(N=F(1, 100))), depth=depth) == "unstable"
         assert regime(faster(given, Power(N=F(-1, 100))), depth=depth) == "trivial"
         slower = faster(given, Power(N=F(-3, 7)))
-        assert regimes.classify(regimes.case(slower, depth=depth)).border.N == F(3, 7)
+        left = regimes.classify(regimes.case(slower, depth=depth)).border.N
+        assert left == F(3, 7)
 
 
 def test_regimes_of_residual_networks():
@@ -275,14 +295,15 @@ def test_what_blows_up_first():
     verdict = regimes.classify(regimes.case(constant_rate))
     assert verdict.reason == "Δh of hidden 2 grows as N^1/2 after step 1"
     assert verdict.border.N == -1
-    assert regimes.classify(regimes.case(faster(scaling("ntp"), Power(N=F(1, 4))))).reason.startswith("Δf grows as N^1/4")
-    at_start = regimes.classify(regimes.case(read_scaling("base=ntp, hidden.multiplier=-1/4")))
-    assert at_start.reason == "h of hidden 2 grows as N^1/4 at initialisation"
-    assert at_start.border.N == -inf
+    verdict = regimes.classify(regimes.case(faster(scaling("ntp"), Power(N=F(1, 4)))))
+    assert verdict.reason == "Δf grows as N^1/4 after step 1"
+    verdict = regimes.classify(regimes.case(read_scaling("base=ntp, hidden.multiplier=-1/4")))
+    assert verdict.reason == "h of hidden 2 grows as N^1/4 at initialisation"
+    assert -inf == verdict.border.N
 
 
 def test_controlled_divergence():
-    """Haas et al. 2025: under cross-entropy SP is stable up to η ∝ N^{-1/2} (SGD) or N^{-1} (Adam), and learns features."""
+    """Haas et al. 2025: under cross-entropy SP is stable up to η ∝ N^{-1/2} (SGD), N^{-1} (Adam), and learns features."""
     for optimizer in ("sgd", "adam"):
         assert regimes.classify(regimes.case(scaling("sp", optimizer), loss="cross_entropy")).border.N == HALF
         at_border = faster(scaling("sp", optimizer), Power(N=HALF))
@@ -383,7 +404,8 @@ def test_command_line(capsys):
             "multiplier": {"N": "-1/2", "L": "-1/2"}, "init_std": {"N": "0", "L": "0"},
             "learning_rate": {"N": "-1/2", "L": "-1/2"}} in rows  # fmt: skip
     assert {row["optimizer"] for row in rows} == {"sgd", "adam"}
-    only = json.loads(run(capsys, "--format", "json", "--param", "mup", "--optimizer", "sgd", "--gauge", "learning_rate"))
+    one_rate = ("--param", "mup", "--optimizer", "sgd", "--gauge", "learning_rate")
+    only = json.loads(run(capsys, "--format", "json", *one_rate))
     assert {row["learning_rate"]["N"] for row in only} == {"0"}
     options = ("--param", "depth_family", "--optimizer", "sgd")
     assert re.search(r"block +N\^\(-1/2\) L\^\(-alpha\) +1 +N L\^\(2\*alpha - 1\)", run(capsys, *options))
