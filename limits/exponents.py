@@ -1,14 +1,15 @@
 """Scaling exponents, derived: which power of width and depth goes where, from what one asks of the network.
 
 Read ``limits.size_algebra`` first (the rules: sizes of products, sums and optimiser steps), then
-``limits.requirements`` (what each parametrization asks for).  Here, per role of an architecture, the exponents are unknowns
+``limits.requirements`` (what each parametrization asks for).  Here, per role of an architecture, the exponents are
+unknowns
 
     multiplier N^a L^α     init_std N^b L^β     learning_rate N^c L^d         (the powers themselves: 1/√N is a = −1/2)
 
-and a parametrization is *the solution of its requirements*: each is an equation "this
-size is of order one" or a bound "at most of order one", linear in the unknowns.  sympy solves the equations; what stays
-free is the gauge freedom  a + θ, b − θ, c − 2θ (SGD) or c − θ (Adam)  of every role, and the canonical member has
-N(0,1) weights.  Nothing is typed in: another rule gives another answer.
+and a parametrization is *the solution of its requirements*: each is an equation "this size is of order one" or a bound
+"at most of order one", linear in the unknowns.  sympy solves the equations; what stays free is the gauge freedom
+a + θ, b − θ, c − 2θ (SGD) or c − θ (Adam)  of every role, and the canonical member has N(0,1) weights.  Nothing is typed
+in: another rule gives another answer.
 
     python -m limits.exponents --help
 

@@ -196,6 +196,8 @@ def test_contradictions_are_named():
     equations = [("hidden", "init_std", "N", F(0)), ("hidden", "multiplier", "N", F(0))]
     with pytest.raises(ValueError, match=r"against  imposed hidden.init_std .* against  imposed hidden.multiplier"):
         derive("mup", impose=equations)
+    with pytest.raises(ValueError, match=r"^contradictory conditions: hidden: output(?!.*(input|readout))"):
+        derive("mup", impose=equations)  # and no condition that is not needed for the conflict
     assert derive("mup", impose=equations[:1]).canonical == derive("mup").canonical
     with pytest.raises(ValueError, match="no powers of L"):
         derive("mup", impose=[("hidden", "multiplier", "L", F(1))])
@@ -284,6 +286,11 @@ def test_regimes_of_residual_networks():
     assert "exponentially in L at initialisation (at fixed L: feature learning)" in verdict.reason
     assert verdict.border == Power(F(0), -inf)
     assert regimes.predicted(regimes.case(scaling("mup", "sgd", "residual")))["h"]["stream"] == Power(F(0), inf)
+    # L coherent updates
+    steep = "base=depth_mup, block.learning_rate.L=0"
+    verdict = regimes.classify(regimes.case(read_scaling(steep, "adam", "residual")))
+    assert verdict.reason == "Δh of stream grows as L^1/2 after step 1"
+    assert verdict.border.L == -HALF
     # α > 1 with the rate that keeps Δf = Θ(1): the inside of a block of two matrices blows up
     beyond = "base=alpha1, block.multiplier.L=-3/2, block.learning_rate.L=1/2, block_inner.learning_rate.L=1/2"
     verdict = regimes.classify(regimes.case(read_scaling(beyond, "adam", "residual"), block_size=2))
@@ -303,7 +310,7 @@ def test_what_blows_up_first():
 
 
 def test_controlled_divergence():
-    """Haas et al. 2025: under cross-entropy SP is stable up to η ∝ N^{-1/2} (SGD), N^{-1} (Adam), and learns features."""
+    """Haas et al. 2025: under cross-entropy SP is stable up to η ∝ N^{-1/2} (SGD), N^{-1} (Adam)."""
     for optimizer in ("sgd", "adam"):
         assert regimes.classify(regimes.case(scaling("sp", optimizer), loss="cross_entropy")).border.N == HALF
         at_border = faster(scaling("sp", optimizer), Power(N=HALF))
