@@ -8,8 +8,8 @@ unknowns
 
 and a parametrization is *the solution of its requirements*: each is an equation "this size is of order one" or a bound
 "at most of order one", linear in the unknowns.  sympy solves the equations; what stays free is the gauge freedom
-a + θ, b − θ, c − 2θ (SGD) or c − θ (Adam)  of every role, and the canonical member has N(0,1) weights.  Nothing is typed
-in: another rule gives another answer.
+a + θ, b − θ, c − 2θ (SGD) or c − θ (Adam)  of every role, and the canonical member has N(0,1) weights.
+Nothing is typed in: another rule gives another answer.
 
     python -m limits.exponents --help
 
