@@ -10,6 +10,9 @@ from dense_network import train_dense
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from comparisons.cases import initial_gram
+from finite.networks.mlp import mlp
+from finite.train import train
 from limits import Parametrization, Problem, linear2, minibatches
 from limits.curvature import hessian_spectrum
 
@@ -62,6 +65,17 @@ def test_every_width_equals_the_trained_network(case):
     spectrum = hessian_spectrum(jax.tree.map(lambda a: a[-1], states), width)
     whole = np.repeat(spectrum.values, np.asarray(spectrum.multiplicities, int))
     np.testing.assert_allclose(whole, network["spectrum"][-1], atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mup", "ntp"])
+def test_both_rooms_say_the_same(name):
+    """``finite.train`` from a key, and the recursion from that network's Gram matrix."""
+    problem = random_problem(parametrization=name, momentum=0.4, weight_decay=0.1, batch=3, top_k=2)
+    network, keys = mlp(problem, 12), jax.random.split(jax.random.key(3), 1)
+    trained = train(problem, network, keys, precision="float64", rtol=1e-11)[0]
+    exact = linear2.solve(problem, width=12, gram=initial_gram(network.init(keys[0])))
+    for observable in exact:
+        np.testing.assert_allclose(trained[observable], exact[observable], rtol=1e-8, atol=1e-9, err_msg=observable)
 
 
 @pytest.mark.parametrize("y", [0.5, 2.0])
