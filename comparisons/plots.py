@@ -150,7 +150,7 @@ def _label(name):
 
 def _mark_edge(axis, height):
     """The line 2/η0, if it is near enough not to squash the curves; else its height in words."""
-    if height < 3 * axis.get_ylim()[1]:
+    if height < 6 * axis.get_ylim()[1]:
         axis.axhline(height, color="firebrick", linewidth=0.9)
         axis.annotate("edge of stability", (0.02, height), xycoords=("axes fraction", "data"), color="firebrick",
                       fontsize=7, va="bottom")  # fmt: skip
