@@ -199,7 +199,7 @@ def differentiable(state: OrderParameters, known: dict[str, Float[Array, "..."]]
 
 
 def gauss_newton_matrix(state: OrderParameters) -> Float[Array, "rC rC"]:
-    """K^{1/2} Θ-like form of G_GN on effective weights: the secular matrix λM(λ) without a residual part."""
+    """G_GN on effective weights, symmetrised: K^{1/2}(1 ⊗ S_VV + S_EE ⊗ 1)K^{1/2}/D, which is λM(λ) without a residual part."""
     return secular_matrix(jnp.ones(()), state._replace(gradient=jnp.zeros_like(state.gradient)))
 
 

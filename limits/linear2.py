@@ -11,8 +11,8 @@ This holds in discrete time for momentum, weight decay, minibatches and several 
 (1 in μP, N^{-1/2} in NTP), A = d + εΠ with a number d (1 without weight decay), and S_0 = 1 + εX_0, the width drops out:
 
     W_t = [d²X_0 + d(ΠS_0 + S_0Πᵀ) + εΠS_0Πᵀ]_EV / (γ0√D)
-    Ψ ← βΨ + (γ0/√D)(d + εA(G))… see ``_step``,          m ← βm + λd
-    Π ← Π − η0Ψ,                                           d ← d − η0m
+    Ψ ← βΨ + (γ0/√D) A(G)(d + εΠ) + λΠ,     m ← βm + λd,       A(G) = [[0, G], [Gᵀ, 0]]
+    Π ← Π − η0Ψ,                            d ← d − η0m
 
 One recursion is the finite network (ε and X_0 its own), the mean-field limit (ε = 1, X_0 = 0) and the kernel limit
 (ε = 0, where only f(0) is left of X_0).  Source: Noci et al. 2024, two-layer linear analysis; closure in the Gram matrix,
