@@ -5,7 +5,11 @@ from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the oracles call LAPACK too; see limits/precision.py
 
+import gc
+
+import jax
 import matplotlib
+import pytest
 from jaxtyping import install_import_hook
 
 matplotlib.use("Agg")
@@ -15,3 +19,11 @@ import limits  # noqa: E402  (after the hook)
 
 HERE = Path(__file__).resolve().parent.parent
 assert Path(limits.__file__).resolve().parent == HERE / "limits", f"another distribution's limits: {limits.__file__}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """Each holds dozens of memory maps, of which a process has 65530: all the suite's programs at once abort LLVM."""
+    yield
+    jax.clear_caches()
+    gc.collect()
