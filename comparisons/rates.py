@@ -127,7 +127,7 @@ def _fits(errors, floor, kind, held, unstable) -> tuple[PowerLaw, PowerLaw]:
         return (refused("past the edge of stability"),) * 2
     if len(errors.width) < FEWEST_WIDTHS:
         raise ValueError(f"{len(errors.width)} widths below the largest: a fit needs {FEWEST_WIDTHS}")
-    options = {"kind": kind, "noise_floor": np.nan_to_num(floor.sel(width=errors.width).values, nan=0.0, posinf=0.0)}
+    options = {"kind": kind, "noise_floor": floor.sel(width=errors.width).values}
     return fit(errors.width.values, values, **options), fit(errors.width.values, values, exponent=held, **options)
 
 

@@ -96,6 +96,13 @@ def test_rounding_sets_the_floor():
     assert {r.status for r in measure_rates(dataset, "theory", None, None) if r.observable == "loss"} == {"below noise floor"}
 
 
+def test_what_has_not_converged_is_not_taken_for_exact():
+    """An eigenvalue whose error is unknown (infinite) at three of five widths leaves too few to fit."""
+    dataset = made_up()
+    dataset["loss_error"] = 0 * dataset["loss"] + np.where(dataset.width < 300, np.inf, 0.0)[:, None, None]
+    assert {r.status for r in measure_rates(dataset, "theory", None, None) if r.observable == "loss"} == {"below noise floor"}
+
+
 @pytest.mark.parametrize(("growth", "verdict"), [(1.0, "super consistent"), (3.0, "accumulates")])
 def test_growth_is_what_was_put_in(growth, verdict):
     for grown in measure_growth(made_up(growth), "theory", prediction(), None):
