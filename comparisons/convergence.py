@@ -129,7 +129,7 @@ def compare(options: Options) -> list[rates.Rate]:
         records.write_json([rate.record() for rate in measured], folder / "rates.json")
         records.write_json([growth.record() for growth in grown], folder / "growth.json")
         _draw(comparison, dataset, measured, grown, folder)
-        print(table(measured, grown, comparison, after))
+        print(table(measured, grown, comparison, after, shown_steps(dataset)))
         print(f"results in {folder}")
     return measured
 
@@ -300,11 +300,8 @@ def shown_steps(dataset: xr.Dataset, most: int = 4) -> list[int]:
     return [int(steps[i]) for i in np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))]
 
 
-def table(measured: list[rates.Rate], grown, comparison: Comparison, unstable_after: int | None) -> str:
-    """The rates of loss, sharpness and the top NTK eigenvalue at a few steps, and the verdicts, for the terminal."""
-    steps = {s for s in (rate.step for rate in measured)}
-    steps = sorted(steps)
-    steps = {steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, 4).round().astype(int))}
+def table(measured, grown, comparison: Comparison, unstable_after: int | None, steps: list[int]) -> str:
+    """The rates of loss, sharpness and the top NTK eigenvalue at these steps, and the verdicts, for the terminal."""
     lines = [comparison.title, f"error = prefactor · N^exponent, reference: {comparison.reference}", ""]
     lines.append(f"{'observable':<16}{'step':>6}  {'kind':<12}{'exponent':>9} {'95 % interval':<18}{'theory':>7}   "
                  f"{'prefactor':>9} {'theory':>9}  status")  # fmt: skip
