@@ -10,6 +10,7 @@ from finite.networks import Network, Params
 from finite.networks.mlp import ACTIVATIONS, mlp
 from limits import Problem, Trajectory, fluctuations, linear2
 from limits.fluctuations import Prediction
+from limits.parametrization import output_exponent
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,16 @@ def initial_gram(params: Params) -> np.ndarray:
 def typical_limit(problem: Problem) -> Trajectory:
     """The limit; in NTP, whose loss depends on f(0), with the mean of the loss over initialisations."""
     limit = linear2.solve(problem)
-    if problem.parametrization.output_exponent == 0:
+    if output_exponent(problem.scaling()) == 0:
         return replace(limit, observables=limit.observables | {"loss": linear2.loss_law(problem)[0]})
     return limit
 
 
 def matching_limit(problem: Problem, width: int, gram: np.ndarray) -> Trajectory:
     """The limit with the f(0) that the network of this Gram matrix has; in μP f(0) → 0 and there is one for all."""
-    if problem.parametrization.output_exponent != 0:
+    if output_exponent(problem.scaling()) != 0:
         return linear2.solve(problem)
-    D = problem.num_inputs
-    outputs = problem.inputs @ gram[:D, D:] * np.sqrt(width / D) / problem.richness
-    return linear2.solve(problem, initial_outputs=outputs)
+    return linear2.solve(problem, initial_outputs=linear2.outputs_at_start(problem, width, gram))
 
 
 def keys(seed: int, width: int, seeds: int) -> jax.Array:

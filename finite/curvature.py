@@ -4,8 +4,9 @@
     H = ∇²L = G + R,    G = JᵀJ/P  (Gauss-Newton),    R = Σ_pc r_pc ∇²f_c(x_p),  r = (f − y)/P  (residual part)
     NTK    JJᵀ/P, of size PC × PC, with the same nonzero eigenvalues as G
 
-Everything here is *raw*; multiply by γ² to compare with 2/η0 (``finite.train`` does, in one place).  Constructors bind
-network, data and weights, and return ``v → A v``.  Nonlinear functions are linearised once, when the constructor runs.
+Everything here is *raw*, of the weights that the given functions take; ``finite.train`` gives them in coordinates in which
+it is the rescaled curvature.  Constructors bind network, data and weights, and return ``v → A v``.  Nonlinear functions
+are linearised once, when the constructor runs.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from finite.networks import Apply, Network, Params
+from finite.networks import Apply, Architecture, LayerFactors, Params, is_layer_factors
 
 Matvec = Callable[[Params], Params]
 
@@ -47,7 +48,7 @@ def ntk(apply: Apply, params: Params, inputs: Float[Array, "P D"]) -> Callable[[
     return lambda u: push(pull(u)) / len(inputs)
 
 
-def dense_ntk(network: Network, params: Params, inputs: Float[Array, "P D"]) -> Float[Array, "PC PC"]:
+def dense_ntk(network: Architecture, params: Params, inputs: Float[Array, "P D"]) -> Float[Array, "PC PC"]:
     """JJᵀ/P; row and column p·C + c.  From the layers' factors where the network has them: never a Jacobian.
 
         (JJᵀ)[(p,c),(q,d)] = Σ_layers (a(p)·a(q)) (b(p,c)·b(q,d))
@@ -57,17 +58,17 @@ def dense_ntk(network: Network, params: Params, inputs: Float[Array, "P D"]) -> 
         operator, basis = ntk(network.apply, params, inputs), jnp.eye(rows, dtype=inputs.dtype)
         return jax.vmap(operator)(basis.reshape(rows, len(inputs), -1)).reshape(rows, rows)
     blocks = (
-        (a @ a.T)[:, None, :, None] * jnp.einsum("pcn,qdn->pcqd", b, b)
-        for a, b in network.layer_factors(params, inputs)
+        jnp.einsum("...pm,...qm,...pcn,...qdn->pcqd", a, a, b, b, optimize=[(0, 1), (0, 1), (0, 1)])
+        for a, b in _layers(network, params, inputs)
     )
     return sum(blocks).reshape(rows, rows) / len(inputs)
 
 
-def gauss_newton_trace(network: Network, params: Params, inputs: Float[Array, "P D"]) -> Float[Array, ""]:
+def gauss_newton_trace(network: Architecture, params: Params, inputs: Float[Array, "P D"]) -> Float[Array, ""]:
     """tr G = |J|²/P, exactly, in the memory of one backward pass."""
     if network.layer_factors is not None:
-        pairs = network.layer_factors(params, inputs)
-        return sum(jnp.sum(jnp.sum(a**2, axis=1) * jnp.sum(b**2, axis=(1, 2))) for a, b in pairs) / len(inputs)
+        pairs = _layers(network, params, inputs)
+        return sum(jnp.sum(jnp.sum(a**2, axis=-1) * jnp.sum(b**2, axis=(-2, -1))) for a, b in pairs) / len(inputs)
     _, pull = _jacobian(network.apply, params, inputs)
     shape = jax.eval_shape(network.apply, params, inputs).shape
 
@@ -78,7 +79,7 @@ def gauss_newton_trace(network: Network, params: Params, inputs: Float[Array, "P
 
 
 def trace(
-    network: Network,
+    network: Architecture,
     params: Params,
     inputs: Float[Array, "P D"],
     targets: Float[Array, "P C"],
@@ -132,6 +133,10 @@ def inner(u: Params, v: Params) -> Float[Array, ""]:
 def squared_norm(v: Params) -> Float[Array, ""]:
     """|v|² over all parameters."""
     return inner(v, v)
+
+
+def _layers(network, params, inputs) -> list[LayerFactors]:
+    return jax.tree.leaves(network.layer_factors(params, inputs), is_leaf=is_layer_factors)
 
 
 def _jacobian(apply, params, inputs):

@@ -3,15 +3,16 @@
     train(problem, network, keys) -> [Trajectory, …]        one seed per key
 
 Loss, γ, optimiser and time are those of ``limits.problem``, observables those of ``limits.trajectory``, always over all
-samples.  Between two measurements one compiled loop runs; one other compiled function measures.  Learning rate,
-momentum, weight decay, data, batches and keys are arguments of both: changing them compiles nothing.
+samples.  Between two measurements one compiled loop runs; one other compiled function measures.  Parametrization, learning
+rate, momentum, weight decay, data, batches and keys are arguments of both: changing them compiles nothing.
 
-Curvature is computed raw and multiplied by γ² in ``_trajectories``, nowhere else.
+What is trained are the weights as they act, multiplier · θ, at the learning rates that do the same to them.  Curvature is
+measured in the coordinates in which all of these rates are η0 (``_coordinates``): there it is the rescaled one.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import ceil, isclose, prod
+from math import ceil, prod
 from typing import NamedTuple
 
 import jax
@@ -21,8 +22,8 @@ import optax
 from jaxtyping import Array
 
 from finite import curvature, lanczos
-from finite.networks import Network, Params
-from limits.parametrization import output_multiplier
+from finite.descent import descent
+from finite.networks import Architecture, Network, Params, acting_through, by_role
 from limits.precision import computing
 from limits.problem import Problem
 from limits.trajectory import MEASURED, Trajectory
@@ -72,21 +73,22 @@ def train(
     with computing(precision):
         vectorized = jax.default_backend() != "cpu" if vectorized is None else vectorized
         numerics = rtol, max_matvecs, warm_start, probes, vectorized
-        program = _Program(network, tuple(observables), problem.top_k, *numerics)
-        _check(problem, program, keys, initial)
-        chunks = _chunks(len(keys), _side_by_side(problem, program, memory))
+        program = _Program(network.architecture, problem.optimizer, tuple(observables), problem.top_k, *numerics)
+        _check(problem, network, program, keys, initial)
+        chunks = _chunks(len(keys), _side_by_side(problem, network, program, memory))
         trajectories = []
         for done, rows in enumerate(chunks):
             weights = _weights(network, keys[rows], jax.tree.map(lambda leaf: leaf[rows], initial))  # noqa: B023
             report = None if progress is None else lambda part: progress((done + part) / len(chunks))  # noqa: B023
-            trajectories += _train_chunk(problem, program, keys[rows], weights, report)
+            trajectories += _train_chunk(problem, network, program, keys[rows], weights, report)
     return trajectories[: len(keys)]  # without the last chunk's padding
 
 
 class _Program(NamedTuple):
     """What is compiled: the static argument of the compiled functions."""
 
-    network: Network
+    architecture: Architecture
+    optimizer: str
     observables: tuple[str, ...]
     top_k: int
     rtol: float
@@ -100,20 +102,6 @@ class _Program(NamedTuple):
         return jax.vmap(function) if self.vectorized else lambda *seeds: jax.lax.map(lambda one: function(*one), seeds)
 
 
-class _Descent(NamedTuple):
-    """The numbers of the update; traced."""
-
-    learning_rate: Array  # η0 γ²
-    momentum: Array  # β
-    weight_decay: Array  # λ/γ²
-
-    def optimizer(self):
-        """m ← β m + ∇L + (λ/γ²) θ,  θ ← θ − η0γ² m: the recursion of ``limits.problem`` with its m in units of γ²."""
-        return optax.chain(
-            optax.add_decayed_weights(self.weight_decay), optax.sgd(self.learning_rate, momentum=self.momentum)
-        )
-
-
 class _Operator(NamedTuple):
     """One Lanczos run: ``matvec()`` builds v → A v; ``like`` is a vector; so many largest and smallest eigenvalues."""
 
@@ -123,42 +111,41 @@ class _Operator(NamedTuple):
     bottom: int
 
 
-def _train_chunk(problem, program, keys, weights, progress):
-    """The trajectories of the seeds that run side by side; ``weights`` have a leading axis over them."""
-    gamma2, steps = program.network.gamma**2, problem.steps
-    real = partial(jnp.asarray, dtype=jnp.zeros(()).dtype)
-    descent = _Descent(*map(real, (problem.learning_rate * gamma2, problem.momentum, problem.weight_decay / gamma2)))
-    data = real(problem.inputs), real(problem.targets)
+def _train_chunk(problem, network, program, keys, weights, progress):
+    """The trajectories of the seeds that run side by side; their stored ``weights`` have a leading axis over them."""
+    steps, update = problem.steps, descent(problem, network)
+    data = tuple(jnp.asarray(array, jnp.zeros(()).dtype) for array in (problem.inputs, problem.targets))
     batches = None if problem.batches is None else jnp.asarray(problem.batches, jnp.int32)
-    momenta, starts = _begin(program, descent, data, weights, keys)
+    weights = by_role(network.numbers("multiplier"), weights)
+    momenta, starts = _begin(program, update, data, weights, keys)
     measurements = []
     for index, step in enumerate(steps):
         if index:
-            weights, momenta = _advance(program, descent, data, batches, weights, momenta, steps[index - 1], step)
-        measured, starts = _measure(program, data, weights, starts, keys, index)
+            weights, momenta = _advance(program, update, data, batches, weights, momenta, steps[index - 1], step)
+        measured, starts = _measure(program, update, data, weights, starts, keys, index)
         measurements.append(jax.device_get(measured))
         if progress is not None:
             progress((index + 1) / len(steps))
-    return _trajectories(steps, measurements, gamma2)
+    return _trajectories(steps, measurements)
 
 
 @partial(jax.jit, static_argnums=0)
-def _begin(program, descent, data, weights, keys):
+def _begin(program, update, data, weights, keys):
     """The optimiser's state and the first vectors of every Lanczos run."""
 
     def begin(params, key):
-        operators = _operators(program, params, data)
+        operators = _operators(program, program.architecture, params, data)
         key = _measuring_key(key, 0)
         starts = {name: lanczos.random_start(key, operator.like) for name, operator in operators.items()}
-        return descent.optimizer().init(params), starts
+        return update.optimizer(program.optimizer).init(params), starts
 
     return program.over_seeds(begin)(weights, keys)
 
 
 @partial(jax.jit, static_argnums=0)
-def _advance(program, descent, data, batches, weights, momenta, start, stop):
+def _advance(program, update, data, batches, weights, momenta, start, stop):
     """Weights and optimiser's state after the steps start, …, stop − 1."""
-    optimizer, apply = descent.optimizer(), program.network.apply
+    optimizer, apply = update.optimizer(program.optimizer), program.architecture.apply
 
     def step(t, state):
         params, momentum = state
@@ -171,14 +158,15 @@ def _advance(program, descent, data, batches, weights, momenta, start, stop):
 
 
 @partial(jax.jit, static_argnums=0)
-def _measure(program, data, weights, starts, keys, index):
-    """((values, errors) by observable, raw; the vectors from which the next Lanczos runs start)"""
+def _measure(program, update, data, weights, starts, keys, index):
+    """((values, errors) by observable; the vectors from which the next Lanczos runs start)"""
 
     def measure(params, starts, key):
-        loss = curvature.loss(program.network.apply, params, *data)
+        loss = curvature.loss(program.architecture.apply, params, *data)
         healthy = jnp.isfinite(loss)
         params = jax.tree.map(lambda leaf: jnp.where(healthy, leaf, 0), params)  # no Lanczos run on a diverged network
-        found, starts = _observe(program, data, params, starts, _measuring_key(key, index + 1))
+        rescaled = _coordinates(program.architecture, update, params)
+        found, starts = _observe(program, *rescaled, data, starts, _measuring_key(key, index + 1))
         values = {name: jnp.where(healthy, value, jnp.nan) for name, (value, _) in found.items()}
         errors = {name: _or_infinite(error, healthy) for name, (_, error) in found.items() if error is not None}
         return ({"loss": loss, **values}, errors), starts
@@ -186,14 +174,20 @@ def _measure(program, data, weights, starts, keys, index):
     return program.over_seeds(measure)(weights, starts, keys)
 
 
-def _observe(program, data, params, starts, key):
+def _coordinates(architecture, update, params):
+    """(architecture, params) in the coordinates u = params/√metric, in which every step is η0 times the gradient."""
+    root = {role: jnp.sqrt(number) for role, number in update.metric.items()}
+    return acting_through(architecture, root), by_role({role: 1.0 / number for role, number in root.items()}, params)
+
+
+def _observe(program, network, params, data, starts, key):
     """(value, error or None where it is exact) of every wanted observable but the loss; and the next starts.
 
     One computation after the other (``_after``).
     """
-    apply, wanted, top_k, found, spectra = program.network.apply, set(program.observables), program.top_k, {}, {}
+    apply, wanted, top_k, found, spectra = network.apply, set(program.observables), program.top_k, {}, {}
     for name, start in starts.items():
-        spectra[name] = _extremes(program, _operators(program, params, data)[name], start)
+        spectra[name] = _extremes(program, _operators(program, network, params, data)[name], start)
         params = _after(spectra[name].matvecs, params)
     if "hessian" in spectra:
         values, errors = spectra["hessian"].values, spectra["hessian"].errors
@@ -201,11 +195,11 @@ def _observe(program, data, params, starts, key):
     if "residual" in spectra:
         found["residual_eigenvalues"] = spectra["residual"].values, spectra["residual"].errors
     if wanted & KERNEL:
-        kernel = _kernel_spectrum(program, params, data, spectra.get("kernel"))
+        kernel = _kernel_spectrum(program, network, params, data, spectra.get("kernel"))
         found |= dict.fromkeys(KERNEL, kernel)
         params = _after(kernel[0][0], params)
     if "hessian_trace" in wanted:
-        found["hessian_trace"] = curvature.trace(program.network, params, *data, key, probes=program.probes)
+        found["hessian_trace"] = curvature.trace(network, params, *data, key, probes=program.probes)
         params = _after(found["hessian_trace"][0], params)
     if "directional_sharpness" in wanted:
         found["directional_sharpness"] = curvature.directional_sharpness(apply, params, *data), None
@@ -214,9 +208,9 @@ def _observe(program, data, params, starts, key):
     return {name: pair for name, pair in found.items() if name in wanted}, starts
 
 
-def _operators(program, params, data):
+def _operators(program, network, params, data):
     """The Lanczos runs that the wanted observables need, by name: "hessian", "residual", "kernel"."""
-    network, wanted, inputs, targets = program.network, set(program.observables), *data
+    wanted, inputs, targets = set(program.observables), *data
     size, operators = _size(params), {}
     if wanted & HESSIAN:
         top = program.top_k if "hessian_eigenvalues" in wanted else 0
@@ -232,10 +226,10 @@ def _operators(program, params, data):
     return operators
 
 
-def _kernel_spectrum(program, params, data, spectrum):
+def _kernel_spectrum(program, network, params, data, spectrum):
     """The top_k eigenvalues of the NTK, which are those of G; zeros beyond its PC rows.  Errors None if dense."""
     if spectrum is None:
-        theta = curvature.dense_ntk(program.network, params, data[0])
+        theta = curvature.dense_ntk(network, params, data[0])
         values, errors = jnp.linalg.eigvalsh(theta)[::-1][: program.top_k], None
     else:
         values, errors = spectrum.values, spectrum.errors
@@ -273,25 +267,23 @@ def _or_infinite(error, healthy):
     return jnp.where(healthy & ~jnp.isnan(error), error, jnp.inf)
 
 
-def _trajectories(steps, measurements, gamma2):
-    """One trajectory per seed from the raw (values, errors) at each step: float64, and curvature times γ²."""
+def _trajectories(steps, measurements):
+    """One trajectory per seed from the (values, errors) at each step, in float64."""
     values, errors = jax.tree.map(lambda *steps: np.stack(steps, axis=1).astype(np.float64), *measurements)
-    rescaled = {name: value if name == "loss" else gamma2 * value for name, value in values.items()}
-    errors = {name: gamma2 * error for name, error in errors.items()}
     return [
-        Trajectory(steps, {n: v[seed] for n, v in rescaled.items()}, {n: e[seed] for n, e in errors.items()})
-        for seed in range(len(rescaled["loss"]))
+        Trajectory(steps, {n: v[seed] for n, v in values.items()}, {n: e[seed] for n, e in errors.items()})
+        for seed in range(len(values["loss"]))
     ]
 
 
-def _check(problem, program, keys, initial):
-    network, shapes = program.network, _shapes(program.network)
+def _check(problem, network, program, keys, initial):
+    shapes = _shapes(network)
     unknown = [name for name in program.observables if name not in MEASURED]
     if unknown:
         raise ValueError(f"unknown observable {unknown[0]!r}; known: {', '.join(MEASURED)}")
-    gamma = output_multiplier(problem.parametrization, problem.richness, network.width)
-    if not isclose(network.gamma, gamma, rel_tol=1e-12):
-        raise ValueError(f"the network's γ is {network.gamma:g}, the problem's {gamma:g}: build it for this problem")
+    wanted = problem.scaling(network.scaling.architecture, network.depth), problem.richness
+    if wanted != (network.scaling, network.richness):
+        raise ValueError("the network's exponents or richness are not the problem's: build it for this problem")
     inputs = jax.ShapeDtypeStruct(problem.inputs.shape, jnp.float32)
     try:
         fits = jax.eval_shape(network.apply, shapes, inputs).shape == problem.targets.shape
@@ -334,10 +326,10 @@ def _chunks(seeds, most):
     return list(rows.reshape(count, length))
 
 
-def _side_by_side(problem, program, memory):
+def _side_by_side(problem, network, program, memory):
     """How many seeds fit into the memory at once."""
     memory = _device_memory() if memory is None else memory
-    resident, workspace = _footprint(problem, program)
+    resident, workspace = _footprint(problem, network, program)
     most = memory // (resident + workspace) if program.vectorized else (memory - workspace) // resident
     if most < 1:
         needed = (resident + workspace) / 2**30
@@ -345,13 +337,13 @@ def _side_by_side(problem, program, memory):
     return int(most)
 
 
-def _footprint(problem, program):
+def _footprint(problem, network, program):
     """Bytes of one seed, estimated: (what it keeps all the time, what is needed while it is worked on)."""
-    itemsize, shapes = jnp.zeros(()).dtype.itemsize, jax.tree.leaves(_shapes(program.network))
+    itemsize, shapes = jnp.zeros(()).dtype.itemsize, jax.tree.leaves(_shapes(network))
     parameters, rows = _size(shapes), problem.targets.size
     kept = 2 * 5 * parameters  # weights, momentum and up to three starts, coming in and going out
     lanczos = (min(program.max_matvecs, parameters) + 8) * parameters
-    signals = 8 * len(shapes) * problem.num_outputs * problem.num_samples * program.network.width
+    signals = 8 * (network.depth + 1) * problem.num_outputs * problem.num_samples * network.width
     kernel = 4 * min(rows, DENSE_NTK_ROWS) ** 2
     return itemsize * kept, itemsize * (lanczos + signals + kernel)
 

@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from limits import curvature, linear2
+from limits.parametrization import output_exponent
 from limits.precision import in_float64
 from limits.problem import Problem
 from limits.trajectory import MEASURED, Trajectory
@@ -101,7 +102,7 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
 
     Raises ValueError for parametrizations between NTP and μP: their rates are not powers of N^{-1/2} alone.
     """
-    exponent = problem.parametrization.output_exponent
+    exponent = output_exponent(problem.scaling())
     if exponent not in (0.0, 0.5):
         raise ValueError(f"fluctuations are predicted for ntp and mup, not for output exponent {exponent:g}")
     data = linear2.coordinates(problem)

@@ -25,7 +25,7 @@ exponent 0.  Curvature does not depend on f(0) in that limit.
 """
 
 from functools import partial
-from math import inf, sqrt
+from math import inf
 from typing import NamedTuple
 
 import diffrax
@@ -36,7 +36,7 @@ from jaxtyping import Array, Float, Int
 
 from limits import curvature
 from limits.curvature import OrderParameters
-from limits.parametrization import forward_multiplier, laziness
+from limits.parametrization import input_multiplier, laziness, output_exponent
 from limits.precision import computing, in_float64
 from limits.problem import Problem
 from limits.trajectory import Trajectory
@@ -145,8 +145,17 @@ def sample_gram(key: Array, problem: Problem, *, width: int) -> Float[np.ndarray
     below, diagonal = jax.random.split(key)
     L = jnp.tril(jax.random.normal(below, (n, n), dtype=float), -1)
     chi = jnp.sqrt(jax.random.chisquare(diagonal, width - jnp.arange(n, dtype=float)))
-    L = (L + jnp.diag(chi)) / sqrt(width)
-    return np.asarray(L @ L.T)
+    L = L + jnp.diag(chi)
+    return np.asarray(L @ L.T / width)
+
+
+def outputs_at_start(
+    problem: Problem, width: int, gram: Float[np.ndarray, "n n"]
+) -> Float[np.ndarray, "P C"]:
+    """f(0) of the network of that width with the Gram matrix S_0 = Z_0Z_0ᵀ/N: what ``initial_outputs`` are in NTP."""
+    D = problem.num_inputs
+    scale = problem.richness * laziness(problem.scaling(), width)
+    return problem.inputs @ gram[:D, D:] * input_multiplier(D) / scale
 
 
 @in_float64
@@ -156,8 +165,8 @@ def loss_law(problem: Problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarra
     W_0 has entries N(0, 1/(γ0²D)) and W_t is affine in it, so the loss is a quadratic form of a Gaussian.
     Raises ValueError for other parametrizations, whose limit is not random.
     """
-    if problem.parametrization.output_exponent != 0:
-        raise ValueError(f"the limit of {problem.parametrization.name} does not depend on f(0): its loss has no spread")
+    if output_exponent(problem.scaling()) != 0:
+        raise ValueError(f"the limit of {problem.scaling().name} does not depend on f(0): its loss has no spread")
     data, scales, X0 = _setup(problem, None, None, None)
     r, C = data.optimum.shape
     schedule = _schedule(problem)
@@ -202,8 +211,8 @@ def coordinates(problem: Problem) -> Coordinates:
 def scales(problem: Problem, width: float) -> Scales:
     """The numbers of the recursion at a width (``math.inf`` for the limit)."""
     numbers = (
-        laziness(problem.parametrization, width),
-        problem.richness * forward_multiplier(problem.num_inputs),
+        laziness(problem.scaling(), width),
+        problem.richness * input_multiplier(problem.num_inputs),
         problem.learning_rate,
         problem.momentum,
         problem.weight_decay,
@@ -243,8 +252,8 @@ def _checked_gram(problem, width, gram):
 
 def _weights_of(problem, data, outputs):
     """W (r, C) with XW = f(0)."""
-    if problem.parametrization.output_exponent != 0:
-        raise ValueError(f"in the limit of {problem.parametrization.name} f(0) = 0; it can be given in NTP only")
+    if output_exponent(problem.scaling()) != 0:
+        raise ValueError(f"in the limit of {problem.scaling().name} f(0) = 0; it can be given in NTP only")
     outputs = np.asarray(outputs, np.float64)
     if outputs.shape != problem.targets.shape:
         raise ValueError(f"initial outputs of shape {outputs.shape}: wanted {problem.targets.shape}, like the targets")

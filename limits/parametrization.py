@@ -7,8 +7,8 @@ cheap:
     scaling("mup", "adam")["hidden"].learning_rate(width=1024)
 
 Conventions as in ``limits.size_algebra``: weights N(0,1) at initialisation, every forward factor explicit, and the
-stored number is the power itself.  In a network whose matrices all carry 1/√fan-in and which has one output multiplier,
-one exponent a is left (``Parametrization``):
+stored number is the power itself; ``factors`` turns it into numbers.  In a network whose matrices all carry 1/√fan-in and
+which has one output multiplier, one exponent a is left (``output_exponent``):
 
     f = (1/γ) · (forward pass with factors 1/√fan-in),    γ = γ0 N^a,    learning rate η = η0 γ²
 
@@ -27,25 +27,22 @@ from math import inf, sqrt
 from pathlib import Path
 from typing import Any
 
-from limits.size_algebra import HALF, ONE, OPTIMIZERS, ROLES, WIDTH, Exponents, Power, architecture, shifted
+from limits import regimes
+from limits.size_algebra import (
+    HALF,
+    ONE,
+    OPTIMIZERS,
+    ROLES,
+    WIDTH,
+    Exponents,
+    Power,
+    Scaling,
+    architecture,
+    shifted,
+)
 
 QUANTITIES = ("multiplier", "init_std", "learning_rate")
 ARCHITECTURES = ("plain", "residual")
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """The exponents of every role of an architecture, under an optimiser; ``scaling["hidden"]`` is one role's."""
-
-    name: str
-    optimizer: str
-    architecture: str
-    roles: Mapping[str, Exponents]
-
-    def __getitem__(self, role: str) -> Exponents:
-        if role not in self.roles:
-            raise ValueError(f"{self.name}, {self.architecture}: no role {role!r}; known: {', '.join(self.roles)}")
-        return self.roles[role]
 
 
 def scaling(name: str, optimizer: str = "sgd", architecture: str = "plain", *, depth: int = 3) -> Scaling:
@@ -55,7 +52,7 @@ def scaling(name: str, optimizer: str = "sgd", architecture: str = "plain", *, d
     rate of SP and NTP under Adam differs.
     """
     table = _stored(one_hidden_layer=depth == 1)
-    rule = _SAME_EXPONENTS.get(optimizer, optimizer)
+    rule = SAME_EXPONENTS.get(optimizer, optimizer)
     if (name, rule, architecture) not in table:
         _known("parametrization", name, {key[0] for key in table})
         _known("optimizer", optimizer, OPTIMIZERS)
@@ -77,7 +74,7 @@ def read_scaling(
                                                                 inline; a bare power is one of N
 
     What is not given is the base's, or the zeroth power without a base.  ValueError, in one line, for what is not known
-    or not rational.
+    or not rational, and for an optimiser or an architecture other than the given one.
     """
     if text.endswith(".toml"):
         given = _toml(Path(text))
@@ -86,10 +83,8 @@ def read_scaling(
     else:
         return scaling(text, optimizer or "sgd", architecture or "plain", depth=depth)
     head = {key: given.pop(key) for key in ("name", "base", "optimizer", "architecture") if key in given}
-    optimizer = optimizer or head.get("optimizer", "sgd")
-    architecture = architecture or head.get("architecture", "plain")
-    _known("optimizer", optimizer, OPTIMIZERS)
-    _known("architecture", architecture, ARCHITECTURES)
+    optimizer = _agreed("optimizer", head, optimizer, "sgd", OPTIMIZERS)
+    architecture = _agreed("architecture", head, architecture, "plain", ARCHITECTURES)
     roles = dict(scaling(head["base"], optimizer, architecture, depth=depth).roles) if "base" in head else {}
     for role, quantities in given.items():
         _known("role", role, ROLES)
@@ -119,25 +114,20 @@ def gauge(given: Scaling, quantity: str = "init_std") -> Scaling:
     return replace(given, roles={r: moved(all_roles[r], e) if r in all_roles else e for r, e in given.roles.items()})
 
 
-@dataclass(frozen=True)
-class Parametrization:
-    """A name and the exponent a of the output multiplier γ = γ0 N^a; 0 ≤ a ≤ 1/2."""
-
-    name: str
-    output_exponent: float
-
-    def __post_init__(self):
-        if not 0.0 <= self.output_exponent <= 0.5:
-            raise ValueError(
-                f"output exponent {self.output_exponent:g}: a limit exists for 0 (NTP) to 0.5 (μP); "
-                "above, training is unstable at large width, below, the initial output diverges"
-            )
+def interpolated(exponent: Fraction | float | str) -> Scaling:
+    """Between NTP (a = 0) and μP (a = 1/2): factors 1/√fan-in, output multiplier γ0 N^a, η = η0 γ²; plain, SGD."""
+    a = rational("output exponent", exponent)
+    rate = Power(N=2 * a)
+    first, middle = Exponents(learning_rate=rate), Exponents(Power(N=-HALF), learning_rate=rate)
+    last = Exponents(Power(N=-HALF - a), learning_rate=rate)
+    return Scaling(f"N^{a} in the output", "sgd", "plain", {"input": first, "hidden": middle, "readout": last})
 
 
-def with_output_multiplier(given: Scaling) -> Parametrization:
-    """The scaling as a ``Parametrization``: 1/√fan-in in front of every matrix, one γ, η = η0 γ².
+def output_exponent(given: Scaling) -> float:
+    """The exponent a of the one output multiplier γ = γ0 N^a, with 1/√fan-in in front of every matrix and η = η0 γ².
 
-    ValueError for one that is not of this form (SP: once its weights are N(0,1), its layers have different rates).
+    ValueError for a scaling that is not of this form (SP: once its weights are N(0,1), its layers have different rates),
+    and for an exponent beyond 0 … 1/2.
     """
     canonical = gauge(given)
     a = -canonical["readout"].multiplier.N - HALF
@@ -149,7 +139,21 @@ def with_output_multiplier(given: Scaling) -> Parametrization:
     )  # fmt: skip
     if not fits:
         raise ValueError(f"{given.name}: not SGD at η0 γ² with factors 1/√fan-in and one γ; no limit is known for it")
-    return Parametrization(given.name, float(a))
+    if not 0 <= a <= HALF:
+        raise ValueError(
+            f"output exponent {float(a):g}: a limit exists for 0 (NTP) to 0.5 (μP); "
+            "above, training is unstable at large width, below, the initial output diverges"
+        )
+    return float(a)
+
+
+def _agreed(kind: str, head: Mapping, wanted: str | None, usual: str, names) -> str:
+    """What the text says, what the caller wants, or the usual; ValueError if the first two differ."""
+    given = head.get(kind, wanted or usual)
+    _known(kind, given, names)
+    if given != (wanted or given):
+        raise ValueError(f"these exponents are for {kind} {given}, not for {wanted}")
+    return given
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -196,7 +200,7 @@ def rational(where: str, value: Any) -> Fraction:
         raise ValueError(f"{where} = {value!r} is not a rational number") from None
 
 
-_SAME_EXPONENTS = {"momentum": "sgd", "sign": "adam"}  # the same rule (a test holds it), stored once
+SAME_EXPONENTS = {"momentum": "sgd", "sign": "adam"}  # the same rule (a test holds it), stored once
 
 
 @cache
@@ -216,46 +220,61 @@ def _known(kind: str, name: str, names) -> None:
         raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(sorted(names))}")
 
 
-NTP = with_output_multiplier(scaling("ntp"))
-MUP = with_output_multiplier(scaling("mup"))
-PARAMETRIZATIONS = {p.name: p for p in (MUP, NTP)}
+@dataclass(frozen=True)
+class Factors:
+    """What the exponents of a role amount to at one size.
 
-
-def resolve(parametrization: str | Parametrization) -> Parametrization:
-    """The parametrization of that name (or the one given, or a text for ``read_scaling``).
-
-    Raises ValueError for an unknown name, or for exponents that no limit is known for.
+    multiplier      in front of the stored weights
+    init_std        of the stored weights
+    learning_rate   of the stored weights, over η0
+    gradient        the size of an entry of ∂L/∂W at step 0, up to a constant: the unit of Adam's ε
     """
-    if isinstance(parametrization, Parametrization):
-        return parametrization
-    if "=" in parametrization or parametrization.endswith(".toml"):
-        return with_output_multiplier(read_scaling(parametrization))
-    if parametrization not in PARAMETRIZATIONS:
-        known = ", ".join(PARAMETRIZATIONS)
-        raise ValueError(f"unknown parametrization {parametrization!r}; known: {known}")
-    return PARAMETRIZATIONS[parametrization]
+
+    multiplier: float
+    init_std: float
+    learning_rate: float
+    gradient: float
 
 
-def output_multiplier(parametrization: Parametrization, richness: float, width: int) -> float:
+def factors(
+    given: Scaling, width: int, depth: int = 1, *, richness: float = 1.0, block_size: int = 1
+) -> dict[str, Factors]:
+    """The numbers of every role of a network of this width and depth.
+
+    The richness γ0 divides the output and multiplies each learning rate by γ0² (under an optimiser that forgets the
+    gradient's scale, by γ0): features move γ0 times as far while f moves as before.
+    """
+    setting = regimes.case(given, depth=depth if given.architecture == "plain" else 1, block_size=block_size)
+    gradients = regimes.gradient_sizes(setting)
+
+    def numbers(role, e):
+        response = shifted(Exponents(), WIDTH, setting.roles[role], setting.optimizer).learning_rate.N  # −2 or −1
+        return Factors(
+            multiplier=e.multiplier(width, depth) / (richness if role == "readout" else 1.0),
+            init_std=e.init_std(width, depth),
+            learning_rate=e.learning_rate(width, depth) * richness ** -float(response),
+            gradient=gradients[role](width, depth) / richness,
+        )
+
+    return {role: numbers(role, e) for role, e in setting.exponents.items()}
+
+
+def output_multiplier(given: Scaling, richness: float, width: int) -> float:
     """γ = γ0 N^a, the number that the network's output is divided by."""
-    return richness * float(width) ** parametrization.output_exponent
+    return richness * float(width) ** output_exponent(given)
 
 
-def learning_rate(parametrization: Parametrization, eta0: float, richness: float, width: int) -> float:
-    """η = η0 γ², the raw step of plain gradient descent."""
-    return eta0 * output_multiplier(parametrization, richness, width) ** 2
+def input_multiplier(num_inputs: int) -> float:
+    """1/√D, in front of the input weights; it has no power of the width in it."""
+    return 1.0 / sqrt(num_inputs)
 
 
-def forward_multiplier(fan_in: int) -> float:
-    """1/√fan-in, in front of every weight matrix."""
-    return 1.0 / sqrt(fan_in)
-
-
-def laziness(parametrization: Parametrization, width: float) -> float:
+def laziness(given: Scaling, width: float) -> float:
     """ε = N^{a − 1/2}: how far one feature moves when the function moves by one; 1 in μP, → 0 in a kernel regime.
 
     ``width`` may be ``math.inf``.
     """
-    if parametrization.output_exponent == 0.5:
+    a = output_exponent(given)
+    if a == 0.5:
         return 1.0
-    return 0.0 if width == inf else float(width) ** (parametrization.output_exponent - 0.5)
+    return 0.0 if width == inf else float(width) ** (a - 0.5)

@@ -11,6 +11,12 @@ Conventions, stated once and used in every room
     time        τ = η0 · step
 
 Weight decay λ is in units of 1/τ (the raw coefficient is λ/γ²): it means the same at every width.
+
+So for SGD in a parametrization with one output multiplier γ.  In general every role of weights has its own learning rate
+η0 r_role (``limits.parametrization.factors``), which stands where γ² stands above, and rescaled curvature is √r ∇²L √r:
+that of the coordinates θ/√r, in which all learning rates are η0.  Adam (Kingma & Ba 2015; weight decay decoupled):
+
+    update      θ ← θ − η0 (r_role m̂/(√v̂ + ε s_role) + λ θ),   s_role the size of the role's gradient entries at step 0
 """
 
 from dataclasses import dataclass
@@ -20,7 +26,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from limits.parametrization import Parametrization, resolve
+from limits.parametrization import SAME_EXPONENTS, read_scaling
+from limits.size_algebra import Scaling
+
+TRAINED = ("sgd", "adam")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +38,15 @@ class Problem:
 
     inputs            (P, D) array, held as float64
     targets           (P, C) array, held as float64; a vector (P,) is taken as one output
-    parametrization   "mup", "ntp" or a ``Parametrization``
+    parametrization   a text for ``limits.parametrization.read_scaling`` (a name, a TOML file, or inline) or a ``Scaling``
+    optimizer         "sgd" or "adam"
     learning_rate     η0, order one; the raw step is η0 γ²
     richness          γ0
     num_steps         gradient steps
     measure_every     the observables are measured before steps 0, measure_every, 2·measure_every, … ≤ num_steps
-    momentum          β of the heavy ball, 0 ≤ β < 1
+    momentum          β of the heavy ball, 0 ≤ β < 1; SGD only
+    betas             β1, β2 of Adam
+    epsilon           ε of Adam, in units of a gradient entry at step 0
     weight_decay      λ ≥ 0, see the module's conventions
     batches           (num_steps, b) sample indices of each step, or None for all samples at every step
     top_k             how many of the largest eigenvalues an observable keeps
@@ -44,12 +56,15 @@ class Problem:
 
     inputs: Any
     targets: Any
-    parametrization: str | Parametrization = "mup"
+    parametrization: str | Scaling = "mup"
+    optimizer: str = "sgd"
     learning_rate: float = 0.5
     richness: float = 1.0
     num_steps: int = 100
     measure_every: int = 1
     momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
     weight_decay: float = 0.0
     batches: Any = None
     top_k: int = 3
@@ -58,7 +73,9 @@ class Problem:
         def put(name, value):
             object.__setattr__(self, name, value)
 
-        put("parametrization", resolve(self.parametrization))
+        if self.optimizer not in TRAINED:
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {', '.join(TRAINED)}")
+        _check_parametrization(self.parametrization, self.optimizer)
         put("inputs", _finite_matrix("inputs", self.inputs))
         targets = np.asarray(self.targets)
         put("targets", _finite_matrix("targets", targets[:, None] if targets.ndim == 1 else targets))
@@ -67,12 +84,25 @@ class Problem:
         _require(self.learning_rate > 0, "learning rate", self.learning_rate, "positive")
         _require(self.richness > 0, "richness", self.richness, "positive")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
+        _require(self.momentum == 0 or self.optimizer == "sgd", "momentum", self.momentum, "0: Adam has betas")
+        for beta in self.betas:
+            _require(0 <= beta < 1, "beta", beta, "at least 0 and below 1")
+        _require(self.epsilon > 0, "epsilon", self.epsilon, "positive")
         _require(self.weight_decay >= 0, "weight decay", self.weight_decay, "at least 0")
         _require(self.num_steps >= 0, "number of steps", self.num_steps, "at least 0")
         _require(self.measure_every >= 1, "measure_every", self.measure_every, "at least 1")
         _require(self.top_k >= 1, "top_k", self.top_k, "at least 1")
         if self.batches is not None:
             put("batches", _schedule(self.batches, self.num_steps, len(self.inputs)))
+
+    def scaling(self, architecture: str = "plain", depth: int = 1) -> Scaling:
+        """The exponents of the parametrization for "plain" networks of that depth, or "residual" ones."""
+        given = self.parametrization
+        if isinstance(given, str):
+            return read_scaling(given, self.optimizer, architecture, depth=depth)
+        if given.architecture != architecture:
+            raise ValueError(f"the exponents of {given.name} are for a {given.architecture} network, not a {architecture} one")
+        return given
 
     @property
     def num_samples(self) -> int:
@@ -93,7 +123,12 @@ class Problem:
 
     @property
     def edge_of_stability(self) -> float:
-        """The rescaled sharpness beyond which full-batch training is linearly unstable: 2(1+β)/η0 − λ."""
+        """The rescaled sharpness beyond which full-batch training is linearly unstable: 2(1+β)/η0 − λ.
+
+        Not a number for Adam, whose threshold is one of the preconditioned Hessian.
+        """
+        if self.optimizer != "sgd":
+            return float("nan")
         return 2.0 * (1.0 + self.momentum) / self.learning_rate - self.weight_decay
 
 
@@ -104,6 +139,21 @@ def minibatches(rng: np.random.Generator, num_samples: int, batch_size: int, num
     epochs = -(-num_steps // per_epoch)
     order = np.stack([rng.permutation(num_samples)[: per_epoch * batch_size] for _ in range(epochs)] or [[]])
     return order.astype(np.int64).reshape(-1, batch_size)[:num_steps]
+
+
+def _check_parametrization(given, optimizer):
+    """It can be read, for one architecture at least."""
+    if isinstance(given, Scaling):
+        if SAME_EXPONENTS.get(given.optimizer, given.optimizer) != optimizer:
+            raise ValueError(f"the exponents of {given.name} are for {given.optimizer}, not for {optimizer}")
+        return
+    try:
+        read_scaling(given, optimizer, "plain")
+    except ValueError as wrong:
+        try:
+            read_scaling(given, optimizer, "residual")
+        except ValueError:
+            raise wrong from None
 
 
 def _finite_matrix(name, values):

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import inf
 
-from limits.parametrization import Scaling
 from limits.size_algebra import (
     DEPTH,
     HALF,
@@ -23,6 +22,7 @@ from limits.size_algebra import (
     Optimizer,
     Power,
     Role,
+    Scaling,
     architecture,
     carries_back,
     carries_forward,
@@ -319,6 +319,15 @@ def _border_in(case: Case, unit: Power) -> Fraction | float:
         slope = (value - worst(s - nearby)) / nearby
         s -= value / slope
     return s if s < 20 else inf
+
+
+def gradient_sizes(case: Case) -> dict[str, Power]:
+    """An entry of ∂L/∂W at step 0, by role: as its largest layer's."""
+    case, _ = _without_explosion(case)
+    result: dict[str, Power] = {}
+    for layer, size in sizes(case, num_steps=0)[0].gradient.items():
+        result[_role(layer)] = largest(size, result.get(_role(layer), size))
+    return result
 
 
 def _sharpness(case: Case, name: str, entries: Power, start: Sizes) -> Power:

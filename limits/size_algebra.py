@@ -89,6 +89,21 @@ class Exponents:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """The exponents of every role of an architecture, under an optimiser; ``scaling["hidden"]`` is one role's."""
+
+    name: str
+    optimizer: str
+    architecture: str
+    roles: Mapping[str, Exponents]
+
+    def __getitem__(self, role: str) -> Exponents:
+        if role not in self.roles:
+            raise ValueError(f"{self.name}, {self.architecture}: no role {role!r}; known: {', '.join(self.roles)}")
+        return self.roles[role]
+
+
+@dataclass(frozen=True)
 class Role:
     """A kind of parameter: ``fan_in`` terms per output entry, ``fan_out`` output entries, and what lies behind it.
 

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from limits.parametrization import output_exponent
+
 
 def train_dense(problem, Z):
     """Every observable of the network with weights Z = [E ; Vᵀ] (D+C, N), and ``spectrum``, all Hessian eigenvalues."""
     X, Y = jnp.asarray(problem.inputs), jnp.asarray(problem.targets)
     (P, D), C, N = X.shape, Y.shape[1], Z.shape[1]
-    gamma = problem.richness * N**problem.parametrization.output_exponent
+    gamma = problem.richness * N ** output_exponent(problem.scaling())
     everything = np.arange(P)
 
     def outputs(theta):

@@ -15,17 +15,7 @@ from scaled_network import Network, slopes
 
 from limits import exponent_tables, exponents, regimes, requirements
 from limits.exponents import derive
-from limits.parametrization import (
-    MUP,
-    NTP,
-    Parametrization,
-    Scaling,
-    gauge,
-    read_scaling,
-    resolve,
-    scaling,
-    with_output_multiplier,
-)
+from limits.parametrization import gauge, interpolated, output_exponent, read_scaling, scaling
 from limits.requirements import PARAMETRIZATIONS, Requirements, blocks_learn
 from limits.size_algebra import (
     OPTIMIZERS,
@@ -34,6 +24,7 @@ from limits.size_algebra import (
     Exponents,
     Optimizer,
     Power,
+    Scaling,
     architecture,
     shifted,
 )
@@ -231,16 +222,18 @@ def test_parametrization_imports_no_sympy():
 
 
 def test_output_multipliers_are_derived():
-    assert Parametrization("ntp", 0.0) == NTP == with_output_multiplier(scaling("ntp", depth=1))
-    assert Parametrization("mup", 0.5) == MUP == with_output_multiplier(gauge(scaling("mup"), "learning_rate"))
+    assert output_exponent(scaling("ntp", depth=1)) == 0.0
+    assert output_exponent(scaling("mup")) == output_exponent(gauge(scaling("mup"), "learning_rate")) == 0.5
+    for name, a in (("ntp", 0), ("mup", HALF)):
+        between = interpolated(a)
+        assert {role: scaling(name)[role] for role in between.roles} == between.roles
     quarter = "readout.multiplier=-3/4, input.learning_rate=1/2, readout.learning_rate=1/2"
-    assert with_output_multiplier(read_scaling(quarter)).output_exponent == 0.25
-    assert resolve(quarter).output_exponent == 0.25
+    assert output_exponent(read_scaling(quarter)) == output_exponent(interpolated(0.25)) == 0.25
     with pytest.raises(ValueError, match=r"output exponent 0\.75: a limit exists for 0"):
-        resolve("readout.multiplier=-5/4, input.learning_rate=3/2, readout.learning_rate=3/2")
+        output_exponent(read_scaling("readout.multiplier=-5/4, input.learning_rate=3/2, readout.learning_rate=3/2"))
     for other in (scaling("sp"), scaling("mup", "adam"), scaling("mup", "sgd", "residual")):
         with pytest.raises(ValueError, match=f"^{other.name}: not SGD at η0 γ²"):
-            with_output_multiplier(other)
+            output_exponent(other)
 
 
 def test_a_power_is_a_number_at_a_width():
@@ -381,11 +374,12 @@ def test_a_parametrization_of_ones_own(tmp_path):
         ("optimizer=lion, base=mup", "unknown optimizer 'lion'; known: adam, momentum, sgd, sign"),
         ("architecture=cnn, base=mup", "unknown architecture 'cnn'; known: plain, residual"),
         ("nowhere.toml", "nowhere.toml: No such file or directory"),
+        ("optimizer=adam, base=mup", "these exponents are for optimizer adam, not for sgd"),
     ],
 )
 def test_wrong_input_gets_one_line(text, message):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        read_scaling(text)
+        read_scaling(text, "sgd" if "adam" in text else None)
     assert "\n" not in str(caught.value)
 
 

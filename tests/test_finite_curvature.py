@@ -102,6 +102,7 @@ def test_ntk_without_layer_factors(dense):
 def test_layer_factors_are_the_layers_gradients(dense):
     """∂f_c(x_p)/∂weights = a(p) b(p, c)ᵀ, layer by layer."""
     factors = dense.network.layer_factors(*dense.bound[1:])
+    factors = [factors["input"], *factors["hidden"], factors["readout"]]
     outer = [jnp.einsum("pm,pcn->pcmn", a, b) for a, b in factors]
     gradients = jax.jacrev(dense.network.apply)(*dense.bound[1:])
     expected = [gradients["input"], *gradients["hidden"], gradients["readout"]]

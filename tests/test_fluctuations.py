@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from limits import Parametrization, Problem, fluctuations, linear2, minibatches
+from limits import Problem, fluctuations, linear2, minibatches
+from limits.parametrization import interpolated
 
 WIDE = 10**6  # any width above D + C: in μP the recursion itself does not contain it
 
@@ -126,6 +127,6 @@ def test_edge_crossing():
 
 def test_refusals():
     with pytest.raises(ValueError, match="predicted for ntp and mup"):
-        fluctuations.predict(small_problem(parametrization=Parametrization("quarter", 0.25)))
+        fluctuations.predict(small_problem(parametrization=interpolated(0.25)))
     with pytest.raises(ValueError, match="in μP only"):
         fluctuations.predict(small_problem(parametrization="ntp"), draws=8).first_order(np.eye(4))

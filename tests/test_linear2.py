@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from comparisons.cases import initial_gram
 from finite.networks.mlp import mlp
 from finite.train import train
-from limits import Parametrization, Problem, linear2, minibatches
+from limits import Problem, linear2, minibatches
 from limits.curvature import hessian_spectrum
+from limits.parametrization import interpolated
 
 
 def random_problem(seed=0, P=7, D=5, C=1, batch=None, **options):
@@ -45,7 +46,7 @@ EXACT_CASES = {
     "ntp, 3 outputs, momentum, decay, minibatches": {
         "parametrization": "ntp", "C": 3, "width": 30, "momentum": 0.3, "weight_decay": 0.1, "batch": 3},
     "ntp, narrow": {"parametrization": "ntp", "C": 3, "width": 5, "momentum": 0.3, "batch": 3},
-    "in between": {"parametrization": Parametrization("quarter", 0.25), "width": 11},
+    "in between": {"parametrization": interpolated(0.25), "width": 11},
 }  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def test_networks_approach_the_limit(name, C):
 
 
 def test_between_the_two_the_limit_is_the_kernel_one():
-    lazy = linear2.solve(random_problem(parametrization=Parametrization("quarter", 0.25)))
+    lazy = linear2.solve(random_problem(parametrization=interpolated(0.25)))
     kernel = linear2.solve(random_problem(parametrization="ntp"))
     for name in lazy:
         np.testing.assert_allclose(lazy[name], kernel[name], atol=1e-14)

@@ -93,9 +93,10 @@ def test_precision_is_a_scope():
 
 
 def test_same_arguments_same_network():
-    """Compiled functions are keyed on it: a change of learning rate must not build another one."""
-    assert mlp(a_problem(learning_rate=0.1), 8) is mlp(a_problem(learning_rate=0.2), 8)
-    assert mlp(a_problem(), 8) is not mlp(a_problem(richness=2.0), 8)
+    """Compiled functions are keyed on it: a change of learning rate or parametrization must not build another one."""
+    one, other = mlp(a_problem(learning_rate=0.1), 8), mlp(a_problem(parametrization="ntp", richness=2.0), 8)
+    assert one.architecture is other.architecture
+    assert one.architecture is not mlp(a_problem(), 9).architecture
 
 
 @pytest.mark.parametrize(("activation", "expected"), [("linear", True), ("relu", True), ("tanh", False)])

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from limits import OBSERVABLES, Parametrization, Problem, Trajectory, minibatches
-from limits.parametrization import MUP, NTP, laziness, learning_rate, output_multiplier
+from limits import OBSERVABLES, Problem, Trajectory, minibatches
+from limits.parametrization import factors, interpolated, laziness, output_exponent, output_multiplier, scaling
 
 X, Y = np.ones((4, 3)), np.ones((4, 2))
 
@@ -17,7 +17,13 @@ X, Y = np.ones((4, 3)), np.ones((4, 2))
         ({"inputs": np.full((4, 3), np.nan)}, "12 values that are not finite"),
         ({"targets": np.ones((5, 2))}, "4 inputs but 5 targets"),
         ({"targets": np.full((4, 2), np.inf)}, "not finite"),
-        ({"parametrization": "muP"}, "unknown parametrization 'muP'; known: mup, ntp"),
+        ({"parametrization": "muP"}, "unknown parametrization 'muP'; known: alpha1, depth_mup"),
+        ({"parametrization": "base=mup, hidden.rate=1"}, "unknown quantity of hidden 'rate'"),
+        ({"parametrization": scaling("mup", "adam")}, "the exponents of mup are for adam, not for sgd"),
+        ({"optimizer": "lion"}, "unknown optimizer 'lion'; known: sgd, adam"),
+        ({"optimizer": "adam", "momentum": 0.9}, "momentum 0.9 must be 0: Adam has betas"),
+        ({"betas": (0.9, 1.0)}, "beta 1 must be at least 0 and below 1"),
+        ({"epsilon": 0.0}, "epsilon 0 must be positive"),
         ({"learning_rate": -0.1}, "learning rate -0.1 must be positive"),
         ({"learning_rate": float("nan")}, "learning rate nan"),
         ({"richness": 0.0}, "richness 0 must be positive"),
@@ -56,15 +62,31 @@ def test_minibatches_go_through_the_samples():
 
 def test_parametrizations():
     """γ and η of the paper's table, and ε = γ/(γ0√N) in between."""
-    assert output_multiplier(MUP, 2.0, 100) == pytest.approx(20)
-    assert output_multiplier(NTP, 2.0, 100) == 2.0
-    assert learning_rate(MUP, 0.5, 2.0, 100) == pytest.approx(0.5 * 400)
+    mup, ntp = scaling("mup"), scaling("ntp")
+    assert output_multiplier(mup, 2.0, 100) == pytest.approx(20)
+    assert output_multiplier(ntp, 2.0, 100) == 2.0
     for width in (10, 10**6):
-        for p in (MUP, NTP, Parametrization("a", 0.2)):
-            assert laziness(p, width) == pytest.approx(output_multiplier(p, 1.0, width) / np.sqrt(width))
-    assert [laziness(p, np.inf) for p in (MUP, NTP)] == [1.0, 0.0]
+        for p in (mup, ntp, interpolated("1/5")):
+            gamma = output_multiplier(p, 2.0, width)
+            assert laziness(p, width) == pytest.approx(gamma / 2 / np.sqrt(width))
+            numbers = factors(p, width, 2, richness=2.0)
+            assert {role: n.learning_rate for role, n in numbers.items()} == pytest.approx(dict.fromkeys(numbers, gamma**2))
+            assert numbers["readout"].multiplier == pytest.approx(1 / gamma / np.sqrt(width))
+            assert numbers["hidden"].multiplier == pytest.approx(1 / np.sqrt(width))
+    assert [laziness(p, np.inf) for p in (mup, ntp)] == [1.0, 0.0]
     with pytest.raises(ValueError, match="a limit exists for 0"):
-        Parametrization("too much", 0.6)
+        output_exponent(interpolated(0.6))
+
+
+def test_exponents_of_a_problem():
+    assert Problem(X, Y, "mup").scaling("residual")["block"] == scaling("mup", "sgd", "residual")["block"]
+    assert Problem(X, Y, "ntp", "adam").scaling("plain", 3) == scaling("ntp", "adam")
+    given = interpolated(0.25)
+    assert Problem(X, Y, given).scaling("plain", 7) is given
+    with pytest.raises(ValueError, match="are for a plain network, not a residual one"):
+        Problem(X, Y, given).scaling("residual")
+    with pytest.raises(ValueError, match="depth_mup is about residual blocks"):
+        Problem(X, Y, "depth_mup").scaling()
 
 
 def test_trajectory_reads_by_name():

@@ -48,7 +48,7 @@ def written_out(problem, weights, activation):
     """Weights before steps 0, 1, …: forward, backward and update by hand."""
     phi, slope = {"linear": (lambda h: h, np.ones_like), "tanh": (np.tanh, lambda h: 1 - np.tanh(h) ** 2)}[activation]
     width = len(weights[-1])
-    gamma = output_multiplier(problem.parametrization, problem.richness, width)
+    gamma = output_multiplier(problem.scaling(), problem.richness, width)
     momenta = [np.zeros_like(w) for w in weights]
     for t in range(problem.num_steps + 1):
         yield weights
@@ -74,7 +74,7 @@ def outputs(problem, weights, activation):
     h = problem.inputs @ weights[0] / np.sqrt(problem.num_inputs)
     for w in weights[1:]:
         h = phi(h) @ w / np.sqrt(width)
-    return h / output_multiplier(problem.parametrization, problem.richness, width)
+    return h / output_multiplier(problem.scaling(), problem.richness, width)
 
 
 def densely(problem, weights, activation):
@@ -88,7 +88,7 @@ def densely(problem, weights, activation):
         return jnp.sum((f(flat) - problem.targets.ravel()) ** 2) / (2 * problem.num_samples)
 
     jacobian, hessian, g = jax.jacfwd(f)(flat), jax.hessian(loss)(flat), jax.grad(loss)(flat)
-    gamma2 = output_multiplier(problem.parametrization, problem.richness, len(weights[-1])) ** 2
+    gamma2 = output_multiplier(problem.scaling(), problem.richness, len(weights[-1])) ** 2
     gauss_newton = jacobian.T @ jacobian / problem.num_samples
     h, gn, r = (np.linalg.eigvalsh(m)[::-1] * gamma2 for m in (hessian, gauss_newton, hessian - gauss_newton))
     ntk = np.linalg.eigvalsh(jacobian @ jacobian.T / problem.num_samples)[::-1] * gamma2
@@ -190,8 +190,9 @@ def test_batched_lanczos_is_lanczos():
 
 def _memory_for(count, problem, network, vectorized):
     with computing("float64"):
-        program = training._Program(network, tuple(CHEAP), problem.top_k, 1e-3, 100, True, 16, vectorized)
-        resident, workspace = training._footprint(problem, program)
+        numerics = tuple(CHEAP), problem.top_k, 1e-3, 100, True, 16, vectorized
+        program = training._Program(network.architecture, problem.optimizer, *numerics)
+        resident, workspace = training._footprint(problem, network, program)
     return count * resident + (count if vectorized else 1) * workspace
 
 
@@ -220,7 +221,8 @@ def test_no_recompilation(caplog):
     problem = everything()
     train(problem, mlp(problem, WIDTH, *TANH), keys(2), **PRECISE)
     batches = minibatches(np.random.default_rng(5), 6, 2, 6)
-    other = replace(problem, learning_rate=0.11, momentum=0.3, weight_decay=0.7, batches=batches, measure_every=2)
+    changes = {"parametrization": "ntp", "richness": 2.0, "learning_rate": 0.11, "momentum": 0.3, "weight_decay": 0.7}
+    other = replace(problem, **changes, batches=batches, measure_every=2)
     seeds = keys(2, seed=9)
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         train(other, mlp(other, WIDTH, *TANH), seeds, **PRECISE)

@@ -1,33 +1,140 @@
-"""Networks of width N: pure functions over a pytree of weights, one file per architecture."""
+"""Networks of width N: pure functions over a pytree of weights, one file per architecture.
 
-from collections.abc import Callable
+An *architecture* knows no power of the width: its forward pass takes the weights as they act, h = x W.  A *network* is an
+architecture with the numbers that a parametrization prescribes for each role at one width and depth: its stored weights θ
+act as multiplier · θ, start with the standard deviation init_std, and are trained at η0 · learning_rate.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
+
+from limits.parametrization import Factors, factors
+from limits.size_algebra import Scaling
 
 Params = PyTree[Float[Array, "..."]]  # a dictionary whose top-level keys are the roles: input, hidden, readout, …
 Apply = Callable[[Params, Float[Array, "P D"]], Float[Array, "P C"]]
 
 
-@dataclass(frozen=True)
-class Network:
-    """A network of one width, as functions; it holds no weights.
+class LayerFactors(NamedTuple):
+    """∂f_c(x_p)/∂W = a(p) b(p, c)ᵀ of one weight matrix W (m, n), or of a stack of them."""
 
-    width             N
-    gamma             γ, what the output is divided by; γ² rescales curvature and learning rate
+    a: Float[Array, "*stack P m"]
+    b: Float[Array, "*stack P C n"]
+
+
+class Signal(NamedTuple):
+    """What arrives at a layer, already activated, and what its matrix makes of it."""
+
+    arriving: Float[Array, "P m"] | None
+    output: Float[Array, "P n"]
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """Functions of weights; it holds none.
+
     init              key → params, always drawn in float32, so that one key is one network at either precision
     apply             (params, inputs (P, D)) → outputs f (P, C), in the params' precision
     layerwise_linear  f is linear in each single weight matrix, hence tr R = 0 and tr H = tr G exactly
-    layer_factors     (params, inputs) → one pair per weight matrix: the layer's inputs a (P, m) and the outputs'
-                      derivatives b (P, C, n) by its pre-activations, all multipliers included, so that
-                      ∂f_c(x_p)/∂weights = a(p) b(p, c)ᵀ.  None where the weights are not plain matrices.
+    layer_factors     (params, inputs) → ``LayerFactors`` in place of every leaf of the params, or None where the weights
+                      are not plain matrices
+    matrices          params → the weights of each layer, by the layer names of ``limits.regimes``; of many residual blocks,
+                      those of the last
+    signals           (params, inputs) → the ``Signal`` of each of these layers; "stream" behind residual blocks has only
+                      an output
 
-    Compiled functions are keyed on the network: builders return the same object for the same arguments.
+    Compiled functions are keyed on the object: builders return the same one for the same arguments.
     """
 
-    width: int
-    gamma: float
     init: Callable[[Array], Params]
     apply: Apply
     layerwise_linear: bool = False
-    layer_factors: Callable[[Params, Float[Array, "P D"]], list[tuple[Array, Array]]] | None = None
+    layer_factors: Callable[[Params, Float[Array, "P D"]], PyTree] | None = None
+    matrices: Callable[[Params], dict[str, Array]] | None = None
+    signals: Callable[[Params, Float[Array, "P D"]], dict[str, Signal]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Network(Architecture):
+    """An architecture at the numbers of a parametrization; ``init`` and ``apply`` are of the stored weights.
+
+    width, depth, richness    N, L, γ0
+    scaling                   the exponents
+    factors                   what they amount to, by role
+    architecture              what is left without them: functions of the acting weights; its ``init`` draws N(0, 1)
+    """
+
+    width: int = 0
+    depth: int = 0
+    richness: float = 1.0
+    scaling: Scaling | None = None
+    factors: Mapping[str, Factors] | None = None
+    architecture: Architecture | None = None
+
+    def numbers(self, quantity: str) -> dict[str, float]:
+        """One of multiplier, init_std, learning_rate and gradient, by role."""
+        return {role: getattr(numbers, quantity) for role, numbers in self.factors.items()}
+
+
+def parametrized(
+    architecture: Architecture, given: Scaling, width: int, depth: int, *, richness: float = 1.0, block_size: int = 1
+) -> Network:
+    """The architecture, of that width and depth, at the numbers of the scaling."""
+    numbers = factors(given, width, depth, richness=richness, block_size=block_size)
+    numbers = {role: numbers[role] for role in jax.eval_shape(architecture.init, jax.random.key(0)) if role in numbers}
+    std = {role: of_role.init_std for role, of_role in numbers.items()}
+    stored = acting_through(architecture, {role: of_role.multiplier for role, of_role in numbers.items()})
+    return Network(
+        init=lambda key: by_role(std, architecture.init(key)),
+        apply=stored.apply,
+        layerwise_linear=stored.layerwise_linear,
+        layer_factors=stored.layer_factors,
+        width=width,
+        depth=depth,
+        richness=richness,
+        scaling=given,
+        factors=numbers,
+        architecture=architecture,
+    )
+
+
+def acting_through(architecture: Architecture, multipliers: Mapping[str, float | Array]) -> Architecture:
+    """The same functions of weights that act as multiplier · weights (``init`` is left as it is)."""
+
+    def apply(params, inputs):
+        return architecture.apply(by_role(multipliers, params), inputs)
+
+    def layer_factors(params, inputs):
+        pairs = architecture.layer_factors(by_role(multipliers, params), inputs)
+        return {
+            role: jax.tree.map(
+                lambda pair: LayerFactors(multipliers[role] * pair.a, pair.b), of_role, is_leaf=is_layer_factors  # noqa: B023
+            )
+            for role, of_role in pairs.items()
+        }
+
+    has = architecture.layer_factors is not None
+    return Architecture(architecture.init, apply, architecture.layerwise_linear, layer_factors if has else None)
+
+
+def one_hot_outputs(num_outputs: int, inputs: Float[Array, "P D"]) -> Float[Array, "C P C"]:
+    """The cotangents that pull back ∂f_c for each c: samples do not mix, so one pass per output serves all samples."""
+    one_hot = jnp.eye(num_outputs, dtype=inputs.dtype)[:, None, :]
+    return jnp.broadcast_to(one_hot, (num_outputs, len(inputs), num_outputs))
+
+
+def by_role(numbers: Mapping[str, float | Array], params: Params) -> Params:
+    """Every weight times the number of its role, in the weights' precision."""
+    return {
+        role: jax.tree.map(lambda leaf: leaf * jnp.asarray(numbers[role], leaf.dtype), of_role)  # noqa: B023
+        for role, of_role in params.items()
+    }
+
+
+def is_layer_factors(leaf) -> bool:
+    return isinstance(leaf, LayerFactors)

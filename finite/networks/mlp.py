@@ -1,9 +1,8 @@
 """The multilayer perceptron, without biases; the two-layer linear network is ``mlp(problem, width)``.
 
-    h¹ = x E/√D,   h^{l+1} = φ(h^l) W^l/√N,   f = φ(h^L) V/(γ√N)
+    h¹ = x E/√D,   h^{l+1} = φ(h^l) W^l,   f = φ(h^L) V       (weights as they act: multipliers included)
 
-for L = ``depth`` hidden layers.  All weights are N(0, 1) at initialisation, every power of the width is explicit
-(``limits.parametrization``).  φ stands between all layers, for the linear network φ(h) = h.
+for L = ``depth`` hidden layers.  φ stands between all layers, for the linear network φ(h) = h.
 """
 
 from collections.abc import Callable
@@ -13,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from finite.networks import Network, Params
-from limits.parametrization import forward_multiplier, output_multiplier
+from finite.networks import Architecture, LayerFactors, Network, Params, Signal, one_hot_outputs, parametrized
+from limits.parametrization import input_multiplier
 from limits.problem import Problem
 
 
@@ -38,50 +37,62 @@ def mlp(problem: Problem, width: int, depth: int = 1, activation: str = "linear"
 
     params = {"input": E (D, N), "hidden": (W¹, …) each (N, N), empty for depth 1, "readout": V (N, C)}
 
-    Raises ValueError for a width or depth below 1 and for an unknown activation.
+    Raises ValueError for a width or depth below 1, an unknown activation, and exponents that are not of a plain network.
     """
+    check_sizes(width, depth, activation)
+    architecture = _mlp((problem.num_inputs, *[width] * depth, problem.num_outputs), activation)
+    return parametrized(architecture, problem.scaling("plain", depth), width, depth, richness=problem.richness)
+
+
+def check_sizes(width: int, depth: int, activation: str) -> None:
+    """Raises ValueError for what no perceptron has."""
     if width < 1 or depth < 1:
         raise ValueError(f"width {width} and depth {depth}: both must be at least 1")
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-    gamma = output_multiplier(problem.parametrization, problem.richness, width)
-    sizes = (problem.num_inputs, *[width] * depth, problem.num_outputs)
-    return _mlp(sizes, gamma, activation)
 
 
 @cache
-def _mlp(sizes: tuple[int, ...], gamma: float, activation: str) -> Network:
-    phi, num_outputs = ACTIVATIONS[activation], sizes[-1]
+def _mlp(sizes: tuple[int, ...], activation: str) -> Architecture:
+    phi, num_outputs, depth = ACTIVATIONS[activation], sizes[-1], len(sizes) - 2
+    names = ["input", *(f"hidden {l}" for l in range(2, depth + 1)), "readout"]
 
     def init(key: Array) -> Params:
-        first, *middle, last = (
+        matrices = [
             jax.random.normal(k, (m, n), jnp.float32)
-            for k, m, n in zip(jax.random.split(key, len(sizes) - 1), sizes[:-1], sizes[1:], strict=True)
-        )
-        return {"input": first, "hidden": tuple(middle), "readout": last}
+            for k, m, n in zip(jax.random.split(key, depth + 1), sizes[:-1], sizes[1:], strict=True)
+        ]
+        return _by_name(matrices)
 
     def forward(params, inputs, taps):
-        """f (P, C) and the inputs of every layer, with ``taps`` added to the pre-activations."""
-        signal, layer_inputs, last = inputs, [], len(sizes) - 2
-        for l, (weights, tap) in enumerate(zip(_matrices(params), taps, strict=True)):
-            layer_inputs.append(signal * forward_multiplier(sizes[l]))
-            h = layer_inputs[-1] @ weights + tap
-            signal = phi(h) if l < last else h
-        return signal / gamma, layer_inputs
+        """f (P, C) and the signals of every layer, with ``taps`` added to the pre-activations."""
+        arriving, signals = inputs * input_multiplier(sizes[0]), []
+        for weights, tap in zip(_matrices(params), taps, strict=True):
+            signals.append(Signal(arriving, arriving @ weights + tap))
+            arriving = phi(signals[-1].output)
+        return signals[-1].output, signals
 
     def apply(params: Params, inputs: Float[Array, "P D"]) -> Float[Array, "P C"]:
-        return forward(params, inputs, [0.0] * (len(sizes) - 1))[0]
+        return forward(params, inputs, [0.0] * (depth + 1))[0]
 
-    def layer_factors(params: Params, inputs: Float[Array, "P D"]) -> list[tuple[Array, Array]]:
-        """Samples do not mix, so one backward pass per output, summed over samples, serves all samples at once."""
+    def layer_factors(params: Params, inputs: Float[Array, "P D"]) -> Params:
         taps = [jnp.zeros((len(inputs), n), inputs.dtype) for n in sizes[1:]]
-        _, backward, layer_inputs = jax.vjp(lambda taps: forward(params, inputs, taps), taps, has_aux=True)
-        one_hot = jnp.eye(num_outputs, dtype=inputs.dtype)[:, None, :]  # (C, 1, C)
-        cotangents = jnp.broadcast_to(one_hot, (num_outputs, len(inputs), num_outputs))
-        (derivatives,) = jax.vmap(backward, out_axes=1)(cotangents)  # per layer (P, C, n)
-        return list(zip(layer_inputs, derivatives, strict=True))
+        _, backward, signals = jax.vjp(lambda taps: forward(params, inputs, taps), taps, has_aux=True)
+        (derivatives,) = jax.vmap(backward, out_axes=1)(one_hot_outputs(num_outputs, inputs))  # per layer (P, C, n)
+        return _by_name([LayerFactors(s.arriving, b) for s, b in zip(signals, derivatives, strict=True)])
 
-    return Network(sizes[1], gamma, init, apply, activation in PIECEWISE_LINEAR, layer_factors)
+    def matrices(params: Params) -> dict[str, Array]:
+        return dict(zip(names, _matrices(params), strict=True))
+
+    def signals(params: Params, inputs: Float[Array, "P D"]) -> dict[str, Signal]:
+        return dict(zip(names, forward(params, inputs, [0.0] * (depth + 1))[1], strict=True))
+
+    return Architecture(init, apply, activation in PIECEWISE_LINEAR, layer_factors, matrices, signals)
+
+
+def _by_name(layers: list) -> dict:
+    first, *middle, last = layers
+    return {"input": first, "hidden": tuple(middle), "readout": last}
 
 
 def _matrices(params):

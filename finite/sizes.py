@@ -1,0 +1,137 @@
+"""How large is what in a network: the measured side of ``limits.regimes.predicted``, under the same names.
+
+Sizes are root mean squares over entries, samples and outputs.  Stored weights are those without their multiplier.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from finite import curvature
+from finite.descent import Descent, descent
+from finite.networks import Architecture, Network, Params, by_role, is_layer_factors
+from limits.precision import computing
+from limits.problem import Problem
+
+POWER_ITERATIONS = 12
+
+Sizes = Mapping[str, Mapping[str, np.ndarray]]  # quantity → layer → values
+
+
+def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Array, precision: str = "float32") -> Sizes:
+    """The sizes at step 0 and after ``num_steps`` full-batch steps: quantity → layer → (networks, seeds).
+
+    problems, networks   one of each per parametrization, otherwise alike: one compiled program serves all
+    keys                 (seeds,); networks of one seed start from the same N(0, 1) draws
+
+        h, f                     pre-activations and outputs at step 0
+        delta_h, delta_f         their change
+        own_change               ΔW x, the part that the layer's own update made
+        gradient, weight_update  an entry of ∂L/∂W at step 0, and of W − W_0, stored
+        weight_update_spectral   the largest singular value of W − W_0, stored
+        sharpness                λ_1 of the layer's block of the Gauss-Newton matrix at step 0, of stored weights; for Adam
+                                 in the metric that divides by |gradient| + its root mean square, entry by entry
+
+    A diverged network has sizes that are not finite.
+    """
+    first = networks[0]
+    if any(n.architecture is not first.architecture for n in networks):
+        raise ValueError("networks of different architectures: measure them one by one")
+    architecture, problem = first.architecture, problems[0]
+    with computing(precision):
+        real = partial(jnp.asarray, dtype=jnp.zeros(()).dtype)
+        data = real(problem.inputs), real(problem.targets)
+        numbers = [(descent(p, n), n.numbers("multiplier"), n.numbers("init_std"))
+                   for p, n in zip(problems, networks, strict=True)]  # fmt: skip
+        stacked = jax.tree.map(lambda *values: jnp.stack([real(value) for value in values]), *numbers)
+        found = []
+        for key in keys:
+            drawn = jax.tree.map(real, architecture.init(key))
+            sizes = _of_each(architecture, problem.optimizer, problem.num_steps, data, stacked, drawn)
+            found.append(jax.device_get(sizes))
+    return jax.tree.map(lambda *seeds: np.stack(seeds, axis=1).astype(np.float64), *found)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _of_each(architecture, optimizer, num_steps, data, numbers, drawn):
+    """The sizes in every parametrization, one after the other, from the same N(0, 1) draws."""
+    return jax.lax.map(lambda one: _sizes(architecture, optimizer, num_steps, data, *one, drawn), numbers)
+
+
+def _sizes(
+    architecture: Architecture, optimizer: str, num_steps: int, data, update: Descent, multiplier, init_std, drawn: Params
+):
+    inputs, targets = data
+    start = by_role({role: multiplier[role] * init_std[role] for role in multiplier}, drawn)
+    slope = jax.grad(lambda params: curvature.loss(architecture.apply, params, inputs, targets))
+    end = _trained(slope, update.optimizer(optimizer), start, num_steps)
+    moved, gradient = jax.tree.map(jnp.subtract, end, start), by_role(multiplier, slope(start))
+    before, after = architecture.signals(start, inputs), architecture.signals(end, inputs)
+    stored = architecture.matrices(by_role({role: 1.0 / number for role, number in multiplier.items()}, moved))
+    result = {
+        "h": {name: _rms(s.output) for name, s in before.items()},
+        "delta_h": {name: _rms(after[name].output - s.output) for name, s in before.items()},
+        "own_change": {n: _rms(after[n].arriving @ w) for n, w in architecture.matrices(moved).items() if n != "readout"},
+        "gradient": {name: _rms(g) for name, g in architecture.matrices(gradient).items()},
+        "weight_update": {name: _rms(w) for name, w in stored.items()},
+        "weight_update_spectral": _spectral_norms(stored),
+        "sharpness": _sharpness(architecture, optimizer, multiplier, start, gradient, inputs),
+    }
+    return result | {"f": {"readout": result["h"].pop("readout")}, "delta_f": {"readout": result["delta_h"].pop("readout")}}
+
+
+def _trained(slope, optimizer, params: Params, num_steps: int) -> Params:
+    def step(_, state):
+        params, memory = state
+        updates, memory = optimizer.update(slope(params), memory, params)
+        return jax.tree.map(jnp.add, params, updates), memory
+
+    return jax.lax.fori_loop(0, num_steps, step, (params, optimizer.init(params)))[0]
+
+
+def _rms(values: Array) -> Array:
+    return jnp.sqrt(jnp.mean(values**2))
+
+
+def _spectral_norms(matrices: Mapping[str, Array]) -> dict[str, Array]:
+    """By power iteration: an update is of low rank, with a gap behind its first singular value."""
+
+    def iterate(_, vectors):
+        return {name: _unit(w.T @ (w @ vectors[name])) for name, w in matrices.items()}
+
+    vectors = {name: _unit(w.T @ (w @ jnp.ones(w.shape[1], w.dtype))) for name, w in matrices.items()}
+    vectors = jax.lax.fori_loop(0, POWER_ITERATIONS, iterate, vectors)
+    return {name: jnp.linalg.norm(w @ vectors[name]) for name, w in matrices.items()}
+
+
+def _sharpness(architecture, optimizer, multiplier, params, gradient, inputs):
+    """λ_1 of JMJᵀ/P for each layer's stored weights; M is 1, for Adam 1/(|gradient| + its rms), entry by entry."""
+    factors = architecture.layer_factors(params, inputs)
+    left, right = (jax.tree.map(lambda pair: pair[i], factors, is_leaf=is_layer_factors) for i in (0, 1))  # noqa: B023
+    metric = jax.tree.map(lambda g: 1 / (jnp.abs(g) + _rms(g)) if optimizer == "adam" else jnp.ones_like(g), gradient)
+    arriving, back, metric = (architecture.matrices(tree) for tree in (by_role(multiplier, left), right, metric))
+    return {name: _top_eigenvalue(_kernel(arriving[name], back[name], metric[name])) for name in arriving}
+
+
+def _kernel(a: Float[Array, "P m"], b: Float[Array, "P C n"], metric: Float[Array, "m n"]) -> Float[Array, "PC PC"]:
+    """Σ_ij M_ij a_i(p) a_i(q) b_j(p,c) b_j(q,d) / P, through (P², n)."""
+    P, C, _ = b.shape
+    through = (a[:, None, :] * a[None, :, :]) @ metric
+    return jnp.einsum("pqn,pcn,qdn->pcqd", through, b, b, optimize=[(0, 1), (0, 1)]).reshape(P * C, P * C) / P
+
+
+def _top_eigenvalue(matrix: Array) -> Array:
+    """Of a positive semidefinite matrix, by power iteration: a lower bound, at worst as far off as the first gap."""
+    start = jnp.cos(jnp.arange(len(matrix), dtype=matrix.dtype))
+    vector = jax.lax.fori_loop(0, POWER_ITERATIONS, lambda _, u: _unit(matrix @ u), _unit(start))
+    return vector @ matrix @ vector
+
+
+def _unit(v: Array) -> Array:
+    """v/|v|, also where |v|² would be too small for the precision."""
+    v = v / jnp.maximum(jnp.max(jnp.abs(v)), jnp.finfo(v.dtype).tiny)
+    return v / jnp.maximum(jnp.linalg.norm(v), jnp.finfo(v.dtype).tiny)
