@@ -1,0 +1,116 @@
+"""What every command that trains networks shares: its data, what its options must fulfil, its folder, its progress bar."""
+
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from finite.data import Data, digits, gaussian, load_npz
+from limits import minibatches
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The options that say what is learned; the options of a command inherit them."""
+
+    data: str = "gaussian"
+    """gaussian (linear teacher), digits (1797 real 8×8 images), or FILE.npz with arrays inputs (P, D) and targets."""
+    samples: int | None = None
+    """P; default 40, for digits 256, for a file what it has."""
+    inputs: int | None = None
+    """D; default 10 for gaussian, else what the data has."""
+    outputs: int | None = None
+    """C; default 1. digits: 1 is even or odd, C > 1 the classes 0 … C−1."""
+    seed: int = 0
+    """Of data, batches and networks."""
+
+    def load(self) -> Data:
+        """Inputs (P, D) and targets (P, C).  Raises ValueError in one line that says what is wrong with the data."""
+        if self.data == "gaussian":
+            sizes = _given(self.samples, 40), _given(self.inputs, 10), _given(self.outputs, 1)
+            return gaussian(self.seed, *sizes)
+        if self.data == "digits":
+            if self.inputs not in (None, 64):
+                raise ValueError(f"{self.inputs} inputs: the digits have 64")
+            return digits(_given(self.samples, 256), _given(self.outputs, 1), self.seed)
+        if not self.data.endswith(".npz"):
+            raise ValueError(f"unknown data {self.data!r}; known: gaussian, digits, or a file that ends in .npz")
+        return load_npz(self.data, self.samples, self.inputs, self.outputs)
+
+
+def _given(value, usual):
+    return usual if value is None else value
+
+
+def check_seeds(seeds: int, seed: int) -> None:
+    """Raises ValueError where the number of networks per width is below 2, or the seed below 0."""
+    if seeds < 2:
+        raise ValueError(f"{seeds} seeds: at least 2 are needed for an interval")
+    if seed < 0:
+        raise ValueError(f"seed {seed} must be at least 0")
+
+
+def check_distinct(name: str, values: tuple, fewest: int) -> None:
+    """Raises ValueError for fewer than ``fewest`` values, one given twice, or a number that is not positive and finite."""
+    positive = all(isinstance(value, str) or 0 < value < np.inf for value in values)
+    if len(values) < fewest or len(set(values)) < len(values) or not positive:
+        listed = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values) or "none"
+        raise ValueError(f"{name} {listed}: wanted at least {fewest}, positive, none twice")
+
+
+def batches(seed: int, num_samples: int, batch_size: int | None, num_steps: int) -> Int[np.ndarray, "T b"] | None:
+    """The samples of every step, None for all of them.  Raises ValueError for a batch larger than the data, or empty."""
+    if batch_size is None:
+        return None
+    return minibatches(np.random.default_rng((seed, 1)), num_samples, batch_size, max(num_steps, 0))
+
+
+def config(options: DataOptions, inputs: Float[np.ndarray, "P D"], targets: Float[np.ndarray, "P C"]) -> dict:
+    """All that the numbers depend on, as JSON has it: every option but ``out``, and the SHA-256 of the data."""
+    settings = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "out"}
+    lists = {name: list(value) for name, value in settings.items() if isinstance(value, tuple)}
+    return settings | lists | {"data_sha256": hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest()}
+
+
+def digest(config: dict) -> str:
+    """SHA-256 of a configuration, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def folder(out: Path | None, name: str, config: dict) -> Path:
+    """Where the results go: ``out`` if given, else results/NAME-DIGEST, one folder per configuration."""
+    return out or Path("results") / f"{name}-{digest(config)[:8]}"
+
+
+class Progress:
+    """One bar over all cells, which may advance on threads of their own; silent where there is no terminal."""
+
+    def __init__(self, cells: Iterable[Hashable], description: str = ""):
+        form = "{desc:<14}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
+        self.parts = dict.fromkeys(cells, 0.0)
+        self.bar = tqdm(total=len(self.parts), desc=description, bar_format=form, disable=None, leave=False)
+
+    def describe(self, description: str) -> None:
+        """What stands in front of the bar."""
+        self.bar.set_description(description)
+
+    def report(self, cell: Hashable) -> Callable[[float], None]:
+        """A function that is told which part of this cell is done, from 0 to 1."""
+
+        def advance(part):
+            self.parts[cell] = part
+            self.bar.n = sum(self.parts.values())
+            self.bar.refresh()
+
+        return advance
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()

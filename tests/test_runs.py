@@ -1,0 +1,65 @@
+"""What the commands share: one configuration, one digest, one folder; batches by the seed; one bar over threads."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from comparisons import runs
+
+
+@dataclass(frozen=True)
+class Options(runs.DataOptions):
+    widths: tuple[int, ...] = (8, 16)
+    out: Path | None = None
+
+
+def configured(options):
+    return runs.config(options, *options.load())
+
+
+def test_a_configuration_is_what_json_gives_back_and_has_all_but_the_folder():
+    config = configured(Options(samples=6, out=Path("elsewhere")))
+    assert json.loads(json.dumps(config)) == config
+    assert set(config) == {"widths", "data", "samples", "inputs", "outputs", "seed", "data_sha256"}
+    assert configured(Options(samples=6)) == config
+
+
+def test_the_digest_depends_on_every_option_and_on_the_data_but_not_on_their_order():
+    options = Options(samples=6)
+    config = configured(options)
+    other_file = runs.config(options, *(2 * values for values in options.load()))
+    others = [configured(replace(options, **change)) for change in ({"seed": 1}, {"samples": 7}, {"widths": (16, 8)})]
+    assert len({runs.digest(one) for one in (config, other_file, *others)}) == 5
+    assert runs.digest(dict(reversed(config.items()))) == runs.digest(config)
+
+
+def test_the_folder_is_the_one_asked_for_or_one_per_configuration():
+    config = configured(Options())
+    assert runs.folder(Path("here"), "name", config) == Path("here")
+    assert runs.folder(None, "name", config) == Path("results") / f"name-{runs.digest(config)[:8]}"
+
+
+def test_batches_follow_the_seed():
+    assert runs.batches(0, 8, None, 5) is None
+    assert runs.batches(0, 8, 4, 5).shape == (5, 4)
+    assert runs.batches(0, 8, 4, -1).shape == (0, 4)
+    np.testing.assert_array_equal(runs.batches(3, 8, 4, 5), runs.batches(3, 8, 4, 5))
+    assert (runs.batches(3, 8, 4, 5) != runs.batches(4, 8, 4, 5)).any()
+
+
+def test_values_that_are_distinct_and_positive():
+    runs.check_distinct("names", ("a",), 1)
+    runs.check_distinct("rates", (0.1, 1.0), 2)
+    with pytest.raises(ValueError, match=r"^names none: wanted at least 1, positive, none twice$"):
+        runs.check_distinct("names", (), 1)
+
+
+def test_progress_is_the_sum_over_cells():
+    with runs.Progress(["a", "b"], "cells") as progress:
+        progress.report("a")(0.25)
+        progress.report("b")(1.0)
+        progress.report("a")(0.5)
+        assert (progress.bar.n, progress.bar.total) == (1.5, 2)
