@@ -10,13 +10,11 @@ Trains networks of each width, integrates the limit, fits the rates, prints the 
     dynamics, rates, growth .png and .pdf
 """
 
-import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,12 +22,10 @@ import jax
 import numpy as np
 import tyro
 import xarray as xr
-from tqdm import tqdm
 
-from comparisons import cases, command_line, plots, rates, records, super_consistency
-from finite import data
+from comparisons import cases, command_line, plots, rates, records, runs, super_consistency
 from finite.train import train
-from limits import Problem, Trajectory, fluctuations, minibatches
+from limits import Problem, Trajectory, fluctuations
 from limits.precision import one_lapack_thread
 
 PROGRAM = "python -m comparisons.convergence"
@@ -39,7 +35,7 @@ TOLERANCES = {"float32": (3e-6, 1e-3), "float64": (1e-12, 1e-3)}  # the tightest
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(runs.DataOptions):
     """Train networks of growing width, integrate their infinite-width limit, and fit how fast they approach it."""
 
     model: Literal["linear2", "mlp"] = "linear2"
@@ -64,14 +60,6 @@ class Options:
     """Decay of the weights per unit of time η0 · step."""
     batch_size: int | None = None
     """Samples per minibatch; all of them if not given."""
-    data: str = "gaussian"
-    """gaussian (linear teacher), digits (1797 real 8×8 images), or FILE.npz with arrays inputs (P, D) and targets."""
-    samples: int | None = None
-    """P; default 40, for digits 256, for a file what it has."""
-    inputs: int | None = None
-    """D; default 10 for gaussian, else what the data has."""
-    outputs: int | None = None
-    """C; default 1. digits: 1 is even or odd, C > 1 the classes 0 … C−1."""
     depth: int = 2
     """Hidden layers of mlp."""
     activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
@@ -82,8 +70,6 @@ class Options:
     """What is subtracted: the limit (default where it is known), or the largest network (the paper's way; biased)."""
     top_k: int = 3
     """How many leading eigenvalues are followed."""
-    seed: int = 0
-    """Of data, batches and networks."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/MODEL-PARAM-DIGEST, one folder per set of options."""
 
@@ -109,8 +95,8 @@ class Comparison:
 def compare(options: Options) -> list[rates.Rate]:
     """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
     comparison = prepare(options)
-    folder = options.out or Path("results") / f"{options.model}-{options.param}-{_digest(comparison.config)[:8]}"
-    with records.claim(folder, comparison.config) as store, one_lapack_thread():
+    folder = runs.folder(options.out, f"{options.model}-{options.param}", comparison.config)
+    with records.claim(folder, comparison.config, PROGRAM) as store, one_lapack_thread():
         theory, problem = comparison.case.theory, comparison.problem
         limit = theory.solve(problem) if theory else None
         # Compiling takes one core, and so do small networks on a CPU: two things at a time, the prediction first, then the
@@ -118,7 +104,7 @@ def compare(options: Options) -> list[rates.Rate]:
         pool = ThreadPoolExecutor(2 if jax.default_backend() == "cpu" else 1)
         try:
             prediction = pool.submit(lambda: theory.predict(problem) if theory else None)
-            with _Progress(options.widths) as progress:
+            with runs.Progress(options.widths, "networks") as progress:
                 dataset = _networks(comparison, store, prediction, limit, pool, progress)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -146,15 +132,9 @@ def prepare(options: Options) -> Comparison:
     fewest = 3 if reference == "theory" else 4
     if len(widths) < fewest:
         raise ValueError(f"{len(widths)} widths: a fit against {reference} needs at least {fewest}")
-    if options.seeds < 2:
-        raise ValueError(f"{options.seeds} seeds: at least 2 are needed for an interval")
-    if options.seed < 0:
-        raise ValueError(f"seed {options.seed} must be at least 0")
-    inputs, targets = load(options)
-    batches = None
-    if options.batch_size is not None:
-        rng = np.random.default_rng((options.seed, 1))
-        batches = minibatches(rng, len(inputs), options.batch_size, max(options.steps, 0))
+    runs.check_seeds(options.seeds, options.seed)
+    inputs, targets = options.load()
+    batches = runs.batches(options.seed, len(inputs), options.batch_size, options.steps)
     problem = Problem(
         inputs=inputs, targets=targets, parametrization=options.param, learning_rate=options.learning_rate,
         richness=options.richness, num_steps=options.steps, measure_every=options.measure_every,
@@ -163,60 +143,8 @@ def prepare(options: Options) -> Comparison:
     smallest = min(widths) * (problem.num_inputs + problem.num_outputs)
     if options.top_k > smallest:
         raise ValueError(f"top-k {options.top_k}: a network of width {min(widths)} has only {smallest} parameters")
-    return Comparison(options, problem, case, reference, _config(options, reference, problem))
-
-
-def load(options: Options) -> data.Data:
-    """Inputs (P, D) and targets (P, C).  Raises ValueError in one line that says what is wrong with the data."""
-    samples, outputs = options.samples, options.outputs
-    if options.data == "gaussian":
-        return data.gaussian(options.seed, *(_given(value, usual) for value, usual in
-                                             ((samples, 40), (options.inputs, 10), (outputs, 1))))  # fmt: skip
-    if options.data == "digits":
-        if options.inputs not in (None, 64):
-            raise ValueError(f"{options.inputs} inputs: the digits have 64")
-        return data.digits(_given(samples, 256), _given(outputs, 1), options.seed)
-    if not options.data.endswith(".npz"):
-        raise ValueError(f"unknown data {options.data!r}; known: gaussian, digits, or a file that ends in .npz")
-    return data.load_npz(options.data, samples, options.inputs, outputs)
-
-
-def _given(value, usual):
-    return usual if value is None else value
-
-
-def _config(options, reference, problem):
-    """All that the numbers depend on."""
-    settings = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "out"}
-    samples = hashlib.sha256(problem.inputs.tobytes() + problem.targets.tobytes()).hexdigest()
-    return settings | {"widths": list(options.widths), "reference": reference, "data_sha256": samples}
-
-
-def _digest(config):
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
-class _Progress:
-    """One bar over all widths, each advancing on its own thread; silent where there is no terminal."""
-
-    def __init__(self, widths):
-        form = "{desc:<14}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
-        self.parts = dict.fromkeys(widths, 0.0)
-        self.bar = tqdm(total=len(widths), desc="networks", bar_format=form, disable=None, leave=False)
-
-    def report(self, width):
-        def advance(part):
-            self.parts[width] = part
-            self.bar.n = sum(self.parts.values())
-            self.bar.refresh()
-
-        return advance
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.bar.close()
+    config = runs.config(options, problem.inputs, problem.targets) | {"reference": reference}
+    return Comparison(options, problem, case, reference, config)
 
 
 def _networks(comparison, store, prediction, limit, pool, progress) -> xr.Dataset:
@@ -224,23 +152,13 @@ def _networks(comparison, store, prediction, limit, pool, progress) -> xr.Datase
     widths = sorted(comparison.options.widths)
 
     def ensure(width):
-        if not _whole(store.finished, width):
-            store.write(width, _cell(comparison, width, prediction, limit, progress.report(width)))
-        progress.report(width)(1.0)
+        report = progress.report(width)
+        store.kept(str(width), lambda: _cell(comparison, width, prediction, limit, report))
+        report(1.0)
 
     for done in [pool.submit(ensure, width) for width in reversed(widths)]:
         done.result()
-    _whole(lambda path: path.exists() and records.read(path), store.folder / "trajectories.nc")
-    return store.finish(widths)
-
-
-def _whole(read, name):
-    """What ``read`` says, or False and a line on standard error where it finds damage."""
-    try:
-        return read(name)
-    except records.Damaged as damage:
-        tqdm.write(f"{PROGRAM}: {damage}; it is computed again", file=sys.stderr)
-        return False
+    return store.finish(str(width) for width in widths)
 
 
 def _cell(comparison, width, prediction, limit, report: Callable[[float], None]) -> xr.Dataset:

@@ -1,9 +1,8 @@
 """Results on disk: labelled arrays and JSON, each with its digest; whole or absent under their names, never half.
 
     with claim(folder, config) as store:            one configuration, one run at a time
-        for width in widths:
-            if not store.finished(width):           Damaged, where it is there but not what was written
-                store.write(width, from_trajectories({width: train(width)}))
+        for name, width in widths.items():          trained only where it is not there or damaged
+            store.kept(name, lambda: from_trajectories({width: train(width)}))
         dataset = store.finish(widths)
 
 A file NAME is written under another name, brought to the disk, and renamed after its digest NAME.sha256
@@ -19,12 +18,14 @@ import json
 import os
 import platform
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from tqdm import tqdm
 
 from limits.trajectory import OBSERVABLES, Trajectory
 
@@ -266,49 +267,69 @@ def _trajectory(one: xr.Dataset) -> Trajectory:
     return Trajectory(one.step.values, {k: v for k, v in values.items() if not k.endswith("_error")}, errors)
 
 
-# Many widths, one folder ----------------------------------------------------------------------------------------------
+# Many cells, one folder -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Store:
-    """A claimed folder: config.json, cells/width-N.nc, and at the end trajectories.nc."""
+    """A claimed folder: config.json, cells/NAME.nc, whose digest holds its name too, and at the end trajectories.nc.
+
+    A name is a short string, such as "128", "mup-128" or "mup-limit".  ``program`` opens the notices of damage.
+    """
 
     folder: Path
+    program: str
 
-    def cell(self, width: int) -> Path:
-        return self.folder / "cells" / f"width-{width}.nc"
+    def cell(self, name: str) -> Path:
+        return self.folder / "cells" / f"{name}.nc"
 
-    def finished(self, width: int) -> bool:
-        """Whether this width is there and whole.  Raises Damaged where it is there but is not what was written."""
-        if not self.cell(width).exists():
+    def finished(self, name: str) -> bool:
+        """Whether this cell is there and whole.  Raises Damaged where it is there but is not what was written."""
+        if not self.cell(name).exists():
             return False
-        self.read(width)
+        self.read(name)
         return True
 
-    def read(self, width: int) -> xr.Dataset:
+    def read(self, name: str) -> xr.Dataset:
         """Raises Damaged."""
-        dataset = read(self.cell(width))
-        if "width" not in dataset or dataset["width"].values.tolist() != [width]:
-            raise Damaged(self.cell(width), f"does not hold width {width}")
+        return read(self.cell(name))
+
+    def write(self, name: str, dataset: xr.Dataset) -> None:
+        """One cell, with its provenance.  A damaged one is replaced."""
+        write(dataset.assign_attrs(provenance()), self.cell(name))
+
+    def kept(self, name: str, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
+        """The cell; computed and written where it is not there, or damaged, which one line on standard error says."""
+        dataset = self._whole(self.cell(name))
+        if dataset is None:
+            self.write(name, compute())
+            dataset = self.read(name)  # a run that was interrupted here goes on with the same
         return dataset
 
-    def write(self, width: int, dataset: xr.Dataset) -> None:
-        """One width, with its provenance.  A damaged one is replaced."""
-        write(dataset.assign_attrs(provenance()), self.cell(width))
-
-    def finish(self, widths: Sequence[int]) -> xr.Dataset:
-        """All widths as trajectories.nc; the cells stay.  Raises Damaged."""
-        merged = xr.concat([self.read(width) for width in widths], dim="width", join="exact", data_vars="minimal",
+    def finish(self, names: Iterable[str]) -> xr.Dataset:
+        """These cells along their widths as trajectories.nc; the cells stay.  Raises Damaged."""
+        merged = xr.concat([self.read(name) for name in names], dim="width", join="exact", data_vars="minimal",
                            coords="minimal", compat="override", combine_attrs="drop_conflicts")  # fmt: skip
+        self._whole(self.folder / "trajectories.nc")  # replaced in any case, but its user wants to know of damage
         write(merged, self.folder / "trajectories.nc")
         return merged
 
+    def _whole(self, path):
+        """What the file holds; None where it is not there, or damaged, which one line on standard error says."""
+        if not path.exists():
+            return None
+        try:
+            return read(path)
+        except Damaged as damage:
+            tqdm.write(f"{self.program}: {damage}; it is computed again", file=sys.stderr)  # above the progress bars
+
 
 @contextlib.contextmanager
-def claim(folder: str | Path, config: Mapping) -> Iterator[Store]:
+def claim(folder: str | Path, config: Mapping, program: str = "comparisons") -> Iterator[Store]:
     """The store of one configuration in ``folder``, made where it is not there, for the length of a ``with``.
 
-    ``config`` is all that the numbers depend on, as JSON has it.  Temporaries of a killed run are removed.
+    ``config`` is all that the numbers depend on, as JSON has it; ``program`` is who gives notice of damaged cells.
+    Temporaries of a killed run are removed.
     Raises Refused where the folder holds anything else, is in use by another run, or cannot be written.
     """
     folder, config = Path(folder), _plain(config)
@@ -323,7 +344,7 @@ def claim(folder: str | Path, config: Mapping) -> Iterator[Store]:
         except (OSError, ValueError) as fault:  # ValueError: a name that no file can have
             why = getattr(fault, "strerror", None) or _one_line(fault)
             raise Refused(f"{folder}: cannot be written: {why}") from None
-        yield Store(folder)
+        yield Store(folder, program)
 
 
 def _refuse_foreign(folder):

@@ -13,12 +13,11 @@ The optimum is the vertex of the parabola, in log loss against log η0, through 
 its neighbours; loss means its mean over seeds.  See ``bracket`` for what cannot be resolved so.
 """
 
-import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,11 +29,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.stats import norm
 from scipy.stats import t as student_t
-from tqdm import tqdm
 
-from comparisons import cases, command_line, convergence, plots, records
+from comparisons import cases, command_line, plots, records, runs
 from finite.train import train
-from limits import Problem, minibatches
+from limits import Problem
 
 PROGRAM = "python -m comparisons.transfer"
 NAMES = {"mup": "μP", "ntp": "NTP"}
@@ -43,7 +41,7 @@ RESAMPLES = 400
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(runs.DataOptions):
     """Train networks of growing width with each learning rate, and see whether the best one moves with the width."""
 
     model: Literal["linear2", "mlp"] = "linear2"
@@ -64,22 +62,12 @@ class Options:
     """Heavy-ball coefficient."""
     batch_size: int | None = None
     """Samples per minibatch; all of them if not given."""
-    data: str = "gaussian"
-    """gaussian (linear teacher), digits (1797 real 8×8 images), or FILE.npz with arrays inputs (P, D) and targets."""
-    samples: int | None = None
-    """P; default 40, for digits 256, for a file what it has."""
-    inputs: int | None = None
-    """D; default 10 for gaussian, else what the data has."""
-    outputs: int | None = None
-    """C; default 1. digits: 1 is even or odd, C > 1 the classes 0 … C−1."""
     depth: int = 2
     """Hidden layers of mlp."""
     activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
     """Activation of mlp."""
     precision: Literal["float32", "float64"] = "float32"
     """Of the networks; the limit is always float64."""
-    seed: int = 0
-    """Of data, batches and networks."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/transfer-MODEL-DIGEST, one folder per set of options."""
 
@@ -130,9 +118,9 @@ class Sweep:
 def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
     """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
     sweep = prepare(options)
-    folder = options.out or Path("results") / f"transfer-{options.model}-{_digest(sweep.config)[:8]}"
-    with records.claim(folder, sweep.config):
-        dataset = _trained(sweep, folder)
+    folder = runs.folder(options.out, f"transfer-{options.model}", sweep.config)
+    with records.claim(folder, sweep.config, PROGRAM) as store:
+        dataset = _trained(sweep, store)
         records.write(dataset.assign_attrs(records.provenance()), folder / "transfer.nc")
         optima, shifts = analyse(dataset)
         found = {"optima": [asdict(o) for o in optima], "shifts": [asdict(s) for s in shifts]}
@@ -145,94 +133,45 @@ def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
 
 def prepare(options: Options) -> Sweep:
     """Check the options and build the problems.  Raises ValueError in one line."""
-    _distinct("parametrizations", options.param, 1, lambda name: True)
-    _distinct("widths", options.widths, 2, lambda width: width >= 1)
-    _distinct("learning rates", options.learning_rates, 3, lambda rate: 0 < rate < np.inf)
-    if options.seeds < 2:
-        raise ValueError(f"{options.seeds} seeds: at least 2 are needed for an interval")
-    if options.seed < 0:
-        raise ValueError(f"seed {options.seed} must be at least 0")
+    runs.check_distinct("parametrizations", options.param, 1)
+    runs.check_distinct("widths", options.widths, 2)
+    runs.check_distinct("learning rates", options.learning_rates, 3)
+    runs.check_seeds(options.seeds, options.seed)
     if options.steps < 1:
         raise ValueError(f"{options.steps} steps: at least 1 is needed for a final loss")
     case = cases.case(options.model, options.depth, options.activation)
-    inputs, targets = _load(options)
-    batches = None
-    if options.batch_size is not None:
-        batches = minibatches(np.random.default_rng((options.seed, 1)), len(inputs), options.batch_size, options.steps)
+    inputs, targets = options.load()
+    batches = runs.batches(options.seed, len(inputs), options.batch_size, options.steps)
     problem = Problem(
         inputs=inputs, targets=targets, learning_rate=min(options.learning_rates), richness=options.richness,
         num_steps=options.steps, measure_every=options.steps, momentum=options.momentum, batches=batches, top_k=1,
     )  # fmt: skip
     problems = {name: replace(problem, parametrization=name) for name in options.param}
-    return Sweep(options, problems, case, _config(options, problem))
-
-
-def _distinct(name, values, fewest, allowed):
-    if len(values) < fewest or len(set(values)) < len(values) or not all(allowed(value) for value in values):
-        listed = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values) or "none"
-        raise ValueError(f"{name} {listed}: wanted at least {fewest}, positive, none twice")
-
-
-def _load(options):
-    same = {name: getattr(options, name) for name in ("data", "samples", "inputs", "outputs", "seed")}
-    return convergence.load(convergence.Options(**same))
-
-
-def _config(options, problem):
-    """All that the numbers depend on."""
-    settings = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "out"}
-    lists = {name: list(settings[name]) for name in ("param", "widths", "learning_rates")}
-    samples = hashlib.sha256(problem.inputs.tobytes() + problem.targets.tobytes()).hexdigest()
-    return settings | lists | {"data_sha256": samples}
-
-
-def _digest(config):
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    return Sweep(options, problems, case, runs.config(options, problem.inputs, problem.targets))
 
 
 # Training -------------------------------------------------------------------------------------------------------------
 
 
-def _trained(sweep, folder) -> xr.Dataset:
+def _trained(sweep, store) -> xr.Dataset:
     """Every cell, read where it is there and whole, else trained; all in one dataset."""
-    options, cells = sweep.options, folder / "cells"
-    widths, rows = sorted(options.widths), []
-    form = "{desc:<14}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
-    total = len(options.param) * len(widths)
-    with tqdm(total=total, bar_format=form, disable=None, leave=False) as bar:
+    options, rows = sweep.options, []
+    widths = sorted(options.widths)
+    with runs.Progress(product(options.param, widths)) as progress:
         for param in options.param:
             row = []
             for width in widths:
-                bar.set_description(f"{param} N = {width}")
-                report = _reporter(bar, len(rows) * len(widths) + len(row))
-                row.append(_kept(cells / f"{param}-{width}.nc", lambda: cell(sweep, param, width, report)))  # noqa: B023
+                progress.describe(f"{param} N = {width}")
+                report = progress.report((param, width))
+                row.append(store.kept(f"{param}-{width}", lambda: cell(sweep, param, width, report)))  # noqa: B023
                 report(1.0)
             row = xr.concat(row, dim="width")
             if sweep.case.theory:
-                bar.set_description(f"{param} limit")
-                row = row.merge(_kept(cells / f"{param}-limit.nc", lambda: limit(sweep, param)))  # noqa: B023
+                progress.describe(f"{param} limit")
+                row = row.merge(store.kept(f"{param}-limit", lambda: limit(sweep, param)))  # noqa: B023
             rows.append(row)
     dataset = xr.concat(rows, dim="param")
     return dataset.assign_attrs(title=sweep.title, precision=options.precision, configuration=json.dumps(sweep.config))
-
-
-def _reporter(bar, done) -> Callable[[float], None]:
-    def report(part):
-        bar.n = done + part
-        bar.refresh()
-
-    return report
-
-
-def _kept(path, compute) -> xr.Dataset:
-    """What the file holds; computed and written where it is not there or damaged."""
-    if path.exists():
-        try:
-            return records.read(path)
-        except records.Damaged as damage:
-            tqdm.write(f"{PROGRAM}: {damage}; it is computed again", file=sys.stderr)
-    records.write(dataset := compute(), path)
-    return dataset
 
 
 def cell(sweep: Sweep, param: str, width: int, report: Callable[[float], None] = lambda part: None) -> xr.Dataset:
@@ -243,12 +182,12 @@ def cell(sweep: Sweep, param: str, width: int, report: Callable[[float], None] =
     options, problem = sweep.options, sweep.problems[param]
     network = sweep.case.network(problem, width)
     keys = cases.keys(options.seed, width, options.seeds)
-    started, rates, runs = time.perf_counter(), sorted(options.learning_rates), []
+    started, rates, trained = time.perf_counter(), sorted(options.learning_rates), []
     for done, rate in enumerate(rates):
-        runs.append(train(replace(problem, learning_rate=rate), network, keys, observables=("loss",),
-                          precision=options.precision))  # fmt: skip
+        trained.append(train(replace(problem, learning_rate=rate), network, keys, observables=("loss",),
+                             precision=options.precision))  # fmt: skip
         report((done + 1) / len(rates))
-    losses = np.array([[one["loss"] for one in run] for run in runs])  # (learning rates, seeds, start and end)
+    losses = np.array([[one["loss"] for one in row] for row in trained])  # (learning rates, seeds, start and end)
     return xr.Dataset(
         {
             "final_loss": (("param", "width", "seed", "learning_rate"), losses[:, :, -1].T[None, None], {

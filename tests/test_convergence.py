@@ -75,7 +75,7 @@ def test_second_run_trains_nothing(finished, monkeypatch, capsys):
 
 def test_damage_is_named_and_repaired(finished, capsys):
     before = numbers(finished)
-    cell, whole = finished / "cells" / "width-16.nc", finished / "trajectories.nc"
+    cell, whole = finished / "cells" / "16.nc", finished / "trajectories.nc"
     for path in (cell, whole):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 0xFF
@@ -99,7 +99,7 @@ def test_killed_and_resumed(finished, tmp_path, number):
     command = [sys.executable, "-m", "comparisons.convergence", *SMALL, "--out", str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + 300
-    while not (folder / "cells" / "width-8.nc").exists():
+    while not (folder / "cells" / "8.nc").exists():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -184,11 +184,11 @@ def test_provenance_is_text_on_disk_too(tmp_path):
 
 def test_an_interrupted_run_resumes(tmp_path):
     with claim(tmp_path / "run", CONFIG) as store:
-        store.write(8, one_width(8))
+        store.write("8", one_width(8))
     with claim(tmp_path / "run", dict(reversed(CONFIG.items()))) as store:
-        assert (store.finished(8), store.finished(16)) == (True, False)
-        store.write(16, one_width(16))
-        merged = store.finish([8, 16])
+        assert (store.finished("8"), store.finished("16")) == (True, False)
+        store.write("16", one_width(16))
+        merged = store.finish(["8", "16"])
     there = records.read(tmp_path / "run" / "trajectories.nc")
     xr.testing.assert_identical(there, merged)
     assert there.attrs["numpy"] == np.__version__
@@ -199,21 +199,49 @@ def test_an_interrupted_run_resumes(tmp_path):
 
 def test_a_damaged_cell_is_named_and_redone(tmp_path):
     with claim(tmp_path, CONFIG) as store:
-        store.write(8, one_width(8))
-        flip_a_byte(store.cell(8))
-        with pytest.raises(Damaged, match=r"width-8\.nc"):
-            store.finished(8)
-        with pytest.raises(Damaged, match=r"width-8\.nc"):
-            store.finish([8])
-        store.write(8, one_width(8))
-        assert store.finished(8)
+        store.write("8", one_width(8))
+        flip_a_byte(store.cell("8"))
+        with pytest.raises(Damaged, match=r"8\.nc"):
+            store.finished("8")
+        with pytest.raises(Damaged, match=r"8\.nc"):
+            store.finish(["8"])
+        store.write("8", one_width(8))
+        assert store.finished("8")
 
 
-def test_a_cell_of_another_width_is_not_taken(tmp_path):
+def test_a_cell_is_kept_and_computed_once(tmp_path, capsys):
     with claim(tmp_path, CONFIG) as store:
-        records.write(one_width(16), store.cell(8))
-        with pytest.raises(Damaged, match="does not hold width 8"):
-            store.finished(8)
+        first = store.kept("mup-8", lambda: one_width(8))
+        xr.testing.assert_identical(first, one_width(8).assign_attrs(records.provenance()))
+        again = store.kept("mup-8", lambda: pytest.fail("computed again"))
+        xr.testing.assert_identical(again, first)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_cell_is_computed_again_with_one_line(tmp_path, capsys):
+    with claim(tmp_path, CONFIG, "the program") as store:
+        first = store.kept("8", lambda: one_width(8))
+        flip_a_byte(store.cell("8"))
+        xr.testing.assert_identical(store.kept("8", lambda: one_width(8)), first)
+        assert store.finished("8")
+        notice = capsys.readouterr().err
+    assert notice == f"the program: {store.cell('8')}: does not have the digest in 8.nc.sha256; it is computed again\n"
+
+
+def test_a_cell_that_cannot_be_computed_leaves_nothing(tmp_path):
+    with claim(tmp_path, CONFIG) as store:
+        with pytest.raises(ZeroDivisionError):
+            store.kept("8", lambda: 1 / 0)
+        assert not any((tmp_path / "cells").iterdir())
+
+
+def test_a_cell_of_another_name_is_not_taken(tmp_path):
+    with claim(tmp_path, CONFIG) as store:
+        store.write("16", one_width(16))
+        for ending in (".nc", ".nc.sha256"):
+            shutil.copy(tmp_path / "cells" / f"16{ending}", tmp_path / "cells" / f"8{ending}")
+        with pytest.raises(Damaged, match="digest"):
+            store.finished("8")
 
 
 @pytest.mark.parametrize(
@@ -279,13 +307,13 @@ def test_faults_of_the_caller_pass_through(tmp_path):
 
 def test_temporaries_are_removed_and_other_files_kept(tmp_path):
     with claim(tmp_path, CONFIG) as store:
-        store.write(8, one_width(8))
-    left = [tmp_path / ".config.json.0a.partial", tmp_path / "cells" / ".width-16.nc.1b.partial"]
+        store.write("8", one_width(8))
+    left = [tmp_path / ".config.json.0a.partial", tmp_path / "cells" / ".16.nc.1b.partial"]
     kept = [tmp_path / ".hidden", tmp_path / "notes.partial"]
     for path in left + kept:
         path.touch()
     with claim(tmp_path, CONFIG) as store:
-        assert store.finished(8)
+        assert store.finished("8")
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in kept)
 
@@ -311,7 +339,7 @@ def run(folder, at):
     os.replace, os.fsync = counting(os.replace), counting(os.fsync)  # between two of them the disk does not change
     with records.claim(folder, {"seeds": 1}) as store:
         for width in (8, 16):
-            store.write(width, xr.Dataset({"loss": ("width", [0.0])}, {"width": [width]}))
+            store.write(str(width), xr.Dataset({"loss": ("width", [0.0])}, {"width": [width]}))
     os._exit(calls)
 
 for at in range(20):
@@ -331,6 +359,6 @@ def test_killed_at_any_moment_leaves_whole_files_only(tmp_path, pytestconfig):
     assert [int(line) for line in done.stdout.split()] == [18, *[-signal.SIGKILL] * 18, 18]
     for at in range(1, 19):
         with claim(tmp_path / str(at), {"seeds": 1}) as store:  # neither refused nor damaged
-            whole = [width for width in (8, 16) if store.finished(width)]
+            whole = [width for width in (8, 16) if store.finished(str(width))]
         assert whole == [width for width, renamed in ((8, 11), (16, 17)) if at > renamed], at
         assert not list((tmp_path / str(at)).rglob("*.partial"))
