@@ -7,10 +7,11 @@ import jax
 import numpy as np
 
 from finite.networks import Network, Params
-from finite.networks.mlp import ACTIVATIONS, mlp
-from limits import Problem, Trajectory, fluctuations, linear2
+from finite.networks.mlp import check_sizes, mlp
+from finite.networks.resmlp import resmlp
+from limits import Problem, Scaling, Trajectory, fluctuations, linear2, regimes
 from limits.fluctuations import Prediction
-from limits.parametrization import output_exponent
+from limits.parametrization import output_exponent, read_scaling
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,14 @@ class Theory:
     """What is known of the limit.
 
     solve     problem → the limit that stands for all networks (in NTP its loss is the mean over f(0))
-    predict   problem → the laws by which networks approach it
-    gram      params → the initial Gram matrix S_0 of a network, float64
+    predict   problem → the laws by which networks approach it; None where they are not known
+    gram      (network, params) → the initial Gram matrix S_0 of a network, float64
     match     (problem, width, gram) → the limit to be subtracted from that network: in NTP the one with its f(0)
     """
 
     solve: Callable[[Problem], Trajectory]
-    predict: Callable[[Problem], Prediction]
-    gram: Callable[[Params], np.ndarray]
+    predict: Callable[[Problem], Prediction | None]
+    gram: Callable[[Network, Params], np.ndarray]
     match: Callable[[Problem, int, np.ndarray], Trajectory]
 
 
@@ -34,13 +35,40 @@ class Case:
     """A model: ``network(problem, width)``, its limit where there is one, and how long a Lanczos run can be at most."""
 
     network: Callable[[Problem, int], Network]
-    theory: Theory | None = None
+    architecture: str = "plain"
+    depth: int = 1
+    block_size: int = 1
+    limit: Theory | None = None
     max_matvecs: Callable[[Problem], int] = lambda problem: 100
 
+    def scaling(self, param: str, optimizer: str = "sgd") -> Scaling:
+        """The exponents that a name, a file or a text stand for.  Raises ValueError in one line."""
+        return read_scaling(param, optimizer, self.architecture, depth=self.depth)
 
-def initial_gram(params: Params) -> np.ndarray:
-    """S_0 = ZZᵀ/N of a two-layer network, Z = [E ; Vᵀ] (D+C, N)."""
-    E, V = (np.asarray(params[role], np.float64) for role in ("input", "readout"))
+    def derived(self, given: Scaling) -> regimes.Case:
+        """What the algebra of sizes says of them."""
+        depth = self.depth if self.architecture == "plain" else 1
+        return regimes.case(given, depth=depth, block_size=self.block_size)
+
+    def theory(self, given: Scaling) -> Theory | None:
+        """The limit, if it is known for these exponents."""
+        try:
+            output_exponent(given)
+        except ValueError:
+            return None
+        return self.limit
+
+
+def regime(case: Case, given: Scaling) -> str:
+    """One line: what training does in this parametrization."""
+    verdict = regimes.classify(case.derived(given))
+    return f"{given.name}, {given.optimizer}: {verdict.regime}; {verdict.reason}"
+
+
+def initial_gram(network: Network, params: Params) -> np.ndarray:
+    """S_0 = ZZᵀ/N of a two-layer network, Z = [E ; Vᵀ] (D+C, N), in units of the weights' standard deviation."""
+    std = network.numbers("init_std")
+    E, V = (np.asarray(params[role], np.float64) / std[role] for role in ("input", "readout"))
     Z = np.concatenate([E, V.T])
     return Z @ Z.T / Z.shape[1]
 
@@ -51,6 +79,11 @@ def typical_limit(problem: Problem) -> Trajectory:
     if output_exponent(problem.scaling()) == 0:
         return replace(limit, observables=limit.observables | {"loss": linear2.loss_law(problem)[0]})
     return limit
+
+
+def known_laws(problem: Problem) -> Prediction | None:
+    """The predicted laws in μP and NTP; between the two there are none."""
+    return fluctuations.predict(problem) if output_exponent(problem.scaling()) in (0.0, 0.5) else None
 
 
 def matching_limit(problem: Problem, width: int, gram: np.ndarray) -> Trajectory:
@@ -65,16 +98,20 @@ def keys(seed: int, width: int, seeds: int) -> jax.Array:
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), width), seeds)
 
 
-def case(model: str, depth: int = 2, activation: str = "tanh") -> Case:
-    """The case of that name; depth and activation are those of "mlp".  Raises ValueError for an unknown name."""
+def case(model: str, depth: int = 2, activation: str = "tanh", block_size: int = 1) -> Case:
+    """The case of that name; depth and activation are those of "mlp" and "resmlp".
+
+    Raises ValueError for an unknown name, a depth below 1 and an unknown activation.
+    """
     if model not in MODELS:
         raise ValueError(f"unknown model {model!r}; known: {', '.join(MODELS)}")
-    return MODELS[model](depth, activation)
+    check_sizes(1, depth, activation)
+    return MODELS[model](depth, activation, block_size)
 
 
 def _linear2(*_):
-    theory = Theory(typical_limit, fluctuations.predict, initial_gram, matching_limit)
-    return Case(lambda problem, width: mlp(problem, width, depth=1, activation="linear"), theory, _krylov_bound)
+    theory = Theory(typical_limit, known_laws, initial_gram, matching_limit)
+    return Case(lambda problem, width: mlp(problem, width), limit=theory, max_matvecs=_krylov_bound)
 
 
 def _krylov_bound(problem):
@@ -86,12 +123,13 @@ def _krylov_bound(problem):
     return min(100, 3 * problem.num_inputs * C + C**2 + 2 * C + 8)
 
 
-def _mlp(depth, activation):
-    if depth < 1:
-        raise ValueError(f"depth {depth} must be at least 1")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-    return Case(lambda problem, width: mlp(problem, width, depth=depth, activation=activation))
+def _mlp(depth, activation, _):
+    return Case(lambda problem, width: mlp(problem, width, depth, activation), "plain", depth)
 
 
-MODELS = {"linear2": _linear2, "mlp": _mlp}
+def _resmlp(depth, activation, block_size):
+    build = lambda problem, width: resmlp(problem, width, depth, activation, block_size)  # noqa: E731
+    return Case(build, "residual", depth, block_size)
+
+
+MODELS = {"linear2": _linear2, "mlp": _mlp, "resmlp": _resmlp}

@@ -26,6 +26,7 @@ import xarray as xr
 from comparisons import cases, command_line, plots, rates, records, runs, super_consistency
 from finite.train import train
 from limits import Problem, Trajectory, fluctuations
+from limits.parametrization import output_exponent
 from limits.precision import one_lapack_thread
 
 PROGRAM = "python -m comparisons.convergence"
@@ -38,10 +39,12 @@ TOLERANCES = {"float32": (3e-6, 1e-3), "float64": (1e-12, 1e-3)}  # the tightest
 class Options(runs.DataOptions):
     """Train networks of growing width, integrate their infinite-width limit, and fit how fast they approach it."""
 
-    model: Literal["linear2", "mlp"] = "linear2"
-    """linear2: two-layer linear network, exact limit. mlp: --depth hidden layers, compared with its largest width."""
-    param: Literal["mup", "ntp"] = "mup"
-    """Parametrization: maximal update, or neural tangent."""
+    model: Literal["linear2", "mlp", "resmlp"] = "linear2"
+    """linear2: two-layer linear network, exact limit. mlp: --depth hidden layers, resmlp: --depth residual blocks, both
+    compared with their largest width."""
+    param: str = "mup"
+    """Parametrization: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for resmlp depth_mup and
+    alpha1; or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
     widths: tuple[int, ...] = (128, 256, 512, 1024, 2048)
     """Hidden widths N, at least three."""
     seeds: int = 32
@@ -61,9 +64,9 @@ class Options(runs.DataOptions):
     batch_size: int | None = None
     """Samples per minibatch; all of them if not given."""
     depth: int = 2
-    """Hidden layers of mlp."""
+    """Hidden layers of mlp, blocks of resmlp."""
     activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
-    """Activation of mlp."""
+    """Activation of mlp and resmlp."""
     precision: Literal["float32", "float64"] = "float32"
     """Of the networks; the limit is always float64."""
     reference: Literal["theory", "largest-width"] | None = None
@@ -81,6 +84,7 @@ class Comparison:
     options: Options
     problem: Problem
     case: cases.Case
+    theory: cases.Theory | None
     reference: str
     config: dict
 
@@ -95,9 +99,11 @@ class Comparison:
 def compare(options: Options) -> list[rates.Rate]:
     """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
     comparison = prepare(options)
-    folder = runs.folder(options.out, f"{options.model}-{options.param}", comparison.config)
+    if runs.slug(options.param) != options.param:  # one of the user's own
+        print(cases.regime(comparison.case, comparison.problem.parametrization), flush=True)
+    folder = runs.folder(options.out, f"{options.model}-{runs.slug(options.param)}", comparison.config)
     with records.claim(folder, comparison.config, PROGRAM) as store, one_lapack_thread():
-        theory, problem = comparison.case.theory, comparison.problem
+        theory, problem = comparison.theory, comparison.problem
         limit = theory.solve(problem) if theory else None
         # Compiling takes one core, and so do small networks on a CPU: two things at a time, the prediction first, then the
         # widest networks, which take longest.  An accelerator is kept for one.
@@ -126,9 +132,11 @@ def prepare(options: Options) -> Comparison:
     if len(set(widths)) < len(widths) or any(width < 1 for width in widths):
         raise ValueError(f"widths {_listed(widths)}: wanted different numbers, each at least 1")
     case = cases.case(options.model, options.depth, options.activation)
-    reference = options.reference or ("theory" if case.theory else "largest-width")
-    if reference == "theory" and case.theory is None:
-        raise ValueError(f"no limit is known for {options.model}: take --reference largest-width")
+    given = case.scaling(options.param)
+    theory = case.theory(given)
+    reference = options.reference or ("theory" if theory else "largest-width")
+    if reference == "theory" and theory is None:
+        raise ValueError(f"no limit is known for {options.model} in {given.name}: take --reference largest-width")
     fewest = 3 if reference == "theory" else 4
     if len(widths) < fewest:
         raise ValueError(f"{len(widths)} widths: a fit against {reference} needs at least {fewest}")
@@ -136,15 +144,16 @@ def prepare(options: Options) -> Comparison:
     inputs, targets = options.load()
     batches = runs.batches(options.seed, len(inputs), options.batch_size, options.steps)
     problem = Problem(
-        inputs=inputs, targets=targets, parametrization=options.param, learning_rate=options.learning_rate,
+        inputs=inputs, targets=targets, parametrization=given, learning_rate=options.learning_rate,
         richness=options.richness, num_steps=options.steps, measure_every=options.measure_every,
         momentum=options.momentum, weight_decay=options.weight_decay, batches=batches, top_k=options.top_k,
     )  # fmt: skip
     smallest = min(widths) * (problem.num_inputs + problem.num_outputs)
     if options.top_k > smallest:
         raise ValueError(f"top-k {options.top_k}: a network of width {min(widths)} has only {smallest} parameters")
-    config = runs.config(options, problem.inputs, problem.targets) | {"reference": reference}
-    return Comparison(options, problem, case, reference, config)
+    settings = {"reference": reference, "exponents": str(given)}
+    config = runs.config(options, problem.inputs, problem.targets) | settings
+    return Comparison(options, problem, case, theory, reference, config)
 
 
 def _networks(comparison, store, prediction, limit, pool, progress) -> xr.Dataset:
@@ -163,7 +172,7 @@ def _networks(comparison, store, prediction, limit, pool, progress) -> xr.Datase
 
 def _cell(comparison, width, prediction, limit, report: Callable[[float], None]) -> xr.Dataset:
     """All networks of one width, measured, and their deviations from the limit."""
-    options, problem, theory = comparison.options, comparison.problem, comparison.case.theory
+    options, problem, theory = comparison.options, comparison.problem, comparison.theory
     network = comparison.case.network(problem, width)
     keys = cases.keys(options.seed, width, options.seeds)
     started = time.perf_counter()
@@ -173,13 +182,14 @@ def _cell(comparison, width, prediction, limit, report: Callable[[float], None])
     dataset = records.from_trajectories({width: trained})
     dataset["seconds"] = ("width", [time.perf_counter() - started])
     if theory:
-        grams = [theory.gram(network.init(key)) for key in keys]
-        matched = [limit if comparison.options.param == "mup" else theory.match(problem, width, g) for g in grams]
+        grams = [theory.gram(network, network.init(key)) for key in keys]
+        one_limit = output_exponent(problem.scaling()) > 0  # in NTP each network has its own
+        matched = [limit if one_limit else theory.match(problem, width, gram) for gram in grams]
         pairs = zip(trained, matched, strict=True)
         differences = [Trajectory(t.steps, {n: t[n] - m[n] for n in t.observables}) for t, m in pairs]
         dataset = dataset.merge(_suffixed({width: differences}, "deviation"))
         law = prediction.result()
-        if law.sensitivity is not None:
+        if law is not None and law.sensitivity is not None:
             first = [law.first_order(gram) for gram in grams]
             linear = [Trajectory(problem.steps, {n: f[n] for n in limit.observables}) for f in first]
             dataset = dataset.merge(_suffixed({width: linear}, "first_order"))

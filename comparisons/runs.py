@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -80,6 +81,12 @@ def config(options: DataOptions, inputs: Float[np.ndarray, "P D"], targets: Floa
 def digest(config: dict) -> str:
     """SHA-256 of a configuration, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def slug(param: str) -> str:
+    """A parametrization in the name of a file: itself, or where it is a path or a text, its letters and a digest."""
+    plain = re.sub(r"[^A-Za-z0-9_]+", "_", param).strip("_")
+    return param if plain == param else f"{plain[:24]}-{hashlib.sha256(param.encode()).hexdigest()[:6]}"
 
 
 def folder(out: Path | None, name: str, config: dict) -> Path:

@@ -35,7 +35,7 @@ from finite.train import train
 from limits import Problem
 
 PROGRAM = "python -m comparisons.transfer"
-NAMES = {"mup": "μP", "ntp": "NTP"}
+NAMES = {"mup": "μP", "ntp": "NTP", "sp": "SP", "depth_mup": "Depth-μP", "alpha1": "α = 1", "mean_field": "mean field"}
 TOLERATED = 0.1  # an optimum that moves no faster than N^0.1, by 7 % per doubling of the width, transfers
 RESAMPLES = 400
 
@@ -44,10 +44,13 @@ RESAMPLES = 400
 class Options(runs.DataOptions):
     """Train networks of growing width with each learning rate, and see whether the best one moves with the width."""
 
-    model: Literal["linear2", "mlp"] = "linear2"
-    """linear2: two-layer linear network, with its limit. mlp: --depth hidden layers."""
-    param: tuple[Literal["mup", "ntp"], ...] = ("mup", "ntp")
-    """Parametrizations, side by side: maximal update, neural tangent."""
+    model: Literal["linear2", "mlp", "resmlp"] = "linear2"
+    """linear2: two-layer linear network, with its limit. mlp: --depth hidden layers. resmlp: --depth residual blocks."""
+    param: tuple[str, ...] = ("mup", "ntp")
+    """Side by side: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for resmlp depth_mup, alpha1;
+    or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Adam has β1 0.9, β2 0.999 and an ε in units of the gradient; it has no limit here."""
     widths: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
     """Hidden widths N, at least two."""
     learning_rates: tuple[float, ...] = (0.1, 0.15, 0.22, 0.33, 0.47, 0.68, 1.0, 1.5, 2.2, 3.3, 4.7, 6.8, 10.0, 15.0)
@@ -63,9 +66,9 @@ class Options(runs.DataOptions):
     batch_size: int | None = None
     """Samples per minibatch; all of them if not given."""
     depth: int = 2
-    """Hidden layers of mlp."""
+    """Hidden layers of mlp, blocks of resmlp."""
     activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
-    """Activation of mlp."""
+    """Activation of mlp and resmlp."""
     precision: Literal["float32", "float64"] = "float32"
     """Of the networks; the limit is always float64."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -106,18 +109,25 @@ class Sweep:
     case: cases.Case
     config: dict
 
+    def theory(self, param: str) -> cases.Theory | None:
+        return self.case.theory(self.problems[param].parametrization)
+
     @property
     def title(self) -> str:
         o, problem = self.options, next(iter(self.problems.values()))
         momentum = f", β = {o.momentum:g}" if o.momentum else ""
         batch = "" if o.batch_size is None else f", batch {o.batch_size}"
         sizes = f"P = {problem.num_samples}, D = {problem.num_inputs}, C = {problem.num_outputs}"
-        return f"{o.model}, {o.data}, {sizes}, γ0 = {o.richness:g}{momentum}{batch}, {o.steps} steps, {o.seeds} seeds"
+        training = f"γ0 = {o.richness:g}{momentum}{batch}, {o.steps} steps, {o.seeds} seeds"
+        return f"{o.model}, {o.optimizer}, {o.data}, {sizes}, {training}"
 
 
 def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
     """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
     sweep = prepare(options)
+    for param, problem in sweep.problems.items():
+        if runs.slug(param) != param:  # one of the user's own
+            print(cases.regime(sweep.case, problem.parametrization), flush=True)
     folder = runs.folder(options.out, f"transfer-{options.model}", sweep.config)
     with records.claim(folder, sweep.config, PROGRAM) as store:
         dataset = _trained(sweep, store)
@@ -142,12 +152,15 @@ def prepare(options: Options) -> Sweep:
     case = cases.case(options.model, options.depth, options.activation)
     inputs, targets = options.load()
     batches = runs.batches(options.seed, len(inputs), options.batch_size, options.steps)
+    given = [case.scaling(param, options.optimizer) for param in options.param]
     problem = Problem(
-        inputs=inputs, targets=targets, learning_rate=min(options.learning_rates), richness=options.richness,
-        num_steps=options.steps, measure_every=options.steps, momentum=options.momentum, batches=batches, top_k=1,
+        inputs=inputs, targets=targets, parametrization=given[0], optimizer=options.optimizer,
+        learning_rate=min(options.learning_rates), richness=options.richness, num_steps=options.steps,
+        measure_every=options.steps, momentum=options.momentum, batches=batches, top_k=1,
     )  # fmt: skip
-    problems = {name: replace(problem, parametrization=name) for name in options.param}
-    return Sweep(options, problems, case, runs.config(options, problem.inputs, problem.targets))
+    problems = {name: replace(problem, parametrization=one) for name, one in zip(options.param, given, strict=True)}
+    config = runs.config(options, problem.inputs, problem.targets) | {"exponents": [str(one) for one in given]}
+    return Sweep(options, problems, case, config)
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -163,14 +176,14 @@ def _trained(sweep, store) -> xr.Dataset:
             for width in widths:
                 progress.describe(f"{param} N = {width}")
                 report = progress.report((param, width))
-                row.append(store.kept(f"{param}-{width}", lambda: cell(sweep, param, width, report)))  # noqa: B023
+                row.append(store.kept(f"{runs.slug(param)}-{width}", lambda: cell(sweep, param, width, report)))  # noqa: B023
                 report(1.0)
             row = xr.concat(row, dim="width")
-            if sweep.case.theory:
+            if sweep.theory(param):
                 progress.describe(f"{param} limit")
-                row = row.merge(store.kept(f"{param}-limit", lambda: limit(sweep, param)))  # noqa: B023
+                row = row.merge(store.kept(f"{runs.slug(param)}-limit", lambda: limit(sweep, param)))  # noqa: B023
             rows.append(row)
-    dataset = xr.concat(rows, dim="param")
+    dataset = xr.concat(rows, dim="param")  # a limit that only some have is not a number for the others
     return dataset.assign_attrs(title=sweep.title, precision=options.precision, configuration=json.dumps(sweep.config))
 
 
@@ -204,7 +217,7 @@ def cell(sweep: Sweep, param: str, width: int, report: Callable[[float], None] =
 def limit(sweep: Sweep, param: str) -> xr.Dataset:
     """The infinite network's final loss at each learning rate; in NTP, where f(0) is random, its mean."""
     rates, problem = sorted(sweep.options.learning_rates), sweep.problems[param]
-    losses = [sweep.case.theory.solve(replace(problem, learning_rate=rate))["loss"][-1] for rate in rates]
+    losses = [sweep.theory(param).solve(replace(problem, learning_rate=rate))["loss"][-1] for rate in rates]
     described = {"long_name": "final loss at infinite width", "units": "1", "definition": "NTP: mean over f(0)"}
     return xr.Dataset({"final_loss_limit": (("param", "learning_rate"), [losses], described)},
                       {"param": [param], "learning_rate": rates})  # fmt: skip
@@ -328,7 +341,7 @@ def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], tit
     top = 10 * float(dataset["initial_loss"].mean("seed").max())
     for axis, name, shift in zip(axes, names, shifts, strict=True):
         _panel(axis, dataset.sel(param=name), top, [o for o in optima if o.parametrization == name and o.width])
-        axis.set_title(f"{NAMES[name]}: {_statement(shift)}")
+        axis.set_title(f"{NAMES.get(name, name)}: {_statement(shift)}")
     axes[0].set(ylabel=r"final loss $\mathcal{L}$", ylim=(_bottom(dataset, top), top))
     colors = plots.colors(dataset.width.values)
     handles = [Line2D([], [], color=color, label=f"N = {width}") for width, color in colors]

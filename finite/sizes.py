@@ -13,11 +13,12 @@ from jaxtyping import Array, Float
 
 from finite import curvature
 from finite.descent import Descent, descent
-from finite.networks import Architecture, Network, Params, by_role, is_layer_factors
+from finite.networks import Network, Params, by_role, is_layer_factors
 from limits.precision import computing
 from limits.problem import Problem
 
 POWER_ITERATIONS = 12
+READOUTS = 64
 
 Sizes = Mapping[str, Mapping[str, np.ndarray]]  # quantity → layer → values
 
@@ -28,8 +29,9 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
     problems, networks   one of each per parametrization, otherwise alike: one compiled program serves all
     keys                 (seeds,); networks of one seed start from the same N(0, 1) draws
 
-        h, f                     pre-activations and outputs at step 0
-        delta_h, delta_f         their change
+        h                        pre-activations at step 0
+        f                        outputs at step 0, over ``READOUTS`` fresh readouts: one has only PC values
+        delta_h, delta_f         the change of h and of f
         own_change               ΔW x, the part that the layer's own update made
         gradient, weight_update  an entry of ∂L/∂W at step 0, and of W − W_0, stored
         weight_update_spectral   the largest singular value of W − W_0, stored
@@ -51,37 +53,39 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
         found = []
         for key in keys:
             drawn = jax.tree.map(real, architecture.init(key))
-            sizes = _of_each(architecture, problem.optimizer, problem.num_steps, data, stacked, drawn)
+            readouts = real(jax.random.normal(jax.random.fold_in(key, READOUTS), (first.width, READOUTS), jnp.float32))
+            sizes = _of_each(architecture, problem.optimizer, problem.num_steps, data, stacked, drawn, readouts)
             found.append(jax.device_get(sizes))
     return jax.tree.map(lambda *seeds: np.stack(seeds, axis=1).astype(np.float64), *found)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _of_each(architecture, optimizer, num_steps, data, numbers, drawn):
+def _of_each(architecture, optimizer, num_steps, data, numbers, drawn, readouts):
     """The sizes in every parametrization, one after the other, from the same N(0, 1) draws."""
-    return jax.lax.map(lambda one: _sizes(architecture, optimizer, num_steps, data, *one, drawn), numbers)
+    return jax.lax.map(lambda one: _sizes(architecture, optimizer, num_steps, data, *one, drawn, readouts), numbers)
 
 
-def _sizes(
-    architecture: Architecture, optimizer: str, num_steps: int, data, update: Descent, multiplier, init_std, drawn: Params
-):
+def _sizes(architecture, optimizer, num_steps, data, update: Descent, multiplier, init_std, drawn: Params, readouts: Array):
     inputs, targets = data
-    start = by_role({role: multiplier[role] * init_std[role] for role in multiplier}, drawn)
+    acting_std = {role: multiplier[role] * init_std[role] for role in multiplier}
+    start = by_role(acting_std, drawn)
     slope = jax.grad(lambda params: curvature.loss(architecture.apply, params, inputs, targets))
     end = _trained(slope, update.optimizer(optimizer), start, num_steps)
     moved, gradient = jax.tree.map(jnp.subtract, end, start), by_role(multiplier, slope(start))
     before, after = architecture.signals(start, inputs), architecture.signals(end, inputs)
     stored = architecture.matrices(by_role({role: 1.0 / number for role, number in multiplier.items()}, moved))
-    result = {
-        "h": {name: _rms(s.output) for name, s in before.items()},
-        "delta_h": {name: _rms(after[name].output - s.output) for name, s in before.items()},
+    changes = {name: _rms(after[name].output - s.output) for name, s in before.items()}
+    return {
+        "h": {name: _rms(s.output) for name, s in before.items() if name != "readout"},
+        "f": {"readout": _rms(before["readout"].arriving @ readouts) * acting_std["readout"]},
+        "delta_h": {name: change for name, change in changes.items() if name != "readout"},
+        "delta_f": {"readout": changes["readout"]},
         "own_change": {n: _rms(after[n].arriving @ w) for n, w in architecture.matrices(moved).items() if n != "readout"},
         "gradient": {name: _rms(g) for name, g in architecture.matrices(gradient).items()},
         "weight_update": {name: _rms(w) for name, w in stored.items()},
         "weight_update_spectral": _spectral_norms(stored),
         "sharpness": _sharpness(architecture, optimizer, multiplier, start, gradient, inputs),
     }
-    return result | {"f": {"readout": result["h"].pop("readout")}, "delta_f": {"readout": result["delta_h"].pop("readout")}}
 
 
 def _trained(slope, optimizer, params: Params, num_steps: int) -> Params:

@@ -1,0 +1,371 @@
+"""Do networks do what their scaling exponents say?  `python -m comparisons.coord_check --model mlp --param sp ntp mup`.
+
+Trains networks of growing width (and depth, for residual ones) for a few steps, measures how large everything is, fits
+each size's exponent, and puts it beside the derived one (``limits.regimes.predicted``).  In DIR:
+
+    config.json         the options, the exponents, and a digest of the data
+    cells/              one file per finished size of a network, from which an interrupted run goes on
+    coord_check.json    a list of ``Check``
+    coord_check-OPTIMIZER .png and .pdf
+
+The fit: least squares of the mean over seeds of log size against log width, with a 95 % interval from the spread over
+seeds.  A check agrees within ``TOLERANCE``; it differs where its whole interval does; between the two it is undecided.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import numpy as np
+import tyro
+import xarray as xr
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy.stats import t as student_t
+
+from comparisons import cases, command_line, plots, records, runs
+from finite import sizes as measured_sizes
+from finite.data import Data
+from limits import Problem, regimes
+
+PROGRAM = "python -m comparisons.coord_check"
+TOLERANCE = 0.1
+FEWEST = 3  # sizes to fit an exponent to
+MORE_SEEDS = 8  # times as many of narrow networks, which are cheap and scatter as much as wide ones
+USUAL = {"mlp": (("sp", "ntp", "mup"), (2,)), "resmlp": (("depth_mup", "alpha1"), (4, 8, 16, 32, 64))}
+SHOWN = ("delta_h", "own_change", "delta_f", "weight_update_spectral", "sharpness")
+LABELS = {
+    "h": r"$h$ at step 0", "f": r"$f$ at step 0", "delta_h": r"$\Delta h$", "delta_f": r"$\Delta f$",
+    "own_change": r"$\Delta W\,x$", "gradient": r"$\partial\mathcal{L}/\partial W$", "weight_update": r"$\Delta W$",
+    "weight_update_spectral": r"$\|\Delta W\|_2$", "sharpness": r"$\lambda_1(G)$ of the layer",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options(runs.DataOptions):
+    """Train networks of growing width and depth for a few steps and compare the exponent of every size with the derived
+    one.
+    """
+
+    model: Literal["mlp", "resmlp"] = "mlp"
+    """mlp: plain perceptron. resmlp: residual perceptron."""
+    param: tuple[str, ...] = ()
+    """sp, ntp, mup, mean_field, depth_mup, alpha1, a .toml file, or inline as "base=mup, hidden.learning_rate=1/2";
+    default sp ntp mup for mlp, depth_mup alpha1 for resmlp."""
+    optimizer: tuple[Literal["sgd", "adam"], ...] = ("sgd", "adam")
+    """One picture each."""
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    """Hidden widths N, at least three."""
+    depths: tuple[int, ...] = ()
+    """mlp: hidden layers, one sweep of the widths for each; default 2. resmlp: blocks L, at least three, swept at the
+    second smallest width; the widths are swept at the fewest; default 4 8 16 32 64."""
+    block_size: int = 1
+    """Matrices per residual block."""
+    activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
+    """Activation."""
+    learning_rate: float = 0.2
+    """η0."""
+    steps: int = 3
+    """Gradient steps."""
+    seeds: int = 8
+    """Networks of the largest width, at least two; up to 8 times as many of the narrower ones."""
+    data: str = "probe"
+    """probe (8 directions in the plane, targets ±4, so large that the noise of f(0) does not show in the gradients),
+    gaussian (linear teacher), digits (real 8×8 images), or FILE.npz with arrays inputs (P, D) and targets."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of the networks."""
+    every: bool = False
+    """Print every check, not only those that do not agree."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Results; default results/coord_check-MODEL-DIGEST, one folder per set of options."""
+
+    def load(self) -> Data:
+        """Inputs (P, D) and targets (P, C)."""
+        if self.data != "probe":
+            return super().load()
+        rng = np.random.default_rng(self.seed)
+        directions = rng.normal(size=(8, 2))
+        on_circle = np.sqrt(2) * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        return on_circle, 4.0 * (-1.0) ** np.arange(8)[:, None]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Networks that differ in width (``letter`` "N") or in depth ("L") only."""
+
+    optimizer: str
+    letter: str
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+
+    @property
+    def grid(self) -> list[tuple[int, int]]:
+        return [(width, depth) for width in self.widths for depth in self.depths]
+
+    @property
+    def growing(self) -> tuple[int, ...]:
+        return self.widths if self.letter == "N" else self.depths
+
+    @property
+    def fixed(self) -> str:
+        return f"L = {self.depths[0]}" if self.letter == "N" else f"N = {self.widths[0]}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """size ≈ N^exponent (or L^exponent) at fixed depth (or width): the fit, its 95 % interval, the derived exponent.
+
+    verdict     "agrees", "differs", "undecided", or why there is no exponent
+    """
+
+    parametrization: str
+    optimizer: str
+    letter: str
+    fixed: str
+    quantity: str
+    layer: str
+    exponent: float
+    interval: tuple[float, float]
+    derived: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run does."""
+
+    options: Options
+    params: tuple[str, ...]
+    sweeps: list[Sweep]
+    inputs: np.ndarray
+    targets: np.ndarray
+    config: dict
+
+    def case(self, depth: int) -> cases.Case:
+        return cases.case(self.options.model, depth, self.options.activation, self.options.block_size)
+
+
+def check(options: Options) -> list[Check]:
+    """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
+    job = prepare(options)
+    print(classified(job), flush=True)
+    folder = runs.folder(options.out, f"coord_check-{options.model}", job.config)
+    with records.claim(folder, job.config, PROGRAM) as store:
+        cells = _measured(job, store)
+        checks = [one for s in job.sweeps for one in checked(job, s, [cells[s.optimizer, *at] for at in s.grid])]
+        records.write_json([asdict(one) for one in checks], folder / "coord_check.json")
+        for optimizer in options.optimizer:
+            plots.save(picture(job, optimizer, cells, checks), folder / f"coord_check-{optimizer}")
+        print(table(checks, options.every))
+        print(f"results in {folder}")
+    return checks
+
+
+def prepare(options: Options) -> Job:
+    """Check the options.  Raises ValueError in one line."""
+    usual_params, usual_depths = USUAL[options.model]
+    params, depths = options.param or usual_params, options.depths or usual_depths
+    runs.check_distinct("parametrizations", params, 1)
+    runs.check_distinct("optimizers", options.optimizer, 1)
+    runs.check_distinct("widths", options.widths, FEWEST)
+    residual = options.model == "resmlp"
+    runs.check_distinct("depths", depths, FEWEST if residual else 1)
+    runs.check_seeds(options.seeds, options.seed)
+    if options.steps < 1:
+        raise ValueError(f"{options.steps} steps: at least 1 is needed for a change")
+    widths, depths = tuple(sorted(options.widths)), tuple(sorted(depths))
+    sweeps = [Sweep(o, "N", widths, (depth,)) for o in options.optimizer for depth in (depths[:1] if residual else depths)]
+    sweeps += [Sweep(o, "L", widths[1:2], depths) for o in options.optimizer if residual]
+    inputs, targets = options.load()
+    job = Job(options, params, sweeps, inputs, targets, {})
+    problems = [problem for sweep in sweeps for problem in _problems(job, sweep.optimizer, sweep.depths[0])]
+    config = runs.config(options, inputs, targets) | {"exponents": [str(problem.parametrization) for problem in problems]}
+    config.pop("every")  # changes what is printed only
+    return replace(job, config=config)
+
+
+def classified(job: Job) -> str:
+    """What the derivation says of every parametrization before anything runs."""
+    lines = []
+    for sweep in job.sweeps:
+        for param in job.params:
+            case = job.case(sweep.depths[0])
+            lines.append(cases.regime(case, case.scaling(param, sweep.optimizer)))
+    return "\n".join(dict.fromkeys(lines))
+
+
+# Measuring ------------------------------------------------------------------------------------------------------------
+
+
+def _measured(job: Job, store: records.Store) -> dict[tuple[str, int, int], xr.Dataset]:
+    """The sizes of every network, by (optimizer, width, depth); the dearest first, two at a time on a CPU."""
+    wanted = {(sweep.optimizer, *at) for sweep in job.sweeps for at in sweep.grid}
+    order = sorted(wanted, key=lambda cell: -(cell[1] ** 2) * cell[2])
+    pool = ThreadPoolExecutor(2 if jax.default_backend() == "cpu" else 1)
+
+    def measured(cell):
+        name = "-".join(map(str, cell))
+        found = store.kept(name, lambda: _cell(job, *cell))
+        progress.report(cell)(1.0)
+        return found
+
+    try:
+        with runs.Progress(order, "networks") as progress:
+            return dict(zip(order, pool.map(measured, order), strict=True))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _problems(job: Job, optimizer: str, depth: int) -> list[Problem]:
+    o = job.options
+    return [Problem(job.inputs, job.targets, job.case(depth).scaling(param, optimizer), optimizer,
+                    learning_rate=o.learning_rate, num_steps=o.steps) for param in job.params]  # fmt: skip
+
+
+def _cell(job: Job, optimizer: str, width: int, depth: int) -> xr.Dataset:
+    """size (param, entry, seed) of the networks of one width and depth; an entry is a quantity of a layer."""
+    o, started = job.options, time.perf_counter()
+    case = job.case(depth)
+    problems = _problems(job, optimizer, depth)
+    keys = cases.keys(o.seed, 1000 * width + depth, o.seeds * max(1, min(MORE_SEEDS, max(o.widths) // width)))
+    found = measured_sizes.measure(problems, [case.network(p, width) for p in problems], keys, o.precision)
+    entries = [(quantity, layer) for quantity, of_layers in found.items() for layer in of_layers]
+    values = np.stack([found[quantity][layer] for quantity, layer in entries], axis=1)
+    described = {"long_name": "root mean square", "units": "1", "definition": "finite/sizes.py"}
+    quantities, layers = (list(names) for names in zip(*entries, strict=True))
+    return xr.Dataset(
+        {"size": (("param", "entry", "seed"), values, described), "seconds": ((), time.perf_counter() - started)},
+        {"param": list(job.params), "quantity": ("entry", quantities), "layer": ("entry", layers)},
+    )
+
+
+# Checking -------------------------------------------------------------------------------------------------------------
+
+
+def checked(job: Job, sweep: Sweep, cells: Sequence[xr.Dataset]) -> Iterator[Check]:
+    """One check per parametrization, quantity and layer; a layer that not all networks have is left out."""
+    for param in job.params:
+        case = job.case(sweep.depths[0])
+        derived = regimes.predicted(case.derived(case.scaling(param, sweep.optimizer)))
+        for quantity, layer in _entries(cells[0]):
+            sizes = [_values(cell, param, quantity, layer) for cell in cells]
+            wanted = float(getattr(derived[quantity][layer], sweep.letter))
+            exponent, interval = fit(sweep.growing, sizes)
+            label = param, sweep.optimizer, sweep.letter, sweep.fixed, quantity, layer
+            yield Check(*label, exponent, interval, wanted, _verdict(exponent, interval, wanted))
+
+
+def fit(growing: Sequence[int], sizes: Sequence[Float[np.ndarray, " seeds"]]) -> tuple[float, tuple[float, float]]:
+    """(exponent, 95 % interval) of sizes ∝ growing^exponent, from any number of seeds at each; not numbers where a size is
+    not finite, or zero.
+    """
+    if not all((np.isfinite(size) & (size > 0)).all() for size in sizes):
+        return np.nan, (np.nan, np.nan)
+    x, logs = np.log(growing), [np.log(size) for size in sizes]
+    leverage = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
+    exponent = float(leverage @ [log.mean() for log in logs])
+    variances = leverage**2 * [log.var(ddof=1) / len(log) for log in logs]
+    freedom = np.sum(variances) ** 2 / np.sum(variances**2 / [len(log) - 1 for log in logs])  # Welch, Satterthwaite
+    half = float(student_t.ppf(0.975, freedom) * np.sqrt(np.sum(variances)))
+    return exponent, (exponent - half, exponent + half)
+
+
+def _entries(cell):
+    return list(zip(cell.quantity.values.tolist(), cell.layer.values.tolist(), strict=True))
+
+
+def _values(cell, param, quantity, layer):
+    """(seeds,)"""
+    entry = _entries(cell).index((quantity, layer))
+    return cell["size"].sel(param=param).isel(entry=entry).values
+
+
+def _verdict(exponent, interval, derived):
+    if not isfinite(exponent):
+        return "diverged"
+    if not isfinite(derived):
+        return "faster than any power"
+    if abs(exponent - derived) <= TOLERANCE:
+        return "agrees"
+    low, high = interval
+    return "differs" if low > derived + TOLERANCE or high < derived - TOLERANCE else "undecided"
+
+
+def table(checks: Sequence[Check], every: bool = False) -> str:
+    """One line per parametrization, optimiser and sweep, and one per check that does not agree (or per check)."""
+    groups: dict[tuple, list[Check]] = {}
+    for one in checks:
+        groups.setdefault((one.parametrization, one.optimizer, one.fixed), []).append(one)
+    lines = []
+    for (param, optimizer, fixed), members in groups.items():
+        agree = [one for one in members if one.verdict == "agrees"]
+        worst = max((abs(one.exponent - one.derived) for one in agree), default=float("nan"))
+        head = f"{param}, {optimizer}, {fixed}: {len(agree)} of {len(members)} exponents agree"
+        lines.append(head + (f", within {worst:.3f}" if agree else ""))
+        lines += [_row(one) for one in members if every or one.verdict != "agrees"]
+    return "\n".join(lines)
+
+
+def _row(one: Check) -> str:
+    low, high = one.interval
+    mark = "  " if one.verdict == "agrees" else "✗ "
+    return (f"  {mark}{one.quantity:<24}{one.layer:<15}{one.letter}^{one.exponent:<+8.3f}[{low:+.3f}, {high:+.3f}]  "
+            f"derived {one.letter}^{one.derived:<+6.2f} {one.verdict}")  # fmt: skip
+
+
+# The picture ----------------------------------------------------------------------------------------------------------
+
+
+@plots.styled
+def picture(job: Job, optimizer: str, cells: dict, checks: Sequence[Check]) -> Figure:
+    """Size against width or depth, one row per sweep; points are networks, lines the derived power through their middle."""
+    sweeps = [sweep for sweep in job.sweeps if sweep.optimizer == optimizer]
+    figure = Figure(figsize=(2.6 * len(SHOWN), 2.5 * len(sweeps) + 0.6), layout="constrained")
+    grid = figure.subplots(len(sweeps), len(SHOWN), squeeze=False)
+    colors = dict(plots.colors(job.params))
+    found = {(c.parametrization, c.fixed, c.quantity, c.layer): c for c in checks if c.optimizer == optimizer}
+    for row, sweep in zip(grid, sweeps, strict=True):
+        datasets = [cells[optimizer, *at] for at in sweep.grid]
+        for axis, quantity in zip(row, SHOWN, strict=True):
+            layer = [n for q, n in _entries(datasets[0]) if q == quantity and (n != "readout" or quantity == "delta_f")][-1]
+            for param in job.params:
+                one = found[param, sweep.fixed, quantity, layer]
+                with np.errstate(divide="ignore"):
+                    logs = [np.log(_values(cell, param, quantity, layer)).mean() for cell in datasets]
+                _draw(axis, np.array(sweep.growing), np.exp(logs), one, colors[param])
+            axis.set(xscale="log", yscale="log", xlabel=("width $N$" if sweep.letter == "N" else "depth $L$"))
+            axis.set_title(LABELS[quantity] + ("" if quantity == "delta_f" else f", {layer}"))
+            axis.set_xticks(sweep.growing, [str(n) for n in sweep.growing], rotation=45)
+            axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        row[0].set_ylabel(f"root mean square at {sweep.fixed}")
+    handles = [Line2D([], [], color=color, marker="o", linestyle="", label=param) for param, color in colors.items()]
+    handles += [Line2D([], [], color="gray", label="derived exponent"),
+                Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label="does not agree")]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    o = job.options
+    title = f"{o.model}, {optimizer}, {o.activation}, {o.data} data, η0 = {o.learning_rate:g}, {o.steps} steps"
+    figure.suptitle(f"{title}; geometric mean over seeds", fontsize=9)
+    return figure
+
+
+def _draw(axis: Axes, growing: np.ndarray, magnitude: np.ndarray, one: Check, color) -> None:
+    axis.plot(growing, magnitude, marker="o", markersize=4, linestyle="", color=color,
+              fillstyle="full" if one.verdict == "agrees" else "none")  # fmt: skip
+    if isfinite(one.derived) and np.isfinite(magnitude).all():
+        level = np.exp(np.mean(np.log(magnitude) - one.derived * np.log(growing)))
+        axis.plot(growing, level * growing.astype(float) ** one.derived, color=color, linewidth=1)
+
+
+def main(arguments=None) -> None:
+    command_line.run(Options, check, PROGRAM, arguments)
+
+
+if __name__ == "__main__":
+    main()
