@@ -28,6 +28,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 from scipy.stats import t as student_t
 
 from comparisons import cases, command_line, plots, records, runs
@@ -40,11 +41,11 @@ TOLERANCE = 0.1
 FEWEST = 3  # sizes to fit an exponent to
 MORE_SEEDS = 8  # times as many of narrow networks, which are cheap and scatter as much as wide ones
 USUAL = {"mlp": (("sp", "ntp", "mup"), (2,)), "resmlp": (("depth_mup", "alpha1"), (4, 8, 16, 32, 64))}
-SHOWN = ("delta_h", "own_change", "delta_f", "weight_update_spectral", "sharpness")
+SHOWN = ("delta_h", "f", "delta_f", "weight_update_spectral", "sharpness")
 LABELS = {
     "h": r"$h$ at step 0", "f": r"$f$ at step 0", "delta_h": r"$\Delta h$", "delta_f": r"$\Delta f$",
     "own_change": r"$\Delta W\,x$", "gradient": r"$\partial\mathcal{L}/\partial W$", "weight_update": r"$\Delta W$",
-    "weight_update_spectral": r"$\|\Delta W\|_2$", "sharpness": r"$\lambda_1(G)$ of the layer",
+    "weight_update_spectral": r"$\|\Delta W\|_2$", "sharpness": r"raw $\lambda_1(G)$",
 }  # fmt: skip
 
 
@@ -253,7 +254,7 @@ def checked(job: Job, sweep: Sweep, cells: Sequence[xr.Dataset]) -> Iterator[Che
     """One check per parametrization, quantity and layer; a layer that not all networks have is left out."""
     for param in job.params:
         case = job.case(sweep.depths[0])
-        derived = regimes.predicted(case.derived(case.scaling(param, sweep.optimizer)))
+        derived = regimes.predicted(case.derived(case.scaling(param, sweep.optimizer)), job.options.steps)
         for quantity, layer in _entries(cells[0]):
             sizes = [_values(cell, param, quantity, layer) for cell in cells]
             wanted = float(getattr(derived[quantity][layer], sweep.letter))
@@ -262,7 +263,7 @@ def checked(job: Job, sweep: Sweep, cells: Sequence[xr.Dataset]) -> Iterator[Che
             yield Check(*label, exponent, interval, wanted, _verdict(exponent, interval, wanted))
 
 
-def fit(growing: Sequence[int], sizes: Sequence[Float[np.ndarray, " seeds"]]) -> tuple[float, tuple[float, float]]:
+def fit(growing: Sequence[int], sizes: Sequence[Float[np.ndarray, "_"]]) -> tuple[float, tuple[float, float]]:
     """(exponent, 95 % interval) of sizes ∝ growing^exponent, from any number of seeds at each; not numbers where a size is
     not finite, or zero.
     """
@@ -272,6 +273,8 @@ def fit(growing: Sequence[int], sizes: Sequence[Float[np.ndarray, " seeds"]]) ->
     leverage = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
     exponent = float(leverage @ [log.mean() for log in logs])
     variances = leverage**2 * [log.var(ddof=1) / len(log) for log in logs]
+    if not variances.any():
+        return exponent, (exponent, exponent)
     freedom = np.sum(variances) ** 2 / np.sum(variances**2 / [len(log) - 1 for log in logs])  # Welch, Satterthwaite
     half = float(student_t.ppf(0.975, freedom) * np.sqrt(np.sum(variances)))
     return exponent, (exponent - half, exponent + half)
@@ -327,25 +330,36 @@ def _row(one: Check) -> str:
 def picture(job: Job, optimizer: str, cells: dict, checks: Sequence[Check]) -> Figure:
     """Size against width or depth, one row per sweep; points are networks, lines the derived power through their middle."""
     sweeps = [sweep for sweep in job.sweeps if sweep.optimizer == optimizer]
-    figure = Figure(figsize=(2.6 * len(SHOWN), 2.5 * len(sweeps) + 0.6), layout="constrained")
+    figure = Figure(figsize=(2.5 * len(SHOWN), 2.4 * len(sweeps) + 0.7), layout="constrained")
     grid = figure.subplots(len(sweeps), len(SHOWN), squeeze=False)
     colors = dict(plots.colors(job.params))
     found = {(c.parametrization, c.fixed, c.quantity, c.layer): c for c in checks if c.optimizer == optimizer}
     for row, sweep in zip(grid, sweeps, strict=True):
         datasets = [cells[optimizer, *at] for at in sweep.grid]
         for axis, quantity in zip(row, SHOWN, strict=True):
-            layer = [n for q, n in _entries(datasets[0]) if q == quantity and (n != "readout" or quantity == "delta_f")][-1]
-            for param in job.params:
+            layer = _shown_layer([n for q, n in _entries(datasets[0]) if q == quantity])
+            for rank, param in enumerate(job.params):
                 one = found[param, sweep.fixed, quantity, layer]
-                with np.errstate(divide="ignore"):
+                with np.errstate(divide="ignore", over="ignore"):
                     logs = [np.log(_values(cell, param, quantity, layer)).mean() for cell in datasets]
-                _draw(axis, np.array(sweep.growing), np.exp(logs), one, colors[param])
-            axis.set(xscale="log", yscale="log", xlabel=("width $N$" if sweep.letter == "N" else "depth $L$"))
-            axis.set_title(LABELS[quantity] + ("" if quantity == "delta_f" else f", {layer}"))
+                size = 2 + 5 * (1 - rank / len(job.params))  # those drawn later leave the earlier ones visible
+                _draw(axis, np.array(sweep.growing), np.exp(logs), one, colors[param], size)
+            axis.set(xscale="log", xlabel="width $N$" if sweep.letter == "N" else "depth $L$")
+            if any(line.get_xdata().size for line in axis.lines):
+                axis.set_yscale("log")
+            else:
+                axis.set_yticks([])
+                axis.text(0.5, 0.5, "diverged", transform=axis.transAxes, ha="center")
+            axis.set_title(LABELS[quantity] + ("" if layer == "readout" else f", {layer}"))
+            low, high = axis.get_ylim()
+            if 0 < high < 30 * low:  # what is flat is to look flat
+                axis.set_ylim(low / np.sqrt(30 * low / high), high * np.sqrt(30 * low / high))
             axis.set_xticks(sweep.growing, [str(n) for n in sweep.growing], rotation=45)
             axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+            axis.yaxis.set_minor_formatter(NullFormatter())
         row[0].set_ylabel(f"root mean square at {sweep.fixed}")
-    handles = [Line2D([], [], color=color, marker="o", linestyle="", label=param) for param, color in colors.items()]
+    handles = [Line2D([], [], color=color, marker="o", linestyle="", label=plots.NAMES.get(param, param))
+               for param, color in colors.items()]
     handles += [Line2D([], [], color="gray", label="derived exponent"),
                 Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label="does not agree")]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
@@ -355,10 +369,17 @@ def picture(job: Job, optimizer: str, cells: dict, checks: Sequence[Check]) -> F
     return figure
 
 
-def _draw(axis: Axes, growing: np.ndarray, magnitude: np.ndarray, one: Check, color) -> None:
-    axis.plot(growing, magnitude, marker="o", markersize=4, linestyle="", color=color,
+def _shown_layer(layers: list[str]) -> str:
+    """The last one before the readout, if there is one."""
+    hidden = sorted((name for name in layers if name.startswith("hidden")), key=lambda name: int(name.split()[1]))
+    return next(name for name in ("stream", "block", *reversed(hidden), "input", "readout") if name in layers)
+
+
+def _draw(axis: Axes, growing: np.ndarray, magnitude: np.ndarray, one: Check, color, markersize) -> None:
+    drawn = np.isfinite(magnitude) & (magnitude > 0)
+    axis.plot(growing[drawn], magnitude[drawn], marker="o", markersize=markersize, linestyle="", color=color,
               fillstyle="full" if one.verdict == "agrees" else "none")  # fmt: skip
-    if isfinite(one.derived) and np.isfinite(magnitude).all():
+    if isfinite(one.derived) and drawn.all():
         level = np.exp(np.mean(np.log(magnitude) - one.derived * np.log(growing)))
         axis.plot(growing, level * growing.astype(float) ** one.derived, color=color, linewidth=1)
 

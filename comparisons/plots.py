@@ -15,6 +15,7 @@ from comparisons.rates import Rate, deviations, limit_component, variable
 from comparisons.super_consistency import TOLERATED, Growth
 from limits import OBSERVABLES
 
+NAMES = {"mup": "μP", "ntp": "NTP", "sp": "SP", "depth_mup": "Depth-μP", "alpha1": "α = 1", "mean_field": "mean field"}
 SHOWN = {"loss": {}, "sharpness": {"rank": 1}, "ntk_eigenvalues": {"rank": 1}}  # observable → its component
 STYLE = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "legend.frameon": False,

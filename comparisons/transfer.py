@@ -35,7 +35,6 @@ from finite.train import train
 from limits import Problem
 
 PROGRAM = "python -m comparisons.transfer"
-NAMES = {"mup": "μP", "ntp": "NTP", "sp": "SP", "depth_mup": "Depth-μP", "alpha1": "α = 1", "mean_field": "mean field"}
 TOLERATED = 0.1  # an optimum that moves no faster than N^0.1, by 7 % per doubling of the width, transfers
 RESAMPLES = 400
 
@@ -341,7 +340,7 @@ def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], tit
     top = 10 * float(dataset["initial_loss"].mean("seed").max())
     for axis, name, shift in zip(axes, names, shifts, strict=True):
         _panel(axis, dataset.sel(param=name), top, [o for o in optima if o.parametrization == name and o.width])
-        axis.set_title(f"{NAMES.get(name, name)}: {_statement(shift)}")
+        axis.set_title(f"{plots.NAMES.get(name, name)}: {_statement(shift)}")
     axes[0].set(ylabel=r"final loss $\mathcal{L}$", ylim=(_bottom(dataset, top), top))
     colors = plots.colors(dataset.width.values)
     handles = [Line2D([], [], color=color, label=f"N = {width}") for width, color in colors]

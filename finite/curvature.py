@@ -104,7 +104,7 @@ def trace(
         return inner(z, matvec(z))
 
     samples = jax.lax.map(sample, jax.random.split(key, probes))
-    return exact + jnp.mean(samples), jnp.std(samples, ddof=1) / probes**0.5
+    return exact + jnp.mean(samples), jnp.std(samples, ddof=1) / jnp.sqrt(probes)
 
 
 def directional_sharpness(

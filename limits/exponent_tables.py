@@ -1,6 +1,7 @@
 """The command line of the derivation: ``python -m limits.exponents`` prints the table, or the derivation itself."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print what the command asks for; one line on stderr and exit status 2 for wrong input."""
     command = tyro.cli(Command, args=arguments, prog="python -m limits.exponents")
     try:
-        print(_answer(command))
+        print(_answer(command), flush=True)
+    except BrokenPipeError:  # `… | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -168,8 +168,10 @@ def _backward(case: Case, update, arriving, error):
     return gradient
 
 
-def predicted(case: Case) -> dict[str, dict[str, Power]]:
-    """The exponents in N and L of every measurable size after a few steps: quantity → layer → power.
+def predicted(case: Case, num_steps: int = NUM_STEPS) -> dict[str, dict[str, Power]]:
+    """The exponents in N and L of every measurable size after so many steps: quantity → layer → power.
+
+    From the third step on they stay, unless the exponents are unstable.
 
     h, f                     at step 0; ``stream`` is the residual stream behind the blocks, ``block`` one block's part
     delta_h, delta_f         their change since then; ``own_change`` the part that the layer's (branch's) updates made
@@ -185,7 +187,7 @@ def predicted(case: Case) -> dict[str, dict[str, Power]]:
     A residual network whose branches blow the stream up has L exponents inf: it grows exponentially in L.
     """
     case, explodes = _without_explosion(case)
-    history = sizes(case)
+    history = sizes(case, num_steps)
     start, end = history[0], history[-1]
     entries = {name: case.roles[_role(name)] for name in end.gradient}
     entries = {name: role.fan_in * role.fan_out for name, role in entries.items()}

@@ -1,0 +1,154 @@
+"""Coordinate checks: the fit, agreement of measured and derived exponents, and that disagreement is seen."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from comparisons import coord_check, records
+from comparisons.coord_check import Options, Sweep, check, checked, fit, prepare, table
+
+SMALL = {"widths": (64, 128, 256), "optimizer": ("sgd",), "depths": (1,), "seeds": 4}
+
+
+def test_a_power_law_is_found_exactly():
+    widths = (10, 20, 40)
+    exponent, interval = fit(widths, [3.0 * w**-1.5 * np.ones(5) for w in widths])
+    assert exponent == pytest.approx(-1.5, abs=1e-12)
+    np.testing.assert_allclose(interval, -1.5, atol=1e-12)
+
+
+def test_intervals_cover():
+    """Log-normal sizes, a different number of seeds and another scatter at each width: 95 % of the intervals hold −1/2."""
+    rng, widths, seeds, scatter = np.random.default_rng(0), (64, 128, 256, 512), (24, 12, 6, 4), (0.2, 0.4, 0.3, 0.5)
+    held = 0
+    for _ in range(2000):
+        sizes = [w**-0.5 * np.exp(s * rng.normal(size=n)) for w, n, s in zip(widths, seeds, scatter, strict=True)]
+        low, high = fit(widths, sizes)[1]
+        held += low <= -0.5 <= high
+    assert held / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize("bad", [0.0, np.inf, np.nan])
+def test_no_exponent_where_a_size_is_none(bad):
+    sizes = [np.ones(3), np.ones(3), np.array([1.0, bad, 1.0])]
+    exponent, interval = fit((1, 2, 3), sizes)
+    assert np.isnan([exponent, *interval]).all()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    options = Options(**SMALL, out=tmp_path_factory.mktemp("small") / "run")
+    return options, check(options)
+
+
+def test_measured_exponents_are_the_derived_ones(small):
+    options, checks = small
+    assert {c.parametrization for c in checks} == {"sp", "ntp", "mup"}
+    assert {c.quantity for c in checks} == set(coord_check.LABELS)
+    assert [c for c in checks if abs(c.exponent - c.derived) > 0.2] == []
+    written = json.loads((options.out / "coord_check.json").read_text())
+    assert len(written) == len(checks)
+    assert written[0]["exponent"] == checks[0].exponent
+    for ending in ("png", "pdf"):
+        assert (options.out / f"coord_check-sgd.{ending}").stat().st_size > 10_000
+
+
+def test_wrong_exponents_are_seen(small):
+    """Networks in NTP, held against what is derived for μP."""
+    options, _ = small
+    job = prepare(replace(options, param=("mup",)))
+    sweep = Sweep("sgd", "N", options.widths, (1,))
+    cells = [records.read(options.out / "cells" / f"sgd-{width}-1.nc").sel(param=["ntp"]) for width in options.widths]
+    mistaken = [cell.assign_coords(param=["mup"]) for cell in cells]
+    found = {(c.quantity, c.layer): c for c in checked(job, sweep, mistaken)}
+    for quantity, layer in (("delta_h", "input"), ("f", "readout"), ("sharpness", "input"), ("weight_update", "readout")):
+        assert found[quantity, layer].verdict in ("differs", "undecided")
+    assert found["f", "readout"].verdict == "differs"
+    assert found["h", "input"].verdict == "agrees"
+    shown = table(list(found.values()))
+    assert re.search(r"✗ f +readout +N\^[-+]0\.\d+ .* derived N\^-0\.50 +differs", shown)
+    assert "✗ h " not in shown
+
+
+def test_an_interrupted_run_goes_on(small, capsys):
+    options, checks = small
+    cells = options.out / "cells"
+    kept, lost = cells / "sgd-256-1.nc", cells / "sgd-64-1.nc"
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    assert check(options) == checks
+    assert kept.stat().st_mtime_ns == before
+    out = capsys.readouterr().out
+    assert re.search(r"mup, sgd, L = 1: \d+ of 13 exponents agree", out)
+    assert "mup, sgd: feature learning" in out  # classified before it runs
+
+
+def test_divergence_is_data(tmp_path):
+    options = Options(**SMALL | {"widths": (8, 16, 32)}, param=("mup",), learning_rate=1e30, out=tmp_path / "run")
+    verdicts = {(c.quantity, c.layer): c.verdict for c in check(options)}
+    assert verdicts["delta_f", "readout"] == "diverged"
+    assert verdicts["h", "input"] == "agrees"  # of step 0
+
+
+def test_a_parametrization_of_ones_own(tmp_path, capsys):
+    """μP with a learning rate N^{1/2} too large: the derivation says what blows up, and the networks do it."""
+    mine = tmp_path / "mine.toml"
+    rate = 'learning_rate = "3/2"\n'
+    mine.write_text(f'name = "too fast"\nbase = "mup"\n[input]\n{rate}[readout]\n{rate}')
+    options = Options(**SMALL, param=(str(mine), "base=ntp, readout.multiplier=-1"), steps=1, out=tmp_path / "run")
+    checks = [c for c in check(options) if c.quantity == "delta_h" and c.layer == "input"]
+    assert "too fast, sgd: unstable; " in capsys.readouterr().out
+    assert [c.derived for c in checks] == [0.5, -1.0]
+    assert [c.exponent for c in checks] == pytest.approx([c.derived for c in checks], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--param", "muP"], "unknown parametrization 'muP'; known: alpha1, depth_mup"),
+        (["--param", "depth_mup"], "depth_mup is about residual blocks"),
+        (["--param", "base=mup, hidden.rate=1"], "unknown quantity of hidden 'rate'"),
+        (["--param", "optimizer=adam, base=mup"], "these exponents are for optimizer adam, not for sgd"),
+        (["--param", "hidden.multiplier=-1/2"], "needs exponents for input, readout"),
+        (["--param", "mup", "mup"], "parametrizations mup mup: wanted at least 1, positive, none twice"),
+        (["--widths", "64", "128"], "widths 64 128: wanted at least 3"),
+        (["--depths", "0"], "depths 0: wanted at least 1, positive"),
+        (["--model", "resmlp", "--depths", "4", "8"], "depths 4 8: wanted at least 3"),
+        (["--steps", "0"], "0 steps: at least 1"),
+        (["--seeds", "1"], "1 seeds: at least 2"),
+        (["--model", "resmlp", "--block-size", "0"], "block size 0 must be at least 1"),
+        (["--optimizer", "lion"], "lion"),
+        (["--learning-rate", "-1"], "learning rate -1 must be positive"),
+        (["--data", "nowhere.npz"], "nowhere.npz"),
+    ],
+)
+def test_one_line_for_a_mistake(arguments, message, tmp_path, capsys):
+    folder = tmp_path / "out"
+    with pytest.raises(SystemExit) as stopped:
+        coord_check.main([*arguments, "--out", str(folder)])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_help_names_every_option():
+    command = [sys.executable, "-m", "comparisons.coord_check", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert all(option in shown for option in ("--model", "--param", "--optimizer", "--widths", "--depths", "--block-size"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mlp", "resmlp"])
+def test_every_exponent_agrees_within_a_tenth(model, tmp_path):
+    """1, 2 and 4 hidden layers in SP, NTP and μP, widths 64 … 2048; residual networks of 4 … 64 blocks; SGD and Adam."""
+    depths = (1, 2, 4) if model == "mlp" else ()
+    checks = check(Options(model=model, depths=depths, out=tmp_path / "run"))
+    assert len(checks) == (402 if model == "mlp" else 176)
+    assert [c for c in checks if c.verdict != "agrees"] == []
