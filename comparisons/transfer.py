@@ -268,7 +268,7 @@ def analyse(dataset: xr.Dataset) -> tuple[list[Optimum], list[Shift]]:
         widths = one.width.values
         found = [_optimum(str(param), one.sel(width=width)) for width in widths]
         optima += [optimum for optimum, _ in found]
-        if "final_loss_limit" in one:
+        if _has_limit(one):
             optima.append(_optimum_of_limit(str(param), one))
         best, draws = [o.best_learning_rate for o, _ in found], np.array([draws for _, draws in found])
         shifts.append(_shift(str(param), widths, np.log(best), draws))
@@ -290,6 +290,11 @@ def _optimum(param, cell) -> tuple[Optimum, np.ndarray]:
     at_best = losses.mean(axis=0)[np.abs(np.log(rates / best)).argmin()]
     interval = float(min(low, spread[0])), float(max(high, spread[1]))
     return Optimum(param, int(cell.width), best, interval, float(at_best)), draws
+
+
+def _has_limit(one) -> bool:
+    """Beside a parametrization that has a limit, one that has none is filled with what is not a number."""
+    return "final_loss_limit" in one and bool(one["final_loss_limit"].notnull().any())
 
 
 def _optimum_of_limit(param, one) -> Optimum:
@@ -362,7 +367,7 @@ def _panel(axis, one, top, optima):
                           linewidth=0)  # fmt: skip
         axis.plot(optimum.best_learning_rate, 0.97, transform=axis.get_xaxis_transform(), color=color, marker="v",
                   markersize=5, alpha=0.8)  # fmt: skip
-    if "final_loss_limit" in one:
+    if _has_limit(one):
         axis.plot(rates, _drawable(one["final_loss_limit"].values, top), **plots.LIMIT)
     axis.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$", xlim=(rates[0], rates[-1]))
 

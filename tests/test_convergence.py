@@ -199,13 +199,29 @@ def test_help_explains_every_option(capsys):
         ["--param", "ntp"],
         ["--data", "digits", "--samples", "20", "--inputs", "64", "--outputs", "3"],
         ["--model", "mlp", "--widths", "4", "8", "12", "16", "--depth", "2", "--activation", "tanh"],
+        ["--model", "resmlp", "--param", "depth_mup", "--widths", "4", "8", "12", "16", "--activation", "relu"],
+        ["--param", "sp", "--widths", "4", "8", "12", "16"],
+        ["--param", "readout.multiplier=-3/4, input.learning_rate=1/2, readout.learning_rate=1/2"],
         ["--batch-size", "4", "--momentum", "0.5", "--weight-decay", "0.1", "--precision", "float64"],
     ],
-    ids=["ntp", "digits", "mlp", "minibatches, momentum, decay, float64"],
+    ids=["ntp", "digits", "mlp", "resmlp", "sp", "between", "minibatches, momentum, decay, float64"],
 )
 def test_other_comparisons(arguments, tmp_path, capsys):
     main([*SMALL, "--out", str(tmp_path / "results"), *arguments])
     assert "fitted" in capsys.readouterr().out
+
+
+def test_the_same_exponents_written_out_give_the_same_numbers(finished, tmp_path, capsys):
+    """μP in another gauge and as a text: limit, deviations and prediction are those of --param mup."""
+    gauge = "input.multiplier=1/2, input.init_std=-1/2, readout.multiplier=-1/2, readout.init_std=-1/2"
+    main([*SMALL, "--param", gauge, "--out", str(tmp_path / "own")])
+    assert "feature learning" in capsys.readouterr().out
+    own, known = numbers(tmp_path / "own"), numbers(finished)
+    for name in ("loss", "hessian_eigenvalues", "loss_limit", "loss_deviation", "ntk_eigenvalues_first_order"):
+        np.testing.assert_allclose(own[name], known[name], rtol=1e-3, atol=1e-5)
+    predicted = [[r["predicted_prefactor"] for r in json.loads((folder / "rates.json").read_text())]
+                 for folder in (finished, tmp_path / "own")]  # fmt: skip
+    assert predicted[0] == predicted[1]
 
 
 def test_diverging_networks_are_data(tmp_path, capsys):
@@ -222,7 +238,7 @@ def test_past_the_edge_of_stability_no_exponent(tmp_path):
     """γ²λ_1 is beyond 2/η0 from the start, the loss still finite: the rates after that step are refused."""
     options = Options(widths=(8, 16, 32), seeds=5, steps=12, measure_every=2, samples=8, inputs=3, out=tmp_path / "r",
                       learning_rate=1.0, top_k=1)  # fmt: skip
-    limit = convergence.prepare(options).case.theory.solve(convergence.prepare(options).problem)
+    limit = convergence.prepare(options).theory.solve(convergence.prepare(options).problem)
     hot = 2.1 / float(limit["sharpness"][0])
     measured = compare(Options(**{**vars(options), "learning_rate": hot, "out": tmp_path / "hot"}))
     statuses = {rate.step: rate.status for rate in measured if rate.observable == "loss" and rate.kind == "fluctuation"}

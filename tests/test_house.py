@@ -1,6 +1,7 @@
 """The order of the house: who imports whom, what lies at the top, what never is on disk, which versions are let in."""
 
 import ast
+import re
 import shutil
 import subprocess
 import tomllib
@@ -64,6 +65,29 @@ def test_the_top_level_is_what_it_should_be(tracked):
 
 def test_no_pickle_and_no_lock_file_is_tracked(tracked):
     assert not [name for name in tracked if name.endswith((".pkl", ".pickle", "uv.lock"))]
+
+
+POWER_OF_A_SIZE = re.compile(r"\b(width|depth|N|L)\b\)?\s*\*\*|sqrt\([^)]*\b(width|depth)\b|\*\*\s*\(?-?(0?\.5|1 ?/ ?2)\b")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HERE)))
+def test_powers_of_width_and_depth_have_one_home(path):
+    """Only ``limits.size_algebra.Power`` makes numbers of them, and ``limits.parametrization``: γ and ε."""
+    code = ast.unparse(_without_strings(ast.parse(path.read_text(encoding="utf-8"))))
+    found = [line for line in code.splitlines() if POWER_OF_A_SIZE.search(line)]
+    allowed = {"limits/parametrization.py": 2, "limits/size_algebra.py": 2,
+               "limits/linear2.py": 1}  # the degrees of freedom of a chi-square law  # fmt: skip
+    assert len(found) <= allowed.get(str(path.relative_to(HERE)), 0), found
+
+
+def _without_strings(tree):
+    """Docstrings and texts speak of powers; code must not."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node.value = ""
+        elif isinstance(node, ast.JoinedStr):
+            node.values = []
+    return tree
 
 
 def requirements(lines):

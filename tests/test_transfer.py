@@ -124,7 +124,7 @@ def test_a_cell_is_gradient_descent(param, options):
     """Against an explicit loop at float64, for every learning rate and seed."""
     sweep = swept(precision="float64", richness=2.0, **options)
     problem = sweep.problems[param]
-    network = sweep.case.network(problem, 8)
+    network, gamma = sweep.case.network(problem, 8), 2 * {"mup": np.sqrt(8), "ntp": 1}[param]
     there = cell(sweep, param, 8)["final_loss"].squeeze(("param", "width"))
     with jax.enable_x64(True):
         inputs, targets = jnp.asarray(problem.inputs), jnp.asarray(problem.targets)
@@ -140,7 +140,7 @@ def test_a_cell_is_gradient_descent(param, options):
                 for t in range(4):
                     batch = slice(None) if problem.batches is None else problem.batches[t]
                     gradient = slope(weights, inputs[batch], targets[batch])
-                    buffer = jax.tree.map(lambda m, g: problem.momentum * m + network.gamma**2 * g, buffer, gradient)
+                    buffer = jax.tree.map(lambda m, g: problem.momentum * m + gamma**2 * g, buffer, gradient)
                     weights = jax.tree.map(lambda w, m: w - rate * m, weights, buffer)  # noqa: B023
                 ours = float(there.sel(seed=seed, learning_rate=rate))
                 assert ours == pytest.approx(float(loss(weights, inputs, targets)), rel=1e-9)
@@ -224,7 +224,7 @@ def test_the_same_command_trains_nothing_again(finished, monkeypatch, capsys):
     main([*SMALL, "--out", str(finished)])
     xr.testing.assert_identical(numbers(finished), before)
     table = capsys.readouterr().out
-    assert table.splitlines()[0].startswith("linear2, gaussian, P = 8, D = 3")
+    assert table.splitlines()[0].startswith("linear2, sgd, gaussian, P = 8, D = 3")
     assert f"results in {finished}" in table
 
 
@@ -258,6 +258,26 @@ def test_one_parametrization_of_a_deep_network_has_no_limit(tmp_path):
     assert len(records.read_json(tmp_path / "mlp" / "transfer.json")["optima"]) == 2
 
 
+def test_parametrizations_of_ones_own(finished, tmp_path, capsys):
+    """A file that says what μP is gives μP's numbers, limit included; SP, beside it, has no limit."""
+    mine = tmp_path / "mine.toml"
+    mine.write_text('name = "mine"\n[input]\nlearning_rate = 1\n[readout]\nmultiplier = -1\nlearning_rate = 1\n')
+    main([*SMALL, "--param", str(mine), "sp", "--out", str(tmp_path / "own")])
+    assert "mine, sgd: feature learning" in capsys.readouterr().out
+    own, known = numbers(tmp_path / "own"), numbers(finished).sel(param="mup")
+    for name in ("final_loss", "initial_loss", "final_loss_limit"):
+        np.testing.assert_allclose(own[name].sel(param=str(mine)), known[name], rtol=1e-5)
+    assert np.isnan(own["final_loss_limit"].sel(param="sp")).all()
+    assert [o["width"] for o in records.read_json(tmp_path / "own" / "transfer.json")["optima"]] == [8, 16, None, 8, 16]
+
+
+def test_adam_has_no_limit(tmp_path):
+    main([*SMALL, "--optimizer", "adam", "--learning-rates", "0.01", "0.03", "0.1", "--out", str(tmp_path / "adam")])
+    dataset = numbers(tmp_path / "adam")
+    assert "final_loss_limit" not in dataset
+    assert (dataset["final_loss"] < dataset["initial_loss"]).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -265,7 +285,9 @@ def test_one_parametrization_of_a_deep_network_has_no_limit(tmp_path):
         (["--widths", "8", "8"], "widths 8 8: wanted"),
         (["--widths", "0", "8"], "widths 0 8: wanted"),
         (["--param", "mup", "mup"], "parametrizations mup mup: wanted"),
-        (["--param", "sp"], "--param"),
+        (["--param", "depth_mup"], "depth_mup is about residual blocks"),
+        (["--param", "base=mup, hiden.multiplier=1"], "unknown role 'hiden'"),
+        (["--optimizer", "adam", "--momentum", "0.5"], "momentum 0.5 must be 0: Adam has betas"),
         (["--learning-rates", "1", "2"], "learning rates 1 2: wanted at least 3"),
         (["--learning-rates", "1", "2", "-1"], "learning rates 1 2 -1: wanted"),
         (["--learning-rates", "1", "2", "inf"], "learning rates 1 2 inf: wanted"),

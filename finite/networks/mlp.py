@@ -46,8 +46,9 @@ def mlp(problem: Problem, width: int, depth: int = 1, activation: str = "linear"
 
 def check_sizes(width: int, depth: int, activation: str) -> None:
     """Raises ValueError for what no perceptron has."""
-    if width < 1 or depth < 1:
-        raise ValueError(f"width {width} and depth {depth}: both must be at least 1")
+    for name, size in (("width", width), ("depth", depth)):
+        if size < 1:
+            raise ValueError(f"{name} {size} must be at least 1")
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
 
