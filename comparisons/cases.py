@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from finite.networks import Network, Params
 from finite.networks.mlp import check_sizes, mlp
 from finite.networks.resmlp import resmlp
-from limits import Problem, Scaling, Trajectory, fluctuations, linear2, regimes
+from limits import Problem, Scaling, Trajectory, fluctuations, linear2, ntk, regimes
 from limits.fluctuations import Prediction
 from limits.parametrization import output_exponent, read_scaling
 
@@ -20,25 +22,30 @@ class Theory:
 
     solve     problem → the limit that stands for all networks (in NTP its loss is the mean over f(0))
     predict   problem → the laws by which networks approach it; None where they are not known
-    gram      (network, params) → the initial Gram matrix S_0 of a network, float64
-    match     (problem, width, gram) → the limit to be subtracted from that network: in NTP the one with its f(0)
+    start     (problem, network, params) → what the theory has to know of a network's initial weights, float64
+    match     (problem, width, start) → the limit to be subtracted from that network: in NTP the one with its f(0)
     """
 
     solve: Callable[[Problem], Trajectory]
     predict: Callable[[Problem], Prediction | None]
-    gram: Callable[[Network, Params], np.ndarray]
+    start: Callable[[Problem, Network, Params], np.ndarray]
     match: Callable[[Problem, int, np.ndarray], Trajectory]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model: ``network(problem, width)``, its limit where there is one, and how long a Lanczos run can be at most."""
+    """A model.
+
+    network      (problem, width) → the network
+    limit        output exponent a (0 in NTP, 1/2 in μP) → the theory, where there is one
+    max_matvecs  problem → how long a Lanczos run can be at most
+    """
 
     network: Callable[[Problem, int], Network]
     architecture: str = "plain"
     depth: int = 1
     block_size: int = 1
-    limit: Theory | None = None
+    limit: Callable[[float], Theory | None] = lambda exponent: None
     max_matvecs: Callable[[Problem], int] = lambda problem: 100
 
     def scaling(self, param: str, optimizer: str = "sgd") -> Scaling:
@@ -53,10 +60,10 @@ class Case:
     def theory(self, given: Scaling) -> Theory | None:
         """The limit, if it is known for these exponents."""
         try:
-            output_exponent(given)
+            exponent = output_exponent(given)
         except ValueError:
             return None
-        return self.limit
+        return self.limit(exponent)
 
 
 def regime(case: Case, given: Scaling) -> str:
@@ -65,7 +72,7 @@ def regime(case: Case, given: Scaling) -> str:
     return f"{given.name}, {given.optimizer}: {verdict.regime}; {verdict.reason}"
 
 
-def initial_gram(network: Network, params: Params) -> np.ndarray:
+def initial_gram(problem: Problem, network: Network, params: Params) -> np.ndarray:
     """S_0 = ZZᵀ/N of a two-layer network, Z = [E ; Vᵀ] (D+C, N), in units of the weights' standard deviation."""
     std = network.numbers("init_std")
     E, V = (np.asarray(params[role], np.float64) / std[role] for role in ("input", "readout"))
@@ -93,6 +100,20 @@ def matching_limit(problem: Problem, width: int, gram: np.ndarray) -> Trajectory
     return linear2.solve(problem, initial_outputs=linear2.outputs_at_start(problem, width, gram))
 
 
+def initial_outputs(problem: Problem, network: Network, params: Params) -> np.ndarray:
+    """f(0) (P, C)"""
+    return np.asarray(network.apply(params, jnp.asarray(problem.inputs, jnp.float32)), np.float64)
+
+
+def _typical_kernel_limit(problem, depth, activation):
+    """As ``typical_limit``, of a multilayer perceptron."""
+    limit = ntk.solve(problem, depth=depth, activation=activation)
+    if output_exponent(problem.scaling()) == 0:
+        mean, _ = ntk.loss_law(problem, depth=depth, activation=activation)
+        return replace(limit, observables=limit.observables | {"loss": mean})
+    return limit
+
+
 def keys(seed: int, width: int, seeds: int) -> jax.Array:
     """One key per network of a width; networks of different widths are independent."""
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), width), seeds)
@@ -111,7 +132,7 @@ def case(model: str, depth: int = 2, activation: str = "tanh", block_size: int =
 
 def _linear2(*_):
     theory = Theory(typical_limit, known_laws, initial_gram, matching_limit)
-    return Case(lambda problem, width: mlp(problem, width), limit=theory, max_matvecs=_krylov_bound)
+    return Case(lambda problem, width: mlp(problem, width), limit=lambda exponent: theory, max_matvecs=_krylov_bound)
 
 
 def _krylov_bound(problem):
@@ -124,7 +145,15 @@ def _krylov_bound(problem):
 
 
 def _mlp(depth, activation, _):
-    return Case(lambda problem, width: mlp(problem, width, depth, activation), "plain", depth)
+    sizes = {"depth": depth, "activation": activation}
+    kernel = Theory(
+        solve=partial(_typical_kernel_limit, **sizes),
+        predict=lambda problem: None,
+        start=initial_outputs,
+        match=lambda problem, width, outputs: ntk.solve(problem, **sizes, initial_outputs=outputs),
+    )
+    build = lambda problem, width: mlp(problem, width, depth, activation)  # noqa: E731
+    return Case(build, "plain", depth, limit=lambda exponent: kernel if exponent < 0.5 else None)
 
 
 def _resmlp(depth, activation, block_size):

@@ -28,6 +28,7 @@ from finite.train import train
 from limits import Problem, Trajectory, fluctuations
 from limits.parametrization import output_exponent
 from limits.precision import one_lapack_thread
+from limits.trajectory import MEASURED
 
 PROGRAM = "python -m comparisons.convergence"
 EPSILON = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
@@ -40,8 +41,8 @@ class Options(runs.DataOptions):
     """Train networks of growing width, integrate their infinite-width limit, and fit how fast they approach it."""
 
     model: Literal["linear2", "mlp", "resmlp"] = "linear2"
-    """linear2: two-layer linear network, exact limit. mlp: --depth hidden layers, resmlp: --depth residual blocks, both
-    compared with their largest width."""
+    """linear2: two-layer linear network, exact limit. mlp: --depth hidden layers, in ntp with its kernel limit. resmlp:
+    --depth residual blocks. Where no limit is known, the largest width stands for it."""
     param: str = "mup"
     """Parametrization: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for resmlp depth_mup and
     alpha1; or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
@@ -176,21 +177,22 @@ def _cell(comparison, width, prediction, limit, report: Callable[[float], None])
     network = comparison.case.network(problem, width)
     keys = cases.keys(options.seed, width, options.seeds)
     started = time.perf_counter()
-    trained = train(problem, network, keys, precision=options.precision, progress=report,
+    observables = tuple(limit.observables) if theory else MEASURED
+    trained = train(problem, network, keys, precision=options.precision, progress=report, observables=observables,
                     rtol=tolerance(options),
                     max_matvecs=comparison.case.max_matvecs(problem))  # fmt: skip
     dataset = records.from_trajectories({width: trained})
     dataset["seconds"] = ("width", [time.perf_counter() - started])
     if theory:
-        grams = [theory.gram(network, network.init(key)) for key in keys]
+        starts = [theory.start(problem, network, network.init(key)) for key in keys]
         one_limit = output_exponent(problem.scaling()) > 0  # in NTP each network has its own
-        matched = [limit if one_limit else theory.match(problem, width, gram) for gram in grams]
+        matched = [limit if one_limit else theory.match(problem, width, start) for start in starts]
         pairs = zip(trained, matched, strict=True)
         differences = [Trajectory(t.steps, {n: t[n] - m[n] for n in t.observables}) for t, m in pairs]
         dataset = dataset.merge(_suffixed({width: differences}, "deviation"))
         law = prediction.result()
         if law is not None and law.sensitivity is not None:
-            first = [law.first_order(gram) for gram in grams]
+            first = [law.first_order(start) for start in starts]
             linear = [Trajectory(problem.steps, {n: f[n] for n in limit.observables}) for f in first]
             dataset = dataset.merge(_suffixed({width: linear}, "first_order"))
         dataset = dataset.merge(_suffixed({width: [limit]}, "limit").isel(width=0, seed=0, drop=True))

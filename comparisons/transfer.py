@@ -44,7 +44,8 @@ class Options(runs.DataOptions):
     """Train networks of growing width with each learning rate, and see whether the best one moves with the width."""
 
     model: Literal["linear2", "mlp", "resmlp"] = "linear2"
-    """linear2: two-layer linear network, with its limit. mlp: --depth hidden layers. resmlp: --depth residual blocks."""
+    """linear2: two-layer linear network, with its limit. mlp: --depth hidden layers, with its limit in
+    ntp. resmlp: --depth residual blocks."""
     param: tuple[str, ...] = ("mup", "ntp")
     """Side by side: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for resmlp depth_mup, alpha1;
     or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
