@@ -10,13 +10,21 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from finite import curvature
+from finite.networks import is_layer_factors
 from finite.networks.mlp import mlp
+from finite.networks.resmlp import resmlp
 from limits import neural_tangents_compat
 from limits.precision import PRECISIONS, computing
 from limits.problem import Problem
 
 P, D, C, N = 5, 3, 2, 4
-CASES = [(1, "linear"), (2, "relu"), (3, "gelu")]
+CASES = {
+    "depth1-linear": lambda problem: mlp(problem, N, 1, "linear"),
+    "depth2-relu": lambda problem: mlp(problem, N, 2, "relu"),
+    "depth3-gelu": lambda problem: mlp(problem, N, 3, "gelu"),
+    "residual-relu": lambda problem: resmlp(problem, N, 3, "relu"),
+    "residual-blocks-of-2-tanh": lambda problem: resmlp(problem, N, 2, "tanh", block_size=2),
+}
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 
 
@@ -29,11 +37,11 @@ def _float64():
 class Dense:
     """A small network, with J (PC, n) from jacrev, H from ``jax.hessian``, and G and R from those two."""
 
-    def __init__(self, depth, activation, seed=0):
+    def __init__(self, build, seed=0):
         rng = np.random.default_rng(seed)
         self.inputs, self.targets = (jnp.asarray(rng.normal(size=(P, n))) for n in (D, C))
         problem = Problem(np.asarray(self.inputs), np.asarray(self.targets), richness=0.8)
-        self.network = mlp(problem, N, depth, activation)
+        self.network = build(problem)
         params = self.network.init(jax.random.key(seed))
         self.params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
         self.flat, self.unravel = ravel_pytree(self.params)
@@ -58,10 +66,10 @@ class Dense:
         return jax.jit(jax.vmap(lambda v: ravel_pytree(matvec(self.unravel(v)))[0]))(jnp.eye(len(self.flat))).T
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"depth{case[0]}-{case[1]}")
+@pytest.fixture(scope="module", params=CASES)
 def dense(request):
     with computing("float64"):
-        return Dense(*request.param)
+        return Dense(CASES[request.param])
 
 
 def test_loss(dense):
@@ -100,14 +108,13 @@ def test_ntk_without_layer_factors(dense):
 
 
 def test_layer_factors_are_the_layers_gradients(dense):
-    """∂f_c(x_p)/∂weights = a(p) b(p, c)ᵀ, layer by layer."""
+    """∂f_c(x_p)/∂weights = a(p) b(p, c)ᵀ, layer by layer; of stacked blocks, with their axes in front."""
     factors = dense.network.layer_factors(*dense.bound[1:])
-    factors = [factors["input"], *factors["hidden"], factors["readout"]]
-    outer = [jnp.einsum("pm,pcn->pcmn", a, b) for a, b in factors]
-    gradients = jax.jacrev(dense.network.apply)(*dense.bound[1:])
-    expected = [gradients["input"], *gradients["hidden"], gradients["readout"]]
-    for got, wanted in zip(outer, expected, strict=True):
-        np.testing.assert_allclose(got, wanted, **TOLERANCE)
+    outer = jax.tree.map(lambda pair: jnp.einsum("...pm,...pcn->pc...mn", *pair), factors, is_leaf=is_layer_factors)
+    expected = jax.jacrev(dense.network.apply)(*dense.bound[1:])
+    jax.tree.map(lambda got, wanted: np.testing.assert_allclose(got, wanted, **TOLERANCE), outer, expected)
+    stacks = {role: pair.a.shape[:-2] for role, pair in factors.items() if is_layer_factors(pair)}
+    assert stacks == {role: dense.params[role].shape[:-2] for role in stacks}
 
 
 def test_neural_tangents_agrees(dense):
@@ -146,7 +153,7 @@ def test_directional_sharpness(dense):
 
 def test_directional_sharpness_of_a_tiny_gradient():
     """g of 1e-25, whose square is zero in float32: the quotient is what float64 says; at g = 0 it is not a number."""
-    dense = Dense(1, "linear")
+    dense = Dense(CASES["depth1-linear"])
     values = []
     for size in (1e-25, 0.0):
         params = {"input": jnp.zeros((D, N)), "hidden": (), "readout": jnp.full((N, C), size)}
@@ -159,6 +166,6 @@ def test_directional_sharpness_of_a_tiny_gradient():
 
 
 def test_trace_refuses_one_probe():
-    dense = Dense(1, "tanh")
+    dense = Dense(lambda problem: mlp(problem, N, 1, "tanh"))
     with pytest.raises(ValueError, match="1 probes"):
         curvature.trace(dense.network, *dense.bound[1:], dense.targets, jax.random.key(0), probes=1)

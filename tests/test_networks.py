@@ -1,22 +1,18 @@
-"""The perceptron against a plain NumPy forward pass, and its scales."""
+"""The perceptrons, plain and residual, against a plain NumPy forward pass, and their scales."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
+from written_out import NUMPY_ACTIVATIONS, forward, in_numpy
 
 from finite.networks.mlp import ACTIVATIONS, mlp
+from finite.networks.resmlp import resmlp
+from limits.parametrization import scaling
 from limits.precision import computing
 from limits.problem import Problem
 
-NUMPY_ACTIVATIONS = {
-    "linear": lambda h: h,
-    "relu": lambda h: np.maximum(h, 0),
-    "tanh": np.tanh,
-    "erf": scipy.special.erf,
-    "gelu": lambda h: h * scipy.special.ndtr(h),
-}
+ROLES = ("input", "hidden", "block_inner", "block", "readout")
 
 
 def a_problem(num_samples=5, num_inputs=3, num_outputs=2, **changes):
@@ -45,11 +41,73 @@ def test_apply_is_the_forward_pass_written_out(depth, activation, parametrizatio
     np.testing.assert_allclose(outputs, expected, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize(("parametrization", "alpha"), [("depth_mup", 0.5), ("alpha1", 1.0), ("mup", 0.0)])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+def test_apply_is_the_residual_forward_pass_written_out(block_size, activation, parametrization, alpha):
+    problem, width, depth = a_problem(richness=0.7, parametrization=parametrization), 6, 3
+    network, phi = resmlp(problem, width, depth, activation, block_size), NUMPY_ACTIVATIONS[activation]
+    params = in_numpy(network.init(jax.random.key(1)))
+    h = problem.inputs @ params["input"] / np.sqrt(3)
+    for block in range(depth):
+        y = h
+        for inner in range(block_size - 1):
+            y = phi(y) @ params["block_inner"][block, inner] / np.sqrt(width)
+        h = h + phi(y) @ params["block"][block] / (np.sqrt(width) * depth**alpha)
+    expected = phi(h) @ params["readout"] / (0.7 * width)
+    with computing("float64"):
+        outputs = network.apply(in_float64(params), jnp.asarray(problem.inputs))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda problem, activation: mlp(problem, 6, 1, activation),
+        lambda problem, activation: mlp(problem, 6, 4, activation),
+        lambda problem, activation: resmlp(problem, 6, 3, activation, block_size=1),
+        lambda problem, activation: resmlp(problem, 6, 2, activation, block_size=3),
+    ],
+    ids=["mlp 1", "mlp 4", "resmlp 1", "resmlp 3"],
+)
+def test_signals_and_matrices_are_those_of_the_pass_written_out(build, activation):
+    """Of acting weights: without any multiplier but 1/√D.  Of many blocks, the last."""
+    problem = a_problem()
+    network = build(problem, activation)
+    params, phi = in_numpy(network.init(jax.random.key(2))), NUMPY_ACTIVATIONS[activation]
+    expected = {name: signal for name, *signal in forward(params, dict.fromkeys(ROLES, 1.0), problem.inputs, phi)}
+    with computing("float64"):
+        got = network.architecture.signals(in_float64(params), jnp.asarray(problem.inputs))
+        matrices = network.architecture.matrices(in_float64(params))
+    assert list(got) == list(expected)
+    assert list(matrices) == [name for name in expected if name != "stream"]
+    for name, (arriving, output) in expected.items():
+        np.testing.assert_allclose(got[name].output, output, rtol=1e-12, atol=1e-12, err_msg=name)
+        if name == "stream":
+            assert got[name].arriving is None
+            continue
+        np.testing.assert_allclose(got[name].arriving, arriving, rtol=1e-12, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(arriving @ np.asarray(matrices[name]), output, rtol=1e-12, atol=1e-12, err_msg=name)
+
+
 def test_roles_and_shapes():
     params = mlp(a_problem(), 4, depth=3).init(jax.random.key(0))
     shapes = jax.tree.map(lambda leaf: leaf.shape, params)
     assert shapes == {"input": (3, 4), "hidden": ((4, 4), (4, 4)), "readout": (4, 2)}
     assert mlp(a_problem(), 4).init(jax.random.key(0))["hidden"] == ()
+
+
+def test_residual_roles_and_shapes():
+    problem, shapes = a_problem(parametrization="depth_mup"), {}
+    for block_size in (1, 2, 3):
+        network = resmlp(problem, 4, depth=5, block_size=block_size)
+        shapes[block_size] = {role: leaf.shape for role, leaf in network.init(jax.random.key(0)).items()}
+        assert set(network.factors) == set(shapes[block_size])
+    ends = {"input": (3, 4), "readout": (4, 2)}
+    assert shapes[1] == {**ends, "block": (5, 4, 4)}
+    assert shapes[2] == {**ends, "block": (5, 4, 4), "block_inner": (5, 1, 4, 4)}
+    assert shapes[3] == {**ends, "block": (5, 4, 4), "block_inner": (5, 2, 4, 4)}
 
 
 def test_weights_are_standard_normal_and_independent():
@@ -111,3 +169,26 @@ def test_layerwise_linear(activation, expected):
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         mlp(a_problem(), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 2), "width 0 must be at least 1"),
+        ((4, 0), "depth 0 must be at least 1"),
+        ((4, 2, "relu", 0), "block size 0 must be at least 1"),
+        ((4, 2, "sine"), "unknown activation 'sine'; known: linear"),
+    ],
+)
+def test_refuses_residual(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        resmlp(a_problem(parametrization="depth_mup"), *arguments)
+
+
+def test_refuses_exponents_of_the_other_architecture():
+    with pytest.raises(ValueError, match="the exponents of mup are for a plain network, not a residual one"):
+        resmlp(a_problem(parametrization=scaling("mup")), 4, 2)
+    with pytest.raises(ValueError, match="the exponents of mup are for a residual network, not a plain one"):
+        mlp(a_problem(parametrization=scaling("mup", architecture="residual")), 4, 2)
+    with pytest.raises(ValueError, match="depth_mup is about residual blocks"):
+        mlp(a_problem(parametrization="depth_mup"), 4, 2)
