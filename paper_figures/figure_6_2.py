@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from comparisons import command_line, plots
+from comparisons.plots import NAMES
 from comparisons.records import Refused
-from comparisons.transfer import NAMES
 from paper_figures import Options, read, save
 
 NAME = Path(__file__).stem
