@@ -3,6 +3,7 @@
 Conventions, stated once and used in every room
 -----------------------------------------------
     loss        L(f) = 1/(2P) Σ_p |f(x_p) − y_p|²                     mean over samples, sum over outputs
+                or cross-entropy, mean over samples (``limits.losses``)
     output      f = (1/γ) · forward pass,  γ = γ0 N^a                  γ0 the richness, a by the parametrization
     gradient    g(θ) = γ² ∇L_b(θ) + λ θ                                L_b the loss of the step's batch, λ the weight decay
     update      m ← β m + g,   θ ← θ − η0 m,   m = 0 at step 0        heavy ball
@@ -26,6 +27,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from limits import losses
+from limits.models import Model, read_model
 from limits.parametrization import SAME_EXPONENTS, read_scaling
 from limits.size_algebra import Scaling
 
@@ -40,6 +43,8 @@ class Problem:
     targets           (P, C) array, held as float64; a vector (P,) is taken as one output
     parametrization   a text for ``limits.parametrization.read_scaling`` (a name, a TOML file, or inline) or a ``Scaling``
     optimizer         "sgd" or "adam"
+    model, activation, depth, block_size    see ``limits.models``; ``problem.network`` is what they amount to
+    loss              "mse", or "cross_entropy", whose targets are probability vectors
     learning_rate     η0, order one; the raw step is η0 γ²
     richness          γ0
     num_steps         gradient steps
@@ -58,6 +63,11 @@ class Problem:
     targets: Any
     parametrization: str | Scaling = "mup"
     optimizer: str = "sgd"
+    model: str = "linear2"
+    activation: str = "tanh"
+    depth: int = 2
+    block_size: int = 1
+    loss: str = "mse"
     learning_rate: float = 0.5
     richness: float = 1.0
     num_steps: int = 100
@@ -81,6 +91,8 @@ class Problem:
         put("targets", _finite_matrix("targets", targets[:, None] if targets.ndim == 1 else targets))
         if len(self.inputs) != len(self.targets):
             raise ValueError(f"{len(self.inputs)} inputs but {len(self.targets)} targets: one target row per input row")
+        losses.check(self.loss, self.targets)
+        _ = self.network
         _require(self.learning_rate > 0, "learning rate", self.learning_rate, "positive")
         _require(self.richness > 0, "richness", self.richness, "positive")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
@@ -95,9 +107,15 @@ class Problem:
         if self.batches is not None:
             put("batches", _schedule(self.batches, self.num_steps, len(self.inputs)))
 
-    def scaling(self, architecture: str = "plain", depth: int = 1) -> Scaling:
-        """The exponents of the parametrization for "plain" networks of that depth, or "residual" ones."""
-        given = self.parametrization
+    @cached_property
+    def network(self) -> Model:
+        """The layers of the model."""
+        return read_model(self.model, activation=self.activation, depth=self.depth, block_size=self.block_size)
+
+    def scaling(self, architecture: str | None = None, depth: int | None = None) -> Scaling:
+        """The exponents of the parametrization for the model, or for "plain" networks of that depth, or "residual" ones."""
+        given, architecture = self.parametrization, architecture or self.network.architecture
+        depth = self.network.depth if depth is None else depth
         if isinstance(given, str):
             return read_scaling(given, self.optimizer, architecture, depth=depth)
         if given.architecture != architecture:

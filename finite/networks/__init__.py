@@ -7,6 +7,8 @@ act as multiplier · θ, start with the standard deviation init_std, and are tra
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, wraps
+from threading import Lock
 from typing import NamedTuple
 
 import jax
@@ -79,6 +81,18 @@ class Network(Architecture):
     def numbers(self, quantity: str) -> dict[str, float]:
         """One of multiplier, init_std, learning_rate and gradient, by role."""
         return {role: getattr(numbers, quantity) for role, numbers in self.factors.items()}
+
+
+def once(build: Callable[..., Architecture]) -> Callable[..., Architecture]:
+    """The builder with a memory that threads share: two that ask at once get the same object."""
+    remembered, turn = cache(build), Lock()
+
+    @wraps(build)
+    def of(*sizes):
+        with turn:
+            return remembered(*sizes)
+
+    return of
 
 
 def parametrized(

@@ -5,31 +5,15 @@
 for L = ``depth`` hidden layers.  φ stands between all layers, for the linear network φ(h) = h.
 """
 
-from collections.abc import Callable
-from functools import cache
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from finite.networks import Architecture, LayerFactors, Network, Params, Signal, one_hot_outputs, parametrized
+from finite.networks import Architecture, LayerFactors, Network, Params, Signal, once, one_hot_outputs, parametrized
+from limits import activations
+from limits.activations import ACTIVATIONS, PIECEWISE_LINEAR
 from limits.parametrization import input_multiplier
 from limits.problem import Problem
-
-
-def _gelu(h):
-    """h Φ(h) with the exact normal distribution function, not its tanh approximation."""
-    return jax.nn.gelu(h, approximate=False)
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "linear": lambda h: h,
-    "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
-    "erf": jax.lax.erf,
-    "gelu": _gelu,
-}
-PIECEWISE_LINEAR = {"linear", "relu"}
 
 
 def mlp(problem: Problem, width: int, depth: int = 1, activation: str = "linear") -> Network:
@@ -49,11 +33,10 @@ def check_sizes(width: int, depth: int, activation: str) -> None:
     for name, size in (("width", width), ("depth", depth)):
         if size < 1:
             raise ValueError(f"{name} {size} must be at least 1")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+    activations.check(activation)
 
 
-@cache
+@once
 def _mlp(sizes: tuple[int, ...], activation: str) -> Architecture:
     phi, num_outputs, depth = ACTIVATIONS[activation], sizes[-1], len(sizes) - 2
     names = ["input", *(f"hidden {l}" for l in range(2, depth + 1)), "readout"]

@@ -5,14 +5,13 @@
 with k − 1 inner matrices U per block.  The branch multiplier L^{-α} belongs to W, the role "block".
 """
 
-from functools import cache
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from finite.networks import Architecture, LayerFactors, Network, Params, Signal, one_hot_outputs, parametrized
-from finite.networks.mlp import ACTIVATIONS, PIECEWISE_LINEAR, check_sizes
+from finite.networks import Architecture, LayerFactors, Network, Params, Signal, once, one_hot_outputs, parametrized
+from finite.networks.mlp import check_sizes
+from limits.activations import ACTIVATIONS, PIECEWISE_LINEAR
 from limits.parametrization import input_multiplier
 from limits.problem import Problem
 
@@ -33,7 +32,7 @@ def resmlp(problem: Problem, width: int, depth: int, activation: str = "relu", b
     return parametrized(architecture, given, width, depth, richness=problem.richness, block_size=block_size)
 
 
-@cache
+@once
 def _resmlp(num_inputs, width, depth, block_size, num_outputs, activation) -> Architecture:
     phi = ACTIVATIONS[activation]
     shapes = {

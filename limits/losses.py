@@ -1,0 +1,72 @@
+"""The losses: of one sample ℓ(f, y), and their derivatives in the output f.  L(f) = (1/P) Σ_p ℓ(f(x_p), y_p) everywhere.
+
+    mse             ℓ = ½ |f − y|²                        sum over outputs
+    cross_entropy   ℓ = log Σ_c exp f_c − y·f             natural logarithm; each y is a probability vector, usually one-hot
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Outputs = Float[Array, "*samples C"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """ℓ and its derivatives; outputs and targets (…, C), samples on the leading axes; traceable.
+
+    value       ℓ (…,)
+    gradient    ∂ℓ/∂f (…, C): f − y for MSE, softmax(f) − y for cross-entropy
+    curvature   ∂²ℓ/∂f² (…, C, C): 1 for MSE, diag p − ppᵀ with p = softmax(f) for cross-entropy
+    root        B (…, C, C) with BBᵀ = ∂²ℓ/∂f²: 1, and diag √p − p√pᵀ
+    """
+
+    name: str
+    value: Callable[[Outputs, Outputs], Float[Array, "*samples"]]
+    gradient: Callable[[Outputs, Outputs], Outputs]
+    curvature: Callable[[Outputs], Float[Array, "*samples C C"]]
+    root: Callable[[Outputs], Float[Array, "*samples C C"]]
+
+    def mean(self, outputs: Outputs, targets: Outputs) -> Float[Array, ""]:
+        """L: the mean over all samples."""
+        return jnp.mean(self.value(outputs, targets))
+
+
+def _ones(outputs):
+    return jnp.broadcast_to(jnp.eye(outputs.shape[-1], dtype=outputs.dtype), (*outputs.shape, outputs.shape[-1]))
+
+
+def _softmax_curvature(outputs):
+    p = jax.nn.softmax(outputs)
+    return p[..., None] * jnp.eye(p.shape[-1], dtype=p.dtype) - p[..., :, None] * p[..., None, :]
+
+
+def _softmax_root(outputs):
+    p = jax.nn.softmax(outputs)
+    root = jnp.sqrt(p)
+    return root[..., None] * jnp.eye(p.shape[-1], dtype=p.dtype) - p[..., :, None] * root[..., None, :]
+
+
+LOSSES = {
+    loss.name: loss
+    for loss in (
+        Loss("mse", lambda f, y: 0.5 * jnp.sum((f - y) ** 2, axis=-1), lambda f, y: f - y, _ones, _ones),
+        Loss("cross_entropy", lambda f, y: jax.nn.logsumexp(f, axis=-1) - jnp.sum(y * f, axis=-1),
+             lambda f, y: jax.nn.softmax(f) - y, _softmax_curvature, _softmax_root),
+    )
+}  # fmt: skip
+
+
+def check(name: str, targets: Float[np.ndarray, "P C"]) -> None:
+    """Raises ValueError, in one line, for an unknown loss and for targets that it cannot have."""
+    if name not in LOSSES:
+        raise ValueError(f"unknown loss {name!r}; known: {', '.join(LOSSES)}")
+    if name == "cross_entropy":
+        if targets.shape[1] < 2:
+            raise ValueError("cross-entropy of one output is zero: it wants one output per class, at least 2")
+        if targets.min() < 0 or not np.allclose(targets.sum(axis=1), 1.0, atol=1e-6):
+            raise ValueError("cross-entropy wants a probability vector per sample as its target, one-hot for a class")
