@@ -324,11 +324,15 @@ def _border_in(case: Case, unit: Power) -> Fraction | float:
 
 
 def gradient_sizes(case: Case) -> dict[str, Power]:
-    """An entry of ∂L/∂W at step 0, by role: as its largest layer's."""
-    case, _ = _without_explosion(case)
+    """An entry of ∂L/∂W at step 0, by role: as its largest layer's.
+
+    Where the residual stream grows exponentially in L, of its powers only that of W's own multiplier means something.
+    """
+    flat, explodes = _without_explosion(case)
     result: dict[str, Power] = {}
-    for layer, size in sizes(case, num_steps=0)[0].gradient.items():
-        result[_role(layer)] = largest(size, result.get(_role(layer), size))
+    for layer, size in sizes(flat, num_steps=0)[0].gradient.items():
+        own = Power(L=case.exponents[_role(layer)].multiplier.L) if explodes else ONE
+        result[_role(layer)] = largest(size * own, result.get(_role(layer), size * own))
     return result
 
 

@@ -24,6 +24,7 @@ from comparisons.records import Refused
 from paper_figures import Options, read, save
 
 NAME = Path(__file__).stem
+PARAMS = ("mup", "ntp")
 PROGRAM = f"python -m paper_figures.{NAME}"
 ROWS = {
     "gauss_newton_eigenvalues": ({"rank": 1}, r"Gauss-Newton part $\gamma^2\lambda_{\max}(G)$"),
@@ -43,7 +44,7 @@ def recipe(results: Path) -> str:
 def draw(options: Options) -> None:
     """Raises Refused where the results of a parametrization are missing, or those of the two do not belong together."""
     results = options.results or Path("results") / NAME
-    runs = {param: read(results / param / "trajectories.nc", recipe(results)) for param in NAMES}
+    runs = {param: read(results / param / "trajectories.nc", recipe(results)) for param in PARAMS}
     configurations = {param: json.loads(run.attrs["configuration"]) for param, run in runs.items()}
     for param, configuration in configurations.items():
         if configuration["param"] != param or configuration | {"param": "mup"} != configurations["mup"]:
