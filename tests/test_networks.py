@@ -60,21 +60,20 @@ def test_apply_is_the_residual_forward_pass_written_out(block_size, activation, 
     np.testing.assert_allclose(outputs, expected, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize(
-    "build",
+    ("build", "activation"),
     [
-        lambda problem, activation: mlp(problem, 6, 1, activation),
-        lambda problem, activation: mlp(problem, 6, 4, activation),
-        lambda problem, activation: resmlp(problem, 6, 3, activation, block_size=1),
-        lambda problem, activation: resmlp(problem, 6, 2, activation, block_size=3),
+        (lambda problem: mlp(problem, 6, 1, "tanh"), "tanh"),
+        (lambda problem: mlp(problem, 6, 4, "relu"), "relu"),
+        (lambda problem: resmlp(problem, 6, 3, "relu", block_size=1), "relu"),
+        (lambda problem: resmlp(problem, 6, 2, "tanh", block_size=3), "tanh"),
     ],
     ids=["mlp 1", "mlp 4", "resmlp 1", "resmlp 3"],
 )
 def test_signals_and_matrices_are_those_of_the_pass_written_out(build, activation):
     """Of acting weights: without any multiplier but 1/√D.  Of many blocks, the last."""
     problem = a_problem()
-    network = build(problem, activation)
+    network = build(problem)
     params, phi = in_numpy(network.init(jax.random.key(2))), NUMPY_ACTIVATIONS[activation]
     expected = {name: signal for name, *signal in forward(params, dict.fromkeys(ROLES, 1.0), problem.inputs, phi)}
     with computing("float64"):

@@ -1,18 +1,24 @@
-"""Training against a gradient-descent loop written out in NumPy, and its observables against dense Hessians."""
+"""Training against loops written out in NumPy, and its observables against dense Hessians."""
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from written_out import descend, numbers
+from written_out import in_numpy as stored_weights
+from written_out import loss as stored_loss
+from written_out import outputs as stored_outputs
 
 from finite import train as training
 from finite.networks.mlp import mlp
+from finite.networks.resmlp import resmlp
 from finite.train import train
-from limits.parametrization import output_multiplier
+from limits.parametrization import gauge, output_multiplier, scaling
 from limits.precision import computing
 from limits.problem import Problem, minibatches
 from limits.trajectory import MEASURED
@@ -32,7 +38,7 @@ def a_problem(num_samples=6, num_inputs=3, num_outputs=2, **changes):
 def everything(**changes):
     """Momentum, weight decay and minibatches at once."""
     batches = minibatches(np.random.default_rng(1), 6, 2, changes.get("num_steps", 6))
-    return a_problem(momentum=0.6, weight_decay=0.2, batches=batches, **changes)
+    return a_problem(**{"momentum": 0.6, "weight_decay": 0.2, "batches": batches} | changes)
 
 
 def keys(count, seed=0):
@@ -77,21 +83,22 @@ def outputs(problem, weights, activation):
     return h / output_multiplier(problem.scaling(), problem.richness, width)
 
 
-def densely(problem, weights, activation):
-    """Every observable from dense second derivatives of an own forward pass."""
+def densely(problem, weights, own_outputs, rates):
+    """Every observable from dense second derivatives of an own forward pass: √r H √r, r the rate of each weight over η0."""
     flat, unravel = ravel_pytree(weights)
+    root = jnp.sqrt(ravel_pytree(jax.tree.map(lambda w, r: jnp.full(w.shape, r), weights, rates))[0])
 
     def f(flat):
-        return outputs(problem, unravel(flat), activation).ravel()
+        return own_outputs(unravel(flat)).ravel()
 
     def loss(flat):
         return jnp.sum((f(flat) - problem.targets.ravel()) ** 2) / (2 * problem.num_samples)
 
-    jacobian, hessian, g = jax.jacfwd(f)(flat), jax.hessian(loss)(flat), jax.grad(loss)(flat)
-    gamma2 = output_multiplier(problem.scaling(), problem.richness, len(weights[-1])) ** 2
+    jacobian, hessian, g = jax.jacfwd(f)(flat) * root, jax.hessian(loss)(flat), jax.grad(loss)(flat) * root
+    hessian = root[:, None] * hessian * root
     gauss_newton = jacobian.T @ jacobian / problem.num_samples
-    h, gn, r = (np.linalg.eigvalsh(m)[::-1] * gamma2 for m in (hessian, gauss_newton, hessian - gauss_newton))
-    ntk = np.linalg.eigvalsh(jacobian @ jacobian.T / problem.num_samples)[::-1] * gamma2
+    h, gn, r = (np.linalg.eigvalsh(m)[::-1] for m in (hessian, gauss_newton, hessian - gauss_newton))
+    ntk = np.linalg.eigvalsh(jacobian @ jacobian.T / problem.num_samples)[::-1]
     k = problem.top_k
     return {
         "loss": loss(flat),
@@ -101,8 +108,21 @@ def densely(problem, weights, activation):
         "residual_eigenvalues": r[[0, -1]],
         "ntk_eigenvalues": ntk[:k],
         "hessian_trace": h.sum(),
-        "directional_sharpness": gamma2 * (g @ hessian @ g) / (g @ g),
+        "directional_sharpness": (g @ hessian @ g) / (g @ g),
     }
+
+
+def assert_observed(got, expected, exact_trace):
+    """Values are the dense ones, and the errors given with them hold."""
+    for name in got.observables:
+        wanted = np.stack([np.asarray(at[name]) for at in expected])
+        assert got[name].dtype == np.float64
+        if name == "hessian_trace" and not exact_trace:
+            assert (np.abs(got[name] - wanted) < 4 * got.error(name)).all()
+            assert (got.error(name) < 0.2 * np.abs(wanted)).all()
+        else:
+            np.testing.assert_allclose(got[name], wanted, rtol=1e-7, atol=1e-9, err_msg=name)
+            assert (np.abs(got[name] - wanted) <= got.error(name) + 1e-11).all(), name
 
 
 @pytest.mark.parametrize("parametrization", ["mup", "ntp"])
@@ -127,16 +147,72 @@ def test_observables_are_those_of_dense_matrices(architecture):
     assert set(got.observables) == set(MEASURED)
     with computing("float64"):
         path = list(written_out(problem, in_numpy(network.init(keys(1)[0])), architecture[1]))
-        expected = [densely(problem, path[step], architecture[1]) for step in (0, 2, 4)]
-    for name in MEASURED:
-        wanted = np.stack([np.asarray(at[name]) for at in expected])
-        assert got[name].dtype == np.float64
-        if name == "hessian_trace" and not network.layerwise_linear:
-            assert (np.abs(got[name] - wanted) < 4 * got.error(name)).all()
-            assert (got.error(name) < 0.2 * np.abs(wanted)).all()
-        else:
-            np.testing.assert_allclose(got[name], wanted, rtol=1e-7, atol=1e-9, err_msg=name)
-            assert (np.abs(got[name] - wanted) <= got.error(name) + 1e-11).all(), name
+        rates = [output_multiplier(problem.scaling(), problem.richness, WIDTH) ** 2] * len(path[0])
+        own = partial(outputs, problem, activation=architecture[1])
+        expected = [densely(problem, path[step], own, rates) for step in (0, 2, 4)]
+    assert_observed(got, expected, network.layerwise_linear)
+
+
+PLAIN, RESIDUAL = ("sp", "ntp", "mup"), ("sp", "depth_mup", "alpha1")
+
+
+def built(problem, kind, depth=2, activation="tanh"):
+    return mlp(problem, WIDTH, depth, activation) if kind == "plain" else resmlp(problem, WIDTH, depth, activation, 2)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("kind", "name"), [*(("plain", n) for n in PLAIN), *(("residual", n) for n in RESIDUAL)])
+def test_every_role_trains_at_its_own_rate(kind, name, optimizer):
+    """Heavy ball, or Adam with an ε of a gradient's size, both with decay and batches, on weights as stored."""
+    momentum = 0.6 if optimizer == "sgd" else 0.0
+    changes = {"parametrization": name, "optimizer": optimizer, "momentum": momentum, "betas": (0.8, 0.9), "epsilon": 0.3}
+    problem = everything(**changes, learning_rate=0.1)
+    network, of = built(problem, kind), numbers(name, optimizer, WIDTH, 2, problem.richness)
+    (got,) = train(problem, network, keys(1), precision="float64", observables=["loss"])
+    with computing("float64"):
+        path = list(descend(problem, stored_weights(network.init(keys(1)[0])), of, "tanh"))
+        expected = np.array([stored_loss(at, of.multiplier, problem.inputs, problem.targets, "tanh") for at in path])
+    assert np.abs(np.diff(expected)).max() > 0.02 * expected[0]
+    np.testing.assert_allclose(got["loss"], expected, rtol=1e-9)
+
+
+def at_one_rate(of, problem):
+    """μP with one learning rate for all, γ0² η0 (Yang & Hu's form): N^{1/2} more in front of weights N^{-1/2} as large."""
+    multiplier = {"input": WIDTH**0.5, "hidden": 1.0, "readout": WIDTH**-0.5 / problem.richness}
+    return of._replace(multiplier=multiplier, rate=dict.fromkeys(multiplier, problem.richness**2))
+
+
+@pytest.mark.parametrize("name", ["sp", "mup, one rate"])
+@pytest.mark.parametrize("architecture", [LINEAR, TANH], ids=str)
+def test_rescaled_curvature_has_the_rate_of_every_role(architecture, name):
+    shifted = name != "sp"
+    problem = everything(num_steps=4, measure_every=2)
+    problem = replace(problem, parametrization=gauge(scaling("mup"), "learning_rate") if shifted else "sp")
+    network, of = mlp(problem, WIDTH, *architecture), numbers("sp", "sgd", WIDTH, 1, problem.richness)
+    of = at_one_rate(of, problem) if shifted else of
+    (got,) = train(problem, network, keys(1), precision="float64", **PRECISE)
+    assert set(got.observables) == set(MEASURED)
+    assert_observed(got, dense_path(problem, network, of, architecture[1], of.rate), network.layerwise_linear)
+
+
+@pytest.mark.parametrize(("kind", "optimizer"), [("plain", "adam"), ("residual", "sgd")])
+def test_rescaled_curvature_of_adam_and_of_blocks(kind, optimizer):
+    """Adam's step is rate/(size of a gradient) times the gradient: this stands where SGD's rate stands."""
+    momentum = 0.0 if optimizer == "adam" else 0.6
+    problem = everything(num_steps=4, measure_every=2, parametrization="sp", optimizer=optimizer, momentum=momentum)
+    network, of = built(problem, kind, 2, "relu"), numbers("sp", optimizer, WIDTH, 2, problem.richness)
+    rates = {role: of.rate[role] / (of.gradient[role] if optimizer == "adam" else 1.0) for role in of.rate}
+    (got,) = train(problem, network, keys(1), precision="float64", observables=CHEAP)
+    assert_observed(got, dense_path(problem, network, of, "relu", rates), exact_trace=True)
+
+
+def dense_path(problem, network, of, activation, rates):
+    """All observables before each measured step."""
+    with computing("float64"):
+        path = list(descend(problem, stored_weights(network.init(keys(1)[0])), of, activation))
+        rates = {role: jax.tree.map(lambda _: rates[role], path[0][role]) for role in path[0]}  # noqa: B023
+        own = partial(stored_outputs, multiplier=of.multiplier, inputs=problem.inputs, activation=activation)
+        return [densely(problem, path[step], own, rates) for step in problem.steps]
 
 
 def test_same_network_at_step_zero_whatever_the_optimiser():
