@@ -46,8 +46,9 @@ def draw(options: Options) -> None:
     results = options.results or Path("results") / NAME
     runs = {param: read(results / param / "trajectories.nc", recipe(results)) for param in PARAMS}
     configurations = {param: json.loads(run.attrs["configuration"]) for param, run in runs.items()}
+    rest = [{name: value for name, value in c.items() if name not in ("param", "exponents")} for c in configurations.values()]
     for param, configuration in configurations.items():
-        if configuration["param"] != param or configuration | {"param": "mup"} != configurations["mup"]:
+        if configuration["param"] != param or rest[0] != rest[1]:
             raise Refused(f"{results}: mup and ntp differ in more than that; make the results with: {recipe(results)}")
     save(picture(runs, configurations["mup"]), options.out or results / NAME)
 
