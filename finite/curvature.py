@@ -1,8 +1,11 @@
 """Curvature of a finite network, as matrix-vector products on its parameters.
 
-    loss   L(θ) = 1/(2P) Σ_p |f(x_p) − y_p|²,    J = ∂f/∂θ, of size PC × (number of parameters)
-    H = ∇²L = G + R,    G = JᵀJ/P  (Gauss-Newton),    R = Σ_pc r_pc ∇²f_c(x_p),  r = (f − y)/P  (residual part)
-    NTK    JJᵀ/P, of size PC × PC, with the same nonzero eigenvalues as G
+    loss   L(θ) = (1/P) Σ_p ℓ(f(x_p), y_p)  (``limits.losses``),    J = ∂f/∂θ, of size PC × (number of parameters)
+    H = ∇²L = G + R,    G = Jᵀ ℓ'' J/P  (Gauss-Newton),    R = Σ_pc r_pc ∇²f_c(x_p),  r = ℓ'/P  (residual part)
+    NTK    JJᵀ/P, of size PC × PC, for MSE with the same nonzero eigenvalues as G; in general G has those of BᵀJJᵀB/P,
+           BBᵀ = ℓ''
+
+The loss ``of`` is MSE if not given: ℓ = |f − y|²/2, ℓ' = f − y, ℓ'' = 1.
 
 Everything here is *raw*, of the weights that the given functions take; ``finite.train`` gives them in coordinates in which
 it is the rescaled curvature.  Constructors bind network, data and weights, and return ``v → A v``.  Nonlinear functions
@@ -16,35 +19,45 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from finite.networks import Apply, Architecture, LayerFactors, Params, is_layer_factors
+from limits.losses import MSE, Loss
 
 Matvec = Callable[[Params], Params]
 
 
-def loss(apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"]) -> Float[Array, ""]:
-    """1/(2P) Σ_p |f(x_p) − y_p|²: mean over samples, sum over outputs."""
-    return 0.5 * jnp.sum((apply(params, inputs) - targets) ** 2) / len(inputs)
+def loss(
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss = MSE
+) -> Float[Array, ""]:
+    """L(θ): mean over samples, sum over outputs."""
+    return of.mean(apply(params, inputs), targets)
 
 
-def hessian(apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"]) -> Matvec:
+def hessian(
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss = MSE
+) -> Matvec:
     """v → H v: forward over reverse."""
-    return jax.linearize(jax.grad(lambda p: loss(apply, p, inputs, targets)), params)[1]
+    return jax.linearize(jax.grad(lambda p: loss(apply, p, inputs, targets, of)), params)[1]
 
 
-def gauss_newton(apply: Apply, params: Params, inputs: Float[Array, "P D"]) -> Matvec:
-    """v → G v = JᵀJ v/P."""
-    push, pull = _jacobian(apply, params, inputs)
-    return lambda v: pull(push(v) / len(inputs))
+def gauss_newton(apply: Apply, params: Params, inputs: Float[Array, "P D"], of: Loss = MSE) -> Matvec:
+    """v → G v = Jᵀ ℓ'' J v/P."""
+    outputs, push, pull = _jacobian(apply, params, inputs)
+    if of.quadratic:
+        return lambda v: pull(push(v) / len(inputs))
+    curvature = of.curvature(outputs) / len(inputs)
+    return lambda v: pull(jnp.einsum("pcd,pd->pc", curvature, push(v)))
 
 
-def residual(apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"]) -> Matvec:
-    """v → R v: the Hessian of <r, f> with r = (f − y)/P held fixed; its own formula, not H − G."""
-    r = (apply(params, inputs) - targets) / len(inputs)
+def residual(
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss = MSE
+) -> Matvec:
+    """v → R v: the Hessian of <r, f> with r = ℓ'/P held fixed; its own formula, not H − G."""
+    r = of.gradient(apply(params, inputs), targets) / len(inputs)
     return jax.linearize(jax.grad(lambda p: jnp.sum(r * apply(p, inputs))), params)[1]
 
 
 def ntk(apply: Apply, params: Params, inputs: Float[Array, "P D"]) -> Callable[[Array], Array]:
     """u (P, C) → JJᵀ u/P (P, C), without the matrix."""
-    push, pull = _jacobian(apply, params, inputs)
+    _, push, pull = _jacobian(apply, params, inputs)
     return lambda u: push(pull(u)) / len(inputs)
 
 
@@ -64,18 +77,34 @@ def dense_ntk(network: Architecture, params: Params, inputs: Float[Array, "P D"]
     return sum(blocks).reshape(rows, rows) / len(inputs)
 
 
-def gauss_newton_trace(network: Architecture, params: Params, inputs: Float[Array, "P D"]) -> Float[Array, ""]:
-    """tr G = |J|²/P, exactly, in the memory of one backward pass."""
+def dense_gauss_newton(
+    theta: Float[Array, "PC PC"], outputs: Float[Array, "P C"], of: Loss = MSE
+) -> Float[Array, "PC PC"]:
+    """BᵀJJᵀB/P, of the nonzero eigenvalues of G, from the dense NTK and f."""
+    if of.quadratic:
+        return theta
+    P, C = outputs.shape
+    root = of.root(outputs)
+    tensor = jnp.einsum("pce,pcqd,qdf->peqf", root, theta.reshape(P, C, P, C), root, optimize=[(0, 1), (0, 1)])
+    return tensor.reshape(P * C, P * C)
+
+
+def gauss_newton_trace(
+    network: Architecture, params: Params, inputs: Float[Array, "P D"], of: Loss = MSE
+) -> Float[Array, ""]:
+    """tr G = |BᵀJ|²/P, exactly, in the memory of one backward pass."""
+    outputs, _, pull = _jacobian(network.apply, params, inputs)
+    root = None if of.quadratic else of.root(outputs)
     if network.layer_factors is not None:
-        pairs = _layers(network, params, inputs)
+        pairs = ((a, b if root is None else jnp.einsum("pce,...pcn->...pen", root, b))
+                 for a, b in _layers(network, params, inputs))  # fmt: skip
         return sum(jnp.sum(jnp.sum(a**2, axis=-1) * jnp.sum(b**2, axis=(-2, -1))) for a, b in pairs) / len(inputs)
-    _, pull = _jacobian(network.apply, params, inputs)
-    shape = jax.eval_shape(network.apply, params, inputs).shape
 
     def row(index):
-        return squared_norm(pull(jax.nn.one_hot(index, shape[0] * shape[1], dtype=inputs.dtype).reshape(shape)))
+        one = jax.nn.one_hot(index, outputs.size, dtype=inputs.dtype).reshape(outputs.shape)
+        return squared_norm(pull(one if root is None else jnp.einsum("pce,pe->pc", root, one)))
 
-    return jnp.sum(jax.lax.map(row, jnp.arange(shape[0] * shape[1]))) / len(inputs)
+    return jnp.sum(jax.lax.map(row, jnp.arange(outputs.size))) / len(inputs)
 
 
 def trace(
@@ -86,18 +115,19 @@ def trace(
     key: Array,
     *,
     probes: int = 16,
+    of: Loss = MSE,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(tr H, its standard error).  tr G is exact; so is tr R = 0 if the network is layerwise linear.
 
     Otherwise tr R is the mean of zᵀRz over random signs z (Hutchinson 1990), the error its standard error.
     Raises ValueError for fewer than two probes, whose spread nobody knows.
     """
-    exact = gauss_newton_trace(network, params, inputs)
+    exact = gauss_newton_trace(network, params, inputs, of)
     if network.layerwise_linear:
         return exact, jnp.zeros_like(exact)
     if probes < 2:
         raise ValueError(f"{probes} probes: a standard error needs two")
-    matvec = residual(network.apply, params, inputs, targets)
+    matvec = residual(network.apply, params, inputs, targets, of)
 
     def sample(key):
         z = signs_like(key, params)
@@ -108,10 +138,10 @@ def trace(
 
 
 def directional_sharpness(
-    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"]
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss = MSE
 ) -> Float[Array, ""]:
     """gᵀHg/|g|² along g = ∇L; not a number where g = 0."""
-    gradient, matvec = jax.linearize(jax.grad(lambda p: loss(apply, p, inputs, targets)), params)
+    gradient, matvec = jax.linearize(jax.grad(lambda p: loss(apply, p, inputs, targets, of)), params)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(gradient)]))
     direction = jax.tree.map(lambda leaf: leaf / largest, gradient)  # near convergence |g|² underflows; 0/0 is wanted
     return inner(direction, matvec(direction)) / squared_norm(direction)
@@ -140,7 +170,7 @@ def _layers(network, params, inputs) -> list[LayerFactors]:
 
 
 def _jacobian(apply, params, inputs):
-    """(v → J v, u → Jᵀ u)"""
-    _, push = jax.linearize(lambda p: apply(p, inputs), params)
+    """(f, v → J v, u → Jᵀ u)"""
+    outputs, push = jax.linearize(lambda p: apply(p, inputs), params)
     transpose = jax.linear_transpose(push, params)
-    return push, lambda u: transpose(u)[0]
+    return outputs, push, lambda u: transpose(u)[0]

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from finite import curvature
 from finite.descent import Descent, descent
 from finite.networks import Network, Params, by_role, is_layer_factors
+from limits.losses import LOSSES
 from limits.precision import computing
 from limits.problem import Problem
 
@@ -44,6 +45,7 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
     if any(n.architecture is not first.architecture for n in networks):
         raise ValueError("networks of different architectures: measure them one by one")
     architecture, problem = first.architecture, problems[0]
+    program = problem.optimizer, LOSSES[problem.loss], problem.num_steps
     with computing(precision):
         real = partial(jnp.asarray, dtype=jnp.zeros(()).dtype)
         data = real(problem.inputs), real(problem.targets)
@@ -54,22 +56,22 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
         for key in keys:
             drawn = jax.tree.map(real, architecture.init(key))
             readouts = real(jax.random.normal(jax.random.fold_in(key, READOUTS), (first.width, READOUTS), jnp.float32))
-            sizes = _of_each(architecture, problem.optimizer, problem.num_steps, data, stacked, drawn, readouts)
+            sizes = _of_each(architecture, program, data, stacked, drawn, readouts)
             found.append(jax.device_get(sizes))
     return jax.tree.map(lambda *seeds: np.stack(seeds, axis=1).astype(np.float64), *found)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _of_each(architecture, optimizer, num_steps, data, numbers, drawn, readouts):
+@partial(jax.jit, static_argnums=(0, 1))
+def _of_each(architecture, program, data, numbers, drawn, readouts):
     """The sizes in every parametrization, one after the other, from the same N(0, 1) draws."""
-    return jax.lax.map(lambda one: _sizes(architecture, optimizer, num_steps, data, *one, drawn, readouts), numbers)
+    return jax.lax.map(lambda one: _sizes(architecture, program, data, *one, drawn, readouts), numbers)
 
 
-def _sizes(architecture, optimizer, num_steps, data, update: Descent, multiplier, init_std, drawn: Params, readouts: Array):
-    inputs, targets = data
+def _sizes(architecture, program, data, update: Descent, multiplier, init_std, drawn: Params, readouts: Array):
+    (optimizer, loss, num_steps), (inputs, targets) = program, data
     acting_std = {role: multiplier[role] * init_std[role] for role in multiplier}
     start = by_role(acting_std, drawn)
-    slope = jax.grad(lambda params: curvature.loss(architecture.apply, params, inputs, targets))
+    slope = jax.grad(lambda params: curvature.loss(architecture.apply, params, inputs, targets, loss))
     end = _trained(slope, update.optimizer(optimizer), start, num_steps)
     moved, gradient = jax.tree.map(jnp.subtract, end, start), by_role(multiplier, slope(start))
     before, after = architecture.signals(start, inputs), architecture.signals(end, inputs)

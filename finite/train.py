@@ -24,6 +24,7 @@ from jaxtyping import Array
 from finite import curvature, lanczos
 from finite.descent import descent
 from finite.networks import Architecture, Network, Params, acting_through, by_role
+from limits.losses import LOSSES, Loss
 from limits.precision import computing
 from limits.problem import Problem
 from limits.trajectory import MEASURED, Trajectory
@@ -31,7 +32,7 @@ from limits.trajectory import MEASURED, Trajectory
 DENSE_NTK_ROWS = 2000  # up to this PC the NTK is built and decomposed, beyond it Lanczos takes over
 CHECK_EVERY = 8  # products between two tests of convergence, each as dear as several products of a narrow network
 HESSIAN = {"hessian_eigenvalues", "hessian_min"}
-KERNEL = {"gauss_newton_eigenvalues", "ntk_eigenvalues"}  # the same nonzero spectrum
+KERNEL = ("gauss_newton_eigenvalues", "ntk_eigenvalues")  # for MSE the same nonzero spectrum
 HOST_MEMORY = 2 * 2**30  # bytes for the seeds that run side by side, where the device does not tell what it has
 
 
@@ -73,7 +74,7 @@ def train(
     with computing(precision):
         vectorized = jax.default_backend() != "cpu" if vectorized is None else vectorized
         numerics = rtol, max_matvecs, warm_start, probes, vectorized
-        program = _Program(network.architecture, problem.optimizer, tuple(observables), problem.top_k, *numerics)
+        program = _Program(network.architecture, problem.optimizer, problem.loss, tuple(observables), problem.top_k, *numerics)
         _check(problem, network, program, keys, initial)
         chunks = _chunks(len(keys), _side_by_side(problem, network, program, memory))
         trajectories = []
@@ -89,6 +90,7 @@ class _Program(NamedTuple):
 
     architecture: Architecture
     optimizer: str
+    loss: str
     observables: tuple[str, ...]
     top_k: int
     rtol: float
@@ -96,6 +98,10 @@ class _Program(NamedTuple):
     warm_start: bool
     probes: int
     vectorized: bool
+
+    @property
+    def of(self) -> Loss:
+        return LOSSES[self.loss]
 
     def over_seeds(self, function):
         """The function of one seed, for many: batched, or one after the other inside one compiled loop."""
@@ -150,7 +156,7 @@ def _advance(program, update, data, batches, weights, momenta, start, stop):
     def step(t, state):
         params, momentum = state
         batch = data if batches is None else jax.tree.map(lambda rows: rows[batches[t]], data)
-        gradient = jax.grad(lambda p: curvature.loss(apply, p, *batch))(params)
+        gradient = jax.grad(lambda p: curvature.loss(apply, p, *batch, program.of))(params)
         updates, momentum = optimizer.update(gradient, momentum, params)
         return optax.apply_updates(params, updates), momentum
 
@@ -162,7 +168,7 @@ def _measure(program, update, data, weights, starts, keys, index):
     """((values, errors) by observable; the vectors from which the next Lanczos runs start)"""
 
     def measure(params, starts, key):
-        loss = curvature.loss(program.architecture.apply, params, *data)
+        loss = curvature.loss(program.architecture.apply, params, *data, program.of)
         healthy = jnp.isfinite(loss)
         params = jax.tree.map(lambda leaf: jnp.where(healthy, leaf, 0), params)  # no Lanczos run on a diverged network
         rescaled = _coordinates(program.architecture, update, params)
@@ -194,47 +200,61 @@ def _observe(program, network, params, data, starts, key):
         found |= {"hessian_eigenvalues": (values[:top_k], errors[:top_k]), "hessian_min": (values[-1], errors[-1])}
     if "residual" in spectra:
         found["residual_eigenvalues"] = spectra["residual"].values, spectra["residual"].errors
-    if wanted & KERNEL:
-        kernel = _kernel_spectrum(program, network, params, data, spectra.get("kernel"))
-        found |= dict.fromkeys(KERNEL, kernel)
-        params = _after(kernel[0][0], params)
+    for names, values, errors in _kernel_spectra(program, network, params, data, spectra):
+        found |= dict.fromkeys(names, (values, errors))
+        params = _after(values[0], params)
     if "hessian_trace" in wanted:
-        found["hessian_trace"] = curvature.trace(network, params, *data, key, probes=program.probes)
+        found["hessian_trace"] = curvature.trace(network, params, *data, key, probes=program.probes, of=program.of)
         params = _after(found["hessian_trace"][0], params)
     if "directional_sharpness" in wanted:
-        found["directional_sharpness"] = curvature.directional_sharpness(apply, params, *data), None
+        found["directional_sharpness"] = curvature.directional_sharpness(apply, params, *data, program.of), None
     if program.warm_start:
         starts = {name: lanczos.warm_start(key, spectrum.vectors) for name, spectrum in spectra.items()}
     return {name: pair for name, pair in found.items() if name in wanted}, starts
 
 
 def _operators(program, network, params, data):
-    """The Lanczos runs that the wanted observables need, by name: "hessian", "residual", "kernel"."""
-    wanted, inputs, targets = set(program.observables), *data
+    """The Lanczos runs that the wanted observables need, by name: "hessian", "residual", and those of ``_kernels``."""
+    wanted, (inputs, targets), of = set(program.observables), data, program.of
     size, operators = _size(params), {}
     if wanted & HESSIAN:
         top = program.top_k if "hessian_eigenvalues" in wanted else 0
         bottom = int("hessian_min" in wanted and size > top)  # otherwise it is the last of the largest
-        operators["hessian"] = _Operator(lambda: curvature.hessian(network.apply, params, *data), params, top, bottom)
+        operators["hessian"] = _Operator(lambda: curvature.hessian(network.apply, params, *data, of), params, top, bottom)
     if "residual_eigenvalues" in wanted:
-        operators["residual"] = _Operator(lambda: curvature.residual(network.apply, params, *data), params, 1, 1)
-    if wanted & KERNEL and targets.size > DENSE_NTK_ROWS:  # in the smaller of the two spaces
-        of_outputs = targets.size <= size
-        matvec, like = (curvature.ntk, targets) if of_outputs else (curvature.gauss_newton, params)
+        operators["residual"] = _Operator(lambda: curvature.residual(network.apply, params, *data, of), params, 1, 1)
+    if targets.size > DENSE_NTK_ROWS:
         top = min(program.top_k, targets.size)
-        operators["kernel"] = _Operator(lambda: matvec(network.apply, params, inputs), like, top, 0)
+        of_outputs = targets.size <= size  # JJᵀ and JᵀJ: in the smaller of the two spaces
+        kernel = (curvature.ntk, targets) if of_outputs else (curvature.gauss_newton, params)
+        for name in _kernels(program):
+            matvec, like = kernel if name == "ntk" else (partial(curvature.gauss_newton, of=of), params)
+            operators[name] = _Operator(partial(matvec, network.apply, params, inputs), like, top, 0)
     return operators
 
 
-def _kernel_spectrum(program, network, params, data, spectrum):
-    """The top_k eigenvalues of the NTK, which are those of G; zeros beyond its PC rows.  Errors None if dense."""
-    if spectrum is None:
-        theta = curvature.dense_ntk(network, params, data[0])
-        values, errors = jnp.linalg.eigvalsh(theta)[::-1][: program.top_k], None
-    else:
-        values, errors = spectrum.values, spectrum.errors
-    missing = (0, program.top_k - len(values))
-    return jnp.pad(values, missing), None if errors is None else jnp.pad(errors, missing)
+def _kernels(program):
+    """The spectra needed, each with the observables that it is: "ntk" and, where it differs, "gauss_newton"."""
+    wanted = [name for name in KERNEL if name in program.observables]
+    if program.of.quadratic:
+        return {"ntk": wanted} if wanted else {}
+    return {name.removesuffix("_eigenvalues"): [name] for name in wanted}
+
+
+def _kernel_spectra(program, network, params, data, spectra):
+    """(observables, top_k eigenvalues, errors or None if dense) of the NTK and of G; zeros beyond their PC rows."""
+    kernels = _kernels(program)
+    dense = kernels and not kernels.keys() & spectra.keys()
+    theta = curvature.dense_ntk(network, params, data[0]) if dense else None
+    for name, observables in kernels.items():
+        if dense:
+            matrix = theta if name == "ntk" else curvature.dense_gauss_newton(theta, network.apply(params, data[0]), program.of)
+            values, errors = jnp.linalg.eigvalsh(matrix)[::-1][: program.top_k], None
+            theta = _after(values[0], theta)
+        else:
+            values, errors = spectra[name].values, spectra[name].errors
+        missing = (0, program.top_k - len(values))
+        yield observables, jnp.pad(values, missing), None if errors is None else jnp.pad(errors, missing)
 
 
 def _after(result, params):

@@ -31,6 +31,11 @@ class Loss:
     curvature: Callable[[Outputs], Float[Array, "*samples C C"]]
     root: Callable[[Outputs], Float[Array, "*samples C C"]]
 
+    @property
+    def quadratic(self) -> bool:
+        """Whether ∂²ℓ/∂f² = 1 for every output: then G = JᵀJ/P has the nonzero eigenvalues of the NTK."""
+        return self.name == "mse"
+
     def mean(self, outputs: Outputs, targets: Outputs) -> Float[Array, ""]:
         """L: the mean over all samples."""
         return jnp.mean(self.value(outputs, targets))
@@ -59,6 +64,8 @@ LOSSES = {
              lambda f, y: jax.nn.softmax(f) - y, _softmax_curvature, _softmax_root),
     )
 }  # fmt: skip
+
+MSE = LOSSES["mse"]
 
 
 def check(name: str, targets: Float[np.ndarray, "P C"]) -> None:

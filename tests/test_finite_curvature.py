@@ -14,6 +14,7 @@ from finite.networks import is_layer_factors
 from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
 from limits import neural_tangents_compat
+from limits.losses import LOSSES
 from limits.precision import PRECISIONS, computing
 from limits.problem import Problem
 
@@ -25,6 +26,10 @@ CASES = {
     "residual-relu": lambda problem: resmlp(problem, N, 3, "relu"),
     "residual-blocks-of-2-tanh": lambda problem: resmlp(problem, N, 2, "tanh", block_size=2),
 }
+SAMPLE_LOSSES = {
+    "mse": lambda f, y: 0.5 * jnp.sum((f - y) ** 2),
+    "cross_entropy": lambda f, y: -jnp.sum(y * jnp.log(jnp.exp(f) / jnp.sum(jnp.exp(f)))),
+}
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 
 
@@ -35,11 +40,17 @@ def _float64():
 
 
 class Dense:
-    """A small network, with J (PC, n) from jacrev, H from ``jax.hessian``, and G and R from those two."""
+    """A small network, with J (PC, n) from jacrev, H from ``jax.hessian``, G from J, and R from second derivatives of f.
 
-    def __init__(self, build, seed=0):
+    ``loss``: each with a formula of its own, and with ∂²ℓ/∂f² by automatic differentiation of it.
+    """
+
+    def __init__(self, build, seed=0, loss="mse"):
         rng = np.random.default_rng(seed)
         self.inputs, self.targets = (jnp.asarray(rng.normal(size=(P, n))) for n in (D, C))
+        self.of, self.sample_loss = LOSSES[loss], SAMPLE_LOSSES[loss]
+        if loss == "cross_entropy":
+            self.targets = jax.nn.softmax(self.targets)  # any probability vector
         problem = Problem(np.asarray(self.inputs), np.asarray(self.targets), richness=0.8)
         self.network = build(problem)
         params = self.network.init(jax.random.key(seed))
@@ -47,15 +58,20 @@ class Dense:
         self.flat, self.unravel = ravel_pytree(self.params)
         self.jacobian = jax.jit(jax.jacrev(self.outputs))(self.flat)
         self.hessian = jax.jit(jax.hessian(self.loss))(self.flat)
-        self.gauss_newton = self.jacobian.T @ self.jacobian / P
+        f = self.outputs(self.flat)
+        self.output_hessian = jax.hessian(self.of_outputs)(f)  # (PC, PC), 1/P included
+        self.gauss_newton = self.jacobian.T @ self.output_hessian @ self.jacobian
         second = jax.jit(jax.jacfwd(jax.jacrev(self.outputs)))(self.flat)  # (PC, n, n)
-        self.residual = jnp.tensordot((self.outputs(self.flat) - self.targets.ravel()) / P, second, 1)
+        self.residual = jnp.tensordot(jax.grad(self.of_outputs)(f), second, 1)
 
     def outputs(self, flat):
         return self.network.apply(self.unravel(flat), self.inputs).ravel()
 
+    def of_outputs(self, outputs):
+        return sum(self.sample_loss(f, y) for f, y in zip(outputs.reshape(P, C), self.targets, strict=True)) / P
+
     def loss(self, flat):
-        return jnp.mean(0.5 * jnp.sum((self.outputs(flat).reshape(P, C) - self.targets) ** 2, axis=1))
+        return self.of_outputs(self.outputs(flat))
 
     @property
     def bound(self):
@@ -66,28 +82,42 @@ class Dense:
         return jax.jit(jax.vmap(lambda v: ravel_pytree(matvec(self.unravel(v)))[0]))(jnp.eye(len(self.flat))).T
 
 
-@pytest.fixture(scope="module", params=CASES)
+LOSSY = [*((case, "mse") for case in CASES), *((case, "cross_entropy") for case in list(CASES)[1:4])]
+
+
+@pytest.fixture(scope="module", params=LOSSY, ids="-".join)
 def dense(request):
+    case, loss = request.param
     with computing("float64"):
-        return Dense(CASES[request.param])
+        return Dense(CASES[case], loss=loss)
 
 
 def test_loss(dense):
-    np.testing.assert_allclose(curvature.loss(*dense.bound, dense.targets), dense.loss(dense.flat), **TOLERANCE)
+    got = curvature.loss(*dense.bound, dense.targets, dense.of)
+    np.testing.assert_allclose(got, dense.loss(dense.flat), **TOLERANCE)
 
 
 def test_hessian(dense):
     np.testing.assert_allclose(
-        dense.columns(curvature.hessian(*dense.bound, dense.targets)), dense.hessian, **TOLERANCE
+        dense.columns(curvature.hessian(*dense.bound, dense.targets, dense.of)), dense.hessian, **TOLERANCE
     )
 
 
 def test_gauss_newton(dense):
-    np.testing.assert_allclose(dense.columns(curvature.gauss_newton(*dense.bound)), dense.gauss_newton, **TOLERANCE)
+    columns = dense.columns(curvature.gauss_newton(*dense.bound, dense.of))
+    np.testing.assert_allclose(columns, dense.gauss_newton, **TOLERANCE)
+
+
+def test_gauss_newton_from_the_ntk(dense):
+    """The nonzero eigenvalues of G are those of the dense NTK between roots of ℓ''."""
+    f = dense.outputs(dense.flat).reshape(P, C)
+    matrix = curvature.dense_gauss_newton(curvature.dense_ntk(dense.network, *dense.bound[1:]), f, dense.of)
+    expected = jnp.linalg.eigvalsh(dense.gauss_newton)[::-1][: P * C]
+    np.testing.assert_allclose(jnp.linalg.eigvalsh(matrix)[::-1][: len(expected)], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_residual(dense):
-    matrix = dense.columns(curvature.residual(*dense.bound, dense.targets))
+    matrix = dense.columns(curvature.residual(*dense.bound, dense.targets, dense.of))
     np.testing.assert_allclose(matrix, dense.residual, **TOLERANCE)
     np.testing.assert_allclose(matrix + dense.gauss_newton, dense.hessian, **TOLERANCE)
 
@@ -128,12 +158,12 @@ def test_neural_tangents_agrees(dense):
 def test_gauss_newton_trace_is_exact(dense):
     for network in (dense.network, replace(dense.network, layer_factors=None)):
         np.testing.assert_allclose(
-            curvature.gauss_newton_trace(network, *dense.bound[1:]), jnp.trace(dense.gauss_newton), **TOLERANCE
+            curvature.gauss_newton_trace(network, *dense.bound[1:], dense.of), jnp.trace(dense.gauss_newton), **TOLERANCE
         )
 
 
 def test_hessian_trace(dense):
-    estimate = jax.jit(partial(curvature.trace, dense.network, probes=200))
+    estimate = jax.jit(partial(curvature.trace, dense.network, probes=200, of=dense.of))
     value, error = estimate(*dense.bound[1:], dense.targets, jax.random.key(0))
     if dense.network.layerwise_linear:
         assert error == 0
@@ -148,7 +178,8 @@ def test_hessian_trace(dense):
 def test_directional_sharpness(dense):
     gradient = jax.grad(dense.loss)(dense.flat)
     expected = gradient @ dense.hessian @ gradient / (gradient @ gradient)
-    np.testing.assert_allclose(curvature.directional_sharpness(*dense.bound, dense.targets), expected, **TOLERANCE)
+    got = curvature.directional_sharpness(*dense.bound, dense.targets, dense.of)
+    np.testing.assert_allclose(got, expected, **TOLERANCE)
 
 
 def test_directional_sharpness_of_a_tiny_gradient():
