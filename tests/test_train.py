@@ -32,6 +32,8 @@ LINEAR, TANH = (1, "linear"), (2, "tanh")
 def a_problem(num_samples=6, num_inputs=3, num_outputs=2, **changes):
     rng = np.random.default_rng(0)
     inputs, targets = rng.normal(size=(num_samples, num_inputs)), rng.normal(size=(num_samples, num_outputs))
+    if changes.get("loss") == "cross_entropy":
+        targets = np.eye(num_outputs)[targets.argmax(axis=1)]
     return Problem(inputs, targets, **({"num_steps": 6, "learning_rate": 0.3, "richness": 0.7, "top_k": 2} | changes))
 
 
@@ -65,7 +67,10 @@ def written_out(problem, weights, activation):
         for w in weights[:-1]:
             before.append(signals[-1] @ w)
             signals.append(phi(before[-1]) / np.sqrt(width))
-        back = (signals[-1] @ weights[-1] / gamma - problem.targets[rows]) / len(rows) / gamma
+        f = signals[-1] @ weights[-1] / gamma
+        if problem.loss == "cross_entropy":
+            f = np.exp(f) / np.exp(f).sum(axis=1, keepdims=True)
+        back = (f - problem.targets[rows]) / len(rows) / gamma
         gradients = [signals[-1].T @ back]
         for l in range(len(before) - 1, -1, -1):
             back = back @ weights[l + 1].T / np.sqrt(width) * slope(before[l])
@@ -91,12 +96,18 @@ def densely(problem, weights, own_outputs, rates):
     def f(flat):
         return own_outputs(unravel(flat)).ravel()
 
+    def of_outputs(f):
+        if problem.loss == "cross_entropy":
+            p = jax.nn.softmax(f.reshape(problem.targets.shape)).ravel()
+            return -jnp.sum(problem.targets.ravel() * jnp.log(p)) / problem.num_samples
+        return jnp.sum((f - problem.targets.ravel()) ** 2) / (2 * problem.num_samples)
+
     def loss(flat):
-        return jnp.sum((f(flat) - problem.targets.ravel()) ** 2) / (2 * problem.num_samples)
+        return of_outputs(f(flat))
 
     jacobian, hessian, g = jax.jacfwd(f)(flat) * root, jax.hessian(loss)(flat), jax.grad(loss)(flat) * root
     hessian = root[:, None] * hessian * root
-    gauss_newton = jacobian.T @ jacobian / problem.num_samples
+    gauss_newton = jacobian.T @ jax.hessian(of_outputs)(f(flat)) @ jacobian
     h, gn, r = (np.linalg.eigvalsh(m)[::-1] for m in (hessian, gauss_newton, hessian - gauss_newton))
     ntk = np.linalg.eigvalsh(jacobian @ jacobian.T / problem.num_samples)[::-1]
     k = problem.top_k
@@ -139,9 +150,9 @@ def test_loss_is_that_of_the_loop_written_out(architecture, parametrization):
         np.testing.assert_allclose(trajectory["loss"], expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("architecture", [LINEAR, TANH], ids=str)
-def test_observables_are_those_of_dense_matrices(architecture):
-    problem = everything(num_steps=4, measure_every=2)
+@pytest.mark.parametrize(("architecture", "loss"), [(LINEAR, "mse"), (TANH, "mse"), (TANH, "cross_entropy")], ids=str)
+def test_observables_are_those_of_dense_matrices(architecture, loss):
+    problem = everything(num_steps=4, measure_every=2, loss=loss)
     network = mlp(problem, WIDTH, *architecture)
     (got,) = train(problem, network, keys(1), precision="float64", **PRECISE)
     assert set(got.observables) == set(MEASURED)
