@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,9 +24,9 @@ import tyro
 import xarray as xr
 
 from comparisons import cases, command_line, plots, rates, records, runs, super_consistency
+from finite.networks.build import build
 from finite.train import train
-from limits import Problem, Trajectory, fluctuations
-from limits.parametrization import output_exponent
+from limits import Problem, Trajectory, fluctuations, limit
 from limits.precision import one_lapack_thread
 from limits.trajectory import MEASURED
 
@@ -40,9 +40,9 @@ TOLERANCES = {"float32": (3e-6, 1e-3), "float64": (1e-12, 1e-3)}  # the tightest
 class Options(runs.DataOptions):
     """Train networks of growing width, integrate their infinite-width limit, and fit how fast they approach it."""
 
-    model: Literal["linear2", "mlp", "resmlp"] = "linear2"
-    """linear2: two-layer linear network, exact limit. mlp: --depth hidden layers, in ntp with its kernel limit. resmlp:
-    --depth residual blocks. Where no limit is known, the largest width stands for it."""
+    model: str = "linear2"
+    """linear2, linear3, ...: so many weight matrices, exact limit. mlp2, mlp3, ...: an activation between them. mlp: --depth
+    hidden layers. resmlp: --depth residual blocks."""
     param: str = "mup"
     """Parametrization: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for resmlp depth_mup and
     alpha1; or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
@@ -67,11 +67,12 @@ class Options(runs.DataOptions):
     depth: int = 2
     """Hidden layers of mlp, blocks of resmlp."""
     activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
-    """Activation of mlp and resmlp."""
+    """Activation of all models but linear...."""
     precision: Literal["float32", "float64"] = "float32"
     """Of the networks; the limit is always float64."""
     reference: Literal["theory", "largest-width"] | None = None
-    """What is subtracted: the limit (default where it is known), or the largest network (the paper's way; biased)."""
+    """What is subtracted: the limit (default where it is known; from an observable that it leaves open, the largest
+    network), or from all the largest network (the paper's way; biased)."""
     top_k: int = 3
     """How many leading eigenvalues are followed."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -80,43 +81,54 @@ class Options(runs.DataOptions):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one run compares: the problem, the case, and what theory says (None where there is none)."""
+    """What one run compares: a problem, and with what ("theory" or "largest-width")."""
 
     options: Options
     problem: Problem
-    case: cases.Case
-    theory: cases.Theory | None
     reference: str
     config: dict
+
+    @property
+    def limit_is_known(self) -> bool:
+        return cases.limit_is_known(self.problem)
+
+    @property
+    def model(self) -> str:
+        """Its name, with what the name does not say."""
+        network, name = self.problem.network, self.options.model
+        activation = "" if name.startswith("linear") else f" {network.activation}"
+        return f"{name} L = {network.depth}{activation}" if name in ("mlp", "resmlp") else f"{name}{activation}"
 
     @property
     def title(self) -> str:
         o, p = self.options, self.problem
         batch = "" if o.batch_size is None else f", batch {o.batch_size}"
-        return (f"{o.model}, {o.param}, {o.data}, P = {p.num_samples}, D = {p.num_inputs}, C = {p.num_outputs}, "
+        loss = "" if o.loss == "mse" else ", cross-entropy"
+        return (f"{self.model}, {o.param}, {o.data}{loss}, P = {p.num_samples}, D = {p.num_inputs}, C = {p.num_outputs}, "
                 f"η0 = {o.learning_rate:g}, γ0 = {o.richness:g}{batch}, {o.seeds} seeds")  # fmt: skip
 
 
 def compare(options: Options) -> list[rates.Rate]:
     """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
     comparison = prepare(options)
+    problem = comparison.problem
     if runs.slug(options.param) != options.param:  # one of the user's own
-        print(cases.regime(comparison.case, comparison.problem.parametrization), flush=True)
+        print(cases.regime(problem), flush=True)
     folder = runs.folder(options.out, f"{options.model}-{runs.slug(options.param)}", comparison.config)
     with records.claim(folder, comparison.config, PROGRAM) as store, one_lapack_thread():
-        theory, problem = comparison.theory, comparison.problem
-        limit = theory.solve(problem) if theory else None
-        # Compiling takes one core, and so do small networks on a CPU: two things at a time, the prediction first, then the
+        # Compiling takes one core, and so do small networks on a CPU: two things at a time, the theory first, then the
         # widest networks, which take longest.  An accelerator is kept for one.
         pool = ThreadPoolExecutor(2 if jax.default_backend() == "cpu" else 1)
         try:
-            prediction = pool.submit(lambda: theory.predict(problem) if theory else None)
-            with runs.Progress(options.widths, "networks") as progress:
-                dataset = _networks(comparison, store, prediction, limit, pool, progress)
+            known = comparison.limit_is_known
+            prediction = pool.submit(lambda: limit.predict(problem) if known else None)
+            with runs.Progress([*(["limit"] if known else []), *options.widths], "networks") as progress:
+                typical = _limit(comparison, store, progress.report("limit")) if known else None
+                dataset = _networks(comparison, store, prediction, typical, pool, progress)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         prediction = prediction.result()
-        after = _unstable_after(problem, dataset, limit)
+        after = _unstable_after(problem, dataset)
         measured = rates.measure_rates(dataset, comparison.reference, prediction, after)
         grown = super_consistency.measure_growth(dataset, comparison.reference, prediction, after)
         records.write_json([rate.record() for rate in measured], folder / "rates.json")
@@ -132,38 +144,45 @@ def prepare(options: Options) -> Comparison:
     widths = options.widths
     if len(set(widths)) < len(widths) or any(width < 1 for width in widths):
         raise ValueError(f"widths {_listed(widths)}: wanted different numbers, each at least 1")
-    case = cases.case(options.model, options.depth, options.activation)
-    given = case.scaling(options.param)
-    theory = case.theory(given)
-    reference = options.reference or ("theory" if theory else "largest-width")
-    if reference == "theory" and theory is None:
-        raise ValueError(f"no limit is known for {options.model} in {given.name}: take --reference largest-width")
-    fewest = 3 if reference == "theory" else 4
-    if len(widths) < fewest:
-        raise ValueError(f"{len(widths)} widths: a fit against {reference} needs at least {fewest}")
     runs.check_seeds(options.seeds, options.seed)
     inputs, targets = options.load()
     batches = runs.batches(options.seed, len(inputs), options.batch_size, options.steps)
     problem = Problem(
-        inputs=inputs, targets=targets, parametrization=given, learning_rate=options.learning_rate,
-        richness=options.richness, num_steps=options.steps, measure_every=options.measure_every,
-        momentum=options.momentum, weight_decay=options.weight_decay, batches=batches, top_k=options.top_k,
+        inputs=inputs, targets=targets, parametrization=options.param, model=options.model, activation=options.activation,
+        depth=options.depth, loss=options.loss, learning_rate=options.learning_rate, richness=options.richness,
+        num_steps=options.steps, measure_every=options.measure_every, momentum=options.momentum,
+        weight_decay=options.weight_decay, batches=batches, top_k=options.top_k,
     )  # fmt: skip
+    problem = replace(problem, parametrization=problem.scaling())  # a file is read once
+    known = cases.limit_is_known(problem)
+    reference = options.reference or ("theory" if known else "largest-width")
+    if reference == "theory" and not known:
+        raise ValueError(f"no limit is known for {options.model} in {problem.scaling().name}: take --reference largest-width")
+    fewest = 3 if reference == "theory" else 4
+    if len(widths) < fewest:
+        raise ValueError(f"{len(widths)} widths: a fit against {reference} needs at least {fewest}")
     smallest = min(widths) * (problem.num_inputs + problem.num_outputs)
     if options.top_k > smallest:
         raise ValueError(f"top-k {options.top_k}: a network of width {min(widths)} has only {smallest} parameters")
-    settings = {"reference": reference, "exponents": str(given)}
+    settings = {"reference": reference, "exponents": str(problem.scaling())}
     config = runs.config(options, problem.inputs, problem.targets) | settings
-    return Comparison(options, problem, case, theory, reference, config)
+    return Comparison(options, problem, reference, config)
 
 
-def _networks(comparison, store, prediction, limit, pool, progress) -> xr.Dataset:
+def _limit(comparison, store, report) -> Trajectory:
+    """The limit, read where it is there and whole, else integrated."""
+    kept = store.kept("limit", lambda: records.from_trajectories({0: [limit.solve(comparison.problem)]}))
+    report(1.0)
+    return records.to_trajectories(kept)[0][0]
+
+
+def _networks(comparison, store, prediction, typical, pool, progress) -> xr.Dataset:
     """Every width, read where it is there and whole, else trained; then all in one file."""
     widths = sorted(comparison.options.widths)
 
     def ensure(width):
         report = progress.report(width)
-        store.kept(str(width), lambda: _cell(comparison, width, prediction, limit, report))
+        store.kept(str(width), lambda: _cell(comparison, width, prediction, typical, report))
         report(1.0)
 
     for done in [pool.submit(ensure, width) for width in reversed(widths)]:
@@ -171,31 +190,25 @@ def _networks(comparison, store, prediction, limit, pool, progress) -> xr.Datase
     return store.finish(str(width) for width in widths)
 
 
-def _cell(comparison, width, prediction, limit, report: Callable[[float], None]) -> xr.Dataset:
+def _cell(comparison, width, prediction, typical, report: Callable[[float], None]) -> xr.Dataset:
     """All networks of one width, measured, and their deviations from the limit."""
-    options, problem, theory = comparison.options, comparison.problem, comparison.theory
-    network = comparison.case.network(problem, width)
-    keys = cases.keys(options.seed, width, options.seeds)
+    options, problem = comparison.options, comparison.problem
+    network, keys = build(problem, width), cases.keys(options.seed, width, options.seeds)
     started = time.perf_counter()
-    observables = tuple(limit.observables) if theory else MEASURED
-    trained = train(problem, network, keys, precision=options.precision, progress=report, observables=observables,
-                    rtol=tolerance(options),
-                    max_matvecs=comparison.case.max_matvecs(problem))  # fmt: skip
+    trained = train(problem, network, keys, precision=options.precision, progress=report, observables=MEASURED,
+                    rtol=tolerance(options), max_matvecs=cases.max_matvecs(problem))  # fmt: skip
     dataset = records.from_trajectories({width: trained})
     dataset["seconds"] = ("width", [time.perf_counter() - started])
-    if theory:
-        starts = [theory.start(problem, network, network.init(key)) for key in keys]
-        one_limit = output_exponent(problem.scaling()) > 0  # in NTP each network has its own
-        matched = [limit if one_limit else theory.match(problem, width, start) for start in starts]
-        pairs = zip(trained, matched, strict=True)
-        differences = [Trajectory(t.steps, {n: t[n] - m[n] for n in t.observables}) for t, m in pairs]
+    if typical:
+        pairs = zip(trained, cases.matching_limits(problem, width, keys, typical), strict=True)
+        differences = [Trajectory(t.steps, {n: t[n] - m[n] for n in m.observables}) for t, m in pairs]
         dataset = dataset.merge(_suffixed({width: differences}, "deviation"))
         law = prediction.result()
         if law is not None and law.sensitivity is not None:
-            first = [law.first_order(start) for start in starts]
-            linear = [Trajectory(problem.steps, {n: f[n] for n in limit.observables}) for f in first]
+            first = [law.first_order(cases.initial_gram(network, key)) for key in keys]
+            linear = [Trajectory(problem.steps, {n: f[n] for n in typical.observables}) for f in first]
             dataset = dataset.merge(_suffixed({width: linear}, "first_order"))
-        dataset = dataset.merge(_suffixed({width: [limit]}, "limit").isel(width=0, seed=0, drop=True))
+        dataset = dataset.merge(_suffixed({width: [typical]}, "limit").isel(width=0, seed=0, drop=True))
     return dataset.assign_attrs(epsilon=EPSILON[options.precision], configuration=json.dumps(comparison.config))
 
 
@@ -209,12 +222,12 @@ def tolerance(options: Options) -> float:
     return float(np.clip(RESOLVE / max(options.widths), *TOLERANCES[options.precision]))
 
 
-def _unstable_after(problem, dataset, limit):
-    """The step at which the limit (or, without one, the mean of the largest width) crosses the edge of stability."""
-    if limit is None:
-        widest = dataset["hessian_eigenvalues"].isel(width=-1).mean("seed").values
-        limit = Trajectory(problem.steps, {"hessian_eigenvalues": widest})
-    return fluctuations.edge_crossing(problem, limit)
+def _unstable_after(problem, dataset):
+    """The step at which the limit (or, where it leaves that open, the mean of the largest width) crosses the edge."""
+    values = rates.limit_component(dataset, "sharpness", {"rank": 1})
+    if values is None:
+        values = dataset["hessian_eigenvalues"].sel(rank=1).isel(width=-1).mean("seed")
+    return fluctuations.edge_crossing(problem, Trajectory(problem.steps, {"hessian_eigenvalues": values.values[:, None]}))
 
 
 def _draw(comparison, dataset, measured, grown, folder):

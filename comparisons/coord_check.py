@@ -34,6 +34,7 @@ from scipy.stats import t as student_t
 from comparisons import cases, command_line, plots, records, runs
 from finite import sizes as measured_sizes
 from finite.data import Data
+from finite.networks.build import build
 from limits import Problem, regimes
 
 PROGRAM = "python -m comparisons.coord_check"
@@ -87,10 +88,10 @@ class Options(runs.DataOptions):
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/coord_check-MODEL-DIGEST, one folder per set of options."""
 
-    def load(self) -> Data:
-        """Inputs (P, D) and targets (P, C)."""
+    def loaded(self) -> Data:
+        """As the data has them; "probe" is made here."""
         if self.data != "probe":
-            return super().load()
+            return super().loaded()
         rng = np.random.default_rng(self.seed)
         directions = rng.normal(size=(8, 2))
         on_circle = np.sqrt(2) * directions / np.linalg.norm(directions, axis=1, keepdims=True)
@@ -149,8 +150,13 @@ class Job:
     targets: np.ndarray
     config: dict
 
-    def case(self, depth: int) -> cases.Case:
-        return cases.case(self.options.model, depth, self.options.activation, self.options.block_size)
+    def problem(self, param: str, optimizer: str, depth: int) -> Problem:
+        o = self.options
+        problem = Problem(
+            self.inputs, self.targets, param, optimizer, model=o.model, activation=o.activation, depth=depth,
+            block_size=o.block_size, loss=o.loss, learning_rate=o.learning_rate, num_steps=o.steps,
+        )  # fmt: skip
+        return replace(problem, parametrization=problem.scaling())  # a file is read once
 
 
 def check(options: Options) -> list[Check]:
@@ -194,12 +200,8 @@ def prepare(options: Options) -> Job:
 
 def classified(job: Job) -> str:
     """What the derivation says of every parametrization before anything runs."""
-    lines = []
-    for sweep in job.sweeps:
-        for param in job.params:
-            case = job.case(sweep.depths[0])
-            lines.append(cases.regime(case, case.scaling(param, sweep.optimizer)))
-    return "\n".join(dict.fromkeys(lines))
+    problems = (job.problem(param, sweep.optimizer, sweep.depths[0]) for sweep in job.sweeps for param in job.params)
+    return "\n".join(dict.fromkeys(cases.regime(problem) for problem in problems))
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------
@@ -225,18 +227,15 @@ def _measured(job: Job, store: records.Store) -> dict[tuple[str, int, int], xr.D
 
 
 def _problems(job: Job, optimizer: str, depth: int) -> list[Problem]:
-    o = job.options
-    return [Problem(job.inputs, job.targets, job.case(depth).scaling(param, optimizer), optimizer,
-                    learning_rate=o.learning_rate, num_steps=o.steps) for param in job.params]  # fmt: skip
+    return [job.problem(param, optimizer, depth) for param in job.params]
 
 
 def _cell(job: Job, optimizer: str, width: int, depth: int) -> xr.Dataset:
     """size (param, entry, seed) of the networks of one width and depth; an entry is a quantity of a layer."""
     o, started = job.options, time.perf_counter()
-    case = job.case(depth)
     problems = _problems(job, optimizer, depth)
     keys = cases.keys(o.seed, 1000 * width + depth, o.seeds * max(1, min(MORE_SEEDS, max(o.widths) // width)))
-    found = measured_sizes.measure(problems, [case.network(p, width) for p in problems], keys, o.precision)
+    found = measured_sizes.measure(problems, [build(p, width) for p in problems], keys, o.precision)
     entries = [(quantity, layer) for quantity, of_layers in found.items() for layer in of_layers]
     values = np.stack([found[quantity][layer] for quantity, layer in entries], axis=1)
     described = {"long_name": "root mean square", "units": "1", "definition": "finite/sizes.py"}
@@ -253,8 +252,8 @@ def _cell(job: Job, optimizer: str, width: int, depth: int) -> xr.Dataset:
 def checked(job: Job, sweep: Sweep, cells: Sequence[xr.Dataset]) -> Iterator[Check]:
     """One check per parametrization, quantity and layer; a layer that not all networks have is left out."""
     for param in job.params:
-        case = job.case(sweep.depths[0])
-        derived = regimes.predicted(case.derived(case.scaling(param, sweep.optimizer)), job.options.steps)
+        problem = job.problem(param, sweep.optimizer, sweep.depths[0])
+        derived = regimes.predicted(cases.derived(problem), job.options.steps)
         for quantity, layer in _entries(cells[0]):
             sizes = [_values(cell, param, quantity, layer) for cell in cells]
             wanted = float(getattr(derived[quantity][layer], sweep.letter))

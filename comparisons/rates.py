@@ -75,10 +75,15 @@ def variable(name: str) -> str:
     return "hessian_eigenvalues" if name == "sharpness" else name
 
 
+def reference_of(dataset: xr.Dataset, name: str, reference: str) -> str:
+    """What is subtracted from an observable: where the limit leaves it open, the largest width stands for it."""
+    return reference if f"{variable(name)}_deviation" in dataset else "largest-width"
+
+
 def deviations(dataset: xr.Dataset, name: str, selection: dict, reference: str, kind: str) -> xr.DataArray:
     """(width, seed, step): what is called the error of one component."""
     stored = variable(name)
-    if reference == "largest-width":
+    if reference_of(dataset, name, reference) == "largest-width":
         values = dataset[stored].sel(selection)
         return values.isel(width=slice(None, -1)) - values.isel(width=-1, drop=True)
     values = dataset[f"{stored}_deviation"].sel(selection)
@@ -88,7 +93,7 @@ def deviations(dataset: xr.Dataset, name: str, selection: dict, reference: str, 
 
 
 def noise_floor(dataset: xr.Dataset, name: str, selection: dict) -> xr.DataArray:
-    """(width, step): what measuring and rounding leave undecided, root mean square over seeds.
+    """(width, step): what measuring, rounding and the limit's own error leave undecided, root mean square over seeds.
 
     Rounding: curvature is known to a few ε of the operator's norm, a loss ½r² to a few ε of r times the first r.
     """
@@ -99,8 +104,9 @@ def noise_floor(dataset: xr.Dataset, name: str, selection: dict) -> xr.DataArray
         rounding = epsilon * np.sqrt(loss * loss.isel(step=0, drop=True))
     else:
         rounding = epsilon * abs(dataset["hessian_eigenvalues"].sel(rank=1, drop=True))
-    measured = dataset[f"{stored}_error"].sel(selection) if f"{stored}_error" in dataset else 0.0
-    return np.sqrt((rounding**2 + measured**2).mean("seed")).transpose("width", "step").reset_coords(drop=True)
+    measured, of_limit = (dataset[error].sel(selection) if error in dataset else 0.0
+                          for error in (f"{stored}_error", f"{stored}_error_limit"))  # fmt: skip
+    return np.sqrt((rounding**2 + measured**2 + of_limit**2).mean("seed")).transpose("width", "step").reset_coords(drop=True)
 
 
 def measure_rates(
@@ -109,14 +115,14 @@ def measure_rates(
     """Every rate of a comparison.  ``unstable_after``: the step at which the limit crosses the edge of stability, or None."""
     rates = []
     for name, rank, selection in components(dataset):
-        floor = noise_floor(dataset, name, selection)
+        floor, used = noise_floor(dataset, name, selection), reference_of(dataset, name, reference)
         for kind in KINDS:
             errors = deviations(dataset, name, selection, reference, kind)
             for index, step in enumerate(int(s) for s in dataset.step.values):
                 predicted = _predicted(prediction, name, selection, kind, index)
                 unstable = unstable_after is not None and step > unstable_after
                 laws = _fits(errors.isel(step=index), floor.isel(step=index), kind, predicted[0], unstable)
-                rates.append(_rate((name, rank, step, kind, reference), laws, predicted, prediction))
+                rates.append(_rate((name, rank, step, kind, used), laws, predicted))
     return rates
 
 
@@ -126,7 +132,7 @@ def _fits(errors, floor, kind, held, unstable) -> tuple[PowerLaw, PowerLaw]:
     if np.isfinite(values).all() and unstable:
         return (refused("past the edge of stability"),) * 2
     if len(errors.width) < FEWEST_WIDTHS:
-        raise ValueError(f"{len(errors.width)} widths below the largest: a fit needs {FEWEST_WIDTHS}")
+        return (refused(f"fewer than {FEWEST_WIDTHS} widths below the largest"),) * 2
     options = {"kind": kind, "noise_floor": floor.sel(width=errors.width).values}
     return fit(errors.width.values, values, **options), fit(errors.width.values, values, exponent=held, **options)
 
@@ -134,7 +140,7 @@ def _fits(errors, floor, kind, held, unstable) -> tuple[PowerLaw, PowerLaw]:
 def _predicted(prediction, name, selection, kind, index) -> tuple[float, float]:
     """(exponent, prefactor ≥ 0), the prefactor NaN where nothing is predicted."""
     usual = -0.5 if kind == "fluctuation" else -1.0
-    if prediction is None:
+    if prediction is None or variable(name) not in prediction:
         return usual, np.nan
     law = Law(*(_component(values[index], selection) for values in prediction[variable(name)]))
     if kind == "bias" and law.shift != 0:
@@ -148,9 +154,9 @@ def _component(values, selection):
     return float(values[selection["rank"] - 1] if "rank" in selection else values)
 
 
-def _rate(label, laws, predicted, prediction) -> Rate:
+def _rate(label, laws, predicted) -> Rate:
     free, held = laws
-    known = (None, None) if prediction is None else predicted
+    known = predicted if np.isfinite(predicted[1]) else (predicted[0] if label[-1] == "theory" else None, None)
     return Rate(*label, free.exponent, free.interval, held.prefactor, held.prefactor_interval, free.prefactor,
                 *known, free.status)  # fmt: skip
 

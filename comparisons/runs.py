@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,11 +28,20 @@ class DataOptions:
     """D; default 10 for gaussian, else what the data has."""
     outputs: int | None = None
     """C; default 1. digits: 1 is even or odd, C > 1 the classes 0 … C−1."""
+    loss: Literal["mse", "cross_entropy"] = "mse"
+    """Cross-entropy: the targets of gaussian and digits are classes then, one per output."""
     seed: int = 0
     """Of data, batches and networks."""
 
     def load(self) -> Data:
         """Inputs (P, D) and targets (P, C).  Raises ValueError in one line that says what is wrong with the data."""
+        inputs, targets = self.loaded()
+        if self.loss == "cross_entropy" and not self.data.endswith(".npz"):
+            targets = np.eye(targets.shape[1])[targets.argmax(axis=1)]  # of a centred one-hot vector: its class
+        return inputs, targets
+
+    def loaded(self) -> Data:
+        """As the data has them."""
         if self.data == "gaussian":
             sizes = _given(self.samples, 40), _given(self.inputs, 10), _given(self.outputs, 1)
             return gaussian(self.seed, *sizes)

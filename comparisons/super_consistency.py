@@ -70,7 +70,7 @@ def _growth(dataset, name, rank, selection, reference, prediction):
 
 
 def _predicted(dataset, name, selection, prediction):
-    if prediction is None:
+    if prediction is None or variable(name) not in prediction:
         return None
     std = prediction[variable(name)].std[: len(dataset.step)]
     if selection:

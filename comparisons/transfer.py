@@ -31,8 +31,10 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from comparisons import cases, command_line, plots, records, runs
+from finite.networks.build import build
 from finite.train import train
 from limits import Problem
+from limits.limit import solve
 
 PROGRAM = "python -m comparisons.transfer"
 TOLERATED = 0.1  # an optimum that moves no faster than N^0.1, by 7 % per doubling of the width, transfers
@@ -43,9 +45,9 @@ RESAMPLES = 400
 class Options(runs.DataOptions):
     """Train networks of growing width with each learning rate, and see whether the best one moves with the width."""
 
-    model: Literal["linear2", "mlp", "resmlp"] = "linear2"
-    """linear2: two-layer linear network, with its limit. mlp: --depth hidden layers, with its limit in
-    ntp. resmlp: --depth residual blocks."""
+    model: str = "linear2"
+    """linear2, linear3, ...: so many weight matrices. mlp2, mlp3, ...: an activation between them. mlp: --depth hidden
+    layers. resmlp: --depth residual blocks. With their limit, where it is known."""
     param: tuple[str, ...] = ("mup", "ntp")
     """Side by side: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for resmlp depth_mup, alpha1;
     or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
@@ -68,7 +70,7 @@ class Options(runs.DataOptions):
     depth: int = 2
     """Hidden layers of mlp, blocks of resmlp."""
     activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
-    """Activation of mlp and resmlp."""
+    """Activation of all models but linear...."""
     precision: Literal["float32", "float64"] = "float32"
     """Of the networks; the limit is always float64."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -106,11 +108,7 @@ class Sweep:
 
     options: Options
     problems: dict[str, Problem]
-    case: cases.Case
     config: dict
-
-    def theory(self, param: str) -> cases.Theory | None:
-        return self.case.theory(self.problems[param].parametrization)
 
     @property
     def title(self) -> str:
@@ -127,7 +125,7 @@ def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
     sweep = prepare(options)
     for param, problem in sweep.problems.items():
         if runs.slug(param) != param:  # one of the user's own
-            print(cases.regime(sweep.case, problem.parametrization), flush=True)
+            print(cases.regime(problem), flush=True)
     folder = runs.folder(options.out, f"transfer-{options.model}", sweep.config)
     with records.claim(folder, sweep.config, PROGRAM) as store:
         dataset = _trained(sweep, store)
@@ -149,18 +147,18 @@ def prepare(options: Options) -> Sweep:
     runs.check_seeds(options.seeds, options.seed)
     if options.steps < 1:
         raise ValueError(f"{options.steps} steps: at least 1 is needed for a final loss")
-    case = cases.case(options.model, options.depth, options.activation)
     inputs, targets = options.load()
     batches = runs.batches(options.seed, len(inputs), options.batch_size, options.steps)
-    given = [case.scaling(param, options.optimizer) for param in options.param]
     problem = Problem(
-        inputs=inputs, targets=targets, parametrization=given[0], optimizer=options.optimizer,
-        learning_rate=min(options.learning_rates), richness=options.richness, num_steps=options.steps,
+        inputs=inputs, targets=targets, parametrization=options.param[0], optimizer=options.optimizer, model=options.model,
+        activation=options.activation, depth=options.depth, loss=options.loss, learning_rate=min(options.learning_rates),
+        richness=options.richness, num_steps=options.steps,
         measure_every=options.steps, momentum=options.momentum, batches=batches, top_k=1,
     )  # fmt: skip
-    problems = {name: replace(problem, parametrization=one) for name, one in zip(options.param, given, strict=True)}
-    config = runs.config(options, problem.inputs, problem.targets) | {"exponents": [str(one) for one in given]}
-    return Sweep(options, problems, case, config)
+    given = {name: replace(problem, parametrization=name).scaling() for name in options.param}  # a file is read once
+    problems = {name: replace(problem, parametrization=one) for name, one in given.items()}
+    config = runs.config(options, problem.inputs, problem.targets) | {"exponents": [str(one) for one in given.values()]}
+    return Sweep(options, problems, config)
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -179,7 +177,7 @@ def _trained(sweep, store) -> xr.Dataset:
                 row.append(store.kept(f"{runs.slug(param)}-{width}", lambda: cell(sweep, param, width, report)))  # noqa: B023
                 report(1.0)
             row = xr.concat(row, dim="width")
-            if sweep.theory(param):
+            if cases.limit_is_known(sweep.problems[param]):
                 progress.describe(f"{param} limit")
                 row = row.merge(store.kept(f"{runs.slug(param)}-limit", lambda: limit(sweep, param)))  # noqa: B023
             rows.append(row)
@@ -193,7 +191,7 @@ def cell(sweep: Sweep, param: str, width: int, report: Callable[[float], None] =
     Every learning rate starts from the same weights, and so does every parametrization.
     """
     options, problem = sweep.options, sweep.problems[param]
-    network = sweep.case.network(problem, width)
+    network = build(problem, width)
     keys = cases.keys(options.seed, width, options.seeds)
     started, rates, trained = time.perf_counter(), sorted(options.learning_rates), []
     for done, rate in enumerate(rates):
@@ -217,7 +215,7 @@ def cell(sweep: Sweep, param: str, width: int, report: Callable[[float], None] =
 def limit(sweep: Sweep, param: str) -> xr.Dataset:
     """The infinite network's final loss at each learning rate; in NTP, where f(0) is random, its mean."""
     rates, problem = sorted(sweep.options.learning_rates), sweep.problems[param]
-    losses = [sweep.theory(param).solve(replace(problem, learning_rate=rate))["loss"][-1] for rate in rates]
+    losses = [solve(replace(problem, learning_rate=rate))["loss"][-1] for rate in rates]
     described = {"long_name": "final loss at infinite width", "units": "1", "definition": "NTP: mean over f(0)"}
     return xr.Dataset({"final_loss_limit": (("param", "learning_rate"), [losses], described)},
                       {"param": [param], "learning_rate": rates})  # fmt: skip

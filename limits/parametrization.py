@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from limits import regimes
+from limits.regimes import MATRICES
 from limits.size_algebra import (
     HALF,
-    ONE,
     OPTIMIZERS,
     ROLES,
     WIDTH,
@@ -126,18 +126,14 @@ def interpolated(exponent: Fraction | float | str) -> Scaling:
 def output_exponent(given: Scaling) -> float:
     """The exponent a of the one output multiplier γ = γ0 N^a, with 1/√fan-in in front of every matrix and η = η0 γ².
 
-    ValueError for a scaling that is not of this form (SP: once its weights are N(0,1), its layers have different rates),
-    and for an exponent beyond 0 … 1/2.
+    Powers of the depth are free.  ValueError for a scaling whose powers of the width are not of this form (SP: once its
+    weights are N(0,1), its layers have different rates), and for an exponent beyond 0 … 1/2.
     """
     canonical = gauge(given)
     a = -canonical["readout"].multiplier.N - HALF
-    unit = {"input": ONE, "hidden": Power(N=-HALF)}
-    matrices = {role: canonical.roles[role] for role in ("input", "hidden", "readout") if role in canonical.roles}
-    fits = given.optimizer == "sgd" and given.architecture == "plain" and all(
-        e.multiplier == unit.get(role, e.multiplier) and e.learning_rate == Power(N=2 * a)
-        for role, e in matrices.items()
-    )  # fmt: skip
-    if not fits:
+    found = {r: (e.multiplier.N, e.learning_rate.N) for r, e in canonical.roles.items() if r in MATRICES}
+    of_this_form = {role: ({"input": 0, "readout": -HALF - a}.get(role, -HALF), 2 * a) for role in found}
+    if given.optimizer != "sgd" or found != of_this_form:
         raise ValueError(f"{given.name}: not SGD at η0 γ² with factors 1/√fan-in and one γ; no limit is known for it")
     if not 0 <= a <= HALF:
         raise ValueError(

@@ -15,6 +15,7 @@ import xarray as xr
 from comparisons import convergence, records
 from comparisons.convergence import Options, compare, main
 from comparisons.rates import Rate
+from limits.limit import solve
 
 SMALL = ["--widths", "8", "16", "32", "--seeds", "5", "--steps", "4", "--measure-every", "2", "--samples", "8",
          "--inputs", "3", "--top-k", "2", "--learning-rate", "0.5"]  # fmt: skip
@@ -129,7 +130,9 @@ def one_line(capsys) -> str:
 
 
 MISTAKES = {
-    "unknown model": (["--model", "linear7"], "linear7"),
+    "unknown model": (["--model", "cnn"], "unknown model 'cnn'; known: linear2, linear3"),
+    "one matrix": (["--model", "mlp1"], "a network has at least 2 weight matrices"),
+    "cross-entropy of one output": (["--loss", "cross_entropy"], "one output per class, at least 2"),
     "unknown parametrization": (["--param", "muP"], "muP"),
     "unknown option": (["--withs", "3"], "--withs"),
     "not a number": (["--widths", "many"], "many"),
@@ -148,7 +151,7 @@ MISTAKES = {
     "too many digits": (["--data", "digits", "--samples", "5000", "--inputs", "64"], "5000 samples"),
     "unknown data": (["--data", "cifar"], "unknown data 'cifar'"),
     "missing file": (["--data", "nowhere.npz"], "nowhere.npz: no such file"),
-    "theory for an mlp": (["--model", "mlp", "--reference", "theory"], "no limit is known for mlp"),
+    "theory where there is none": (["--model", "mlp3", "--param", "sp", "--reference", "theory"], "no limit is known for mlp3"),
     "top-k beyond the parameters": (["--top-k", "33", "--inputs", "3"], "only 32 parameters"),
 }
 
@@ -239,7 +242,7 @@ def test_past_the_edge_of_stability_no_exponent(tmp_path):
     """γ²λ_1 is beyond 2/η0 from the start, the loss still finite: the rates after that step are refused."""
     options = Options(widths=(8, 16, 32), seeds=5, steps=12, measure_every=2, samples=8, inputs=3, out=tmp_path / "r",
                       learning_rate=1.0, top_k=1)  # fmt: skip
-    limit = convergence.prepare(options).theory.solve(convergence.prepare(options).problem)
+    limit = solve(convergence.prepare(options).problem)
     hot = 2.1 / float(limit["sharpness"][0])
     measured = compare(Options(**{**vars(options), "learning_rate": hot, "out": tmp_path / "hot"}))
     statuses = {rate.step: rate.status for rate in measured if rate.observable == "loss" and rate.kind == "fluctuation"}

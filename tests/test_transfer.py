@@ -19,6 +19,7 @@ import xarray as xr
 import finite.train
 from comparisons import cases, records, transfer
 from comparisons.transfer import Options, analyse, bracket, cell, limit, main, prepare, verdict
+from finite.networks.build import build
 from limits import linear2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,7 +125,7 @@ def test_a_cell_is_gradient_descent(param, options):
     """Against an explicit loop at float64, for every learning rate and seed."""
     sweep = swept(precision="float64", richness=2.0, **options)
     problem = sweep.problems[param]
-    network, gamma = sweep.case.network(problem, 8), 2 * {"mup": np.sqrt(8), "ntp": 1}[param]
+    network, gamma = build(problem, 8), 2 * {"mup": np.sqrt(8), "ntp": 1}[param]
     there = cell(sweep, param, 8)["final_loss"].squeeze(("param", "width"))
     with jax.enable_x64(True):
         inputs, targets = jnp.asarray(problem.inputs), jnp.asarray(problem.targets)

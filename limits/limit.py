@@ -1,0 +1,69 @@
+"""The front door: which theory knows the limit of a problem.
+
+    solve(problem) -> Trajectory        predict(problem) -> Prediction, or None where the rates have no theory yet
+
+    powers of the width   model                             theory
+    those of NTP, and     linear2                           ``linear2``     exact, at every width
+    up to those of μP     all others                        ``ntk``         kernel gradient descent
+    those of μP           linear2                           ``linear2``
+                          linear3, …                        ``deep_linear`` exact
+                          mlp2                              ``meanfield``   particles
+                          mlp3, …, resmlp                   ``dmft``        sampled; exact for linear activations
+"""
+
+from dataclasses import replace
+from importlib import import_module
+from types import ModuleType
+
+import numpy as np
+from jaxtyping import Float
+
+from limits import fluctuations, linear2, ntk
+from limits.fluctuations import Prediction
+from limits.parametrization import output_exponent
+from limits.problem import Problem
+from limits.trajectory import Trajectory
+
+
+def theory(problem: Problem) -> ModuleType:
+    """The module that knows the limit.  Raises ValueError, in one line, where none does."""
+    model, kernel = problem.network, output_exponent(problem.scaling()) < 0.5
+    plain, linear = model.architecture == "plain", model.activation == "linear" and problem.loss == "mse"
+    if plain and linear and model.depth == 1:
+        return linear2
+    if kernel:
+        return ntk
+    if plain and linear:
+        return import_module("limits.deep_linear")
+    return import_module("limits.meanfield") if plain and model.depth == 1 else import_module("limits.dmft")
+
+
+def outputs_are_random(problem: Problem) -> bool:
+    """Whether f(0) stays random in the limit: in NTP."""
+    return output_exponent(problem.scaling()) == 0
+
+
+def solve(problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None = None) -> Trajectory:
+    """The limit, whatever the model.
+
+    In NTP, where f(0) stays random, the loss is the mean over initialisations; with ``initial_outputs``, f(0), it is that
+    of networks which start there.  Raises ValueError, in one line, where no limit is known or f(0) must vanish;
+    MemoryError where it does not fit this machine; both before anything is computed.
+    """
+    of = theory(problem)
+    if not outputs_are_random(problem):
+        if initial_outputs is not None:
+            raise ValueError(f"in the limit of {problem.scaling().name} f(0) = 0; it can be given in NTP only")
+        return of.solve(problem)
+    if initial_outputs is not None:
+        return of.solve(problem, initial_outputs=initial_outputs)
+    limit = of.solve(problem)
+    return replace(limit, observables=limit.observables | {"loss": of.loss_law(problem)[0]})
+
+
+def predict(problem: Problem) -> Prediction | None:
+    """How networks of width N depart from the limit, where that is known: see ``limits.fluctuations``."""
+    of, exponent = theory(problem), output_exponent(problem.scaling())
+    if of is linear2 and exponent in (0.0, 0.5):
+        return fluctuations.predict(problem)
+    return of.predict(problem) if hasattr(of, "predict") else None
