@@ -23,7 +23,7 @@ def configured(options):
 def test_a_configuration_is_what_json_gives_back_and_has_all_but_the_folder():
     config = configured(Options(samples=6, out=Path("elsewhere")))
     assert json.loads(json.dumps(config)) == config
-    assert set(config) == {"widths", "data", "samples", "inputs", "outputs", "seed", "data_sha256"}
+    assert set(config) == {"widths", "data", "samples", "inputs", "outputs", "loss", "seed", "data_sha256"}
     assert configured(Options(samples=6)) == config
 
 
