@@ -4,6 +4,7 @@ import hashlib
 import io
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -67,7 +68,7 @@ def load_npz(
     ``samples``, ``inputs``, ``outputs``: sizes P, D, C that the file must have, where given.
     Raises DataError, a ValueError, for whatever is wrong with the file.
     """
-    x, y = (_matrix(path, name, values) for name, values in _arrays(path, ("inputs", "targets")).items())
+    x, y = (_matrix(path, name, values) for name, values in read_arrays(path, ("inputs", "targets")).items())
     if len(x) != len(y):
         raise DataError(f"{path}: {len(x)} inputs but {len(y)} targets, wanted one target row per input row")
     found = {"samples": len(x), "inputs": x.shape[1], "outputs": y.shape[1]}
@@ -75,6 +76,49 @@ def load_npz(
         if wanted is not None and wanted != found[name]:
             raise DataError(f"{path}: it has {found[name]} {name}, and {wanted} were asked for")
     return x, y
+
+
+def embedded(path: Path, sha256: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file that comes with this package.
+
+    Raises DataError where it is absent, or another than the one with that SHA-256.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as fault:
+        raise DataError(f"{path}: {fault.strerror}; install this package anew") from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(f"{path}: not the file that was published; install this package anew")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def read_arrays(path: str | Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The named members of an .npz file, those of ``optional`` where it has them; a member without numbers as its bytes.
+
+    Raises DataError for anything but an intact .npz file with all of ``names``, and for pickled objects.
+    """
+    try:
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such file")
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                raise DataError(f"{path}: one array without a name, wanted an .npz file with {' and '.join(names)}")
+            absent = [name for name in names if name not in loaded]
+            if absent:
+                raise DataError(f"{path}: no array {' or '.join(absent)}; it has {', '.join(loaded) or 'none'}")
+            return {name: loaded[name] for name in (*names, *optional) if name in loaded}
+    except DataError:
+        raise
+    except Exception as fault:  # zipfile, zlib and numpy raise some ten different things for a file that is not theirs
+        why = "holds pickled objects, which are never loaded" if "pickle" in str(fault) else reason(fault)
+        raise DataError(f"{path}: cannot be read as an .npz file: {why}") from None
+
+
+def reason(fault: Exception) -> str:
+    """What an exception says, in one line and without the name of the file."""
+    return getattr(fault, "strerror", None) or " ".join(str(fault).split()) or type(fault).__name__
 
 
 def _root_mean_square(values):
@@ -94,35 +138,8 @@ def _digit_targets(labels, outputs):
 @cache
 def _embedded_digits() -> tuple[UInt8[np.ndarray, "1797 8 8"], UInt8[np.ndarray, " 1797"]]:
     """Images of grey levels 0 … 16, and the digits that they show."""
-    try:
-        content = DIGITS.read_bytes()
-    except OSError as fault:
-        raise DataError(f"{DIGITS}: {fault.strerror}; install this package anew") from None
-    if hashlib.sha256(content).hexdigest() != DIGITS_SHA256:
-        raise DataError(f"{DIGITS}: not the file that was published; install this package anew")
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return arrays["images"], arrays["labels"]
-
-
-def _arrays(path, names):
-    """The named arrays of an .npz file."""
-    try:
-        if not Path(path).is_file():
-            raise DataError(f"{path}: no such file")
-        with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                raise DataError(f"{path}: one array without a name, wanted an .npz file with {' and '.join(names)}")
-            absent = [name for name in names if name not in loaded]
-            if absent:
-                raise DataError(f"{path}: no array {' or '.join(absent)}; it has {', '.join(loaded) or 'none'}")
-            return {name: loaded[name] for name in names}
-    except DataError:
-        raise
-    except Exception as fault:  # zipfile, zlib and numpy raise some ten different things for a file that is not theirs
-        why = " ".join(str(fault).split()) or type(fault).__name__
-        why = "holds pickled objects, which are never loaded" if "pickle" in why else why
-        raise DataError(f"{path}: cannot be read as an .npz file: {why}") from None
+    arrays = embedded(DIGITS, DIGITS_SHA256)
+    return arrays["images"], arrays["labels"]
 
 
 def _matrix(path, name, values):
