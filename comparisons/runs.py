@@ -12,7 +12,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from finite.cifar10 import cifar10
 from finite.data import Data, digits, gaussian, load_npz
+from finite.images import Images, holds_images, read_folder, read_npz
+from finite.patches import patches10
 from limits import minibatches
 
 
@@ -21,7 +24,9 @@ class DataOptions:
     """The options that say what is learned; the options of a command inherit them."""
 
     data: str = "gaussian"
-    """gaussian (linear teacher), digits (1797 real 8×8 images), or FILE.npz with arrays inputs (P, D) and targets."""
+    """gaussian (linear teacher), digits (1797 real 8×8 images), patches10 (32×32 colour crops of ten photographs), FILE.npz
+    with arrays inputs (P, D) and targets, or train_images and train_labels, a folder of images (one subfolder per class), or
+    CIFAR-10's binary version (its folder or .tar.gz)."""
     samples: int | None = None
     """P; default 40, for digits 256, for a file what it has."""
     inputs: int | None = None
@@ -49,9 +54,26 @@ class DataOptions:
             if self.inputs not in (None, 64):
                 raise ValueError(f"{self.inputs} inputs: the digits have 64")
             return digits(_given(self.samples, 256), _given(self.outputs, 1), self.seed)
-        if not self.data.endswith(".npz"):
-            raise ValueError(f"unknown data {self.data!r}; known: gaussian, digits, or a file that ends in .npz")
-        return load_npz(self.data, self.samples, self.inputs, self.outputs)
+        if self.data == "patches10":
+            found = patches10(_given(self.samples, 256), 0, self.seed).train(self.loss)
+        elif self.data.endswith(".npz") and not holds_images(self.data):
+            return load_npz(self.data, self.samples, self.inputs, self.outputs)
+        else:
+            found = self._images(Path(self.data)).train(self.loss, self.samples, self.seed)
+        for what, wanted, size in (("inputs", self.inputs, found[0].shape[1]), ("outputs", self.outputs, found[1].shape[1])):
+            if wanted not in (None, size):
+                raise ValueError(f"{wanted} {what}: {self.data} has {size}")
+        return found
+
+    def _images(self, path: Path) -> Images:
+        if path.suffix == ".npz":
+            return read_npz(path)
+        if path.suffix == ".gz" or any((path / part / "data_batch_1.bin").is_file() for part in ("", "cifar-10-batches-bin")):
+            return cifar10(path)
+        if path.is_dir():
+            return read_folder(path)
+        raise ValueError(f"unknown data {self.data!r}; known: gaussian, digits, patches10, a file that ends in .npz, "
+                         "a folder of images, or CIFAR-10's binary version")  # fmt: skip
 
 
 def _given(value, usual):

@@ -84,6 +84,11 @@ def class_targets(labels: Integer[np.ndarray, " n"], num_classes: int, loss: str
     return targets - 1.0 / num_classes if loss == "mse" else targets
 
 
+def holds_images(path: str | Path) -> bool:
+    """Whether an .npz file has the arrays of ``read_npz``.  Raises DataError where it is none."""
+    return "train_images" in read_arrays(path, (), ("train_images",))
+
+
 def read_npz(path: str | Path) -> Images:
     """Arrays train_images (n, H, W) or (n, H, W, channels), bytes, and train_labels (n,) or (n, 1), of an .npz file.
 

@@ -63,3 +63,35 @@ def test_progress_is_the_sum_over_cells():
         progress.report("b")(1.0)
         progress.report("a")(0.5)
         assert (progress.bar.n, progress.bar.total) == (1.5, 2)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """An .npz file of twelve 4×4 colour images of three classes."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(256, size=(12, 4, 4, 3), dtype=np.uint8), np.arange(12) % 3
+    np.savez(tmp_path / "pictures.npz", train_images=images, train_labels=labels)
+    return tmp_path / "pictures.npz"
+
+
+def test_images_of_a_file_are_classes(pictures):
+    inputs, targets = Options(data=str(pictures), samples=9, loss="cross_entropy").load()
+    assert (inputs.shape, targets.shape) == ((9, 48), (9, 3))
+    assert (np.sort(targets, axis=1) == [0, 0, 1]).all()
+    centred = Options(data=str(pictures), samples=9).load()[1]
+    np.testing.assert_allclose(centred, targets - 1 / 3)
+    with pytest.raises(ValueError, match=r"7 inputs: .*pictures\.npz has 48"):
+        Options(data=str(pictures), inputs=7).load()
+
+
+def test_embedded_photographs_are_classes():
+    inputs, targets = Options(data="patches10", samples=20).load()
+    assert (inputs.shape, targets.shape) == ((20, 3072), (20, 10))
+    assert Options(data="patches10", samples=20, loss="cross_entropy").load()[1].max() == 1.0
+
+
+@pytest.mark.parametrize(("data", "classes"), [("gaussian", 3), ("digits", 4)])
+def test_cross_entropy_makes_classes_of_targets(data, classes):
+    usual, one_hot = (Options(data=data, samples=12, outputs=classes, loss=loss).load()[1] for loss in ("mse", "cross_entropy"))
+    assert (one_hot.argmax(axis=1) == usual.argmax(axis=1)).all()
+    assert (np.sort(one_hot, axis=1)[:, -2:] == [0, 1]).all()
