@@ -1,152 +1,81 @@
-"""The kernel limit of multilayer perceptrons: in NTP, and between NTP and μP, training is linear in function space.
+"""The kernel limit: in NTP, and between NTP and μP, a network of any architecture moves in function space by its kernel.
 
-    f ← f − η0 v,    v ← β v + Θ[:, batch] (f − y)[batch]/|batch|        Θ = γ² JJᵀ, of size P × P, at its initial value
+    f ← f − η0 v,    v ← β v + Θ[:, batch] ∂ℓ/∂f[batch]/|batch|          Θ = γ² JJᵀ, of size P × P, at its initial value
 
-for each output, in discrete time, with heavy-ball momentum and minibatches.  Θ and the covariance K/γ0² of f(0) come
-analytically from neural-tangents (Jacot et al. 2018; Lee et al. 2018).  The residual part of the Hessian vanishes, so its
-eigenvalues are those of Θ/P and stay what they are.
+for each output, in discrete time, with heavy-ball momentum and minibatches; ℓ the loss of one sample (``limits.losses``).
+For MSE this is linear in f.  Θ and the covariance K/γ0² of f(0) are analytic (``limits.kernels``).  Powers of the depth stand
+in them as the parametrization says, each role's learning rate included.
+
+The residual part of the Hessian vanishes, so its eigenvalues are those of Bᵀ(Θ ⊗ 1)B/P with BBᵀ = ∂²ℓ/∂f²: for MSE those of
+Θ/P, which stay what they are; for cross-entropy they move with f, while Θ stays.
 
 In NTP f(0) stays random.  ``solve`` conditions on a given one (0 if none is given), ``loss_law`` has the law over
 initialisations.  Between NTP and μP f(0) vanishes.
 """
 
-import warnings
-from functools import lru_cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
+from scipy.sparse.linalg import LinearOperator, eigsh
 
-from limits import neural_tangents_compat
-from limits.parametrization import output_exponent
+from limits import kernels as analytic
+from limits.activations import PIECEWISE_LINEAR
+from limits.losses import LOSSES
+from limits.parametrization import factors, gauge, output_exponent
 from limits.precision import in_float64
 from limits.problem import Problem
 from limits.trajectory import Trajectory
 
-QUADRATURE_DEGREE = 100  # of the activation without a closed form: six digits of tanh's kernels, measured against 400
-QUADRATURE_NUMBERS = 2**24  # that are held at once
-PIECEWISE_LINEAR = ("linear", "relu")  # tr R = 0 at every width; else it stays random in the limit
+DENSE_ROWS = 500  # up to this size a matrix is decomposed, beyond it Lanczos (ARPACK, to rounding) takes over
+DRAWS = 1024  # of f(0), for the law of the cross-entropy
 
 
-def solve(
-    problem: Problem, *, depth: int, activation: str, initial_outputs: Float[np.ndarray, "P C"] | None = None
-) -> Trajectory:
-    """The limit of ``mlp(problem, width, depth, activation)`` that starts at these outputs.
+def solve(problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None = None) -> Trajectory:
+    """The limit of ``problem.network`` that starts at these outputs.
 
     All observables, but the Hessian's trace only for linear and ReLU networks: elsewhere its residual part stays random.
-    Raises ValueError for μP and other parametrizations without a kernel limit, for weight decay (the kernel then shrinks),
-    for an unknown activation, and for an f(0) where it must vanish.
+    Raises ValueError for μP and other parametrizations without a kernel limit, for weight decay (the kernel then shrinks)
+    and for an f(0) where it must vanish; MemoryError for more samples than fit.
     """
     _check(problem)
     start = _start(problem, initial_outputs)
-    _, theta = kernels(problem, depth=depth, activation=activation)
-    errors = _descend(problem, theta, start - problem.targets)
-    return Trajectory(problem.steps, _observables(problem, theta, errors, activation))
+    _, theta = kernels(problem)
+    return Trajectory(problem.steps, _observables(problem, theta, *_descend(problem, theta, start)))
 
 
-def loss_law(problem: Problem, *, depth: int, activation: str) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
-    """(mean, standard deviation) over initialisations of the loss at the measured steps, in closed form.
+def loss_law(problem: Problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
+    """(mean, standard deviation) over initialisations of the loss at the measured steps.
 
-    f(0) ~ N(0, K/γ0²), independent outputs; f − y stays linear in it.  Raises ValueError as ``solve``, and where f(0)
-    vanishes.
+    f(0) ~ N(0, K/γ0²), independent outputs.  For MSE in closed form: f − y stays linear in it.  Cross-entropy has none: the
+    mean and standard deviation of DRAWS networks, the same ones at every call; their standard errors are 1/√DRAWS = 3 % and
+    about 2 % of the standard deviation.  Raises as ``solve``, and ValueError where f(0) vanishes.
     """
     _check(problem)
     if output_exponent(problem.scaling()) > 0:
         raise ValueError(f"the limit of {problem.scaling().name} does not depend on f(0): its loss has no spread")
-    nngp, theta = kernels(problem, depth=depth, activation=activation)
+    nngp, theta = kernels(problem)
     values, vectors = np.linalg.eigh(nngp)
     spread = vectors * np.sqrt(np.clip(values, 0, None)) / problem.richness  # f(0) = spread · N(0, 1)
-    P, C = problem.targets.shape
-    columns = _descend(problem, theta, np.concatenate([-problem.targets, spread], axis=1))
-    offset, spread = columns[..., :C], columns[..., C:]
-    covariance = np.einsum("tpi,tqi->tpq", spread, spread)
-    mean = np.sum(offset**2, (1, 2)) + C * np.trace(covariance, axis1=1, axis2=2)
-    variance = 2 * C * np.sum(covariance**2, (1, 2)) + 4 * np.einsum("tpc,tpq,tqc->t", offset, covariance, offset)
-    return mean / (2 * P), np.sqrt(variance) / (2 * P)
+    if LOSSES[problem.loss].quadratic:
+        return _quadratic_law(problem, theta, spread)
+    draws = np.random.default_rng(0).normal(size=(DRAWS, *problem.targets.shape))
+    losses = _run(problem, theta, spread @ draws, problem.targets, _losses)
+    return losses.mean(axis=1), losses.std(axis=1, ddof=1)
 
 
-def kernels(problem: Problem, *, depth: int, activation: str) -> tuple[Float[np.ndarray, "P P"], Float[np.ndarray, "P P"]]:
-    """(K, Θ) at γ0 = 1: the covariance of f(0) and the neural tangent kernel of one output.
+def kernels(problem: Problem) -> tuple[Float[np.ndarray, "P P"], Float[np.ndarray, "P P"]]:
+    """(K, Θ) of ``problem.network`` at γ0 = 1: the covariance of f(0) and the neural tangent kernel of one output.
 
-    Weights N(0, 1), factors 1/√fan-in in front of every matrix, no biases.  Raises ValueError for an unknown activation.
+    Weights N(0, 1), no biases.  Raises ValueError for a parametrization with other powers of the width than those between
+    NTP and μP; MemoryError for more samples than fit.
     """
-    if depth < 1:
-        raise ValueError(f"depth {depth} must be at least 1")
-    return _kernels(problem.inputs.tobytes(), problem.inputs.shape, depth, activation)
-
-
-@lru_cache(maxsize=16)
-@in_float64
-def _kernels(inputs: bytes, shape: tuple[int, int], depth: int, activation: str):
-    stax = neural_tangents_compat.load().stax
-    activations = {
-        "linear": stax.Identity,
-        "relu": stax.Relu,
-        "erf": stax.Erf,
-        "gelu": stax.Gelu,
-        "tanh": lambda: stax.ElementwiseNumerical(jnp.tanh, QUADRATURE_DEGREE),
-    }
-    if activation not in activations:
-        raise ValueError(f"no kernel limit for activation {activation!r}; known: {', '.join(activations)}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that a quadrature is one
-        hidden = [layer for _ in range(depth) for layer in (stax.Dense(1), activations[activation]())]
-    _, _, kernel_of = stax.serial(*hidden, stax.Dense(1))
-    x = jnp.asarray(np.frombuffer(inputs).reshape(shape))
-    numbers = len(x) ** 2 * (QUADRATURE_DEGREE**2 if activation == "tanh" else 1)
-    blocks = jnp.array_split(x, min(len(x), -(-numbers // QUADRATURE_NUMBERS)))
-    found = [kernel_of(block, x, ("nngp", "ntk")) for block in blocks]
-    return tuple(np.concatenate([getattr(one, name) for one in found]) for name in ("nngp", "ntk"))
-
-
-@in_float64
-def _descend(problem: Problem, theta: Float[np.ndarray, "P P"], start: Float[np.ndarray, "P n"]) -> Float[np.ndarray, "T P n"]:
-    """f − y at the measured steps, for every column of its start: the recursion is linear."""
-    batches = np.arange(problem.num_samples)[None] if problem.batches is None else problem.batches
-    states = _recursion(
-        jnp.asarray(theta), jnp.asarray(start), jnp.asarray(batches), problem.learning_rate, problem.momentum, problem.num_steps
-    )
-    return np.asarray(states)[problem.steps]
-
-
-@partial(jax.jit, static_argnames="num_steps")
-def _recursion(theta: Array, start: Array, batches: Array, eta0, momentum, num_steps: int) -> Array:
-    def step(state, t):
-        error, velocity = state
-        batch = batches[t % len(batches)]
-        velocity = momentum * velocity + theta[:, batch] @ error[batch] / batch.size
-        error = error - eta0 * velocity
-        return (error, velocity), error
-
-    _, later = jax.lax.scan(step, (start, jnp.zeros_like(start)), jnp.arange(num_steps))
-    return jnp.concatenate([start[None], later])
-
-
-def _observables(problem, theta, errors, activation):
-    P, C = problem.targets.shape
-    T, k = len(problem.steps), problem.top_k
-    values = np.repeat(np.linalg.eigvalsh(theta)[::-1] / P, C)
-    top = np.tile(np.pad(values, (0, k))[:k], (T, 1))
-    pushed = theta @ errors  # Θ(f − y)
-    with np.errstate(all="ignore"):  # diverged errors, and no error at all
-        loss = np.sum(errors**2, (1, 2)) / (2 * P)
-        along_gradient = np.sum(pushed**2, (1, 2)) / np.sum(errors * pushed, (1, 2)) / P
-    observables = {
-        "loss": loss,
-        "hessian_eigenvalues": top,
-        "hessian_min": np.zeros(T),
-        "gauss_newton_eigenvalues": top.copy(),
-        "residual_eigenvalues": np.zeros((T, 2)),
-        "ntk_eigenvalues": top.copy(),
-        "directional_sharpness": along_gradient,
-    }
-    if activation in PIECEWISE_LINEAR:
-        observables["hessian_trace"] = np.full(T, C * np.trace(theta) / P)
-    for name, values in observables.items():
-        if name != "loss":
-            values[~np.isfinite(observables["loss"])] = np.nan
-    return observables
+    output_exponent(problem.scaling())  # a width-independent kernel, or ValueError
+    model = problem.network
+    of_depth = factors(gauge(problem.scaling()), 1, model.depth, block_size=model.block_size)
+    return analytic.kernels(analytic.layers(model), problem.inputs, of_depth)
 
 
 def _check(problem):
@@ -165,3 +94,120 @@ def _start(problem, initial_outputs):
     if outputs.shape != problem.targets.shape:
         raise ValueError(f"initial outputs of shape {outputs.shape}: wanted {problem.targets.shape}, like the targets")
     return outputs
+
+
+def _descend(problem, theta, start):
+    """(outputs (T, P, C), targets) at the measured steps; for MSE f − y and 0, so that small errors keep their digits."""
+    targets = problem.targets
+    if LOSSES[problem.loss].quadratic:
+        start, targets = start - targets, np.zeros_like(targets)
+    return _run(problem, theta, start, targets, _outputs), targets
+
+
+def _quadratic_law(problem, theta, spread):
+    """As ``loss_law``, from the columns f − y of a network that starts at 0 and the P columns that f(0) is made of."""
+    start = np.concatenate([-problem.targets, spread], axis=1)
+    mean, variance = _run(problem, theta, start, np.zeros_like(start), _moments)
+    return mean / (2 * len(start)), np.sqrt(variance) / (2 * len(start))
+
+
+def _outputs(loss, outputs, targets):
+    return outputs
+
+
+def _losses(loss, outputs, targets):
+    """(draws,) from outputs (draws, P, C)"""
+    return jnp.mean(loss.value(outputs, targets), axis=-1)
+
+
+def _moments(loss, columns, targets):
+    """Mean and variance of Σ (f − y)², Gaussian of mean ``offset`` and in each output of covariance ``spread spreadᵀ``."""
+    offset, spread = columns[:, : -len(columns)], columns[:, -len(columns) :]
+    C = offset.shape[1]
+    mean = jnp.sum(offset**2) + C * jnp.sum(spread**2)
+    return mean, 2 * C * jnp.sum((spread.T @ spread) ** 2) + 4 * jnp.sum((spread.T @ offset) ** 2)
+
+
+@in_float64
+def _run(problem: Problem, theta, start, targets, observe):
+    """``observe(loss, outputs, targets)`` at the measured steps, stacked; outputs start at ``start`` (…, P, C)."""
+    arrays = (theta, start, targets, problem.batches, problem.learning_rate, problem.momentum, problem.steps)
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    seen = _recursion(*arrays, loss=LOSSES[problem.loss], observe=observe, every=problem.measure_every)
+    return jax.tree.map(np.asarray, seen)
+
+
+@partial(jax.jit, static_argnames=("loss", "observe", "every"))
+def _recursion(theta, start, targets, batches, eta0, momentum, measured, *, loss, observe, every):
+    def step(t, state):
+        outputs, velocity = state
+        rows = slice(None) if batches is None else batches[t]
+        slope = loss.gradient(outputs[..., rows, :], targets[rows])
+        velocity = momentum * velocity + theta[:, rows] @ slope / slope.shape[-2]
+        return outputs - eta0 * velocity, velocity
+
+    def between(state, first):
+        state = jax.lax.fori_loop(first, first + every, step, state)
+        return state, observe(loss, state[0], targets)
+
+    _, later = jax.lax.scan(between, (start, jnp.zeros_like(start)), measured[:-1])
+    first = observe(loss, start, targets)
+    return jax.tree.map(lambda one, others: jnp.concatenate([jnp.asarray(one)[None], others]), first, later)
+
+
+@in_float64
+def _observables(problem, theta, outputs, targets):
+    loss, (T, P, C), k, outputs = LOSSES[problem.loss], outputs.shape, problem.top_k, jnp.asarray(outputs)
+    slope, root = np.asarray(loss.gradient(outputs, targets)), np.asarray(loss.root(outputs))
+    mean = np.asarray(loss.value(outputs, targets).mean(axis=1))
+    with np.errstate(all="ignore"):  # diverged outputs, and no gradient at all
+        along_gradient = _along_gradient(theta, slope, root)
+    ntk = np.tile(np.pad(np.repeat(_largest(theta, np.ones((P, 1, 1)), k), C), (0, k))[:k], (T, 1))
+    curvature = ntk if loss.quadratic else np.stack([_largest(theta, now, k) for now in root])
+    observables = {
+        "loss": mean,
+        "hessian_eigenvalues": curvature,
+        "hessian_min": np.zeros(T),
+        "gauss_newton_eigenvalues": curvature,
+        "residual_eigenvalues": np.zeros((T, 2)),
+        "ntk_eigenvalues": ntk,
+        "directional_sharpness": along_gradient,
+    }
+    if problem.network.activation in PIECEWISE_LINEAR:  # tr R = 0 at every width
+        observables["hessian_trace"] = np.einsum("pp,tpce->t", theta, root**2) / P
+    return {name: found if name == "loss" else _until_divergence(mean, found) for name, found in observables.items()}
+
+
+def _along_gradient(theta, slope, root):
+    """|Bᵀ Θ s|²/(P sᵀ Θ s) with s = ∂ℓ/∂f"""
+    pushed = theta @ slope
+    return np.sum(np.einsum("tpce,tpc->tpe", root, pushed) ** 2, (1, 2)) / np.sum(slope * pushed, (1, 2)) / len(theta)
+
+
+def _until_divergence(loss, found):
+    return np.where(np.isfinite(loss).reshape(-1, *[1] * (found.ndim - 1)), found, np.nan)
+
+
+def _largest(theta: Float[np.ndarray, "P P"], root: Float[np.ndarray, "P C C"], k: int) -> Float[np.ndarray, " k"]:
+    """The k largest eigenvalues of Bᵀ(Θ ⊗ 1)B/P, zeros beyond its PC; not numbers where B is not finite."""
+    unit = np.abs(root).max()  # in units of which nothing underflows
+    if not 0 < unit < np.inf:
+        return np.full(k, 0.0 if unit == 0 else np.nan)
+    rows = root.shape[0] * root.shape[1]
+    of = _dense if rows <= max(DENSE_ROWS, 2 * k) else _lanczos
+    return of(theta, root / unit, rows, k) * unit**2 / len(theta)
+
+
+def _dense(theta, root, rows, k):
+    matrix = np.einsum("pce,pq,qcf->peqf", root, theta, root, optimize=True).reshape(rows, rows)
+    return np.pad(np.linalg.eigvalsh(matrix)[::-1], (0, k))[:k]
+
+
+def _lanczos(theta, root, rows, k):
+    def apply(x):
+        pushed = theta @ np.einsum("pce,pe->pc", root, x.reshape(root.shape[:2]))
+        return np.einsum("pce,pc->pe", root, pushed).ravel()
+
+    start = np.random.default_rng(0).normal(size=rows)
+    found = eigsh(LinearOperator((rows, rows), apply, dtype=float), k, which="LA", v0=start, return_eigenvectors=False)
+    return np.sort(found)[::-1]

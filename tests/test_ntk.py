@@ -1,4 +1,4 @@
-"""The kernel limit: against the two-layer linear one, wide networks' own kernels, sampled f(0), and trained networks."""
+"""The kernel limit: against the two-layer linear one, dense autodiff of a model linear in its weights, and trained networks."""
 
 import jax
 import jax.numpy as jnp
@@ -6,117 +6,205 @@ import numpy as np
 import pytest
 
 from comparisons.power_law import fit
-from finite import curvature
-from finite.networks.mlp import mlp
+from finite.networks.build import build
 from finite.train import train
 from limits import Problem, linear2, minibatches, ntk
-from limits.parametrization import interpolated
+from limits.parametrization import gauge, interpolated, scaling
 from limits.precision import computing
 
 EVERYTHING = {"momentum": 0.4, "batches": minibatches(np.random.default_rng(2), 6, 2, 12)}
+CLASSES = {"loss": "cross_entropy", "targets": np.eye(3)[[0, 1, 2, 0, 1, 0]]}
 
 
-def a_problem(P=6, D=4, C=2, **options):
+def a_problem(P=6, D=4, C=2, *, targets=None, **options):
     rng = np.random.default_rng(0)
-    usual = {"parametrization": "ntp", "learning_rate": 0.4, "num_steps": 12, "measure_every": 3, "richness": 0.8, "top_k": 3}
-    return Problem(rng.normal(size=(P, D)), rng.normal(size=(P, C)), **usual | options)
+    usual = {"parametrization": "ntp", "model": "mlp", "activation": "relu", "depth": 2, "learning_rate": 0.4,
+             "num_steps": 12, "measure_every": 3, "richness": 0.8, "top_k": 3}  # fmt: skip
+    inputs, drawn = rng.normal(size=(P, D)), rng.normal(size=(P, C))
+    return Problem(inputs, drawn if targets is None else targets, **usual | options)
 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING, {"P": 3}], ids=["plain", "momentum, minibatches", "few samples"])
 def test_one_linear_hidden_layer_is_linear2(options):
     """Every observable, from an f(0) that is linear in the inputs; and the law of the loss."""
-    problem = a_problem(**options)
+    problem = a_problem(model="linear2", **options)
     outputs = problem.inputs @ np.random.default_rng(1).normal(size=(4, 2))
-    kernel = ntk.solve(problem, depth=1, activation="linear", initial_outputs=outputs)
+    kernel = ntk.solve(problem, initial_outputs=outputs)
     exact = linear2.solve(problem, initial_outputs=outputs)
     assert set(kernel) == set(exact)
     for name in exact:
         np.testing.assert_allclose(kernel[name], exact[name], rtol=1e-9, atol=1e-9, err_msg=name)
-    for ours, theirs in zip(ntk.loss_law(problem, depth=1, activation="linear"), linear2.loss_law(problem), strict=True):
+    for ours, theirs in zip(ntk.loss_law(problem), linear2.loss_law(problem), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9)
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "erf", "gelu"])
-def test_kernels_are_those_of_wide_networks(activation):
-    """K from many narrow-output draws of f(0), Θ from one wide network's own Jacobian."""
-    problem = a_problem(P=4, D=3, C=1, richness=1.0)
-    nngp, theta = ntk.kernels(problem, depth=2, activation=activation)
-    network = mlp(problem, 2048, 2, activation)
-    x = jnp.float32(problem.inputs)
-    empirical = [4 * curvature.dense_ntk(network, network.init(key), x) for key in jax.random.split(jax.random.key(0), 4)]
-    np.testing.assert_allclose(np.mean(empirical, axis=0), theta, rtol=0.05, atol=0.02 * theta.max())
-    narrow = mlp(problem, 256, 2, activation)
-    drawn = jax.lax.map(lambda key: narrow.apply(narrow.init(key), x)[:, 0], jax.random.split(jax.random.key(1), 4000))
-    np.testing.assert_allclose(np.cov(drawn.T), nngp, rtol=0.1, atol=0.04 * nngp.max())
+def linear_model(problem, outputs):
+    """Every observable of f(θ) = f(0) + Θ^{1/2} θ, trained step by step from θ = 0, its Hessian formed by autodiff."""
+    _, theta = ntk.kernels(problem)
+    (P, C), features, y = problem.targets.shape, jnp.asarray(np.linalg.cholesky(theta)), jnp.asarray(problem.targets)
+    f = lambda w: outputs + features @ w  # noqa: E731
+    one = {
+        "mse": lambda f, y: 0.5 * jnp.sum((f - y) ** 2, axis=1),
+        "cross_entropy": lambda f, y: -jnp.sum(y * jax.nn.log_softmax(f), axis=1),
+    }[problem.loss]
+    loss = jax.jit(lambda w, rows: jnp.mean(one(f(w)[rows], y[rows])))
+    gradient, hessian = jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss))
+    w, buffer, everything, measured = jnp.zeros((P, C)), 0.0, np.arange(P), []
+    for t in range(problem.num_steps + 1):
+        H, g = hessian(w, everything).reshape(P * C, P * C), gradient(w, everything).ravel()
+        J = jax.jacobian(f)(w).reshape(P * C, P * C)
+        measured.append({
+            "loss": loss(w, everything),
+            "hessian_eigenvalues": jnp.linalg.eigvalsh(H)[::-1][: problem.top_k],
+            "ntk_eigenvalues": jnp.linalg.eigvalsh(J @ J.T / P)[::-1][: problem.top_k],
+            "hessian_trace": jnp.trace(H),
+            "directional_sharpness": g @ H @ g / (g @ g),
+        })  # fmt: skip
+        if t < problem.num_steps:
+            buffer = problem.momentum * buffer + gradient(w, everything if problem.batches is None else problem.batches[t])
+            w = w - problem.learning_rate * buffer
+    return {name: np.stack([m[name] for m in measured])[problem.steps] for name in measured[0]}
 
 
-def test_law_of_the_loss_is_that_of_sampled_outputs():
-    problem = a_problem(C=2, **EVERYTHING)
-    nngp, _ = ntk.kernels(problem, depth=2, activation="relu")
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "momentum, minibatches"])
+@pytest.mark.parametrize("loss", [{}, CLASSES], ids=["mse", "cross-entropy"])
+@pytest.mark.parametrize("model", ["mlp", "resmlp"])
+def test_the_limit_is_a_model_linear_in_its_weights(model, loss, options):
+    problem = a_problem(model=model, learning_rate=1.0 if loss else 0.1, **loss, **options)
+    outputs = np.random.default_rng(1).normal(size=problem.targets.shape)
+    limit = ntk.solve(problem, initial_outputs=outputs)
+    with computing("float64"):
+        expected = linear_model(problem, outputs)
+    expected["gauss_newton_eigenvalues"] = expected["hessian_eigenvalues"]
+    for name in expected:
+        np.testing.assert_allclose(limit[name], expected[name], rtol=1e-9, atol=1e-12, err_msg=name)
+    assert set(limit) - set(expected) == {"sharpness", "hessian_min", "residual_eigenvalues"}
+    assert not limit["hessian_min"].any()
+    assert not limit["residual_eigenvalues"].any()
+
+
+def test_small_errors_keep_their_digits():
+    """f − y decays by 1 − η0 λ a step, down to where f itself has no digits left."""
+    problem = a_problem(P=1, C=1, num_steps=400, measure_every=100)
+    _, theta = ntk.kernels(problem)
+    limit, rate = ntk.solve(problem), 1 - 0.4 * theta[0, 0]
+    np.testing.assert_allclose(limit["loss"], problem.targets[0, 0] ** 2 / 2 * rate ** (2 * problem.steps), rtol=1e-9)
+    np.testing.assert_allclose(limit["directional_sharpness"], theta[0, 0], rtol=1e-12)
+
+
+def test_cross_entropy_at_equal_logits_has_the_kernels_eigenvalues_many_times():
+    """∂²ℓ/∂f² is 1/C times the projection on Σ f = 0, so each eigenvalue of Θ/PC stands C − 1 times, also for Lanczos."""
+    rng = np.random.default_rng(5)
+    for P in (20, 60):
+        targets = np.eye(10)[rng.integers(0, 10, P)]
+        problem = Problem(rng.normal(size=(P, 8)), targets, "ntp", model="resmlp", loss="cross_entropy", num_steps=0, top_k=12)
+        _, theta = ntk.kernels(problem)
+        assert (P * 10 > ntk.DENSE_ROWS) == (P == 60)
+        of_theta, limit = np.linalg.eigvalsh(theta)[::-1], ntk.solve(problem)
+        np.testing.assert_allclose(limit["hessian_eigenvalues"][0], np.repeat(of_theta / (10 * P), 9)[:12], rtol=1e-10)
+        np.testing.assert_allclose(limit["ntk_eigenvalues"][0], np.repeat(of_theta / P, 10)[:12], rtol=1e-10)
+
+
+def test_what_cross_entropy_has_learned_is_flat():
+    limit = ntk.solve(a_problem(**CLASSES, num_steps=0), initial_outputs=1e4 * CLASSES["targets"])
+    assert limit["loss"] == 0
+    assert not limit["gauss_newton_eigenvalues"].any()
+
+
+@pytest.mark.parametrize("options", [{}, CLASSES], ids=["mse", "cross-entropy"])
+def test_law_of_the_loss_is_that_of_sampled_outputs(options):
+    problem = a_problem(**EVERYTHING, **options)
+    nngp, _ = ntk.kernels(problem)
     root = np.linalg.cholesky(nngp) / problem.richness
     rng = np.random.default_rng(3)
-    losses = [ntk.solve(problem, depth=2, activation="relu", initial_outputs=root @ rng.normal(size=(6, 2)))["loss"]
-              for _ in range(1000)]  # fmt: skip
-    mean, std = ntk.loss_law(problem, depth=2, activation="relu")
-    np.testing.assert_allclose(np.mean(losses, axis=0), mean, atol=5 * std.max() / np.sqrt(1000))
-    np.testing.assert_allclose(np.std(losses, axis=0), std, rtol=0.15)
+    losses = [ntk.solve(problem, initial_outputs=root @ rng.normal(size=problem.targets.shape))["loss"] for _ in range(300)]
+    mean, std = ntk.loss_law(problem)
+    np.testing.assert_allclose(np.mean(losses, axis=0), mean, atol=5 * std.max() / np.sqrt(300))
+    np.testing.assert_allclose(np.std(losses, axis=0), std, rtol=0.25)
+
+
+def distances(problem, widths, num_seeds):
+    """From every trained network to the limit that has its f(0): {name: [[at the last step, by seed], by width]}."""
+    found = {"loss": [], "sharpness": []}
+    for width in widths:
+        network, keys = build(problem, width), jax.random.split(jax.random.key(width), num_seeds)
+        trained = train(problem, network, keys, observables=("loss", "hessian_eigenvalues"), rtol=1e-4)
+        outputs = [np.float64(network.apply(network.init(key), jnp.float32(problem.inputs))) for key in keys]
+        limits = [ntk.solve(problem, initial_outputs=of_network) for of_network in outputs]
+        for name, of_all in found.items():
+            of_all.append([one[name][-1] - limit[name][-1] for one, limit in zip(trained, limits, strict=True)])
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_networks_approach_the_limit_that_has_their_outputs(activation):
-    """Loss and sharpness of trained networks of two hidden layers: the distance falls as N^{-1/2}."""
-    problem = a_problem(C=1, richness=1.0, momentum=0.3, num_steps=6, measure_every=6, top_k=1)
-    widths, distances = (64, 128, 256, 512, 1024), {"loss": [], "sharpness": []}
-    for width in widths:
-        network, keys = mlp(problem, width, 2, activation), jax.random.split(jax.random.key(width), 48)
-        trained = train(problem, network, keys, observables=("loss", "hessian_eigenvalues"), rtol=1e-4)
-        for name, errors in distances.items():
-            errors.append([])
-            for key, trajectory in zip(keys, trained, strict=True):
-                outputs = np.float64(network.apply(network.init(key), jnp.float32(problem.inputs)))
-                limit = ntk.solve(problem, depth=2, activation=activation, initial_outputs=outputs)
-                errors[-1].append(trajectory[name][-1] - limit[name][-1])
-    for name, errors in distances.items():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "relu"},
+        {"activation": "tanh"},
+        {"activation": "relu", **CLASSES, "learning_rate": 2.0},
+        {"model": "resmlp", "activation": "relu", "learning_rate": 0.1},
+        {"model": "resmlp", "activation": "tanh", "block_size": 2, "depth": 3, **CLASSES,
+         "parametrization": "base=ntp, block.multiplier.L=-1/2, block_inner.learning_rate.L=1"},
+    ],
+    ids=["relu", "tanh", "relu, cross-entropy", "residual relu", "residual tanh, cross-entropy, powers of the depth"],
+)  # fmt: skip
+def test_networks_approach_the_limit_that_has_their_outputs(options):
+    """Loss and sharpness of trained networks of two hidden layers or more: the distance falls as N^{-1/2}."""
+    problem = a_problem(**{"C": 1, "richness": 1.0, "momentum": 0.3, "num_steps": 6, "measure_every": 6, "top_k": 1} | options)
+    widths = (64, 128, 256, 512, 1024)
+    for name, errors in distances(problem, widths, 48).items():
         law = fit(widths, np.array(errors))
         assert law.interval[0] <= -0.5 <= law.interval[1], (name, law)
         assert law.interval[1] < -0.25
 
 
 def test_between_ntp_and_mup_the_outputs_vanish():
-    problem = a_problem(parametrization=interpolated(0.25))
-    np.testing.assert_allclose(ntk.solve(problem, depth=1, activation="linear")["loss"], linear2.solve(problem)["loss"])
+    problem = a_problem(parametrization=interpolated(0.25), model="linear2")
+    np.testing.assert_allclose(ntk.solve(problem)["loss"], linear2.solve(problem)["loss"])
     with pytest.raises(ValueError, match=r"f\(0\) = 0; it can be given in NTP only"):
-        ntk.solve(problem, depth=1, activation="linear", initial_outputs=problem.targets)
+        ntk.solve(problem, initial_outputs=problem.targets)
     with pytest.raises(ValueError, match="its loss has no spread"):
-        ntk.loss_law(problem, depth=1, activation="linear")
+        ntk.loss_law(problem)
+
+
+@pytest.mark.parametrize("architecture", ["plain", "residual"])
+def test_a_gauge_is_no_difference(architecture):
+    given = scaling("ntp", architecture=architecture)
+    options = {"model": {"plain": "mlp", "residual": "resmlp"}[architecture]}
+    for quantity in ("multiplier", "learning_rate"):
+        moved = ntk.kernels(a_problem(parametrization=gauge(given, quantity), **options))
+        np.testing.assert_allclose(moved, ntk.kernels(a_problem(**options)), rtol=1e-14)
 
 
 def test_divergence_is_data():
-    trajectory = ntk.solve(a_problem(learning_rate=1e30), depth=2, activation="relu")
+    trajectory = ntk.solve(a_problem(learning_rate=1e30))
     assert trajectory.diverged.tolist() == [False, False, True, True, True]
     assert np.isnan(trajectory["sharpness"][2:]).all()
 
 
 def test_a_random_trace_is_left_out():
     """φ'' ≠ 0 leaves tr R of order one and random, so only piecewise linear networks have a limit of it."""
-    problem = a_problem(num_steps=0)
-    assert "hessian_trace" not in ntk.solve(problem, depth=1, activation="tanh")
+    assert "hessian_trace" not in ntk.solve(a_problem(num_steps=0, activation="tanh"))
     with computing("float64"):
-        assert "hessian_trace" in ntk.solve(problem, depth=1, activation="relu")
+        assert "hessian_trace" in ntk.solve(a_problem(num_steps=0))
+
+
+def test_same_problem_same_law():
+    np.testing.assert_array_equal(ntk.loss_law(a_problem(**CLASSES)), ntk.loss_law(a_problem(**CLASSES)))
 
 
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
         ({"parametrization": "mup"}, {}, "mup has no kernel limit: features move"),
+        ({"parametrization": "depth_mup", "model": "resmlp"}, {}, "depth_mup has no kernel limit: features move"),
         ({"parametrization": "sp"}, {}, "no limit is known for it"),
+        ({"optimizer": "adam"}, {}, "no limit is known for it"),
         ({"weight_decay": 0.1}, {}, "weight decay shrinks the kernel"),
-        ({}, {"activation": "sine"}, "no kernel limit for activation 'sine'; known: linear"),
-        ({}, {"depth": 0}, "depth 0 must be at least 1"),
         ({}, {"initial_outputs": np.zeros((2, 2))}, r"initial outputs of shape \(2, 2\): wanted \(6, 2\)"),
     ],
 )
 def test_refusals(options, arguments, message):
     with pytest.raises(ValueError, match=message):
-        ntk.solve(a_problem(**options), **{"depth": 1, "activation": "relu"} | arguments)
+        ntk.solve(a_problem(**options), **arguments)
