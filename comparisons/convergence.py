@@ -245,7 +245,10 @@ def shown_steps(dataset: xr.Dataset, most: int = 4) -> list[int]:
 
 def table(measured, grown, comparison: Comparison, unstable_after: int | None, steps: list[int]) -> str:
     """The rates of loss, sharpness and the top NTK eigenvalue at these steps, and the verdicts, for the terminal."""
-    lines = [comparison.title, f"error = prefactor · N^exponent, reference: {comparison.reference}", ""]
+    lines = [comparison.title, f"error = prefactor · N^exponent, reference: {comparison.reference}"]
+    stood_in_for = [rate.observable for rate in measured if rate.reference != comparison.reference]
+    left_open = {_short_name(name) for name in stood_in_for if name in plots.SHOWN}
+    lines += [f"{name}: the limit leaves it open, the largest width stands for it" for name in sorted(left_open)] + [""]
     lines.append(f"{'observable':<16}{'step':>6}  {'kind':<12}{'exponent':>9} {'95 % interval':<18}{'theory':>7}   "
                  f"{'prefactor':>9} {'theory':>9}  status")  # fmt: skip
     for rate in measured:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from comparisons.rates import Rate, deviations, limit_component, variable
+from comparisons.rates import Rate, deviations, limit_component, reference_of, variable
 from comparisons.super_consistency import TOLERATED, Growth
 from limits import OBSERVABLES
 
@@ -83,7 +83,7 @@ def rates(dataset: xr.Dataset, measured: Sequence[Rate], reference: str, title: 
             rank = None if name in ("loss", "sharpness") else selection.get("rank")
             for step, color in zip(steps, matplotlib.colormaps["plasma"](np.linspace(0.05, 0.8, len(steps))), strict=True):
                 _draw_rate(axis, errors.sel(step=step), table[name, rank, kind, step], kind, color)
-            axis.set(xscale="log", yscale="log", xlabel="width $N$", title=OBSERVABLES[name].label)
+            axis.set(xscale="log", yscale="log", xlabel="width $N$", title=_titled(dataset, name, reference))
             axis.set_ylabel(r"rms over seeds of $o_N-o_\infty$" if kind == "fluctuation" else r"|mean over seeds of $o_N-o_\infty$|")  # noqa: E501
             axis.set_xticks(errors.width.values, [str(w) for w in errors.width.values], rotation=45)
             axis.tick_params(axis="x", which="minor", bottom=False)
@@ -111,7 +111,7 @@ def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: 
         found = next(g for g in grown if g.observable == name and g.rank in (None, 1))
         ratio = "∞" if not np.isfinite(found.largest) else f"{found.largest:.2g}"
         axis.set(yscale="log", xlabel="step", ylabel=f"rms deviation of {_label(name)}")
-        axis.set_title(f"{OBSERVABLES[name].label}\ngrows × {ratio}: {found.verdict}")
+        axis.set_title(f"{_titled(dataset, name, reference)}\ngrows × {ratio}: {found.verdict}")
     _legend(figure, dataset, [])
     figure.suptitle(f"{title}; reference: {reference}; super consistent: at most × {TOLERATED:g}", fontsize=9)
     return figure
@@ -147,6 +147,12 @@ def colors(widths):
 
 def _label(name):
     return OBSERVABLES[name].symbol.replace("_k", "_1") if name == "ntk_eigenvalues" else OBSERVABLES[name].symbol
+
+
+def _titled(dataset, name, reference):
+    """The observable, and what is subtracted from it if that is not what is from the others."""
+    used = reference_of(dataset, name, reference)
+    return OBSERVABLES[name].label + ("" if used == reference else f", against N = {dataset.width.values[-1]}")
 
 
 def _mark_edge(axis, height):
