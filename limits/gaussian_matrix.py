@@ -1,0 +1,129 @@
+"""A random matrix of infinite size, known only through what it has met.
+
+W has entries N(0, 1/N) and acts on *fields*: a field has one number per neuron, and <x y> is the mean of its products over
+neurons.  As N → ∞ neurons become independent draws, so a field is held as S samples (or, where everything is linear, as
+exact coordinates), and W as orthonormal fields b_j below that it has met, e_k above that its transpose has met, and what
+came out (Gaussian conditioning: Bolthausen 2014; Bayati & Montanari 2011; Yang 2020).  Given the past, W on the part of x
+beyond all b_j is a Gaussian field of that norm, independent of everything so far, plus what Wᵀ has told of it:
+
+    W b_j  = η_j + Σ_{k before j} F_kj e_k,     F_kj = <ξ_k b_j>         η_j ~ N(0,1) fresh with b_j
+    Wᵀ e_k = ξ_k + Σ_{j before k} B_kj b_j,     B_kj = <η_j e_k>         ξ_k ~ N(0,1) fresh with e_k
+
+F_kj is a response in disguise: E[ξ_k b_j] = E[∂b_j/∂ξ_k] (Stein).  No response function is carried along, no matrix is
+inverted, and x in the span of the b_j costs as many products as there are b_j.  The matrix in training is
+
+    W(t) = d(t) W + Σ_kj A_kj e_k b_jᵀ/N,       gradient steps add outer products of fields that it has met to A.
+
+Fresh fields are made orthogonal to what they must not correlate with: η_j to the e_k, ξ_k to the b_j met before.  In exact
+coordinates they are; of samples it takes the noise that would otherwise enter where a response is still zero.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Fields = Float[Array, "fields S"]
+
+
+class Space(NamedTuple):
+    """Where fields live: <x y> = weight · x·y.  Directions whose norm is below ``tolerance`` of the field's are left out."""
+
+    weight: Float[Array, ""]
+    tolerance: Float[Array, ""]
+
+    def products(self, x: Float[Array, "m S"], y: Float[Array, "n S"]) -> Float[Array, "m n"]:
+        return self.weight * x @ y.T
+
+    def norms(self, x: Float[Array, "m S"]) -> Float[Array, " m"]:
+        return jnp.sqrt(self.weight * jnp.sum(x * x, 1))
+
+    def beyond(self, x: Float[Array, "m S"], orthonormal: Float[Array, "n S"]) -> Float[Array, "m S"]:
+        """The part of each field orthogonal to these."""
+        return x - self.products(x, orthonormal) @ orthonormal
+
+
+class GaussianMatrix(NamedTuple):
+    """Rooms for n fields below and m above; those in use come first, the rest of ``below`` and ``above`` is zero.
+
+    below, above      (n, S) b_j, (m, S) e_k
+    sent, returned    (n, S) η_j, (m, S) ξ_k, drawn before they are used
+    forward, backward (m, n) F and B, zero for the pairs of the other order
+    num_below, num_above   fields in use
+    """
+
+    below: Float[Array, "*stack n S"]
+    above: Float[Array, "*stack m S"]
+    sent: Float[Array, "*stack n S"]
+    returned: Float[Array, "*stack m S"]
+    forward: Float[Array, "*stack m n"]
+    backward: Float[Array, "*stack m n"]
+    num_below: Int[Array, "*stack"]
+    num_above: Int[Array, "*stack"]
+
+    @property
+    def transposed(self) -> "GaussianMatrix":
+        forward, backward = (jnp.swapaxes(a, -1, -2) for a in (self.backward, self.forward))
+        return GaussianMatrix(
+            self.above, self.below, self.returned, self.sent, forward, backward, self.num_above, self.num_below
+        )
+
+
+def unmet(sent: Float[Array, "*stack n S"], returned: Float[Array, "*stack m S"]) -> GaussianMatrix:
+    """A matrix that has met nothing, with these draws in store."""
+    *stack, n, _ = sent.shape
+    nothing, none = jnp.zeros((*stack, returned.shape[-2], n)), jnp.zeros(stack, int)
+    return GaussianMatrix(jnp.zeros_like(sent), jnp.zeros_like(returned), sent, returned, nothing, nothing, none, none)
+
+
+def has_room(matrix: GaussianMatrix, below: int, above: int):
+    """Whether so many more fields can be met on either side."""
+    n, m = matrix.below.shape[-2], matrix.above.shape[-2]
+    return jnp.all(matrix.num_below + below <= n) & jnp.all(matrix.num_above + above <= m)
+
+
+def send(space: Space, matrix: GaussianMatrix, fields, decay, trained) -> tuple[GaussianMatrix, Array, Array]:
+    """(the matrix having met them, W(t) fields, their coordinates <b_j x>); ``trained`` (m, n) is A, ``decay`` d."""
+    below, new, coordinates, count = meet(space, matrix.below, matrix.num_below, fields)
+    start = matrix.num_below
+    fresh = jax.lax.dynamic_slice_in_dim(matrix.sent, start, len(fields))
+    fresh = space.beyond(fresh, matrix.above)
+    sent = jax.lax.dynamic_update_slice(matrix.sent, fresh / space.norms(fresh)[:, None], (start, 0))
+    seen = jnp.arange(len(matrix.returned)) < matrix.num_above
+    responses = jnp.where(seen[:, None], space.products(matrix.returned, new), 0.0)
+    forward = jax.lax.dynamic_update_slice(matrix.forward, responses, (0, start))
+    out = decay * coordinates @ sent + coordinates @ (decay * forward + trained).T @ matrix.above
+    return matrix._replace(below=below, sent=sent, forward=forward, num_below=count), out, coordinates
+
+
+def send_back(space: Space, matrix: GaussianMatrix, fields, decay, trained) -> tuple[GaussianMatrix, Array, Array]:
+    """The same with the transpose: (the matrix, W(t)ᵀ fields, <e_k x>)."""
+    matrix, out, coordinates = send(space, matrix.transposed, fields, decay, trained.T)
+    return matrix.transposed, out, coordinates
+
+
+def meet(space: Space, family, count, fields) -> tuple[Array, Array, Array, Array]:
+    """(family that spans the fields too, its new members, the fields' coordinates in it, its size).
+
+    Classical Gram-Schmidt in blocks, twice; ``family`` has room behind its first ``count`` rows, where the new ones go.
+    """
+    inside = space.products(fields, family)
+    new = _orthonormal(space, fields - inside @ family, space.tolerance * space.norms(fields))
+    new = _orthonormal(space, space.beyond(new, family), jnp.full(len(fields), 0.5))
+    coordinates = jax.lax.dynamic_update_slice(inside, space.products(fields, new), (0, count))
+    family = jax.lax.dynamic_update_slice(family, new, (count, 0))
+    return family, new, coordinates, count + jnp.sum(jnp.any(new != 0, 1))
+
+
+def _orthonormal(space, fields, least) -> Fields:
+    """Modified Gram-Schmidt, twice; fields of which less than ``least`` is left are dropped, and zeros follow the rest."""
+
+    def add(carry, field_and_least):
+        (found, count), (field, least) = carry, field_and_least
+        rest = space.beyond(space.beyond(field[None], found), found)
+        size = space.norms(rest)[0]
+        found = found.at[count].set(jnp.where(size > least, rest[0] / size, found[count]))
+        return (found, count + (size > least)), None
+
+    return jax.lax.scan(add, (jnp.zeros_like(fields), 0), (fields, least))[0][0]
