@@ -269,7 +269,7 @@ def _schedule(problem) -> Int[Array, "segments every b"] | None:
         return None
     intervals = len(problem.steps) - 1
     used = problem.batches[: intervals * problem.measure_every]
-    return jnp.asarray(used.reshape(intervals, problem.measure_every, -1))
+    return jnp.asarray(used.reshape(intervals, problem.measure_every, problem.batches.shape[1]))
 
 
 @partial(jax.jit, static_argnames=("every", "measured"))
