@@ -1,0 +1,130 @@
+"""Two-layer networks in μP at N = ∞, with any activation and loss: the mean-field limit, by clouds of particles.
+
+    f(x) = (1/γ0) <v φ(e·x/√D)>,    rescaled Hessian R + F Fᵀ                (``limits.particles``, ``limits.neuron_blocks``)
+
+Gradient descent in discrete time, exact given the cloud.  Several clouds, scrambled independently, tell the error: every
+observable is their mean, its standard error is in ``Trajectory.errors``.
+
+Which observables have a limit?  Means over neurons have: loss, NTK and Gauss-Newton eigenvalues, directional sharpness, and
+the eigenvalues of the Hessian outside its bulk, roots of λ_k(M(λ)) = 1 with M(λ) = <F̂ᵀ(λ − R)⁻¹F̂>, F̂ = BᵀJ/√P.  The rest is
+up to the bulk, the law of the eigenvalues of a neuron's block R_i.
+
+φ'' = 0 (linear, ReLU)   R_i depends only on the samples that the neuron is active on, tr R_i = 0: the bulk is compact.  Its
+    edges are the limits of λ_min and of R's edges, an eigenvalue without a root lies at the edge, and tr H = tr G.  (ReLU:
+    at the clouds' edge, which, as that of a network of their size, lacks the rarest patterns.)
+otherwise                R_i has Σ_p r_p·v_i φ'' in it, and v_i is Gaussian at step 0: the bulk has no edge.  Its largest of
+    N eigenvalues grows as √(log N), in the end past every outlier, and tr R as N: neither λ_min, nor R's edges, nor tr H
+    has a limit, and they are left out.  Outliers above the bulk of the cloud are what wide networks have up to about that
+    width.  An eigenvalue whose eigenvector one neuron carries is no outlier; then, and for all ranks below, the value is
+    that of the cloud as a network, and its error is infinite.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from limits import secular
+from limits.activations import PIECEWISE_LINEAR
+from limits.curvature import Spectrum
+from limits.neuron_blocks import Measurement, Observables, diverged, hessian, measure, observables, with_zeros
+from limits.particles import check, cloud, functions, path, population
+from limits.precision import in_float64
+from limits.problem import Problem
+from limits.secular import Secular
+from limits.trajectory import Trajectory
+
+CARRIED = 0.5  # the part of an eigenvector that makes it one neuron's
+IN_BULK = "in bulk"
+
+
+class HessianSpectrum(NamedTuple):
+    """outliers, largest first · bulk: eigenvalues of R_i, multiplicities per neuron, D + C in all."""
+
+    outliers: Float[np.ndarray, " k"]
+    bulk: Spectrum
+
+
+@in_float64
+def solve(problem: Problem, *, particles: int = 4096, repeats: int = 4, seed: int = 0) -> Trajectory:
+    """The limit of ``mlp(problem, width, 1, activation)`` in μP, from so many clouds of so many particles.
+
+    Momentum, weight decay, minibatches, several outputs and cross-entropy as in ``limits.problem``; observables as above.
+    Raises ValueError for another parametrization, optimiser or depth and for clouds that are none; MemoryError before it
+    starts.
+    """
+    if repeats < 2:
+        raise ValueError(f"{repeats} repeats: a standard error needs two")
+    clouds = [_trajectory(problem, times) for times in _clouds(problem, particles, repeats, seed)]
+    found = {name: np.stack([of[name] for of in clouds]) for name in clouds[0]}
+    in_bulk = found.pop(IN_BULK).any(0)
+    values = {name: np.mean(of, 0) for name, of in found.items()}
+    errors = {name: np.std(of, 0, ddof=1) / np.sqrt(repeats) for name, of in found.items()}
+    errors["hessian_eigenvalues"][in_bulk] = np.inf
+    return Trajectory(problem.steps, values, errors)
+
+
+@in_float64
+def hessian_spectra(problem: Problem, *, particles: int = 4096, seed: int = 0) -> list[HessianSpectrum]:
+    """Of one cloud at the measured steps: at most top_k outliers, and the bulk.  Empty once diverged; raises as ``solve``."""
+    (times,) = _clouds(problem, particles, 1, seed)
+    return [_spectrum(problem, measured) for measured in times]
+
+
+def _clouds(problem, particles, repeats, seed) -> Iterator[Iterator[Measurement]]:
+    """The measured steps of each cloud."""
+    check(problem)
+    _check_memory(problem, particles)
+    return (_times(problem, cloud(problem, particles, rng)) for rng in np.random.default_rng(seed).spawn(repeats))
+
+
+def _times(problem, start) -> Iterator[Measurement]:
+    of, mass = functions(problem), np.full(len(start.readout), 1 / len(start.readout))
+    fixed = population(problem, mass)
+    states = path(of, fixed, problem, start)
+    return (measure(of, fixed, jax.tree.map(lambda a: a[t], states)) for t in range(len(problem.steps)))  # noqa: B023
+
+
+def _trajectory(problem, times: Iterable[Measurement]) -> Observables:
+    of_hessian = partial(_limit_of_hessian, compact=problem.network.activation in PIECEWISE_LINEAR)
+    found = [observables(measured, problem.top_k, of_hessian) for measured in times]
+    return {name: np.stack([of[name] for of in found]) for name in found[0]}
+
+
+def _limit_of_hessian(of: Secular, top_k: int, compact: bool) -> Observables:
+    """The eigenvalues, and which of them are in a bulk without an edge."""
+    values = np.array([secular.eigenvalue(of, k + 1) for k in range(top_k)])
+    if not compact:
+        carried = [secular.concentration(of, value) > CARRIED for value in values]
+        return {"hessian_eigenvalues": values, IN_BULK: np.logical_or.accumulate(carried).astype(float)}
+    edge, bottom = of.poles[0], of.poles[-1]
+    return {
+        "hessian_eigenvalues": np.maximum(values, edge),
+        "hessian_min": bottom,
+        "residual_eigenvalues": np.array([edge, bottom]),
+        "hessian_trace": np.sum(of.factor**2),
+        IN_BULK: np.zeros(top_k),
+    }
+
+
+def _spectrum(problem, measured) -> HessianSpectrum:
+    if diverged(measured):
+        return HessianSpectrum(np.zeros(0), Spectrum(np.zeros(0), np.zeros(0)))
+    of, (N, n, _) = hessian(measured), measured.blocks.shape
+    found = _limit_of_hessian(of, problem.top_k, problem.network.activation in PIECEWISE_LINEAR)
+    values = found["hessian_eigenvalues"]
+    outliers = values[(found[IN_BULK] == 0) & (values > of.poles[0])]
+    return HessianSpectrum(outliers, with_zeros(of.poles, np.full(N * n, 1 / N), problem.num_inputs + problem.num_outputs))
+
+
+def _check_memory(problem, particles):
+    n, rank = min(problem.inputs.shape) + problem.num_outputs, problem.targets.size
+    numbers = particles * (len(problem.steps) * n + 4 * n * (n + rank) + 8 * problem.num_samples) + 6 * rank**2
+    needed, there = 8 * numbers, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        gib = f"about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are"
+        raise MemoryError(f"{particles} particles need {gib}: take fewer")
