@@ -173,7 +173,14 @@ def _limit(comparison, store, report) -> Trajectory:
     """The limit, read where it is there and whole, else integrated."""
     kept = store.kept("limit", lambda: records.from_trajectories({0: [limit.solve(comparison.problem)]}))
     report(1.0)
-    return records.to_trajectories(kept)[0][0]
+    return _determined(records.to_trajectories(kept)[0][0])
+
+
+def _determined(typical: Trajectory) -> Trajectory:
+    """Without the observables that the theory leaves open: the error of the (largest) value is infinite at some step."""
+    open_ = [name for name in typical.observables if np.isinf(typical.error(name).reshape(len(typical.steps), -1)[:, 0]).any()]
+    kept = {name: values for name, values in typical.observables.items() if name not in open_}
+    return replace(typical, observables=kept, errors={n: e for n, e in typical.errors.items() if n not in open_})
 
 
 def _networks(comparison, store, prediction, typical, pool, progress) -> xr.Dataset:

@@ -21,7 +21,7 @@ import xarray as xr
 from comparisons.power_law import FEWEST_WIDTHS, PowerLaw, fit, refused
 from limits import OBSERVABLES
 from limits.fluctuations import Law, Prediction
-from limits.trajectory import MEASURED
+from limits.trajectory import STORED
 
 KINDS = ("fluctuation", "bias")
 RANKS = {"rank": 1, "edge": "upper"}  # what "the" eigenvalue of an observable is where only one is shown
@@ -167,4 +167,4 @@ def limit_component(dataset: xr.Dataset, name: str, selection: dict) -> xr.DataA
     return dataset[stored].sel(selection) if stored in dataset else None
 
 
-assert set(OBSERVABLES) - {"sharpness"} == set(MEASURED)
+assert set(OBSERVABLES) - {"sharpness"} == set(STORED)

@@ -24,8 +24,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Fields = Float[Array, "fields S"]
-
 
 class Space(NamedTuple):
     """Where fields live: <x y> = weight · x·y.  Directions whose norm is below ``tolerance`` of the field's are left out."""
@@ -83,8 +81,10 @@ def has_room(matrix: GaussianMatrix, below: int, above: int):
     return jnp.all(matrix.num_below + below <= n) & jnp.all(matrix.num_above + above <= m)
 
 
-def send(space: Space, matrix: GaussianMatrix, fields, decay, trained) -> tuple[GaussianMatrix, Array, Array]:
-    """(the matrix having met them, W(t) fields, their coordinates <b_j x>); ``trained`` (m, n) is A, ``decay`` d."""
+def send(
+    space: Space, matrix: GaussianMatrix, fields: Float[Array, "p S"], decay: Float[Array, ""], trained: Float[Array, "m n"]
+) -> tuple[GaussianMatrix, Float[Array, "p S"], Float[Array, "p n"]]:
+    """(the matrix having met them, W(t) fields, their coordinates <b_j x>); ``trained`` is A, ``decay`` d."""
     below, new, coordinates, count = meet(space, matrix.below, matrix.num_below, fields)
     start = matrix.num_below
     fresh = jax.lax.dynamic_slice_in_dim(matrix.sent, start, len(fields))
@@ -97,33 +97,39 @@ def send(space: Space, matrix: GaussianMatrix, fields, decay, trained) -> tuple[
     return matrix._replace(below=below, sent=sent, forward=forward, num_below=count), out, coordinates
 
 
-def send_back(space: Space, matrix: GaussianMatrix, fields, decay, trained) -> tuple[GaussianMatrix, Array, Array]:
+def send_back(
+    space: Space, matrix: GaussianMatrix, fields: Float[Array, "p S"], decay: Float[Array, ""], trained: Float[Array, "m n"]
+) -> tuple[GaussianMatrix, Float[Array, "p S"], Float[Array, "p m"]]:
     """The same with the transpose: (the matrix, W(t)ᵀ fields, <e_k x>)."""
     matrix, out, coordinates = send(space, matrix.transposed, fields, decay, trained.T)
     return matrix.transposed, out, coordinates
 
 
-def meet(space: Space, family, count, fields) -> tuple[Array, Array, Array, Array]:
+def meet(
+    space: Space, family: Float[Array, "n S"], count: Int[Array, ""], fields: Float[Array, "p S"]
+) -> tuple[Float[Array, "n S"], Float[Array, "p S"], Float[Array, "p n"], Int[Array, ""]]:
     """(family that spans the fields too, its new members, the fields' coordinates in it, its size).
 
-    Classical Gram-Schmidt in blocks, twice; ``family`` has room behind its first ``count`` rows, where the new ones go.
+    Gram-Schmidt, then once more against the family and, the new ones being orthonormal up to δ, among them up to δ²
+    (Newton-Schulz).  ``family`` has room behind its first ``count`` rows, where the new ones go.
     """
     inside = space.products(fields, family)
     new = _orthonormal(space, fields - inside @ family, space.tolerance * space.norms(fields))
-    new = _orthonormal(space, space.beyond(new, family), jnp.full(len(fields), 0.5))
+    new = space.beyond(new, family)
+    new = 1.5 * new - 0.5 * space.products(new, new) @ new
     coordinates = jax.lax.dynamic_update_slice(inside, space.products(fields, new), (0, count))
     family = jax.lax.dynamic_update_slice(family, new, (count, 0))
     return family, new, coordinates, count + jnp.sum(jnp.any(new != 0, 1))
 
 
-def _orthonormal(space, fields, least) -> Fields:
-    """Modified Gram-Schmidt, twice; fields of which less than ``least`` is left are dropped, and zeros follow the rest."""
+def _orthonormal(space, fields, least) -> Float[Array, "fields S"]:
+    """Modified Gram-Schmidt; fields of which less than ``least`` is left are dropped, and zeros follow the rest."""
 
     def add(carry, field_and_least):
         (found, count), (field, least) = carry, field_and_least
-        rest = space.beyond(space.beyond(field[None], found), found)
+        rest = space.beyond(field[None], found)
         size = space.norms(rest)[0]
-        found = found.at[count].set(jnp.where(size > least, rest[0] / size, found[count]))
+        found = found.at[count].set(jnp.where(size > least, rest[0] / size, 0.0))
         return (found, count + (size > least)), None
 
     return jax.lax.scan(add, (jnp.zeros_like(fields), 0), (fields, least))[0][0]

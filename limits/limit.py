@@ -12,13 +12,12 @@
 """
 
 from dataclasses import replace
-from importlib import import_module
 from types import ModuleType
 
 import numpy as np
 from jaxtyping import Float
 
-from limits import fluctuations, linear2, ntk
+from limits import deep_linear, dmft, fluctuations, linear2, meanfield, ntk
 from limits.fluctuations import Prediction
 from limits.parametrization import output_exponent
 from limits.problem import Problem
@@ -27,15 +26,21 @@ from limits.trajectory import Trajectory
 
 def theory(problem: Problem) -> ModuleType:
     """The module that knows the limit.  Raises ValueError, in one line, where none does."""
-    model, kernel = problem.network, output_exponent(problem.scaling()) < 0.5
+    model = problem.network
+    if model.family != "perceptron" or problem.trained != "all":
+        ablation = "" if problem.trained == "all" else f" where only the {problem.trained} is trained"
+        raise ValueError(f"no limit is known for {problem.model} in {problem.scaling().name}{ablation}")
+    if problem.nesterov or problem.warmup_steps or problem.schedule != "constant":
+        raise ValueError("no limit is known for nesterov, warm-up or a schedule: theory has the heavy ball at a constant rate")
+    kernel = output_exponent(problem.scaling()) < 0.5
     plain, linear = model.architecture == "plain", model.activation == "linear" and problem.loss == "mse"
     if plain and linear and model.depth == 1:
         return linear2
     if kernel:
         return ntk
     if plain and linear:
-        return import_module("limits.deep_linear")
-    return import_module("limits.meanfield") if plain and model.depth == 1 else import_module("limits.dmft")
+        return deep_linear
+    return meanfield if plain and model.depth == 1 else dmft
 
 
 def outputs_are_random(problem: Problem) -> bool:

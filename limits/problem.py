@@ -6,7 +6,9 @@ Conventions, stated once and used in every room
                 or cross-entropy, mean over samples (``limits.losses``)
     output      f = (1/γ) · forward pass,  γ = γ0 N^a                  γ0 the richness, a by the parametrization
     gradient    g(θ) = γ² ∇L_b(θ) + λ θ                                L_b the loss of the step's batch, λ the weight decay
-    update      m ← β m + g,   θ ← θ − η0 m,   m = 0 at step 0        heavy ball
+    update      m ← β m + g,   θ ← θ − η m,   m = 0 at step 0         heavy ball;   Nesterov: θ ← θ − η (g + β m)
+    rate        η = η0 min(1, (t+1)/W) at step t                      W steps of linear warm-up
+                times (1 + cos π(t−W)/(T−W))/2 from step W on         "cosine", T the number of steps
     curvature   rescaled: γ² times the Hessian of L (all samples), so that the edge of stability is 2/η0 − λ
                 at every width (2(1+β)/η0 − λ with momentum β)
     time        τ = η0 · step
@@ -15,24 +17,29 @@ Weight decay λ is in units of 1/τ (the raw coefficient is λ/γ²): it means t
 
 So for SGD in a parametrization with one output multiplier γ.  In general every role of weights has its own learning rate
 η0 r_role (``limits.parametrization.factors``), which stands where γ² stands above, and rescaled curvature is √r ∇²L √r:
-that of the coordinates θ/√r, in which all learning rates are η0.  Adam (Kingma & Ba 2015; weight decay decoupled):
+that of the coordinates θ/√r, in which all learning rates are η0.  AdamW (Loshchilov & Hutter 2019):
 
-    update      θ ← θ − η0 (r_role m̂/(√v̂ + ε s_role) + λ θ),   s_role the size of the role's gradient entries at step 0
+    update      θ ← θ − η (r_role m̂/(√v̂ + ε s_role) + λ θ),   s_role the size of the role's gradient entries at step 0
+
+m̂ and v̂ the means of g = ∇L_b and g² without their bias.  Adam (Kingma & Ba 2015) has the decay within,
+g = ∇L_b + λ (s_role/σ_role) θ, σ_role the standard deviation of the role's weights at step 0; both are one where λ = 0.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import isqrt, prod
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from limits import losses
 from limits.models import Model, read_model
 from limits.parametrization import SAME_EXPONENTS, read_scaling
 from limits.size_algebra import Scaling
 
-TRAINED = ("sgd", "adam")
+TRAINED = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +49,20 @@ class Problem:
     inputs            (P, D) array, held as float64
     targets           (P, C) array, held as float64; a vector (P,) is taken as one output
     parametrization   a text for ``limits.parametrization.read_scaling`` (a name, a TOML file, or inline) or a ``Scaling``
-    optimizer         "sgd" or "adam"
-    model, activation, depth, block_size    see ``limits.models``; ``problem.network`` is what they amount to
+    optimizer         "sgd", "adam" or "adamw", which differ in the weight decay
+    model, activation, depth, block_size, pooling    see ``limits.models``; ``problem.network`` is what they amount to
+    image_shape       (H, W, channels) of inputs that are images, in this order; None: a square, grey or of three channels
+    trained           "all", or "readout": all other weights stay where they start (random features)
     loss              "mse", or "cross_entropy", whose targets are probability vectors
     learning_rate     η0, order one; the raw step is η0 γ²
+    warmup_steps      W, over which the learning rate grows to η0
+    schedule          what follows: "constant", or "cosine" down to 0 at num_steps
     richness          γ0
     num_steps         gradient steps
     measure_every     the observables are measured before steps 0, measure_every, 2·measure_every, … ≤ num_steps
     momentum          β of the heavy ball, 0 ≤ β < 1; SGD only
-    betas             β1, β2 of Adam
+    nesterov          whether it looks ahead
+    betas             β1, β2 of Adam; β1 = 0 is RMSProp (without its bias)
     epsilon           ε of Adam, in units of a gradient entry at step 0
     weight_decay      λ ≥ 0, see the module's conventions
     batches           (num_steps, b) sample indices of each step, or None for all samples at every step
@@ -67,12 +79,18 @@ class Problem:
     activation: str = "tanh"
     depth: int = 2
     block_size: int = 1
+    pooling: str = "max"
+    image_shape: tuple[int, int, int] | None = None
+    trained: str = "all"
     loss: str = "mse"
     learning_rate: float = 0.5
     richness: float = 1.0
     num_steps: int = 100
     measure_every: int = 1
     momentum: float = 0.0
+    nesterov: bool = False
+    warmup_steps: int = 0
+    schedule: str = "constant"
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
     weight_decay: float = 0.0
@@ -85,18 +103,25 @@ class Problem:
 
         if self.optimizer not in TRAINED:
             raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {', '.join(TRAINED)}")
-        _check_parametrization(self.parametrization, self.optimizer)
+        _check_parametrization(self.parametrization, self.rule)
         put("inputs", _finite_matrix("inputs", self.inputs))
         targets = np.asarray(self.targets)
         put("targets", _finite_matrix("targets", targets[:, None] if targets.ndim == 1 else targets))
         if len(self.inputs) != len(self.targets):
             raise ValueError(f"{len(self.inputs)} inputs but {len(self.targets)} targets: one target row per input row")
         losses.check(self.loss, self.targets)
-        _ = self.network
+        _check_inputs(self)
+        if self.trained not in ("all", "readout"):
+            raise ValueError(f"trained {self.trained!r}: wanted all, or readout")
         _require(self.learning_rate > 0, "learning rate", self.learning_rate, "positive")
         _require(self.richness > 0, "richness", self.richness, "positive")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
         _require(self.momentum == 0 or self.optimizer == "sgd", "momentum", self.momentum, "0: Adam has betas")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError(f"nesterov looks ahead along the momentum of sgd: {self.optimizer} has none here")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
+        _require(self.warmup_steps >= 0, "number of warm-up steps", self.warmup_steps, "at least 0")
         for beta in self.betas:
             _require(0 <= beta < 1, "beta", beta, "at least 0 and below 1")
         _require(self.epsilon > 0, "epsilon", self.epsilon, "positive")
@@ -110,17 +135,34 @@ class Problem:
     @cached_property
     def network(self) -> Model:
         """The layers of the model."""
-        return read_model(self.model, activation=self.activation, depth=self.depth, block_size=self.block_size)
+        options = {"activation": self.activation, "depth": self.depth, "block_size": self.block_size, "pooling": self.pooling}
+        return read_model(self.model, **options)
+
+    @cached_property
+    def image(self) -> tuple[int, int, int]:
+        """(H, W, channels) of the inputs.  Raises ValueError where they are no images of that shape."""
+        if self.image_shape is None:
+            return _square(self.num_inputs)
+        shape = tuple(self.image_shape)
+        if len(shape) != 3 or min(shape) < 1 or prod(shape) != self.num_inputs:
+            shown = "×".join(map(str, shape))
+            raise ValueError(f"image shape {shown}: wanted rows, columns and channels of {self.num_inputs} inputs")
+        return shape
 
     def scaling(self, architecture: str | None = None, depth: int | None = None) -> Scaling:
         """The exponents of the parametrization for the model, or for "plain" networks of that depth, or "residual" ones."""
         given, architecture = self.parametrization, architecture or self.network.architecture
         depth = self.network.depth if depth is None else depth
         if isinstance(given, str):
-            return read_scaling(given, self.optimizer, architecture, depth=depth)
+            return read_scaling(given, self.rule, architecture, depth=depth)
         if given.architecture != architecture:
             raise ValueError(f"the exponents of {given.name} are for a {given.architecture} network, not a {architecture} one")
         return given
+
+    @property
+    def rule(self) -> str:
+        """ "sgd" or "adam": whose exponents and whose preconditioner."""
+        return "sgd" if self.optimizer == "sgd" else "adam"
 
     @property
     def num_samples(self) -> int:
@@ -139,15 +181,42 @@ class Problem:
         """The measured steps; index t is before step t."""
         return np.arange(0, self.num_steps + 1, self.measure_every)
 
+    @cached_property
+    def learning_rates(self) -> Float[np.ndarray, " steps"]:
+        """η at steps 0 … num_steps, the last of which is not taken."""
+        step, warmup = np.arange(self.num_steps + 1), self.warmup_steps
+        rates = self.learning_rate * np.minimum(1.0, (step + 1) / max(warmup, 1))
+        if self.schedule == "constant":
+            return rates
+        part = np.clip((step - warmup) / max(self.num_steps - warmup, 1), 0.0, 1.0)
+        return rates * (1.0 + np.cos(np.pi * part)) / 2.0
+
     @property
     def edge_of_stability(self) -> float:
-        """The rescaled sharpness beyond which full-batch training is linearly unstable: 2(1+β)/η0 − λ.
+        """The rescaled sharpness beyond which full-batch training at the rate η0 is linearly unstable.
 
+            2(1+β)/η0 − λ,   with Nesterov 2(1+β)/((1+2β)η0) − λ
+
+        η0 is the largest rate: during warm-up, and on the way down a cosine, training is stable up to higher sharpness.
         Not a number for Adam, whose threshold is one of the preconditioned Hessian.
         """
-        if self.optimizer != "sgd":
+        return self.preconditioned_edge_of_stability if self.optimizer == "sgd" else float("nan")
+
+    @property
+    def preconditioned_edge_of_stability(self) -> float:
+        """The same for the observable ``preconditioned_sharpness``, which is the sharpness itself for SGD.
+
+            (2/η0 − λ)(1+β1)/(1−β1)    AdamW, and Adam where λ = 0   (Cohen et al. 2022): 38/η0 for β1 = 0.9
+
+        Not a number for Adam with λ > 0, which descends on another function than the loss.
+        """
+        if self.optimizer == "sgd":
+            ahead = 1.0 + 2.0 * self.momentum if self.nesterov else 1.0
+            return 2.0 * (1.0 + self.momentum) / ahead / self.learning_rate - self.weight_decay
+        if self.optimizer == "adam" and self.weight_decay:
             return float("nan")
-        return 2.0 * (1.0 + self.momentum) / self.learning_rate - self.weight_decay
+        beta = self.betas[0]
+        return (2.0 / self.learning_rate - self.weight_decay) * (1.0 + beta) / (1.0 - beta)
 
 
 def minibatches(rng: np.random.Generator, num_samples: int, batch_size: int, num_steps: int) -> Int[np.ndarray, "T b"]:
@@ -172,6 +241,25 @@ def _check_parametrization(given, optimizer):
             read_scaling(given, optimizer, "residual")
         except ValueError:
             raise wrong from None
+
+
+def _check_inputs(problem):
+    """The model exists and can read them."""
+    if problem.network.reads == "images" or problem.image_shape is not None:
+        _ = problem.image
+    if problem.network.reads == "tokens":
+        wrong = problem.inputs[(problem.inputs % 1 != 0) | (problem.inputs < 0) | (problem.inputs >= problem.num_outputs)]
+        if wrong.size:
+            raise ValueError(f"input {wrong[0]:g} is no token: with {problem.num_outputs} outputs they are 0 … "
+                             f"{problem.num_outputs - 1}")  # fmt: skip
+
+
+def _square(num_inputs):
+    for channels in (1, 3):
+        side = isqrt(num_inputs // channels)
+        if channels * side**2 == num_inputs:
+            return side, side, channels
+    raise ValueError(f"{num_inputs} inputs are no square image of 1 or 3 channels: give its image_shape (H, W, channels)")
 
 
 def _finite_matrix(name, values):

@@ -9,13 +9,18 @@ from jaxtyping import Int
 
 @dataclass(frozen=True)
 class Observable:
-    """A measured quantity.  ``ranked``: it has a second axis, eigenvalues with the largest first."""
+    """A measured quantity.
+
+    ranked      it has a second axis, eigenvalues with the largest first
+    in_limits   theories compute it too; others only networks have
+    """
 
     name: str
     symbol: str
     label: str
     definition: str
     ranked: bool = False
+    in_limits: bool = True
 
 
 OBSERVABLES = {
@@ -36,10 +41,17 @@ OBSERVABLES = {
         Observable("hessian_trace", r"$\gamma^2\,\mathrm{tr}\,H$", "Hessian trace", "γ² tr ∇²L"),
         Observable("directional_sharpness", r"$\gamma^2 g^\top H g/|g|^2$", "directional sharpness",
                    "γ² gᵀ(∇²L)g/|g|² along the full gradient g = ∇L; not a number where g = 0"),
+        Observable("preconditioned_sharpness", r"$\lambda_1(P^{-1/2}HP^{-1/2})$", "preconditioned sharpness",
+                   "the largest eigenvalue of P^{-1/2} H P^{-1/2}, H = γ²∇²L, P = √(ν/(1−β2^t)) + ε of Adam before step t "
+                   "in units of a gradient entry at step 0 (not a number at t = 0), P = 1 of SGD", in_limits=False),
+        Observable("gradient_noise", r"$\gamma^2\,\mathrm{tr}\,\Sigma$", "gradient noise",
+                   "γ² (1/P) Σ_p |∇ℓ_p − ∇L|², ℓ_p the loss of one sample: the variance of a step's gradient is this over "
+                   "the size of its batch", in_limits=False),
     )
 }  # fmt: skip
 
-MEASURED = tuple(name for name in OBSERVABLES if name != "sharpness")  # what a trajectory stores
+STORED = tuple(name for name in OBSERVABLES if name != "sharpness")  # what a trajectory can hold
+MEASURED = tuple(name for name in STORED if OBSERVABLES[name].in_limits)  # what it holds in every room, if not told otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,16 +62,19 @@ class Trajectory(Mapping):
     have a second axis.  All curvature is rescaled by γ².  After a divergence the values are not finite.
     ``errors[name]``, of the same shape, bounds what the measuring itself got wrong (a Lanczos residual, a standard
     error); absent means exact to rounding.
+    ``products[name]`` counts, at each step, the matrix-vector products that the value took: shared by observables of one
+    Lanczos run; absent where there were none.
     """
 
     steps: Int[np.ndarray, " T"]
     observables: dict[str, np.ndarray]
     errors: dict[str, np.ndarray] = field(default_factory=dict)
+    products: dict[str, Int[np.ndarray, " T"]] = field(default_factory=dict)
 
     def __post_init__(self):
         for name, values in self.observables.items():
-            if name not in MEASURED:
-                raise ValueError(f"unknown observable {name!r}; known: {', '.join(MEASURED)}")
+            if name not in STORED:
+                raise ValueError(f"unknown observable {name!r}; known: {', '.join(STORED)}")
             if values.ndim != 1 + OBSERVABLES[name].ranked or len(values) != len(self.steps):
                 raise ValueError(f"{name} of shape {values.shape} does not fit {len(self.steps)} measured steps")
 

@@ -1,0 +1,193 @@
+"""A network of infinite width in training: the fields of its neurons, and one step of gradient descent.
+
+    plain      h¹ = W⁰x/√D,   h^{l+1} = W^l φ(h^l)/√N                  f = V φ(h^L)/(γ0 N)
+    residual   h⁰ = W⁰x/√D,   h^{l+1} = h^l + L^{-α} W^l φ(h^l)/√N     l = 0 … L − 1
+
+Its H + 1 layers are joined by H random matrices W^l, each a ``limits.gaussian_matrix``.  A neuron of the limit has first or
+last weights of its own, and of the others it sees what the W^l let through.  <·> is the mean over neurons, Δ = −∂ℓ/∂f, π_p
+the share of sample p in the step's batch; a are the powers of the depth in front of a matrix, r those of its learning rate:
+
+    W⁰ = a · fresh Gaussians,     W^l(t) = d(t) a W^l + A^l(t),     V = a · fresh Gaussians,       A^l(0) = 0
+    g^L_c = φ'(h^L) V_c,   g^l = [g^{l+1}] + φ'(h^l) W^l(t)ᵀ g^{l+1}         g^l_c = γ0 N ∂f_c/∂h^l; [ ] if residual
+    f_c = <V_c φ(h^L)>/γ0
+    forces  γ0 a²r Σ_pc π_p Δ_pc · { g_c xᵀ/√D on W⁰,   g^{l+1}_c φ(h^l)ᵀ on A^l,   φ(h^L) on V_c }
+
+The optimiser of ``limits.problem`` acts on all weights: weight decay shrinks what is left of the initial matrices, d, too.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from limits.activations import ACTIVATIONS
+from limits.gaussian_matrix import GaussianMatrix, Space, has_room, meet, send, send_back, unmet
+from limits.losses import LOSSES
+
+
+class Kind(NamedTuple):
+    """What is compiled: the static argument of the compiled functions."""
+
+    activation: str
+    loss: str
+    residual: bool
+    nesterov: bool
+
+    @property
+    def exact(self) -> bool:
+        return self.activation == "linear"
+
+    def activated(self, h):
+        """(φ(h), φ'(h))"""
+        return jax.jvp(ACTIVATIONS[self.activation], (h,), (jnp.ones_like(h),))
+
+
+class Data(NamedTuple):
+    """inputs (P, r) over √D, in coordinates of rank r · targets · shares π of each step (one row if all are the same) · the
+    optimiser's numbers · scales a and rates a²r of first, hidden and last weights."""
+
+    inputs: Float[Array, "P r"]
+    targets: Float[Array, "P C"]
+    shares: Float[Array, "T P"]
+    learning_rates: Float[Array, " steps"]
+    momentum: Float[Array, ""]
+    weight_decay: Float[Array, ""]
+    richness: Float[Array, ""]
+    scales: Float[Array, "3"]
+    rates: Float[Array, "3"]
+    space: Space
+
+
+class Weights(NamedTuple):
+    """As they act: first (r, S) · left, d·a, of the H initial matrices · trained (H, m, n), A of each · last (C, S)."""
+
+    first: Float[Array, "r S"]
+    left: Float[Array, ""]
+    trained: Float[Array, "H m n"]
+    last: Float[Array, "C S"]
+
+
+class Fields(NamedTuple):
+    """outputs f · of the H + 1 layers features φ(h) and gradients g · coordinates of those that the H matrices met."""
+
+    outputs: Float[Array, "P C"]
+    features: Float[Array, "layers P S"]
+    gradients: Float[Array, "layers PC S"]
+    below: Float[Array, "H P n"]
+    above: Float[Array, "H PC m"]
+
+
+class State(NamedTuple):
+    """Before a step."""
+
+    step: Int[Array, ""]
+    weights: Weights
+    velocity: Weights
+    matrices: GaussianMatrix
+    now: Fields
+
+
+@partial(jax.jit, static_argnums=0)
+def begin(kind, data, first, sent, returned, last) -> State:
+    """Step 0.  The last weights do not correlate with the features that they meet: f(0) = 0."""
+    trained = jnp.zeros((len(sent), returned.shape[1], sent.shape[1]))
+    weights = Weights(data.scales[0] * first, data.scales[1], trained, last)
+    velocity = jax.tree.map(jnp.zeros_like, weights)
+    matrices, h, below = _forward(kind, data, weights, unmet(sent, returned))
+    features, *_ = kind.activated(h[-1])
+    met, *_ = meet(data.space, jnp.zeros_like(features), jnp.zeros((), int), features)
+    last = data.space.beyond(last, met)
+    weights = weights._replace(last=data.scales[2] * last / data.space.norms(last)[:, None])
+    return State(jnp.zeros((), int), weights, velocity, *_backward(kind, data, weights, matrices, h, below))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def advance(kind, data, state, until) -> State:
+    """Steps up to ``until``, or as long as the matrices have room."""
+    P, C = data.targets.shape
+
+    def going(state):
+        return (state.step < until) & has_room(state.matrices, P, P * C)
+
+    def step(state):
+        weights, velocity = _descend(kind, data, state)
+        met = _forward(kind, data, weights, state.matrices)
+        return State(state.step + 1, weights, velocity, *_backward(kind, data, weights, *met))
+
+    return jax.lax.while_loop(going, step, state)
+
+
+def _forward(kind, data, weights, matrices) -> tuple[GaussianMatrix, Array, Array]:
+    """(the matrices, h of the H + 1 layers, coordinates of their features)"""
+
+    def through(h, matrix_and_trained):
+        matrix, trained = matrix_and_trained
+        matrix, out, coordinates = send(data.space, matrix, kind.activated(h)[0], weights.left, trained)
+        return kind.residual * h + out, (matrix, h, coordinates)
+
+    h, (matrices, behind, coordinates) = jax.lax.scan(through, data.inputs @ weights.first, (matrices, weights.trained))
+    return matrices, jnp.concatenate([behind, h[None]]), coordinates
+
+
+def _backward(kind, data, weights, matrices, h, below) -> tuple[GaussianMatrix, Fields]:
+    """(the matrices, all fields of this step)"""
+    features, slopes = kind.activated(h)
+    C, S = weights.last.shape
+
+    def through(g, layer):
+        matrix, trained, slope = layer
+        matrix, out, coordinates = send_back(data.space, matrix, g, weights.left, trained)
+        return kind.residual * g + jnp.repeat(slope, C, 0) * out, (matrix, g, coordinates)
+
+    g = (slopes[-1][:, None] * weights.last).reshape(-1, S)
+    layers = matrices, weights.trained, slopes[:-1]
+    g, (matrices, before, above) = jax.lax.scan(through, g, layers, reverse=True)
+    outputs = data.space.products(features[-1], weights.last) / data.richness
+    return matrices, Fields(outputs, features, jnp.concatenate([g[None], before]), below, above)
+
+
+def _descend(kind, data, state) -> tuple[Weights, Weights]:
+    """(weights, velocity) after the step."""
+    now, (P, C) = state.now, data.targets.shape
+    share = data.shares[state.step % len(data.shares)]
+    errors = -LOSSES[kind.loss].gradient(now.outputs, data.targets) * share[:, None] * data.richness
+    above = now.above.reshape(-1, P, C, now.above.shape[-1])
+    force = Weights(
+        first=data.rates[0] * jnp.einsum("pc,pr,pcs->rs", errors, data.inputs, now.gradients[0].reshape(P, C, -1)),
+        left=jnp.zeros(()),
+        trained=data.rates[1] * jnp.einsum("pc,lpn,lpcm->lmn", errors, now.below, above),
+        last=data.rates[2] * errors.T @ now.features[-1],
+    )
+
+    gradient = jax.tree.map(lambda weight, force: data.weight_decay * weight - force, state.weights, force)
+    velocity = jax.tree.map(lambda v, g: data.momentum * v + g, state.velocity, gradient)
+    ahead = jax.tree.map(lambda v, g: g + data.momentum * v, velocity, gradient) if kind.nesterov else velocity
+    rate = data.learning_rates[state.step]
+    return jax.tree.map(lambda weight, move: weight - rate * move, state.weights, ahead), velocity
+
+
+@jax.jit
+def grown(state, sent, returned) -> State:
+    """The same with room for as many more fields; Gaussians that bring coordinates of their own make all fields longer."""
+    n, m, s = sent.shape[1], returned.shape[1], sent.shape[2] - state.matrices.sent.shape[2]
+
+    def longer(array, *by):
+        return jnp.pad(array, [(0, 0)] * (array.ndim - len(by)) + [(0, more) for more in by])
+
+    def of_weights(w):
+        return w._replace(first=longer(w.first, s), trained=longer(w.trained, m, n), last=longer(w.last, s))
+
+    old, now = state.matrices, state.now
+    matrices = old._replace(
+        below=longer(old.below, n, s),
+        above=longer(old.above, m, s),
+        sent=jnp.concatenate([longer(old.sent, s), sent], 1),
+        returned=jnp.concatenate([longer(old.returned, s), returned], 1),
+        forward=longer(old.forward, m, n),
+        backward=longer(old.backward, m, n),
+    )
+    features, gradients = longer(now.features, s), longer(now.gradients, s)
+    now = Fields(now.outputs, features, gradients, longer(now.below, n), longer(now.above, m))
+    return State(state.step, of_weights(state.weights), of_weights(state.velocity), matrices, now)

@@ -1,0 +1,81 @@
+"""The front door: which theory is asked, and what it says in the end."""
+
+import numpy as np
+import pytest
+
+import limits
+from limits import Problem, deep_linear, dmft, linear2, meanfield, ntk
+from limits.limit import outputs_are_random, predict, solve, theory
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(6, 3)), RNG.normal(size=(6, 2))
+CLASSES = np.eye(2)[RNG.integers(2, size=6)]
+
+
+def a_problem(param="mup", model="linear2", targets=Y, **options):
+    return Problem(X, targets, param, model=model, **{"num_steps": 4, "measure_every": 2, "learning_rate": 0.2} | options)
+
+
+@pytest.mark.parametrize(
+    ("param", "model", "options", "module"),
+    [
+        ("mup", "linear2", {}, linear2),
+        ("ntp", "linear2", {}, linear2),
+        ("mup", "mlp2", {"activation": "linear"}, linear2),
+        ("mup", "linear4", {}, deep_linear),
+        ("mean_field", "mlp3", {"activation": "linear"}, deep_linear),
+        ("mup", "mlp2", {}, meanfield),
+        ("mup", "linear2", {"loss": "cross_entropy", "targets": CLASSES}, meanfield),
+        ("mup", "mlp3", {"activation": "relu"}, dmft),
+        ("depth_mup", "resmlp", {}, dmft),
+        ("alpha1", "resmlp", {"activation": "linear"}, dmft),
+        ("ntp", "linear3", {}, ntk),
+        ("ntp", "mlp2", {}, ntk),
+        ("ntp", "resmlp", {}, ntk),
+        ("ntp", "linear2", {"loss": "cross_entropy", "targets": CLASSES}, ntk),
+        ("readout.multiplier=-3/4, input.learning_rate=1/2, hidden.multiplier=-1/2, hidden.learning_rate=1/2, "
+         "readout.learning_rate=1/2", "mlp3", {}, ntk),
+    ],
+)  # fmt: skip
+def test_which_theory(param, model, options, module):
+    assert theory(a_problem(param, model, **options)) is module
+
+
+@pytest.mark.parametrize(
+    ("param", "options", "message"),
+    [
+        ("sp", {}, "sp: not SGD at η0 γ² with factors 1/√fan-in and one γ; no limit is known for it"),
+        ("mup", {"optimizer": "adam"}, "mup: not SGD"),
+        ("readout.multiplier=-5/4, input.learning_rate=3/2, readout.learning_rate=3/2", {}, "a limit exists for 0"),
+    ],
+)
+def test_no_theory_is_one_line(param, options, message):
+    with pytest.raises(ValueError, match=message):
+        solve(a_problem(param, **options))
+
+
+@pytest.mark.parametrize("model", ["linear2", "linear3", "mlp2"])
+def test_the_loss_in_ntp_is_the_mean_over_initial_outputs(model):
+    problem = a_problem("ntp", model, richness=2.0)
+    found, of = solve(problem), theory(problem)
+    np.testing.assert_array_equal(found["loss"], of.loss_law(problem)[0])
+    np.testing.assert_array_equal(found["sharpness"], of.solve(problem)["sharpness"])
+    assert outputs_are_random(problem)
+    given = X @ RNG.normal(size=(3, 2))
+    np.testing.assert_array_equal(solve(problem, initial_outputs=given)["loss"], of.solve(problem, initial_outputs=given)["loss"])
+
+
+def test_outputs_vanish_in_mup():
+    assert not outputs_are_random(a_problem())
+    with pytest.raises(ValueError, match=r"in the limit of mup f\(0\) = 0"):
+        solve(a_problem(model="linear3"), initial_outputs=Y)
+
+
+def test_predictions():
+    assert "sharpness" in predict(a_problem())
+    assert "loss" in predict(a_problem("ntp"))
+    assert predict(a_problem("ntp", "mlp3")) is None
+
+
+def test_it_is_the_packages_own_door():
+    assert limits.solve is solve
