@@ -7,7 +7,7 @@ with r_θ the learning rate of the weight's role over η0.  A network is a tuple
     Dense, Conv    K ← m² K̄,           Θ ← m² (Θ̄ + r K̄)            K̄: mean over what one output meets, so 1/√fan-in is in
     Activation     K ← E φ(u) φ(v),    Θ ← Θ · E φ'(u) φ'(v)        (u, v) ~ N(0, K)
     Block          K ← K + K_branch,   Θ ← Θ + Θ_branch
-    AveragePool    both: mean over pairs of windows
+    AveragePool    both: mean over the pairs of pixels of two windows
 
 m is the role's multiplier without its 1/√fan-in (Lee et al. 2018; Jacot et al. 2018; Arora et al. 2019 for convolutions).
 
@@ -21,16 +21,17 @@ series, summed over the pairs,
     q_s = 2s²/(1 + 2s²v),   arcsin z = (π/2) Σ_k a_k z^{2k+1}        c, v₁, v₂ the covariance and variances of u and v
 
 Every partial sum is positive semidefinite.  With 1024 terms both kernels are right to 2e-9 up to v = 30, and at v = 100, which
-takes a hundred residual blocks, to 1e-7 and 5e-5 (the two samples equal; else far better).
+takes a hundred residual blocks, to 1e-7 and 5e-5 (the two samples equal; else far better).  The other activations are closed
+forms; ReLU's Θ rounds to 1e-8 where two samples are equal.
 """
 
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import combinations_with_replacement
-from math import isqrt, pi, sqrt
+from math import isqrt, pi, prod, sqrt
 
 import jax
 import jax.numpy as jnp
@@ -83,9 +84,12 @@ class Activation:
 
 @dataclass(frozen=True)
 class AveragePool:
-    """Means over windows that do not overlap.  There is no analytic kernel of max pooling."""
+    """Means over 2 × 2 pixels, odd ones at the end dropped; left out where fewer than ``leave`` rows or columns would be left.
 
-    window: int = 2
+    There is no analytic kernel of max pooling.
+    """
+
+    leave: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,47 +108,39 @@ class Block:
 Layer = Image | Dense | Conv | Activation | AveragePool | Flatten | Block
 
 
-def layers(model: Model) -> tuple[Layer, ...]:
-    """The perceptrons, plain and residual: see ``finite.networks.mlp`` and ``finite.networks.resmlp``."""
-    phi = Activation(model.activation)
-    if model.architecture == "plain":
-        return (Dense("input"), *(phi, Dense("hidden")) * (model.depth - 1), phi, Dense("readout"))
-    branch = (*(phi, Dense("block_inner")) * (model.block_size - 1), phi, Dense("block"))
-    return (Dense("input"), Block(branch, model.depth), phi, Dense("readout"))
+def layers(model: Model, image: tuple[int, int, int] | None = None) -> tuple[Layer, ...]:
+    """The layers of ``finite.networks.build``, for inputs that are images of this (rows, columns, channels) if the model's are.
 
-
-def simple_convnet(image_shape: tuple[int, int, int], activation: str = "relu", pooling: str = "average") -> tuple[Layer, ...]:
-    """Two 3 × 3 convolutions of strides 2 and 4, φ and 2 × 2 pooling behind each, and a readout; images from 32 × 32 on.
-
-    Raises ValueError for max pooling, which has no analytic kernel.
+    Raises ValueError for transformers and for max pooling, which have no analytic kernel.
     """
-    pool, phi = _pool(pooling), Activation(activation)
-    convolutions = (Conv("input", stride=2), phi, pool, Conv("hidden", stride=4), phi, pool)
-    return (Image(image_shape), *convolutions, Flatten(), Dense("readout"))
+    phi, residual = Activation(model.activation), model.architecture == "residual"
+    if model.family in ("conv", "convnet") and model.pooling != "average":
+        raise ValueError(f"{model.pooling} pooling has no analytic kernel: average pooling has one")
+    match model.family:
+        case "perceptron":
+            branch = (*(phi, Dense("block_inner")) * (model.block_size - 1), phi, Dense("block"))
+            inside = (Block(branch, model.depth),) if residual else (phi, Dense("hidden")) * (model.depth - 1)
+            return (Dense("input"), *inside, phi, Dense("readout"))
+        case "conv":
+            convolutions = (Conv("input", stride=2), phi, AveragePool(), Conv("hidden", stride=4), phi, AveragePool())
+            return (Image(image), *convolutions, Flatten(), Dense("readout"))
+        case "convnet":
+            return (Image(image), Conv("input", stride=2), *_stages(model), phi, Flatten(), Dense("readout"))
+    raise ValueError(f"no kernel limit is known for {model.family}")
 
 
-def convnet(
-    image_shape: tuple[int, int, int],
-    depth: int,
-    *,
-    block_size: int = 1,
-    residual: bool = True,
-    activation: str = "relu",
-    pooling: str = "average",
-) -> tuple[Layer, ...]:
-    """A 3 × 3 stem of stride 2; three stages of depth/3 blocks of ``block_size`` convolutions, φ before each, gain √2;
-    2 × 2 pooling behind each stage; φ and a readout of all pixels.  Without ``residual`` the blocks are only their branches.
-
-    Raises ValueError for max pooling, which has no analytic kernel, and for a depth that three does not divide.
-    """
-    if depth < 3 or depth % 3:
-        raise ValueError(f"depth {depth}: a convolutional network of three stages has 3, 6, 9, … blocks")
-    pool, phi = _pool(pooling), Activation(activation)
-    inner, last = ("block_inner", "block") if residual else ("hidden", "hidden")
-    conv = {role: (phi, Conv(role, gain=sqrt(2))) for role in (inner, last)}
-    branch = (*conv[inner] * (block_size - 1), *conv[last])
-    stage = (Block(branch, depth // 3),) if residual else branch * (depth // 3)
-    return (Image(image_shape), Conv("input", stride=2), *(*stage, pool) * 3, phi, Flatten(), Dense("readout"))
+def _stages(model):
+    """Three stages of blocks as even as they can be, the first ones larger; φ before each convolution, its gain √2."""
+    conv = {role: (Activation(model.activation), Conv(role, gain=sqrt(2))) for role in ("hidden", "block_inner", "block")}
+    block = Block((*conv["block_inner"] * (model.block_size - 1), *conv["block"]))
+    blocks = model.depth if model.architecture == "residual" else model.depth - 1
+    for stage in range(3):
+        copies = blocks // 3 + (stage < blocks % 3)
+        if model.architecture == "plain":
+            yield from conv["hidden"] * copies
+        elif copies:
+            yield replace(block, copies=copies)
+        yield AveragePool(leave=2 if stage < 2 else 1)
 
 
 def kernels(
@@ -152,8 +148,8 @@ def kernels(
 ) -> tuple[Float[np.ndarray, "P P"], Float[np.ndarray, "P P"]]:
     """(K, Θ), symmetric; the last ones are remembered.
 
-    ``factors`` are of weights N(0, 1) at width 1 (``limits.parametrization``).  Raises ValueError for an activation
-    without a kernel and for images that the layers shrink to nothing; MemoryError for more samples than fit.
+    ``factors`` are of weights N(0, 1) at width 1 (``limits.parametrization``); a learning rate of 0 is of weights that are
+    not trained.  Raises ValueError for an activation without a kernel, MemoryError for more samples than fit.
     """
     spread = _numbers_per_pair(network)
     needed = 8 * (8 * len(inputs) ** 2 + 8 * max(spread, BLOCK_NUMBERS))  # what is made of K and Θ included
@@ -189,7 +185,7 @@ def _compiled(network, numbers):
     stax = neural_tangents_compat.load().stax
     image = network[0].shape if isinstance(network[0], Image) else None
     numbers = {role: (multiplier, rate) for role, multiplier, rate in numbers}
-    _, _, kernel_of = stax.serial(*(_stax(stax, layer, numbers) for layer in network if not isinstance(layer, Image)))
+    _, _, kernel_of = stax.serial(*(_stax(stax, layer, numbers) for layer in _fitting(network)))
 
     def arranged(x):
         return x if x is None or image is None else x.reshape(-1, *image)
@@ -213,8 +209,8 @@ def _stax(stax, layer: Layer, numbers):
             return stax.serial(_patches(stax, size, stride), dense)
         case Activation(name):
             return _activation(stax, name)
-        case AveragePool(window):
-            return stax.AvgPool((window, window), (window, window))
+        case AveragePool():
+            return stax.AvgPool((2, 2), (2, 2))
         case Flatten():
             return stax.Flatten()
         case Block(branch, copies):
@@ -266,14 +262,14 @@ def _mean_over_offsets(kernel, axes, size, stride):
 
 
 def _trained(stax, weights, rate):
-    """The layer m²(Θ + K) of neural-tangents as m²(Θ + r K): Θ/r goes in, and r times what comes out goes on."""
+    """The layer K ← m² K̄, Θ ← m² (Θ̄ + K̄) of neural-tangents with r K̄ in place of K̄ in Θ."""
 
     @stax.layer
     @stax.supports_masking(remask_kernel=False)
-    def scaled(by):
-        return lambda key, shape: (shape, ()), lambda _, x, **__: x, lambda k, **__: k.replace(ntk=by * k.ntk)
+    def weighted():
+        return lambda _, shape: (shape, ()), lambda _, x, **__: x, lambda k, **__: k.replace(ntk=k.ntk + (rate - 1) * k.nngp)
 
-    return weights if rate == 1 else stax.serial(scaled(1 / rate), weights, scaled(rate))
+    return weights if rate == 1 else stax.serial(weights, weighted())
 
 
 def _activation(stax, name):
@@ -328,20 +324,20 @@ def _numbers_per_pair(network) -> int:
     """The most numbers that a layer's kernel of two samples has: all pairs of pixels."""
     if not isinstance(network[0], Image):
         return 1
-    rows, columns, _ = network[0].shape
-    most = (rows * columns) ** 2
+    return prod(network[0].shape[:2]) ** 2
+
+
+def _fitting(network):
+    """The layers without the image, and without the pools that it is too small for."""
+    rows, columns, _ = network[0].shape if isinstance(network[0], Image) else (1, 1, 1)
     for layer in network:
         match layer:
+            case Image():
+                continue
             case Conv(_, _, stride):
                 rows, columns = -(-rows // stride), -(-columns // stride)
-            case AveragePool(window):
-                rows, columns = rows // window, columns // window
-        if not rows * columns:
-            raise ValueError(f"images of {network[0].shape[0]} × {network[0].shape[1]} pixels are too small: nothing is left")
-    return most
-
-
-def _pool(pooling):
-    if pooling != "average":
-        raise ValueError(f"{pooling} pooling has no analytic kernel: pooling='average' has one")
-    return AveragePool()
+            case AveragePool(leave):
+                if min(rows, columns) // 2 < leave:
+                    continue
+                rows, columns = rows // 2, columns // 2
+        yield layer

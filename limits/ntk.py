@@ -1,10 +1,11 @@
 """The kernel limit: in NTP, and between NTP and μP, a network of any architecture moves in function space by its kernel.
 
-    f ← f − η0 v,    v ← β v + Θ[:, batch] ∂ℓ/∂f[batch]/|batch|          Θ = γ² JJᵀ, of size P × P, at its initial value
+    f ← f − η v,    v ← β v + Θ[:, batch] ∂ℓ/∂f[batch]/|batch|          Θ = γ² JJᵀ, of size P × P, at its initial value
 
-for each output, in discrete time, with heavy-ball momentum and minibatches; ℓ the loss of one sample (``limits.losses``).
-For MSE this is linear in f.  Θ and the covariance K/γ0² of f(0) are analytic (``limits.kernels``).  Powers of the depth stand
-in them as the parametrization says, each role's learning rate included.
+for each output, in discrete time, with momentum (heavy ball or Nesterov), minibatches, warm-up and schedule of
+``limits.problem``; ℓ the loss of one sample (``limits.losses``).  For MSE this is linear in f.  Θ and the covariance K/γ0² of
+f(0) are analytic (``limits.kernels``).  Powers of the depth stand in them as the parametrization says, each role's learning
+rate included.  A network of which only the readout is trained has such a limit in μP too, for its features cannot move.
 
 The residual part of the Hessian vanishes, so its eigenvalues are those of Bᵀ(Θ ⊗ 1)B/P with BBᵀ = ∂²ℓ/∂f²: for MSE those of
 Θ/P, which stay what they are; for cross-entropy they move with f, while Θ stays.
@@ -13,6 +14,7 @@ In NTP f(0) stays random.  ``solve`` conditions on a given one (0 if none is giv
 initialisations.  Between NTP and μP f(0) vanishes.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -36,9 +38,10 @@ DRAWS = 1024  # of f(0), for the law of the cross-entropy
 def solve(problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None = None) -> Trajectory:
     """The limit of ``problem.network`` that starts at these outputs.
 
-    All observables, but the Hessian's trace only for linear and ReLU networks: elsewhere its residual part stays random.
-    Raises ValueError for μP and other parametrizations without a kernel limit, for weight decay (the kernel then shrinks)
-    and for an f(0) where it must vanish; MemoryError for more samples than fit.
+    All observables, but the Hessian's trace only for linear and ReLU networks and where only the readout is trained:
+    elsewhere its residual part stays random.  Raises ValueError for μP and other parametrizations without a kernel limit,
+    for models without analytic kernels, for weight decay (the kernel then shrinks) and for an f(0) where it must vanish;
+    MemoryError for more samples than fit.
     """
     _check(problem)
     start = _start(problem, initial_outputs)
@@ -70,16 +73,19 @@ def kernels(problem: Problem) -> tuple[Float[np.ndarray, "P P"], Float[np.ndarra
     """(K, Θ) of ``problem.network`` at γ0 = 1: the covariance of f(0) and the neural tangent kernel of one output.
 
     Weights N(0, 1), no biases.  Raises ValueError for a parametrization with other powers of the width than those between
-    NTP and μP; MemoryError for more samples than fit.
+    NTP and μP and for models without analytic kernels; MemoryError for more samples than fit.
     """
     output_exponent(problem.scaling())  # a width-independent kernel, or ValueError
     model = problem.network
+    network = analytic.layers(model, problem.image if model.reads == "images" else None)
     of_depth = factors(gauge(problem.scaling()), 1, model.depth, block_size=model.block_size)
-    return analytic.kernels(analytic.layers(model), problem.inputs, of_depth)
+    if problem.trained == "readout":
+        of_depth = {role: of if role == "readout" else replace(of, learning_rate=0.0) for role, of in of_depth.items()}
+    return analytic.kernels(network, problem.inputs, of_depth)
 
 
 def _check(problem):
-    if output_exponent(problem.scaling()) >= 0.5:
+    if output_exponent(problem.scaling()) >= 0.5 and problem.trained == "all":
         raise ValueError(f"{problem.scaling().name} has no kernel limit: features move")
     if problem.weight_decay:
         raise ValueError("weight decay shrinks the kernel: the kernel limit wants weight decay 0")
@@ -131,20 +137,21 @@ def _moments(loss, columns, targets):
 @in_float64
 def _run(problem: Problem, theta, start, targets, observe):
     """``observe(loss, outputs, targets)`` at the measured steps, stacked; outputs start at ``start`` (…, P, C)."""
-    arrays = (theta, start, targets, problem.batches, problem.learning_rate, problem.momentum, problem.steps)
-    arrays = jax.tree.map(jnp.asarray, arrays)
-    seen = _recursion(*arrays, loss=LOSSES[problem.loss], observe=observe, every=problem.measure_every)
+    arrays = (theta, start, targets, problem.batches, problem.learning_rates, problem.momentum, problem.steps)
+    static = {"loss": LOSSES[problem.loss], "observe": observe, "every": problem.measure_every, "nesterov": problem.nesterov}
+    seen = _recursion(*jax.tree.map(jnp.asarray, arrays), **static)
     return jax.tree.map(np.asarray, seen)
 
 
-@partial(jax.jit, static_argnames=("loss", "observe", "every"))
-def _recursion(theta, start, targets, batches, eta0, momentum, measured, *, loss, observe, every):
+@partial(jax.jit, static_argnames=("loss", "observe", "every", "nesterov"))
+def _recursion(theta, start, targets, batches, rates, momentum, measured, *, loss, observe, every, nesterov):
     def step(t, state):
         outputs, velocity = state
         rows = slice(None) if batches is None else batches[t]
         slope = loss.gradient(outputs[..., rows, :], targets[rows])
-        velocity = momentum * velocity + theta[:, rows] @ slope / slope.shape[-2]
-        return outputs - eta0 * velocity, velocity
+        push = theta[:, rows] @ slope / slope.shape[-2]
+        velocity = momentum * velocity + push
+        return outputs - rates[t] * (push + momentum * velocity if nesterov else velocity), velocity
 
     def between(state, first):
         state = jax.lax.fori_loop(first, first + every, step, state)
@@ -173,7 +180,7 @@ def _observables(problem, theta, outputs, targets):
         "ntk_eigenvalues": ntk,
         "directional_sharpness": along_gradient,
     }
-    if problem.network.activation in PIECEWISE_LINEAR:  # tr R = 0 at every width
+    if problem.network.activation in PIECEWISE_LINEAR or problem.trained == "readout":  # tr R = 0 at every width
         observables["hessian_trace"] = np.einsum("pp,tpce->t", theta, root**2) / P
     return {name: found if name == "loss" else _until_divergence(mean, found) for name, found in observables.items()}
 
