@@ -200,9 +200,9 @@ def _run(problem, kind, data, samples, rng) -> Iterator[Fields]:
     H = problem.network.depth - (not kind.residual)
     n, m = max(ROOM, 4 * P), max(ROOM, 4 * P * C)
     _check_memory(H, n, m, r + C + H * (n + m) if kind.exact else samples)
-    state = begin(kind, data, *_first_draws(kind, rng, (r, P, C, H, n, m), samples))
+    state = begin(data, *_first_draws(kind, rng, (r, P, C, H, n, m), samples))
     for step in problem.steps:
-        while (state := advance(kind, data, state, step)).step < step:
+        while (state := advance(kind, data, state, step + 1)).step <= step:
             (_, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
             _check_memory(H, 2 * n, 2 * m, S + H * (n + m) * kind.exact)
             state = grown(state, *_stored(_gaussians(kind, rng, H * (n + m), S), H, n, m))

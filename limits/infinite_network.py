@@ -80,7 +80,7 @@ class Fields(NamedTuple):
 
 
 class State(NamedTuple):
-    """Before a step."""
+    """Before a step; the fields are those of the step before."""
 
     step: Int[Array, ""]
     weights: Weights
@@ -89,32 +89,33 @@ class State(NamedTuple):
     now: Fields
 
 
-@partial(jax.jit, static_argnums=0)
-def begin(kind, data, first, sent, returned, last) -> State:
-    """Step 0.  The last weights do not correlate with the features that they meet: f(0) = 0."""
-    trained = jnp.zeros((len(sent), returned.shape[1], sent.shape[1]))
-    weights = Weights(data.scales[0] * first, data.scales[1], trained, last)
+@jax.jit
+def begin(data, first, sent, returned, last) -> State:
+    """Before step 0, with these Gaussians: (r, S), (H, n, S), (H, m, S) and (C, S)."""
+    (H, n, S), m, (P, C) = sent.shape, returned.shape[1], data.targets.shape
+    weights = Weights(data.scales[0] * first, data.scales[1], jnp.zeros((H, m, n)), data.scales[2] * last)
+    shapes = (P, C), (H + 1, P, S), (H + 1, P * C, S), (H, P, n), (H, P * C, m)
+    nothing = Fields(*(jnp.zeros(shape) for shape in shapes))
     velocity = jax.tree.map(jnp.zeros_like, weights)
-    matrices, h, below = _forward(kind, data, weights, unmet(sent, returned))
-    features, *_ = kind.activated(h[-1])
-    met, *_ = meet(data.space, jnp.zeros_like(features), jnp.zeros((), int), features)
-    last = data.space.beyond(last, met)
-    weights = weights._replace(last=data.scales[2] * last / data.space.norms(last)[:, None])
-    return State(jnp.zeros((), int), weights, velocity, *_backward(kind, data, weights, matrices, h, below))
+    return State(jnp.zeros((), int), weights, velocity, unmet(sent, returned), nothing)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def advance(kind, data, state, until) -> State:
-    """Steps up to ``until``, or as long as the matrices have room."""
+    """Steps up to ``until``, or as long as the matrices have room.  Its fields are those that the last step went by."""
     P, C = data.targets.shape
 
     def going(state):
         return (state.step < until) & has_room(state.matrices, P, P * C)
 
     def step(state):
-        weights, velocity = _descend(kind, data, state)
-        met = _forward(kind, data, weights, state.matrices)
-        return State(state.step + 1, weights, velocity, *_backward(kind, data, weights, *met))
+        matrices, h, below = _forward(kind, data, state.weights, state.matrices)
+        last = state.weights.last
+        last = jax.lax.cond(state.step == 0, lambda: _without_outputs(kind, data, h[-1], last), lambda: last)
+        weights = state.weights._replace(last=last)
+        matrices, now = _backward(kind, data, weights, matrices, h, below)
+        weights, velocity = _descend(kind, data, state.step, weights, state.velocity, now)
+        return State(state.step + 1, weights, velocity, matrices, now)
 
     return jax.lax.while_loop(going, step, state)
 
@@ -148,10 +149,18 @@ def _backward(kind, data, weights, matrices, h, below) -> tuple[GaussianMatrix, 
     return matrices, Fields(outputs, features, jnp.concatenate([g[None], before]), below, above)
 
 
-def _descend(kind, data, state) -> tuple[Weights, Weights]:
+def _without_outputs(kind, data, h, last) -> Float[Array, "C S"]:
+    """The last weights, of the same norm, but orthogonal to these features: f = 0."""
+    features, _ = kind.activated(h)
+    met, *_ = meet(data.space, jnp.zeros_like(features), jnp.zeros((), int), features)
+    rest = data.space.beyond(last, met)
+    return rest * (data.space.norms(last) / data.space.norms(rest))[:, None]
+
+
+def _descend(kind, data, step, weights, velocity, now) -> tuple[Weights, Weights]:
     """(weights, velocity) after the step."""
-    now, (P, C) = state.now, data.targets.shape
-    share = data.shares[state.step % len(data.shares)]
+    P, C = data.targets.shape
+    share = data.shares[step % len(data.shares)]
     errors = -LOSSES[kind.loss].gradient(now.outputs, data.targets) * share[:, None] * data.richness
     above = now.above.reshape(-1, P, C, now.above.shape[-1])
     force = Weights(
@@ -161,11 +170,11 @@ def _descend(kind, data, state) -> tuple[Weights, Weights]:
         last=data.rates[2] * errors.T @ now.features[-1],
     )
 
-    gradient = jax.tree.map(lambda weight, force: data.weight_decay * weight - force, state.weights, force)
-    velocity = jax.tree.map(lambda v, g: data.momentum * v + g, state.velocity, gradient)
+    gradient = jax.tree.map(lambda weight, force: data.weight_decay * weight - force, weights, force)
+    velocity = jax.tree.map(lambda v, g: data.momentum * v + g, velocity, gradient)
     ahead = jax.tree.map(lambda v, g: g + data.momentum * v, velocity, gradient) if kind.nesterov else velocity
-    rate = data.learning_rates[state.step]
-    return jax.tree.map(lambda weight, move: weight - rate * move, state.weights, ahead), velocity
+    rate = data.learning_rates[step]
+    return jax.tree.map(lambda weight, move: weight - rate * move, weights, ahead), velocity
 
 
 @jax.jit

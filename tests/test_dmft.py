@@ -131,7 +131,7 @@ def test_little_richness_is_the_kernel_limit(param, model):
         distances.append(np.abs(limit["loss"] - lazy["loss"]).max())
     assert distances[0] > 3e-3  # there is something to see
     assert distances[1] < distances[0] / 50 + 4 * limit.error("loss").max()
-    assert (np.abs(limit["ntk_eigenvalues"] - lazy["ntk_eigenvalues"]) < 5e-3 * lazy["ntk_eigenvalues"]).all()
+    assert (np.abs(limit["ntk_eigenvalues"] - lazy["ntk_eigenvalues"]) < 1e-2 * lazy["ntk_eigenvalues"]).all()
 
 
 def assert_same(one, other, names, within=4.5, rounding=1e-12):
