@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import t as student_t
 
-Status = Literal["fitted", "below noise floor", "past the edge of stability", "diverged"]
+Status = Literal["fitted", "below noise floor", "past the edge of stability", "diverged", "too few widths"]
 Kind = Literal["fluctuation", "bias"]
 
 ABOVE_FLOOR = 3.0  # a width counts above so many noise floors: then the floor, added in squares, shifts it by 5 %

@@ -132,7 +132,7 @@ def _fits(errors, floor, kind, held, unstable) -> tuple[PowerLaw, PowerLaw]:
     if np.isfinite(values).all() and unstable:
         return (refused("past the edge of stability"),) * 2
     if len(errors.width) < FEWEST_WIDTHS:
-        return (refused(f"fewer than {FEWEST_WIDTHS} widths below the largest"),) * 2
+        return (refused("too few widths"),) * 2
     options = {"kind": kind, "noise_floor": floor.sel(width=errors.width).values}
     return fit(errors.width.values, values, **options), fit(errors.width.values, values, exponent=held, **options)
 

@@ -201,14 +201,17 @@ def test_help_explains_every_option(capsys):
     [
         ["--param", "ntp"],
         ["--data", "digits", "--samples", "20", "--inputs", "64", "--outputs", "3"],
-        ["--model", "mlp", "--widths", "4", "8", "12", "16", "--depth", "2", "--activation", "tanh"],
+        ["--model", "linear3", "--momentum", "0.5"],
+        ["--model", "mlp2", "--activation", "erf", "--outputs", "2", "--loss", "cross_entropy"],
+        ["--model", "mlp", "--depth", "2", "--activation", "tanh"],
         ["--model", "mlp", "--param", "ntp", "--activation", "relu"],
-        ["--model", "resmlp", "--param", "depth_mup", "--widths", "4", "8", "12", "16", "--activation", "relu"],
+        ["--model", "resmlp", "--param", "depth_mup", "--activation", "relu"],
+        ["--model", "mlp3", "--widths", "4", "8", "12", "16", "--reference", "largest-width"],
         ["--param", "sp", "--widths", "4", "8", "12", "16"],
         ["--param", "readout.multiplier=-3/4, input.learning_rate=1/2, readout.learning_rate=1/2"],
         ["--batch-size", "4", "--momentum", "0.5", "--weight-decay", "0.1", "--precision", "float64"],
     ],
-    ids=["ntp", "digits", "mlp", "kernel limit", "resmlp", "sp", "between", "minibatches, momentum, decay, float64"],
+    ids=["ntp", "digits", "deep linear", "mean field", "mlp", "kernel limit", "resmlp", "largest width", "sp", "between", "minibatches, momentum, decay, float64"],
 )
 def test_other_comparisons(arguments, tmp_path, capsys):
     main([*SMALL, "--out", str(tmp_path / "results"), *arguments])

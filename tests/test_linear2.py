@@ -74,7 +74,7 @@ def test_both_rooms_say_the_same(name):
     problem = random_problem(parametrization=name, momentum=0.4, weight_decay=0.1, batch=3, top_k=2)
     network, keys = mlp(problem, 12), jax.random.split(jax.random.key(3), 1)
     trained = train(problem, network, keys, precision="float64", rtol=1e-11)[0]
-    exact = linear2.solve(problem, width=12, gram=initial_gram(problem, network, network.init(keys[0])))
+    exact = linear2.solve(problem, width=12, gram=initial_gram(network, keys[0]))
     for observable in exact:
         np.testing.assert_allclose(trained[observable], exact[observable], rtol=1e-8, atol=1e-9, err_msg=observable)
 

@@ -253,8 +253,8 @@ def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
     xr.testing.assert_equal(numbers(folder), numbers(finished))
 
 
-def test_one_parametrization_of_a_deep_network_has_no_limit(tmp_path):
-    main([*SMALL, "--model", "mlp", "--param", "mup", "--out", str(tmp_path / "mlp")])
+def test_a_parametrization_without_a_limit(tmp_path):
+    main([*SMALL, "--model", "mlp", "--param", "sp", "--out", str(tmp_path / "mlp")])
     assert "final_loss_limit" not in numbers(tmp_path / "mlp")
     assert len(records.read_json(tmp_path / "mlp" / "transfer.json")["optima"]) == 2
 
