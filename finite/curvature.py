@@ -40,7 +40,7 @@ def hessian(
 
 def gauss_newton(apply: Apply, params: Params, inputs: Float[Array, "P D"], of: Loss = MSE) -> Matvec:
     """v → G v = Jᵀ ℓ'' J v/P."""
-    outputs, push, pull = _jacobian(apply, params, inputs)
+    outputs, push, pull = jacobian(apply, params, inputs)
     if of.quadratic:
         return lambda v: pull(push(v) / len(inputs))
     curvature = of.curvature(outputs) / len(inputs)
@@ -57,8 +57,17 @@ def residual(
 
 def ntk(apply: Apply, params: Params, inputs: Float[Array, "P D"]) -> Callable[[Array], Array]:
     """u (P, C) → JJᵀ u/P (P, C), without the matrix."""
-    _, push, pull = _jacobian(apply, params, inputs)
+    _, push, pull = jacobian(apply, params, inputs)
     return lambda u: push(pull(u)) / len(inputs)
+
+
+def jacobian(
+    apply: Apply, params: Params, inputs: Float[Array, "P D"]
+) -> tuple[Float[Array, "P C"], Callable[[Params], Array], Callable[[Array], Params]]:
+    """(f, v → J v, u → Jᵀ u)"""
+    outputs, push = jax.linearize(lambda p: apply(p, inputs), params)
+    transpose = jax.linear_transpose(push, params)
+    return outputs, push, lambda u: transpose(u)[0]
 
 
 def dense_ntk(network: Architecture, params: Params, inputs: Float[Array, "P D"]) -> Float[Array, "PC PC"]:
@@ -92,19 +101,21 @@ def dense_gauss_newton(
 def gauss_newton_trace(
     network: Architecture, params: Params, inputs: Float[Array, "P D"], of: Loss = MSE
 ) -> Float[Array, ""]:
-    """tr G = |BᵀJ|²/P, exactly, in the memory of one backward pass."""
-    outputs, _, pull = _jacobian(network.apply, params, inputs)
-    root = None if of.quadratic else of.root(outputs)
+    """tr G = |BᵀJ|²/P, exactly, in the memory of one backward pass.
+
+    Without the layers' factors sample after sample, and C gradients at once: samples do not mix.
+    """
     if network.layer_factors is not None:
+        root = None if of.quadratic else of.root(network.apply(params, inputs))
         pairs = ((a, b if root is None else jnp.einsum("pce,...pcn->...pen", root, b))
                  for a, b in _layers(network, params, inputs))  # fmt: skip
         return sum(jnp.sum(jnp.sum(a**2, axis=-1) * jnp.sum(b**2, axis=(-2, -1))) for a, b in pairs) / len(inputs)
 
-    def row(index):
-        one = jax.nn.one_hot(index, outputs.size, dtype=inputs.dtype).reshape(outputs.shape)
-        return squared_norm(pull(one if root is None else jnp.einsum("pce,pe->pc", root, one)))
+    def of_sample(x):
+        outputs, pull = jax.vjp(lambda p: network.apply(p, x[None])[0], params)
+        return jnp.sum(jax.vmap(lambda column: squared_norm(pull(column)[0]))(of.root(outputs).T))
 
-    return jnp.sum(jax.lax.map(row, jnp.arange(outputs.size))) / len(inputs)
+    return jnp.mean(jax.lax.map(of_sample, inputs))
 
 
 def trace(
@@ -147,6 +158,25 @@ def directional_sharpness(
     return inner(direction, matvec(direction)) / squared_norm(direction)
 
 
+def preconditioned(matvec: Matvec, root: Params) -> Matvec:
+    """v → P^{-1/2} A P^{-1/2} v, where ``root`` is P^{1/2}, diagonal."""
+    return lambda v: jax.tree.map(jnp.divide, matvec(jax.tree.map(jnp.divide, v, root)), root)
+
+
+def gradient_noise(
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss = MSE
+) -> Float[Array, ""]:
+    """tr Σ = (1/P) Σ_p |∇ℓ_p − ∇L|², the trace of the covariance of one sample's gradient; sample after sample."""
+    mean = jax.grad(lambda p: loss(apply, p, inputs, targets, of))(params)
+
+    def of_sample(pair):
+        x, y = pair
+        one = jax.grad(lambda p: loss(apply, p, x[None], y[None], of))(params)
+        return squared_norm(jax.tree.map(jnp.subtract, one, mean))
+
+    return jnp.mean(jax.lax.map(of_sample, (inputs, targets)))
+
+
 def signs_like(key: Array, params: Params) -> Params:
     """Independent ±1, one for every parameter; the same at either precision."""
     leaves, structure = jax.tree.flatten(params)
@@ -167,10 +197,3 @@ def squared_norm(v: Params) -> Float[Array, ""]:
 
 def _layers(network, params, inputs) -> list[LayerFactors]:
     return jax.tree.leaves(network.layer_factors(params, inputs), is_leaf=is_layer_factors)
-
-
-def _jacobian(apply, params, inputs):
-    """(f, v → J v, u → Jᵀ u)"""
-    outputs, push = jax.linearize(lambda p: apply(p, inputs), params)
-    transpose = jax.linear_transpose(push, params)
-    return outputs, push, lambda u: transpose(u)[0]

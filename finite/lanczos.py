@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 BLOCK_ROWS = 16  # of the basis; larger blocks read more unused rows, smaller ones take longer to compile
 BREAKDOWN = 50  # a coupling β below so many units of rounding of |A| is noise: the Krylov space is exhausted
 ROUNDING = 8  # no value is claimed to be known better than so many units of rounding of |A|
-ONE_THREAD = 64  # OpenBLAS takes threads to larger eigenproblems: on a busy machine 50 times slower, not faster
+LEADING = (16, 64)  # sizes of eigenproblems, tried before the whole: 17 us, 640 us; to larger ones OpenBLAS takes threads
 
 
 class Extremes(NamedTuple):
@@ -31,6 +31,7 @@ class Extremes(NamedTuple):
                 have parted the error is about r²/gap, far smaller; before, a value may stand for two
     converged   errors ≤ max(rtol |θ|, atol, 100 ε |A|), and after a breakdown (see ``extremes``) none is missing
     vectors     like ``start`` with a leading axis, unit length and orthogonal to √ε
+    beyond      like ``start``: the Ritz vectors that come next at each end, summed; of any accuracy, 0 where there are none
     matvecs     products used
     """
 
@@ -38,6 +39,7 @@ class Extremes(NamedTuple):
     errors: Float[Array, " k"]
     converged: Bool[Array, " k"]
     vectors: PyTree
+    beyond: PyTree
     matvecs: Int[Array, ""]
 
 
@@ -71,7 +73,8 @@ def extremes(
     A Krylov space holds one vector of each eigenspace.  When it is exhausted (β at rounding level) the search goes on
     from a random vector orthogonal to it, until such a new space, of three vectors or more, has nothing to add:
     repeated eigenvalues are then counted as often as they occur.  Multiplicity in a space that is not exhausted is,
-    as always with a single start, not seen.  The residual is tested every ``check_every`` products.
+    as always with a single start, not seen.  The residual is tested after a quarter more products each time, and at least
+    every ``check_every``.
 
     Memory: max_matvecs vectors, and on a CPU the time to clear them.  Compile it (``jax.jit``) with its caller.
     """
@@ -90,18 +93,32 @@ def extremes(
 
     def grow(carry):
         m = carry[0].m
-        until = jnp.clip(m + check_every, min(top + bottom + 1, size), size)
+        until = jnp.clip(m + jnp.clip(m // 4, 1, check_every), min(top + bottom + 1, size), size)
         state = lax.fori_loop(m, until, lambda _, state: _extend(product, state), carry[0])
         return state, read(state)
 
     state = _begin(v, size)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(read, state))
     state, (values, errors, converged, weights) = lax.while_loop(unfinished, grow, (state, nothing))
-    vectors = jnp.zeros((top + bottom, v.size), v.dtype)
+    vectors = jnp.zeros((top + bottom + 1, v.size), v.dtype)
     for j, block in enumerate(state.basis):
         rows = weights[j * BLOCK_ROWS : (j + 1) * BLOCK_ROWS]
         vectors = _when(j * BLOCK_ROWS < state.m, lambda y, rows=rows, block=block: y + rows.T @ block, vectors)
-    return Extremes(values, errors, converged, jax.vmap(unravel)(vectors), state.m)
+    return Extremes(values, errors, converged, jax.vmap(unravel)(vectors[:-1]), unravel(vectors[-1]), state.m)
+
+
+def tridiagonal(
+    matvec: Callable[[Any], Any], start: PyTree, steps: int
+) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+    """(α, β) of T_m after m = ``steps`` products, or as many as there are dimensions; β_j couples rows j and j + 1.
+
+    Where a Krylov space is exhausted β_j = 0, and the rows after it are of a random vector orthogonal to it.
+    """
+    v, unravel = ravel_pytree(start)
+    size = min(steps, v.size)
+    product = lambda x: ravel_pytree(matvec(unravel(x)))[0]  # noqa: E731
+    state = lax.fori_loop(0, size, lambda _, state: _extend(product, state), _begin(v, size))
+    return state.alpha, state.beta
 
 
 def random_start(key: Array, like: PyTree) -> PyTree:
@@ -110,15 +127,30 @@ def random_start(key: Array, like: PyTree) -> PyTree:
     return unravel(jax.random.normal(key, flat.shape, flat.dtype))
 
 
-def warm_start(key: Array, vectors: PyTree, mix: float = 0.1) -> PyTree:
-    """The sum of the ``vectors`` found before (leading axis) and a random one of relative length ``mix``.
+def combined(vectors: PyTree, before: PyTree) -> PyTree:
+    """The sum of the ``vectors`` (leading axis), each with the sign of its overlap with ``before``; without what is not finite.
 
-    The random part holds what a slightly different matrix has and the old one had not; ``mix`` must not be 0.
+    An eigenvector has no sign of its own: so sums of successive ones differ by what has happened between them.
     """
-    old, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0).sum(0), vectors))
-    new = jax.random.normal(key, old.shape, old.dtype)
-    length = jnp.linalg.norm(old)
-    return unravel(old + mix * jnp.where(length > 0, length, 1) * new / jnp.linalg.norm(new))
+    old, unravel = ravel_pytree(before)
+    rows = jax.vmap(lambda vector: ravel_pytree(vector)[0])(vectors)
+    rows = jnp.where(jnp.isfinite(rows), rows, 0)
+    return unravel(jnp.where(rows @ old < 0, -1, 1).astype(rows.dtype) @ rows)
+
+
+def warm_start(key: Array, older: PyTree, newer: PyTree, beyond: PyTree, spread: float = 0.3, mix: float = 0.1) -> PyTree:
+    """``newer`` moved on as far as it has moved from ``older``, and a random vector of relative length ``mix``.
+
+    Moved on, a start is off by the second difference of the eigenvectors of successive matrices, not by the first.  The
+    random part holds what the next matrix has and those before had not; ``mix`` must not be 0.
+    """
+    (old, _), (new, unravel), (other, _) = ravel_pytree(older), ravel_pytree(newer), ravel_pytree(beyond)
+    tiny = jnp.finfo(new.dtype).tiny
+    moved = new - old * (old @ new) / jnp.maximum(old @ old, tiny)  # all of it where the two have nothing in common
+    noise, length = jax.random.normal(key, new.shape, new.dtype), jnp.linalg.norm(new)
+    length = jnp.where(length > 0, length, 1)
+    other = jnp.where(jnp.isfinite(other), other, 0)
+    return unravel(new + moved + spread * other + mix * length * noise / jnp.linalg.norm(noise))
 
 
 def _begin(v, size):
@@ -228,16 +260,14 @@ def _when(condition, function, x):
 
 def _eigh(matrix, m):
     """Eigenvalues, ascending, and vectors of a matrix that is diagonal beyond row m."""
-    size = len(matrix)
-    if size <= ONE_THREAD:
-        return jnp.linalg.eigh(matrix)
-
-    def leading(matrix):
-        theta, s = jnp.linalg.eigh(matrix[:ONE_THREAD, :ONE_THREAD])
-        rest = jnp.diagonal(matrix)[ONE_THREAD:]
+    def leading(size, matrix):
+        theta, s = jnp.linalg.eigh(matrix[:size, :size])
+        rest = jnp.diagonal(matrix)[size:]
         return jnp.append(theta, rest), jax.scipy.linalg.block_diag(s, jnp.eye(len(rest), dtype=s.dtype))
 
-    return lax.cond(m <= ONE_THREAD, leading, lambda matrix: tuple(jnp.linalg.eigh(matrix)), matrix)
+    sizes = [size for size in LEADING if size < len(matrix)]
+    branches = [*(partial(leading, size) for size in sizes), lambda matrix: tuple(jnp.linalg.eigh(matrix))]
+    return lax.switch(sum(m > size for size in sizes), branches, matrix)
 
 
 def _norm(alpha, beta):
@@ -246,7 +276,7 @@ def _norm(alpha, beta):
 
 
 def _ritz(state, n, top, bottom, rtol, atol):
-    """Values, error bounds, verdict and weights (M, top + bottom) of the wanted Ritz pairs."""
+    """Values, error bounds, verdict and weights (M, top + bottom + 1) of the wanted Ritz pairs and of what is beyond."""
     m, size = state.m, state.alpha.size
     scale, rounding = _norm(state.alpha, state.beta), jnp.finfo(state.alpha.dtype).eps
     used, finite = jnp.arange(size) < m, jnp.isfinite(scale)
@@ -279,4 +309,6 @@ def _ritz(state, n, top, bottom, rtol, atol):
     complete = complete & (m - begin >= 3) | (m == n) | ((begin == 0) & ~negligible[m - 1])
     converged = exists & complete & (error[wanted] <= limit)
     values, errors, weights = (jnp.where(exists, x[..., wanted], jnp.nan) for x in (theta, error, s))
-    return values, errors, converged, weights
+    beyond = (top > 0) * s[:, jnp.maximum(m - 1 - top, 0)] + (bottom > 0) * s[:, bottom % size]
+    beyond = jnp.where(finite & (m > top + bottom), beyond, 0)
+    return values, errors, converged, jnp.column_stack([weights, beyond])

@@ -45,7 +45,7 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
     if any(n.architecture is not first.architecture for n in networks):
         raise ValueError("networks of different architectures: measure them one by one")
     architecture, problem = first.architecture, problems[0]
-    program = problem.optimizer, LOSSES[problem.loss], problem.num_steps
+    program = problem.rule, LOSSES[problem.loss], problem.num_steps
     with computing(precision):
         real = partial(jnp.asarray, dtype=jnp.zeros(()).dtype)
         data = real(problem.inputs), real(problem.targets)
@@ -55,7 +55,8 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
         found = []
         for key in keys:
             drawn = jax.tree.map(real, architecture.init(key))
-            readouts = real(jax.random.normal(jax.random.fold_in(key, READOUTS), (first.width, READOUTS), jnp.float32))
+            shape = drawn["readout"].shape[0], READOUTS
+            readouts = real(jax.random.normal(jax.random.fold_in(key, READOUTS), shape, jnp.float32))
             sizes = _of_each(architecture, program, data, stacked, drawn, readouts)
             found.append(jax.device_get(sizes))
     return jax.tree.map(lambda *seeds: np.stack(seeds, axis=1).astype(np.float64), *found)
@@ -68,11 +69,11 @@ def _of_each(architecture, program, data, numbers, drawn, readouts):
 
 
 def _sizes(architecture, program, data, update: Descent, multiplier, init_std, drawn: Params, readouts: Array):
-    (optimizer, loss, num_steps), (inputs, targets) = program, data
+    (rule, loss, num_steps), (inputs, targets) = program, data
     acting_std = {role: multiplier[role] * init_std[role] for role in multiplier}
     start = by_role(acting_std, drawn)
     slope = jax.grad(lambda params: curvature.loss(architecture.apply, params, inputs, targets, loss))
-    end = _trained(slope, update.optimizer(optimizer), start, num_steps)
+    end = _trained(slope, update.transformation(), start, num_steps)
     moved, gradient = jax.tree.map(jnp.subtract, end, start), by_role(multiplier, slope(start))
     before, after = architecture.signals(start, inputs), architecture.signals(end, inputs)
     stored = architecture.matrices(by_role({role: 1.0 / number for role, number in multiplier.items()}, moved))
@@ -86,7 +87,7 @@ def _sizes(architecture, program, data, update: Descent, multiplier, init_std, d
         "gradient": {name: _rms(g) for name, g in architecture.matrices(gradient).items()},
         "weight_update": {name: _rms(w) for name, w in stored.items()},
         "weight_update_spectral": _spectral_norms(stored),
-        "sharpness": _sharpness(architecture, optimizer, multiplier, start, gradient, inputs),
+        "sharpness": _sharpness(architecture, rule, multiplier, start, gradient, inputs),
     }
 
 
@@ -114,13 +115,33 @@ def _spectral_norms(matrices: Mapping[str, Array]) -> dict[str, Array]:
     return {name: jnp.linalg.norm(w @ vectors[name]) for name, w in matrices.items()}
 
 
-def _sharpness(architecture, optimizer, multiplier, params, gradient, inputs):
+def _sharpness(architecture, rule, multiplier, params, gradient, inputs):
     """λ_1 of JMJᵀ/P for each layer's stored weights; M is 1, for Adam 1/(|gradient| + its rms), entry by entry."""
+    metric = jax.tree.map(lambda g: 1 / (jnp.abs(g) + _rms(g)) if rule == "adam" else jnp.ones_like(g), gradient)
+    if architecture.layer_factors is None:
+        return _sharpness_of_products(architecture, by_role(multiplier, by_role(multiplier, metric)), params, inputs)
     factors = architecture.layer_factors(params, inputs)
     left, right = (jax.tree.map(lambda pair: pair[i], factors, is_leaf=is_layer_factors) for i in (0, 1))  # noqa: B023
-    metric = jax.tree.map(lambda g: 1 / (jnp.abs(g) + _rms(g)) if optimizer == "adam" else jnp.ones_like(g), gradient)
     arriving, back, metric = (architecture.matrices(tree) for tree in (by_role(multiplier, left), right, metric))
-    return {name: _top_eigenvalue(_kernel(arriving[name], back[name], metric[name])) for name in arriving}
+    kernels = {name: _kernel(arriving[name], back[name], metric[name]) for name in arriving}
+    return {name: _top_eigenvalue(partial(jnp.matmul, kernel), len(kernel), kernel.dtype) for name, kernel in kernels.items()}
+
+
+def _sharpness_of_products(architecture, metric, params, inputs):
+    """The same by products with J and Jᵀ of the acting weights; ``metric`` holds the squares of their multipliers."""
+    outputs, push, pull = curvature.jacobian(architecture.apply, params, inputs)
+    names = list(jax.eval_shape(architecture.matrices, params))
+    place = jax.linear_transpose(architecture.matrices, params)
+
+    def of_layer(chosen):
+        def kernel(u):
+            moved = architecture.matrices(jax.tree.map(jnp.multiply, metric, pull(u.reshape(outputs.shape))))
+            (alone,) = place({name: moved[name] * chosen[i] for i, name in enumerate(names)})
+            return push(alone).reshape(-1) / len(inputs)
+
+        return _top_eigenvalue(kernel, outputs.size, outputs.dtype)
+
+    return dict(zip(names, jax.lax.map(of_layer, jnp.eye(len(names), dtype=outputs.dtype)), strict=True))
 
 
 def _kernel(a: Float[Array, "P m"], b: Float[Array, "P C n"], metric: Float[Array, "m n"]) -> Float[Array, "PC PC"]:
@@ -130,11 +151,11 @@ def _kernel(a: Float[Array, "P m"], b: Float[Array, "P C n"], metric: Float[Arra
     return jnp.einsum("pqn,pcn,qdn->pcqd", through, b, b, optimize=[(0, 1), (0, 1)]).reshape(P * C, P * C) / P
 
 
-def _top_eigenvalue(matrix: Array) -> Array:
+def _top_eigenvalue(product, size, dtype) -> Array:
     """Of a positive semidefinite matrix, by power iteration: a lower bound, at worst as far off as the first gap."""
-    start = jnp.cos(jnp.arange(len(matrix), dtype=matrix.dtype))
-    vector = jax.lax.fori_loop(0, POWER_ITERATIONS, lambda _, u: _unit(matrix @ u), _unit(start))
-    return vector @ matrix @ vector
+    start = jnp.cos(jnp.arange(size, dtype=dtype))
+    vector = jax.lax.fori_loop(0, POWER_ITERATIONS, lambda _, u: _unit(product(u)), _unit(start))
+    return vector @ product(vector)
 
 
 def _unit(v: Array) -> Array:

@@ -4,7 +4,7 @@
 
 Loss, γ, optimiser and time are those of ``limits.problem``, observables those of ``limits.trajectory``, always over all
 samples.  Between two measurements one compiled loop runs; one other compiled function measures.  Parametrization, learning
-rate, momentum, weight decay, data, batches and keys are arguments of both: changing them compiles nothing.
+rates, momentum, weight decay, data, batches and keys are arguments of both: changing them compiles nothing.
 
 What is trained are the weights as they act, multiplier · θ, at the learning rates that do the same to them.  Curvature is
 measured in the coordinates in which all of these rates are η0 (``_coordinates``): there it is the rescaled one.
@@ -27,9 +27,9 @@ from finite.networks import Architecture, Network, Params, acting_through, by_ro
 from limits.losses import LOSSES, Loss
 from limits.precision import computing
 from limits.problem import Problem
-from limits.trajectory import MEASURED, Trajectory
+from limits.trajectory import MEASURED, STORED, Trajectory
 
-DENSE_NTK_ROWS = 2000  # up to this PC the NTK is built and decomposed, beyond it Lanczos takes over
+DENSE_NTK_ROWS = 2000  # up to this PC the NTK is built of the layers' factors and decomposed, beyond it Lanczos takes over
 CHECK_EVERY = 8  # products between two tests of convergence, each as dear as several products of a narrow network
 HESSIAN = {"hessian_eigenvalues", "hessian_min"}
 KERNEL = ("gauss_newton_eigenvalues", "ntk_eigenvalues")  # for MSE the same nonzero spectrum
@@ -44,6 +44,7 @@ def train(
     initial: Params | None = None,
     precision: str = "float32",
     observables: Sequence[str] = MEASURED,
+    curvature_samples: int | None = None,
     rtol: float = 1e-3,
     max_matvecs: int = 100,
     warm_start: bool = True,
@@ -57,7 +58,8 @@ def train(
     network       built for this problem, e.g. ``mlp(problem, width)``; a seed starts at ``network.init(key)``
     initial       or at these weights: ``params`` with a leading axis over the seeds
     precision     "float32" or "float64", of everything; results are float64 on the host
-    observables   which of ``limits.trajectory.MEASURED`` to measure
+    observables   which of ``limits.trajectory.STORED`` to measure
+    curvature_samples    all but the loss are measured on the first so many samples (default: all), which then stand for L
     rtol          relative tolerance of Lanczos eigenvalues; ``Trajectory.errors`` holds what was reached
     max_matvecs   products after which a Lanczos run gives up, and vectors of the parameters' size that it may hold
     warm_start    start each Lanczos run from the eigenvectors of the measurement before
@@ -74,14 +76,15 @@ def train(
     with computing(precision):
         vectorized = jax.default_backend() != "cpu" if vectorized is None else vectorized
         numerics = rtol, max_matvecs, warm_start, probes, vectorized
-        program = _Program(network.architecture, problem.optimizer, problem.loss, tuple(observables), problem.top_k, *numerics)
-        _check(problem, network, program, keys, initial)
+        program = _Program(network.architecture, problem.loss, tuple(observables), problem.top_k, *numerics)
+        samples = problem.num_samples if curvature_samples is None else curvature_samples
+        _check(problem, network, program, keys, initial, samples)
         chunks = _chunks(len(keys), _side_by_side(problem, network, program, memory))
         trajectories = []
         for done, rows in enumerate(chunks):
             weights = _weights(network, keys[rows], jax.tree.map(lambda leaf: leaf[rows], initial))  # noqa: B023
             report = None if progress is None else lambda part: progress((done + part) / len(chunks))  # noqa: B023
-            trajectories += _train_chunk(problem, network, program, keys[rows], weights, report)
+            trajectories += _train_chunk(problem, network, program, keys[rows], weights, samples, report)
     return trajectories[: len(keys)]  # without the last chunk's padding
 
 
@@ -89,7 +92,6 @@ class _Program(NamedTuple):
     """What is compiled: the static argument of the compiled functions."""
 
     architecture: Architecture
-    optimizer: str
     loss: str
     observables: tuple[str, ...]
     top_k: int
@@ -117,18 +119,27 @@ class _Operator(NamedTuple):
     bottom: int
 
 
-def _train_chunk(problem, network, program, keys, weights, progress):
+class _Measured(NamedTuple):
+    """An observable, its error (None where it is exact) and the products it took (None where there were none)."""
+
+    value: Array
+    error: Array | None = None
+    products: Array | None = None
+
+
+def _train_chunk(problem, network, program, keys, weights, samples, progress):
     """The trajectories of the seeds that run side by side; their stored ``weights`` have a leading axis over them."""
     steps, update = problem.steps, descent(problem, network)
     data = tuple(jnp.asarray(array, jnp.zeros(()).dtype) for array in (problem.inputs, problem.targets))
+    curved = tuple(array[:samples] for array in data)
     batches = None if problem.batches is None else jnp.asarray(problem.batches, jnp.int32)
     weights = by_role(network.numbers("multiplier"), weights)
-    momenta, starts = _begin(program, update, data, weights, keys)
+    state, starts = _begin(program, update, curved, weights, keys)
     measurements = []
     for index, step in enumerate(steps):
         if index:
-            weights, momenta = _advance(program, update, data, batches, weights, momenta, steps[index - 1], step)
-        measured, starts = _measure(program, update, data, weights, starts, keys, index)
+            weights, state = _advance(program, update, data, batches, weights, state, steps[index - 1], step)
+        measured, starts = _measure(program, update, data, curved, weights, state, starts, keys, index)
         measurements.append(jax.device_get(measured))
         if progress is not None:
             progress((index + 1) / len(steps))
@@ -136,48 +147,49 @@ def _train_chunk(problem, network, program, keys, weights, progress):
 
 
 @partial(jax.jit, static_argnums=0)
-def _begin(program, update, data, weights, keys):
-    """The optimiser's state and the first vectors of every Lanczos run."""
+def _begin(program, update, curved, weights, keys):
+    """The optimiser's state, and for every Lanczos run two vectors of the past (``lanczos.warm_start``)."""
 
     def begin(params, key):
-        operators = _operators(program, program.architecture, params, data)
+        operators = _operators(program, program.architecture, params, params, curved)
         key = _measuring_key(key, 0)
-        starts = {name: lanczos.random_start(key, operator.like) for name, operator in operators.items()}
-        return update.optimizer(program.optimizer).init(params), starts
+        starts = {name: (lanczos.random_start(key, operator.like),) * 3 for name, operator in operators.items()}
+        return update.transformation().init(params), starts
 
     return program.over_seeds(begin)(weights, keys)
 
 
 @partial(jax.jit, static_argnums=0)
-def _advance(program, update, data, batches, weights, momenta, start, stop):
+def _advance(program, update, data, batches, weights, state, start, stop):
     """Weights and optimiser's state after the steps start, …, stop − 1."""
-    optimizer, apply = update.optimizer(program.optimizer), program.architecture.apply
+    optimizer, apply = update.transformation(), program.architecture.apply
 
-    def step(t, state):
-        params, momentum = state
+    def step(t, now):
+        params, state = now
         batch = data if batches is None else jax.tree.map(lambda rows: rows[batches[t]], data)
         gradient = jax.grad(lambda p: curvature.loss(apply, p, *batch, program.of))(params)
-        updates, momentum = optimizer.update(gradient, momentum, params)
-        return optax.apply_updates(params, updates), momentum
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
 
-    return program.over_seeds(lambda *state: jax.lax.fori_loop(start, stop, step, state))(weights, momenta)
+    return program.over_seeds(lambda *now: jax.lax.fori_loop(start, stop, step, now))(weights, state)
 
 
 @partial(jax.jit, static_argnums=0)
-def _measure(program, update, data, weights, starts, keys, index):
-    """((values, errors) by observable; the vectors from which the next Lanczos runs start)"""
+def _measure(program, update, data, curved, weights, state, starts, keys, index):
+    """((values, errors, products) by observable; for every Lanczos run the two vectors from which the next one starts)"""
 
-    def measure(params, starts, key):
+    def measure(params, state, starts, key):
         loss = curvature.loss(program.architecture.apply, params, *data, program.of)
         healthy = jnp.isfinite(loss)
         params = jax.tree.map(lambda leaf: jnp.where(healthy, leaf, 0), params)  # no Lanczos run on a diverged network
-        rescaled = _coordinates(program.architecture, update, params)
-        found, starts = _observe(program, *rescaled, data, starts, _measuring_key(key, index + 1))
-        values = {name: jnp.where(healthy, value, jnp.nan) for name, (value, _) in found.items()}
-        errors = {name: _or_infinite(error, healthy) for name, (_, error) in found.items() if error is not None}
-        return ({"loss": loss, **values}, errors), starts
+        rescaled = *_coordinates(program.architecture, update, params), update.preconditioner(state, params)
+        found, starts = _observe(program, *rescaled, curved, starts, _measuring_key(key, index + 1))
+        values = {name: jnp.where(healthy, one.value, jnp.nan) for name, one in found.items()}
+        errors = {name: _or_infinite(one.error, healthy) for name, one in found.items() if one.error is not None}
+        products = {name: one.products for name, one in found.items() if one.products is not None}
+        return ({"loss": loss, **values}, errors, products), starts
 
-    return program.over_seeds(measure)(weights, starts, keys)
+    return program.over_seeds(measure)(weights, state, starts, keys)
 
 
 def _coordinates(architecture, update, params):
@@ -186,34 +198,49 @@ def _coordinates(architecture, update, params):
     return acting_through(architecture, root), by_role({role: 1.0 / number for role, number in root.items()}, params)
 
 
-def _observe(program, network, params, data, starts, key):
-    """(value, error or None where it is exact) of every wanted observable but the loss; and the next starts.
+def _observe(program, network, params, preconditioner, data, starts, key):
+    """Every wanted observable but the loss, by name; and the next starts.
 
     One computation after the other (``_after``).
     """
     apply, wanted, top_k, found, spectra = network.apply, set(program.observables), program.top_k, {}, {}
-    for name, start in starts.items():
-        spectra[name] = _extremes(program, _operators(program, network, params, data)[name], start)
+    for name, past in starts.items():
+        start = lanczos.warm_start(key, *past)
+        spectra[name] = _extremes(program, _operators(program, network, params, preconditioner, data)[name], start)
         params = _after(spectra[name].matvecs, params)
     if "hessian" in spectra:
-        values, errors = spectra["hessian"].values, spectra["hessian"].errors
-        found |= {"hessian_eigenvalues": (values[:top_k], errors[:top_k]), "hessian_min": (values[-1], errors[-1])}
+        values, errors, products = _values(spectra["hessian"])
+        found["hessian_eigenvalues"] = _Measured(values[:top_k], errors[:top_k], products)
+        found["hessian_min"] = _Measured(values[-1], errors[-1], products)
     if "residual" in spectra:
-        found["residual_eigenvalues"] = spectra["residual"].values, spectra["residual"].errors
-    for names, values, errors in _kernel_spectra(program, network, params, data, spectra):
-        found |= dict.fromkeys(names, (values, errors))
-        params = _after(values[0], params)
+        found["residual_eigenvalues"] = _values(spectra["residual"])
+    if "preconditioned" in spectra:
+        found["preconditioned_sharpness"] = _Measured(*(column.squeeze() for column in _values(spectra["preconditioned"])))
+    for names, measured in _kernel_spectra(program, network, params, data, spectra):
+        found |= dict.fromkeys(names, measured)
+        params = _after(measured.value[0], params)
     if "hessian_trace" in wanted:
-        found["hessian_trace"] = curvature.trace(network, params, *data, key, probes=program.probes, of=program.of)
-        params = _after(found["hessian_trace"][0], params)
+        value, error = curvature.trace(network, params, *data, key, probes=program.probes, of=program.of)
+        products = None if network.layerwise_linear else jnp.asarray(program.probes)
+        found["hessian_trace"] = _Measured(value, error, products)
+        params = _after(value, params)
     if "directional_sharpness" in wanted:
-        found["directional_sharpness"] = curvature.directional_sharpness(apply, params, *data, program.of), None
+        value = curvature.directional_sharpness(apply, params, *data, program.of)
+        found["directional_sharpness"] = _Measured(value, products=jnp.asarray(1))
+        params = _after(value, params)
+    if "gradient_noise" in wanted:
+        found["gradient_noise"] = _Measured(curvature.gradient_noise(apply, params, *data, program.of))
     if program.warm_start:
-        starts = {name: lanczos.warm_start(key, spectrum.vectors) for name, spectrum in spectra.items()}
-    return {name: pair for name, pair in found.items() if name in wanted}, starts
+        starts = {name: (starts[name][1], lanczos.combined(spectrum.vectors, starts[name][1]), spectrum.beyond)
+                  for name, spectrum in spectra.items()}  # fmt: skip
+    return {name: measured for name, measured in found.items() if name in wanted}, starts
 
 
-def _operators(program, network, params, data):
+def _values(spectrum: lanczos.Extremes) -> _Measured:
+    return _Measured(spectrum.values, spectrum.errors, spectrum.matvecs)
+
+
+def _operators(program, network, params, preconditioner, data):
     """The Lanczos runs that the wanted observables need, by name: "hessian", "residual", and those of ``_kernels``."""
     wanted, (inputs, targets), of = set(program.observables), data, program.of
     size, operators = _size(params), {}
@@ -223,7 +250,11 @@ def _operators(program, network, params, data):
         operators["hessian"] = _Operator(lambda: curvature.hessian(network.apply, params, *data, of), params, top, bottom)
     if "residual_eigenvalues" in wanted:
         operators["residual"] = _Operator(lambda: curvature.residual(network.apply, params, *data, of), params, 1, 1)
-    if targets.size > DENSE_NTK_ROWS:
+    if "preconditioned_sharpness" in wanted:
+        root = jax.tree.map(jnp.sqrt, preconditioner)
+        matvec = lambda: curvature.preconditioned(curvature.hessian(network.apply, params, *data, of), root)  # noqa: E731
+        operators["preconditioned"] = _Operator(matvec, params, 1, 0)
+    if network.layer_factors is None or targets.size > DENSE_NTK_ROWS:
         top = min(program.top_k, targets.size)
         of_outputs = targets.size <= size  # JJᵀ and JᵀJ: in the smaller of the two spaces
         kernel = (curvature.ntk, targets) if of_outputs else (curvature.gauss_newton, params)
@@ -242,19 +273,19 @@ def _kernels(program):
 
 
 def _kernel_spectra(program, network, params, data, spectra):
-    """(observables, top_k eigenvalues, errors or None if dense) of the NTK and of G; zeros beyond their PC rows."""
+    """(observables, what is measured of top_k eigenvalues) of the NTK and of G; zeros beyond their PC rows."""
     kernels = _kernels(program)
     dense = kernels and not kernels.keys() & spectra.keys()
     theta = curvature.dense_ntk(network, params, data[0]) if dense else None
     for name, observables in kernels.items():
         if dense:
             matrix = theta if name == "ntk" else curvature.dense_gauss_newton(theta, network.apply(params, data[0]), program.of)
-            values, errors = jnp.linalg.eigvalsh(matrix)[::-1][: program.top_k], None
+            values, errors, products = jnp.linalg.eigvalsh(matrix)[::-1][: program.top_k], None, None
             theta = _after(values[0], theta)
         else:
-            values, errors = spectra[name].values, spectra[name].errors
+            values, errors, products = _values(spectra[name])
         missing = (0, program.top_k - len(values))
-        yield observables, jnp.pad(values, missing), None if errors is None else jnp.pad(errors, missing)
+        yield observables, _Measured(jnp.pad(values, missing), None if errors is None else jnp.pad(errors, missing), products)
 
 
 def _after(result, params):
@@ -288,22 +319,25 @@ def _or_infinite(error, healthy):
 
 
 def _trajectories(steps, measurements):
-    """One trajectory per seed from the (values, errors) at each step, in float64."""
-    values, errors = jax.tree.map(lambda *steps: np.stack(steps, axis=1).astype(np.float64), *measurements)
+    """One trajectory per seed from the (values, errors, products) at each step, in float64."""
+    *numbers, products = jax.tree.map(lambda *steps: np.stack(steps, axis=1), *measurements)
+    values, errors = jax.tree.map(np.float64, numbers)
     return [
-        Trajectory(steps, {n: v[seed] for n, v in values.items()}, {n: e[seed] for n, e in errors.items()})
+        Trajectory(steps, *jax.tree.map(lambda column: column[seed], (values, errors, products)))  # noqa: B023
         for seed in range(len(values["loss"]))
     ]
 
 
-def _check(problem, network, program, keys, initial):
+def _check(problem, network, program, keys, initial, samples):
     shapes = _shapes(network)
-    unknown = [name for name in program.observables if name not in MEASURED]
+    unknown = [name for name in program.observables if name not in STORED]
     if unknown:
-        raise ValueError(f"unknown observable {unknown[0]!r}; known: {', '.join(MEASURED)}")
-    wanted = problem.scaling(network.scaling.architecture, network.depth), problem.richness
-    if wanted != (network.scaling, network.richness):
-        raise ValueError("the network's exponents or richness are not the problem's: build it for this problem")
+        raise ValueError(f"unknown observable {unknown[0]!r}; known: {', '.join(STORED)}")
+    if not 1 <= samples <= problem.num_samples:
+        raise ValueError(f"curvature_samples {samples} must be from 1 to the {problem.num_samples} samples")
+    wanted = problem.scaling(network.scaling.architecture, network.depth), problem.richness, problem.trained
+    if wanted != (network.scaling, network.richness, network.trained):
+        raise ValueError("the network's exponents, richness or trained roles are not the problem's: build it for this problem")
     inputs = jax.ShapeDtypeStruct(problem.inputs.shape, jnp.float32)
     try:
         fits = jax.eval_shape(network.apply, shapes, inputs).shape == problem.targets.shape
@@ -361,9 +395,10 @@ def _footprint(problem, network, program):
     """Bytes of one seed, estimated: (what it keeps all the time, what is needed while it is worked on)."""
     itemsize, shapes = jnp.zeros(()).dtype.itemsize, jax.tree.leaves(_shapes(network))
     parameters, rows = _size(shapes), problem.targets.size
-    kept = 2 * 5 * parameters  # weights, momentum and up to three starts, coming in and going out
+    kept = 2 * 11 * parameters  # weights, two moments, two vectors of up to four Lanczos runs, coming in and going out
     lanczos = (min(program.max_matvecs, parameters) + 8) * parameters
-    signals = 8 * (network.depth + 1) * problem.num_outputs * problem.num_samples * network.width
+    copies = 1 if network.layer_factors is None else problem.num_outputs  # each output has its way back
+    signals = 8 * (network.depth + 1) * copies * problem.num_samples * network.places * network.width
     kernel = 4 * min(rows, DENSE_NTK_ROWS) ** 2
     return itemsize * kept, itemsize * (lanczos + signals + kernel)
 

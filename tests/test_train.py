@@ -171,7 +171,7 @@ def built(problem, kind, depth=2, activation="tanh"):
     return mlp(problem, WIDTH, depth, activation) if kind == "plain" else resmlp(problem, WIDTH, depth, activation, 2)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(("kind", "name"), [*(("plain", n) for n in PLAIN), *(("residual", n) for n in RESIDUAL)])
 def test_every_role_trains_at_its_own_rate(kind, name, optimizer):
     """Heavy ball, or Adam with an ε of a gradient's size, both with decay and batches, on weights as stored."""
@@ -278,7 +278,7 @@ def test_batched_lanczos_is_lanczos():
 def _memory_for(count, problem, network, vectorized):
     with computing("float64"):
         numerics = tuple(CHEAP), problem.top_k, 1e-3, 100, True, 16, vectorized
-        program = training._Program(network.architecture, problem.optimizer, *numerics)
+        program = training._Program(network.architecture, problem.loss, *numerics)
         resident, workspace = training._footprint(problem, network, program)
     return count * resident + (count if vectorized else 1) * workspace
 

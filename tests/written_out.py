@@ -83,30 +83,52 @@ def loss(params, multiplier, inputs, targets, activation):
     return jnp.sum((outputs(params, multiplier, inputs, activation) - targets) ** 2) / (2 * len(inputs))
 
 
+def learning_rate(problem, t):
+    """Of step t, counted from 0."""
+    warmup, whole = problem.warmup_steps, problem.num_steps
+    if t < warmup:
+        return problem.learning_rate * (t + 1) / warmup
+    falling = np.cos(np.pi / 2 * (t - warmup) / (whole - warmup)) ** 2
+    return problem.learning_rate * (falling if problem.schedule == "cosine" else 1.0)
+
+
 def descend(problem, params, of: Numbers, activation):
-    """Stored weights before steps 0, 1, …: heavy ball or Adam, in numpy; to be run in float64."""
+    """Stored weights before steps 0, 1, …: see ``descend_with_squares``."""
+    return (weights for weights, _ in descend_with_squares(problem, params, of, activation))
+
+
+def descend_with_squares(problem, params, of: Numbers, activation):
+    """Stored weights and Adam's v̂ before steps 0, 1, …: heavy ball, Nesterov, Adam or AdamW, in numpy; to be run in float64."""
     slope = jax.jit(jax.grad(lambda params, *batch: loss(params, of.multiplier, *batch, activation)))
     names, (b1, b2) = list(params), problem.betas
     params = {role: [np.array(w) for w in jax.tree.leaves(params[role])] for role in names}
-    stacked = {role: role != "hidden" for role in names}
     m, v = ({role: [np.zeros_like(w) for w in params[role]] for role in names} for _ in range(2))
+
+    def tree(lists):
+        return {role: tuple(map(np.copy, lists[role])) if role == "hidden" else np.copy(lists[role][0]) for role in names}
+
     for t in range(problem.num_steps + 1):
-        tree = {role: params[role][0] if stacked[role] else tuple(params[role]) for role in names}
-        yield jax.tree.map(np.copy, tree)
-        rows = slice(None) if problem.batches is None or t == problem.num_steps else problem.batches[t]
-        gradients = slope(tree, problem.inputs[rows], problem.targets[rows])
+        yield tree(params), jax.tree.map(lambda v: v / (1 - b2**t) if t else np.full_like(v, np.nan), tree(v))  # noqa: B023
+        if t == problem.num_steps:
+            return
+        rows = slice(None) if problem.batches is None else problem.batches[t]
+        gradients = slope(tree(params), problem.inputs[rows], problem.targets[rows])
         for role in names:
             for i, g in enumerate(jax.tree.leaves(gradients[role])):
-                g, w = np.asarray(g), params[role][i]
+                g, w, decay = np.asarray(g), params[role][i], problem.weight_decay
                 if problem.optimizer == "sgd":
-                    m[role][i] = problem.momentum * m[role][i] + of.rate[role] * g + problem.weight_decay * w
-                    step = m[role][i]
+                    g = of.rate[role] * g + decay * w
+                    m[role][i] = problem.momentum * m[role][i] + g
+                    step = g + problem.momentum * m[role][i] if problem.nesterov else m[role][i]
                 else:
+                    within = decay * of.gradient[role] if problem.optimizer == "adam" else 0.0
+                    g = g + within * w
                     m[role][i] = b1 * m[role][i] + (1 - b1) * g
                     v[role][i] = b2 * v[role][i] + (1 - b2) * g**2
                     root = np.sqrt(v[role][i] / (1 - b2 ** (t + 1))) + problem.epsilon * of.gradient[role]
-                    step = of.rate[role] * m[role][i] / (1 - b1 ** (t + 1)) / root + problem.weight_decay * w
-                params[role][i] = w - problem.learning_rate * step
+                    step = of.rate[role] * m[role][i] / (1 - b1 ** (t + 1)) / root
+                    step = step + decay * w if problem.optimizer == "adamw" else step
+                params[role][i] = w - learning_rate(problem, t) * step
 
 
 def in_numpy(params):

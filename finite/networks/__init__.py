@@ -6,7 +6,7 @@ act as multiplier · θ, start with the standard deviation init_std, and are tra
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, wraps
 from threading import Lock
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from limits.parametrization import Factors, factors
+from limits.problem import Problem
 from limits.size_algebra import Scaling
 
 Params = PyTree[Float[Array, "..."]]  # a dictionary whose top-level keys are the roles: input, hidden, readout, …
@@ -30,25 +31,30 @@ class LayerFactors(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """What arrives at a layer, already activated, and what its matrix makes of it."""
+    """What arrives at a layer, already activated, and what its matrix makes of it.
 
-    arriving: Float[Array, "P m"] | None
-    output: Float[Array, "P n"]
+    A row is a sample, or one place in it: a pixel that a kernel stands on, a token.
+    """
+
+    arriving: Float[Array, "rows m"] | None
+    output: Float[Array, "rows n"]
 
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
     """Functions of weights; it holds none.
 
-    init              key → params, always drawn in float32, so that one key is one network at either precision
+    init              key → params, always drawn in float32, so that one key is one network at either precision: N(0, 1), but
+                      the gains of a normalisation are 1
     apply             (params, inputs (P, D)) → outputs f (P, C), in the params' precision
     layerwise_linear  f is linear in each single weight matrix, hence tr R = 0 and tr H = tr G exactly
     layer_factors     (params, inputs) → ``LayerFactors`` in place of every leaf of the params, or None where the weights
                       are not plain matrices
-    matrices          params → the weights of each layer, by the layer names of ``limits.regimes``; of many residual blocks,
-                      those of the last
+    matrices          params → the weights of each layer, by the layer names of ``limits.regimes``, or role and another word;
+                      of many residual blocks, those of the last; linear in the params
     signals           (params, inputs) → the ``Signal`` of each of these layers; "stream" behind residual blocks has only
                       an output
+    places            pixels or tokens of the widest layer: what it holds of a sample is ``places`` times the width
 
     Compiled functions are keyed on the object: builders return the same one for the same arguments.
     """
@@ -59,6 +65,7 @@ class Architecture:
     layer_factors: Callable[[Params, Float[Array, "P D"]], PyTree] | None = None
     matrices: Callable[[Params], dict[str, Array]] | None = None
     signals: Callable[[Params, Float[Array, "P D"]], dict[str, Signal]] | None = None
+    places: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +75,14 @@ class Network(Architecture):
     width, depth, richness    N, L, γ0
     scaling                   the exponents
     factors                   what they amount to, by role
+    trained                   "all" roles, or "readout"
     architecture              what is left without them: functions of the acting weights; its ``init`` draws N(0, 1)
     """
 
     width: int = 0
     depth: int = 0
     richness: float = 1.0
+    trained: str = "all"
     scaling: Scaling | None = None
     factors: Mapping[str, Factors] | None = None
     architecture: Architecture | None = None
@@ -96,11 +105,18 @@ def once(build: Callable[..., Architecture]) -> Callable[..., Architecture]:
 
 
 def parametrized(
-    architecture: Architecture, given: Scaling, width: int, depth: int, *, richness: float = 1.0, block_size: int = 1
+    architecture: Architecture, problem: Problem, kind: str, width: int, depth: int, block_size: int = 1
 ) -> Network:
-    """The architecture, of that width and depth, at the numbers of the scaling."""
-    numbers = factors(given, width, depth, richness=richness, block_size=block_size)
-    numbers = {role: numbers[role] for role in jax.eval_shape(architecture.init, jax.random.key(0)) if role in numbers}
+    """The architecture, "plain" or "residual" and of that width and depth, at the numbers of the problem's parametrization.
+
+    Raises ValueError where the parametrization is not of such networks, or has no exponents for a role.
+    """
+    given, richness, trained = problem.scaling(kind, depth), problem.richness, problem.trained
+    numbers, roles = factors(given, width, depth, richness=richness, block_size=block_size), roles_of(architecture)
+    if missing := [role for role in roles if role not in numbers]:
+        raise ValueError(f"{given.name} has no exponents for {', '.join(missing)}")
+    numbers = {role: numbers[role] for role in roles}
+    architecture = readout_only(architecture) if trained == "readout" else architecture
     std = {role: of_role.init_std for role, of_role in numbers.items()}
     stored = acting_through(architecture, {role: of_role.multiplier for role, of_role in numbers.items()})
     return Network(
@@ -108,13 +124,32 @@ def parametrized(
         apply=stored.apply,
         layerwise_linear=stored.layerwise_linear,
         layer_factors=stored.layer_factors,
+        places=stored.places,
         width=width,
         depth=depth,
         richness=richness,
+        trained=trained,
         scaling=given,
         factors=numbers,
         architecture=architecture,
     )
+
+
+def roles_of(architecture: Architecture) -> list[str]:
+    """The top-level keys of its params, but those that hold no weights."""
+    params = jax.eval_shape(architecture.init, jax.random.key(0))
+    return [role for role, of_role in params.items() if jax.tree.leaves(of_role)]
+
+
+@once
+def readout_only(architecture: Architecture) -> Architecture:
+    """The same function of all weights, with derivatives in the readout's only (random features): linear in these."""
+
+    def apply(params, inputs):
+        held = {role: of_role if role == "readout" else jax.lax.stop_gradient(of_role) for role, of_role in params.items()}
+        return architecture.apply(held, inputs)
+
+    return replace(architecture, apply=apply, layerwise_linear=True, layer_factors=None)
 
 
 def acting_through(architecture: Architecture, multipliers: Mapping[str, float | Array]) -> Architecture:
@@ -133,7 +168,14 @@ def acting_through(architecture: Architecture, multipliers: Mapping[str, float |
         }
 
     has = architecture.layer_factors is not None
-    return Architecture(architecture.init, apply, architecture.layerwise_linear, layer_factors if has else None)
+    linear, places = architecture.layerwise_linear, architecture.places
+    return Architecture(architecture.init, apply, linear, layer_factors if has else None, places=places)
+
+
+def standard_normal(key: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Weights N(0, 1) of these shapes, in float32."""
+    keys = jax.random.split(key, len(shapes))
+    return {name: jax.random.normal(k, shape, jnp.float32) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
 
 
 def one_hot_outputs(num_outputs: int, inputs: Float[Array, "P D"]) -> Float[Array, "C P C"]:

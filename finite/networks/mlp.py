@@ -25,12 +25,12 @@ def mlp(problem: Problem, width: int, depth: int = 1, activation: str = "linear"
     """
     check_sizes(width, depth, activation)
     architecture = _mlp((problem.num_inputs, *[width] * depth, problem.num_outputs), activation)
-    return parametrized(architecture, problem.scaling("plain", depth), width, depth, richness=problem.richness)
+    return parametrized(architecture, problem, "plain", width, depth)
 
 
-def check_sizes(width: int, depth: int, activation: str) -> None:
-    """Raises ValueError for what no perceptron has."""
-    for name, size in (("width", width), ("depth", depth)):
+def check_sizes(width: int, depth: int, activation: str, block_size: int = 1) -> None:
+    """Raises ValueError for what no network has."""
+    for name, size in (("width", width), ("depth", depth), ("block size", block_size)):
         if size < 1:
             raise ValueError(f"{name} {size} must be at least 1")
     activations.check(activation)

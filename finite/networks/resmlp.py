@@ -9,7 +9,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from finite.networks import Architecture, LayerFactors, Network, Params, Signal, once, one_hot_outputs, parametrized
+from finite.networks import (
+    Architecture,
+    LayerFactors,
+    Network,
+    Params,
+    Signal,
+    once,
+    one_hot_outputs,
+    parametrized,
+    standard_normal,
+)
 from finite.networks.mlp import check_sizes
 from limits.activations import ACTIVATIONS, PIECEWISE_LINEAR
 from limits.parametrization import input_multiplier
@@ -24,12 +34,9 @@ def resmlp(problem: Problem, width: int, depth: int, activation: str = "relu", b
 
     Raises ValueError for sizes below 1, an unknown activation, and exponents that are not of a residual network.
     """
-    check_sizes(width, depth, activation)
-    if block_size < 1:
-        raise ValueError(f"block size {block_size} must be at least 1")
+    check_sizes(width, depth, activation, block_size)
     architecture = _resmlp(problem.num_inputs, width, depth, block_size, problem.num_outputs, activation)
-    given = problem.scaling("residual", depth)
-    return parametrized(architecture, given, width, depth, richness=problem.richness, block_size=block_size)
+    return parametrized(architecture, problem, "residual", width, depth, block_size)
 
 
 @once
@@ -45,8 +52,7 @@ def _resmlp(num_inputs, width, depth, block_size, num_outputs, activation) -> Ar
     inside = [role for role in ("block_inner", "block") if role in shapes]
 
     def init(key: Array) -> Params:
-        keys = jax.random.split(key, len(shapes))
-        return {role: jax.random.normal(k, shape, jnp.float32) for k, (role, shape) in zip(keys, shapes.items(), strict=True)}
+        return standard_normal(key, shapes)
 
     def block(stream, weights_and_taps):
         """The stream behind a block, and the signals within it."""
