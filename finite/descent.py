@@ -73,4 +73,5 @@ def descent(problem: Problem, network: Network) -> Descent:
         "gradient": {role: gradient[role] / multiplier[role] for role in roles},
         "metric": {role: rate[role] * multiplier[role] ** 2 / (gradient[role] if adam else 1.0) for role in roles},
     }
-    return Descent(problem.optimizer, problem.nesterov, **jax.tree.map(partial(jnp.asarray, dtype=jnp.zeros(()).dtype), numbers))
+    as_real = partial(jnp.asarray, dtype=jnp.zeros(()).dtype)
+    return Descent(problem.optimizer, problem.nesterov, **jax.tree.map(as_real, numbers))

@@ -7,6 +7,19 @@ from limits.size_algebra import Scaling
 from limits.trajectory import OBSERVABLES, Trajectory
 
 __all__ = [
-    "OBSERVABLES", "Problem", "Scaling", "Trajectory", "predict", "solve",
-    "curvature", "deep_linear", "depth", "dmft", "fluctuations", "linear2", "meanfield", "minibatches", "ntk",
+    "OBSERVABLES",
+    "Problem",
+    "Scaling",
+    "Trajectory",
+    "curvature",
+    "deep_linear",
+    "depth",
+    "dmft",
+    "fluctuations",
+    "linear2",
+    "meanfield",
+    "minibatches",
+    "ntk",
+    "predict",
+    "solve",
 ]  # fmt: skip

@@ -211,7 +211,8 @@ def test_help_explains_every_option(capsys):
         ["--param", "readout.multiplier=-3/4, input.learning_rate=1/2, readout.learning_rate=1/2"],
         ["--batch-size", "4", "--momentum", "0.5", "--weight-decay", "0.1", "--precision", "float64"],
     ],
-    ids=["ntp", "digits", "deep linear", "mean field", "mlp", "kernel limit", "resmlp", "largest width", "sp", "between", "minibatches, momentum, decay, float64"],
+    ids=["ntp", "digits", "deep linear", "mean field", "mlp", "kernel limit", "resmlp", "largest width", "sp", "between",
+         "minibatches, momentum, decay, float64"],
 )
 def test_other_comparisons(arguments, tmp_path, capsys):
     main([*SMALL, "--out", str(tmp_path / "results"), *arguments])
