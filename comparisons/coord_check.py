@@ -36,12 +36,19 @@ from finite import sizes as measured_sizes
 from finite.data import Data
 from finite.networks.build import build
 from limits import Problem, regimes
+from limits.models import read_model
 
 PROGRAM = "python -m comparisons.coord_check"
 TOLERANCE = 0.1
 FEWEST = 3  # sizes to fit an exponent to
 MORE_SEEDS = 8  # times as many of narrow networks, which are cheap and scatter as much as wide ones
-USUAL = {"mlp": (("sp", "ntp", "mup"), (2,)), "resmlp": (("depth_mup", "alpha1"), (4, 8, 16, 32, 64))}
+PLAIN, RESIDUAL = ("sp", "ntp", "mup"), ("depth_mup", "alpha1")
+USUAL = {  # parametrizations, depths, learning rate
+    "mlp": (PLAIN, (2,), 0.2), "conv": (PLAIN, (2,), 0.2), "convnet": (PLAIN, (4,), 0.2),
+    "resmlp": (RESIDUAL, (4, 8, 16, 32, 64), 0.2), "resconvnet": (RESIDUAL, (6, 12, 24, 48), 0.02),
+    "vit": (RESIDUAL, (2, 4, 8, 16), 0.2), "gpt": (RESIDUAL, (2, 4, 8, 16), 0.2),
+}  # fmt: skip
+PIXELS, TOKENS, VOCABULARY = 64, 6, 5  # of the probes
 SHOWN = ("delta_h", "f", "delta_f", "weight_update_spectral", "sharpness")
 LABELS = {
     "h": r"$h$ at step 0", "f": r"$f$ at step 0", "delta_h": r"$\Delta h$", "delta_f": r"$\Delta f$",
@@ -56,31 +63,31 @@ class Options(runs.DataOptions):
     one.
     """
 
-    model: Literal["mlp", "resmlp"] = "mlp"
-    """mlp: plain perceptron. resmlp: residual perceptron."""
+    model: Literal["mlp", "resmlp", "conv", "convnet", "resconvnet", "vit", "gpt"] = "mlp"
+    """mlp, conv (two convolutions), convnet: plain. resmlp, resconvnet, vit, gpt: residual."""
     param: tuple[str, ...] = ()
     """sp, ntp, mup, mean_field, depth_mup, alpha1, a .toml file, or inline as "base=mup, hidden.learning_rate=1/2";
-    default sp ntp mup for mlp, depth_mup alpha1 for resmlp."""
+    default sp ntp mup for plain models, depth_mup alpha1 for residual ones."""
     optimizer: tuple[Literal["sgd", "adam"], ...] = ("sgd", "adam")
     """One picture each."""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     """Hidden widths N, at least three."""
     depths: tuple[int, ...] = ()
-    """mlp: hidden layers, one sweep of the widths for each; default 2. resmlp: blocks L, at least three, swept at the
-    second smallest width; the widths are swept at the fewest; default 4 8 16 32 64."""
+    """mlp, convnet: hidden layers, one sweep of the widths for each. Residual: blocks L, at least three, swept at the
+    second smallest width; the widths are swept at the fewest."""
     block_size: int = 1
-    """Matrices per residual block."""
+    """Matrices per residual block of resmlp, kernels per one of resconvnet."""
     activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
-    """Activation."""
-    learning_rate: float = 0.2
-    """η0."""
+    """Activation of mlp and resmlp."""
+    learning_rate: float | None = None
+    """η0; default 0.2, for resconvnet, which is ten times as sharp, 0.02."""
     steps: int = 3
     """Gradient steps."""
     seeds: int = 8
     """Networks of the largest width, at least two; up to 8 times as many of the narrower ones."""
     data: str = "probe"
-    """probe (8 directions in the plane, targets ±4, so large that the noise of f(0) does not show in the gradients),
-    gaussian (linear teacher), digits (real 8×8 images), or FILE.npz with arrays inputs (P, D) and targets."""
+    """probe (8 directions in a plane, for gpt 8 texts, targets ±4, so large that the noise of f(0) does not show in the
+    gradients), gaussian (linear teacher), digits (real 8×8 images), or FILE.npz with arrays inputs (P, D) and targets."""
     precision: Literal["float32", "float64"] = "float32"
     """Of the networks."""
     every: bool = False
@@ -92,10 +99,16 @@ class Options(runs.DataOptions):
         """As the data has them; "probe" is made here."""
         if self.data != "probe":
             return super().loaded()
-        rng = np.random.default_rng(self.seed)
+        rng, reads = np.random.default_rng(self.seed), read_model(self.model).reads
+        if reads == "tokens":
+            texts = rng.integers(VOCABULARY, size=(8, TOKENS)).astype(float)
+            return texts, rng.choice([-4.0, 4.0], size=(8, VOCABULARY))
         directions = rng.normal(size=(8, 2))
         on_circle = np.sqrt(2) * directions / np.linalg.norm(directions, axis=1, keepdims=True)
-        return on_circle, 4.0 * (-1.0) ** np.arange(8)[:, None]
+        if reads == "vectors":
+            return on_circle, 4.0 * (-1.0) ** np.arange(8)[:, None]
+        targets = np.where(np.arange(8) % 4, 4.0, -4.0)  # with a mean: embeddings of places are common to all samples
+        return on_circle @ rng.normal(size=(2, PIXELS)), targets[:, None]
 
 
 @dataclass(frozen=True)
@@ -177,13 +190,17 @@ def check(options: Options) -> list[Check]:
 
 def prepare(options: Options) -> Job:
     """Check the options.  Raises ValueError in one line."""
-    usual_params, usual_depths = USUAL[options.model]
+    usual_params, usual_depths, usual_rate = USUAL[options.model]
+    options = replace(options, learning_rate=usual_rate if options.learning_rate is None else options.learning_rate)
+    model = read_model(options.model, activation=options.activation, block_size=options.block_size)
     params, depths = options.param or usual_params, options.depths or usual_depths
     runs.check_distinct("parametrizations", params, 1)
     runs.check_distinct("optimizers", options.optimizer, 1)
     runs.check_distinct("widths", options.widths, FEWEST)
-    residual = options.model == "resmlp"
+    residual = model.architecture == "residual"
     runs.check_distinct("depths", depths, FEWEST if residual else 1)
+    if options.model == "conv" and depths != usual_depths:
+        raise ValueError(f"conv has {model.depth} hidden layers: no other depths")
     runs.check_seeds(options.seeds, options.seed)
     if options.steps < 1:
         raise ValueError(f"{options.steps} steps: at least 1 is needed for a change")
@@ -256,10 +273,16 @@ def checked(job: Job, sweep: Sweep, cells: Sequence[xr.Dataset]) -> Iterator[Che
         derived = regimes.predicted(cases.derived(problem), job.options.steps)
         for quantity, layer in _entries(cells[0]):
             sizes = [_values(cell, param, quantity, layer) for cell in cells]
-            wanted = float(getattr(derived[quantity][layer], sweep.letter))
+            wanted = float(getattr(_of_layer(derived[quantity], layer), sweep.letter))
             exponent, interval = fit(sweep.growing, sizes)
             label = param, sweep.optimizer, sweep.letter, sweep.fixed, quantity, layer
             yield Check(*label, exponent, interval, wanted, _verdict(exponent, interval, wanted))
+
+
+def _of_layer(derived, layer):
+    """The power of that layer, or of the first of its role: "block_inner value" is one of the "block_inner 1"."""
+    role = layer.split()[0]
+    return derived.get(layer) or next(power for name, power in derived.items() if name.split()[0] == role)
 
 
 def fit(growing: Sequence[int], sizes: Sequence[Float[np.ndarray, "_"]]) -> tuple[float, tuple[float, float]]:
@@ -371,7 +394,8 @@ def picture(job: Job, optimizer: str, cells: dict, checks: Sequence[Check]) -> F
 def _shown_layer(layers: list[str]) -> str:
     """The last one before the readout, if there is one."""
     hidden = sorted((name for name in layers if name.startswith("hidden")), key=lambda name: int(name.split()[1]))
-    return next(name for name in ("stream", "block", *reversed(hidden), "input", "readout") if name in layers)
+    last = ("stream", "block", "block mlp", *reversed(hidden), "input", "readout")
+    return next(name for name in last if name in layers)
 
 
 def _draw(axis: Axes, growing: np.ndarray, magnitude: np.ndarray, one: Check, color, markersize) -> None:

@@ -9,9 +9,9 @@ L counts blocks; 2L branches act on the stream.  Roles: "block_inner" Q, K, V, U
 multiplier L^{-α}; "norm_gain" the gains, which start at 1.
 
 q·k is averaged over the d units of a head, not summed over √d: once trained, q and k are aligned (Yang et al. 2022).  At step 0
-they are not, the mean vanishes with the width as one over √d, every token looks at all others alike, and gradients of Q and
-K are smaller by that factor than those of V.  The algebra of sizes (``limits.size_algebra``) does not follow this: the layers
-that are measured leave Q and K out.
+they are not: the mean is small as one over √d, every token looks at all others alike, and gradients of Q and K are smaller by
+that factor than those of V.  The algebra of sizes (``limits.size_algebra``) does not follow this, so Q and K are not among the
+layers whose sizes are measured.
 """
 
 from typing import NamedTuple
