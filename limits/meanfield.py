@@ -19,7 +19,6 @@ otherwise                R_i has Σ_p r_p·v_i φ'' in it, and v_i is Gaussian a
     that of the cloud as a network, and its error is infinite.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -28,18 +27,27 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from limits import secular
 from limits.activations import PIECEWISE_LINEAR
 from limits.curvature import Spectrum
-from limits.neuron_blocks import Measurement, Observables, diverged, hessian, measure, observables, with_zeros
+from limits.meanfield_fluctuations import predict
+from limits.neuron_blocks import (
+    IN_BULK,
+    Measurement,
+    Observables,
+    check_memory,
+    diverged,
+    hessian,
+    limit_of_hessian,
+    measure,
+    observables,
+    with_zeros,
+)
 from limits.particles import check, cloud, functions, path, population
 from limits.precision import in_float64
 from limits.problem import Problem
-from limits.secular import Secular
 from limits.trajectory import Trajectory
 
-CARRIED = 0.5  # the part of an eigenvector that makes it one neuron's
-IN_BULK = "in bulk"
+__all__ = ["HessianSpectrum", "hessian_spectra", "predict", "solve"]
 
 
 class HessianSpectrum(NamedTuple):
@@ -78,7 +86,9 @@ def hessian_spectra(problem: Problem, *, particles: int = 4096, seed: int = 0) -
 def _clouds(problem, particles, repeats, seed) -> Iterator[Iterator[Measurement]]:
     """The measured steps of each cloud."""
     check(problem)
-    _check_memory(problem, particles)
+    n, rank = min(problem.inputs.shape) + problem.num_outputs, problem.targets.size
+    numbers = len(problem.steps) * n + 4 * n * (n + rank) + 8 * problem.num_samples
+    check_memory(particles, particles * numbers + 6 * rank**2)
     return (_times(problem, cloud(problem, particles, rng)) for rng in np.random.default_rng(seed).spawn(repeats))
 
 
@@ -90,41 +100,16 @@ def _times(problem, start) -> Iterator[Measurement]:
 
 
 def _trajectory(problem, times: Iterable[Measurement]) -> Observables:
-    of_hessian = partial(_limit_of_hessian, compact=problem.network.activation in PIECEWISE_LINEAR)
+    of_hessian = partial(limit_of_hessian, compact=problem.network.activation in PIECEWISE_LINEAR)
     found = [observables(measured, problem.top_k, of_hessian) for measured in times]
     return {name: np.stack([of[name] for of in found]) for name in found[0]}
-
-
-def _limit_of_hessian(of: Secular, top_k: int, compact: bool) -> Observables:
-    """The eigenvalues, and which of them are in a bulk without an edge."""
-    values = np.array([secular.eigenvalue(of, k + 1) for k in range(top_k)])
-    if not compact:
-        carried = [secular.concentration(of, value) > CARRIED for value in values]
-        return {"hessian_eigenvalues": values, IN_BULK: np.logical_or.accumulate(carried).astype(float)}
-    edge, bottom = of.poles[0], of.poles[-1]
-    return {
-        "hessian_eigenvalues": np.maximum(values, edge),
-        "hessian_min": bottom,
-        "residual_eigenvalues": np.array([edge, bottom]),
-        "hessian_trace": np.sum(of.factor**2),
-        IN_BULK: np.zeros(top_k),
-    }
 
 
 def _spectrum(problem, measured) -> HessianSpectrum:
     if diverged(measured):
         return HessianSpectrum(np.zeros(0), Spectrum(np.zeros(0), np.zeros(0)))
     of, (N, n, _) = hessian(measured), measured.blocks.shape
-    found = _limit_of_hessian(of, problem.top_k, problem.network.activation in PIECEWISE_LINEAR)
+    found = limit_of_hessian(of, problem.top_k, compact=problem.network.activation in PIECEWISE_LINEAR)
     values = found["hessian_eigenvalues"]
     outliers = values[(found[IN_BULK] == 0) & (values > of.poles[0])]
     return HessianSpectrum(outliers, with_zeros(of.poles, np.full(N * n, 1 / N), problem.num_inputs + problem.num_outputs))
-
-
-def _check_memory(problem, particles):
-    n, rank = min(problem.inputs.shape) + problem.num_outputs, problem.targets.size
-    numbers = particles * (len(problem.steps) * n + 4 * n * (n + rank) + 8 * problem.num_samples) + 6 * rank**2
-    needed, there = 8 * numbers, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
-        gib = f"about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are"
-        raise MemoryError(f"{particles} particles need {gib}: take fewer")

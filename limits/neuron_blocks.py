@@ -8,6 +8,7 @@ eigenvalues (theory.md §4).  The D − r input weights of a neuron outside the 
 law of the eigenvalues of the R_i is the *bulk*; eigenvalues of the Hessian apart from it are *outliers*.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -26,6 +27,9 @@ from limits.secular import Secular
 
 Observables = dict[str, np.ndarray]
 OfHessian = Callable[[Secular, int], Observables]
+
+CARRIED = 0.5  # the part of an eigenvector that makes it one neuron's
+IN_BULK = "in bulk"
 
 
 class Measurement(NamedTuple):
@@ -96,6 +100,30 @@ def hessian(measured: Measurement) -> Secular:
     poles, turns = np.linalg.eigh(np.asarray(measured.blocks))
     factor = turns.swapaxes(1, 2) @ np.asarray(measured.factors)
     return secular.secular(poles.ravel(), factor.reshape(poles.size, -1))
+
+
+def check_memory(particles: int, numbers: float) -> None:
+    """Raises MemoryError, in one line, for so many float64 numbers of a cloud that this machine does not hold."""
+    needed, there = 8 * numbers, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        gib = f"about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are"
+        raise MemoryError(f"{particles} particles need {gib}: take fewer")
+
+
+def limit_of_hessian(of: Secular, top_k: int, *, compact: bool) -> Observables:
+    """What a cloud's Hessian says of the limit (``limits.meanfield``), and, under ``IN_BULK``, which ranks have none."""
+    values = np.array([secular.eigenvalue(of, k + 1) for k in range(top_k)])
+    if not compact:
+        carried = [secular.concentration(of, value) > CARRIED for value in values]
+        return {"hessian_eigenvalues": values, IN_BULK: np.logical_or.accumulate(carried).astype(float)}
+    edge, bottom = of.poles[0], of.poles[-1]
+    return {
+        "hessian_eigenvalues": np.maximum(values, edge),
+        "hessian_min": bottom,
+        "residual_eigenvalues": np.array([edge, bottom]),
+        "hessian_trace": np.sum(of.factor**2),
+        IN_BULK: np.zeros(top_k),
+    }
 
 
 @partial(jax.jit, static_argnums=0)

@@ -16,7 +16,6 @@ Pieces for compiled code: call them within ``limits.precision.computing("float64
 """
 
 from functools import partial
-from math import inf
 from typing import NamedTuple
 
 import jax
@@ -72,10 +71,12 @@ class Functions(NamedTuple):
 
 
 def check(problem: Problem) -> None:
-    """Raises ValueError, in one line, for problems without this limit: all but one hidden layer in μP under SGD."""
+    """Raises ValueError, in one line, for problems without this limit: all but one hidden layer in μP, trained by SGD."""
     model = problem.network
-    if (model.architecture, model.depth) != ("plain", 1):
+    if (model.family, model.architecture, model.depth) != ("perceptron", "plain", 1):
         raise ValueError(f"{problem.model} of depth {model.depth}: the mean-field limit is one of one hidden layer")
+    if problem.trained != "all":
+        raise ValueError(f"only the {problem.trained} is trained: features stay, and the limit is that of ntk")
     if output_exponent(problem.scaling()) != 0.5:
         raise ValueError(f"{problem.scaling().name} has another limit: this one is of μP, output exponent 1/2")
 
@@ -166,30 +167,47 @@ def cloud(problem: Problem, particles: int, rng: np.random.Generator) -> Neurons
     return Neurons(np.concatenate([e, e]), np.concatenate([v, -v]))
 
 
+class Descent(NamedTuple):
+    """Learning rates and minibatches (or None) of every step, by intervals between two measurements; β, λ."""
+
+    rates: Float[Array, "intervals every"]
+    batches: Int[Array, "intervals every b"] | None
+    momentum: Float[Array, ""]
+    weight_decay: Float[Array, ""]
+
+
 @in_float64
 def path(of: Functions, population: Population, problem: Problem, start: Neurons) -> Neurons:
     """The particles at the measured steps (leading axis T)."""
-    numbers = linear2.scales(problem, inf)
-    return _descend(of, population, numbers, start, linear2._schedule(problem), problem.measure_every, len(problem.steps))
+    return descend(of, population, descent(problem), jax.tree.map(jnp.asarray, start), nesterov=problem.nesterov)
 
 
-@partial(jax.jit, static_argnames=("of", "every", "measured"))
-def _descend(of, population, numbers, start, schedule, every, measured) -> Neurons:
-    """Heavy-ball descent; ``numbers`` and ``schedule`` as in ``linear2``."""
+def descent(problem: Problem) -> Descent:
+    """The problem's optimiser, up to the last measured step."""
+    intervals, every = len(problem.steps) - 1, problem.measure_every
+    rates = problem.learning_rates[: intervals * every].reshape(intervals, every)
+    numbers = (jnp.asarray(number, float) for number in (problem.momentum, problem.weight_decay))
+    return Descent(jnp.asarray(rates), linear2._schedule(problem), *numbers)
 
-    def step(state, batch):
-        z, momentum = state
-        force = jax.tree.map(lambda g, w: g + numbers.weight_decay * w, field(of, population, z, batch), z)
-        momentum = jax.tree.map(lambda m, g: numbers.momentum * m + g, momentum, force)
-        return (jax.tree.map(lambda w, m: w - numbers.eta0 * m, z, momentum), momentum), None
 
-    def interval(state, batches):
-        state, _ = jax.lax.scan(step, state, batches, length=every)
+@partial(jax.jit, static_argnames=("of", "nesterov"))
+def descend(of: Functions, population: Population, descent: Descent, start: Neurons, *, nesterov: bool) -> Neurons:
+    """Gradient descent, the heavy ball of ``limits.problem``."""
+    tree, (_, _, beta, decay) = jax.tree.map, descent
+
+    def step(state, now):
+        (z, momentum), (rate, batch) = state, now
+        force = tree(lambda g, w: g + decay * w, field(of, population, z, batch), z)
+        momentum = tree(lambda m, g: beta * m + g, momentum, force)
+        ahead = tree(lambda m, g: g + beta * m, momentum, force) if nesterov else momentum
+        return (tree(lambda w, m: w - rate * m, z, ahead), momentum), None
+
+    def interval(state, steps):
+        state, _ = jax.lax.scan(step, state, steps)
         return state, state[0]
 
-    start = jax.tree.map(jnp.asarray, start)
-    _, later = jax.lax.scan(interval, (start, jax.tree.map(jnp.zeros_like, start)), schedule, length=measured - 1)
-    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, later)
+    _, later = jax.lax.scan(interval, (start, tree(jnp.zeros_like, start)), (descent.rates, descent.batches))
+    return tree(lambda first, rest: jnp.concatenate([first[None], rest]), start, later)
 
 
 def _white(draws):
