@@ -195,8 +195,8 @@ def test_momentum_decay_and_minibatches_at_once_are_those_of_wide_networks(name,
 NETWORKS = {
     "tanh": {"activation": "tanh", "learning_rate": 0.4},
     "relu": {"activation": "relu", "learning_rate": 0.3},
-    "residual relu": {"param": "depth_mup", "model": "resmlp", "activation": "relu", "depth": 3, "learning_rate": 0.2},
-    "residual tanh, alpha 1": {"param": "alpha1", "model": "resmlp", "depth": 3, "learning_rate": 0.3},
+    "residual relu": {"param": "depth_mup", "model": "resmlp", "activation": "relu", "learning_rate": 0.2},
+    "residual tanh, alpha 1": {"param": "alpha1", "model": "resmlp", "learning_rate": 0.3},
     "Nesterov, schedule": {"momentum": 0.5, "nesterov": True, "warmup_steps": 3, "schedule": "cosine"},
     "cross-entropy": {"targets": CLASSES, "loss": "cross_entropy", "learning_rate": 0.6},
 }
@@ -205,19 +205,18 @@ NETWORKS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", NETWORKS)
 def test_networks_approach_the_limit(case):
-    """Loss and leading eigenvalues of trained networks: the distance falls as N^{-1/2}."""
-    problem = a_problem(**{"num_steps": 8, "measure_every": 8, "top_k": 1, "richness": 0.7} | NETWORKS[case])
-    limit, names = dmft.solve(problem, repeats=4), ("loss", "ntk_eigenvalues", "gauss_newton_eigenvalues")
-    widths, distances = (64, 128, 256, 512, 1024), {name: [] for name in names}
+    """Loss and leading Gauss-Newton eigenvalue of trained networks: the distance falls as N^{-1/2}."""
+    problem = a_problem(**{"num_steps": 6, "measure_every": 6, "top_k": 1, "richness": 0.5} | NETWORKS[case])
+    limit, names = dmft.solve(problem, samples=4096), ("loss", "gauss_newton_eigenvalues")
+    widths, distances = (128, 256, 512, 1024), {name: [] for name in names}
     for width in widths:
-        keys = jax.random.split(jax.random.key(width), 32)
-        for trajectory in [train(problem, build(problem, width), keys, observables=names)]:
-            for name in names:
-                distances[name].append([np.ravel(one[name] - limit[name])[-1] for one in trajectory])
+        networks = train(problem, build(problem, width), jax.random.split(jax.random.key(width), 64), observables=names)
+        for name in names:
+            distances[name].append([np.ravel(one[name] - limit[name])[-1] for one in networks])
     for name, errors in distances.items():
         law = fit(widths, np.array(errors), noise_floor=float(np.ravel(limit.error(name))[-1]))
         assert law.interval[0] <= -0.5 <= law.interval[1], (name, law)
-        assert law.interval[1] < -0.25
+        assert law.interval[1] < -0.2  # a wrong limit would leave a distance that does not fall
 
 
 # Sampling
