@@ -401,7 +401,7 @@ ENOUGH = {  # networks and depths at which the noise of the fit is below its tol
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["conv sgd", "conv adam", "convnet sgd", "resconvnet sgd", "vit sgd", "vit adam", "gpt adam"])
 def test_measured_exponents_are_the_derived_ones(which, tmp_path):
     """In width, of plain networks in SP, NTP and μP; of residual ones in depth too."""
@@ -411,7 +411,7 @@ def test_measured_exponents_are_the_derived_ones(which, tmp_path):
     assert [c for c in checks if abs(c.exponent - c.derived) > TOLERATED] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_attention_starts_uniform_and_learns():
     """Logits q·k/d in μP: N^{-1/2} at step 0, where q and k are independent; steps of sign descent change them by Θ(1)."""
     problem, widths = Problem(*images(8, num_samples=4, num_outputs=1), "mup", "adam"), (64, 128, 256, 512)
@@ -448,7 +448,7 @@ def test_attention_starts_uniform_and_learns():
     assert change == pytest.approx(0.0, abs=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("make", [conv, convnet, resconvnet], ids=["conv", "convnet", "resconvnet"])
 def test_wide_networks_have_the_analytic_kernels(make):
     """Average pooling, NTP: covariance of f(0) and NTK of ``limits.ntk``, which knows nothing of these networks."""
