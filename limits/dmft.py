@@ -118,6 +118,9 @@ def kernels(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: in
 def _mean_kernels(problem, samples, repeats, seed) -> tuple[Kernels, Kernels | None]:
     """(mean, standard error or None if exact)"""
     kind, data = _read(problem, samples, repeats)
+    (P, C), T, layers = problem.targets.shape, len(problem.steps), problem.network.depth + kind.residual
+    fields = 2 * T * layers * P * (1 + C) * (1 if kind.exact else samples)
+    _check_memory(fields + repeats * (layers * T * T + T) * P * P * (1 + C * C))
     return _mean_and_error([_kernels(data, run) for run in _runs(problem, kind, data, samples, repeats, seed)])
 
 
@@ -199,19 +202,23 @@ def _run(problem, kind, data, samples, rng) -> Iterator[Fields]:
     (P, C), r = problem.targets.shape, data.inputs.shape[1]
     H = problem.network.depth - (not kind.residual)
     n, m = max(ROOM, 4 * P), max(ROOM, 4 * P * C)
-    _check_memory(H, n, m, r + C + H * (n + m) if kind.exact else samples)
+    _check_memory(_numbers_held(H, n, m, r + C + H * (n + m) if kind.exact else samples))
     state = begin(data, *_first_draws(kind, rng, (r, P, C, H, n, m), samples))
     for step in problem.steps:
         while (state := advance(kind, data, state, step + 1)).step <= step:
             (_, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
-            _check_memory(H, 2 * n, 2 * m, S + H * (n + m) * kind.exact)
+            _check_memory(_numbers_held(H, 2 * n, 2 * m, S + H * (n + m) * kind.exact))
             state = grown(state, *_stored(_gaussians(kind, rng, H * (n + m), S), H, n, m))
         yield state.now
 
 
-def _check_memory(H, n, m, S):
-    """Four fields of S numbers for each that the matrices have room for, held twice while a step replaces them."""
-    needed, there = 8 * 2 * 2 * H * (n + m) * S, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _numbers_held(H, n, m, S):
+    """Two fields of S numbers for each that the matrices have room for, held twice while a step replaces them."""
+    return 2 * 2 * H * (n + m) * S
+
+
+def _check_memory(numbers):
+    needed, there = 8 * numbers, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
         raise MemoryError(
             f"this limit needs about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are: "

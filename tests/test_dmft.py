@@ -282,3 +282,5 @@ def test_refusals(options, arguments, message):
 def test_too_many_samples_are_refused_before_they_are_drawn():
     with pytest.raises(MemoryError, match=r"needs about .* GiB, more than the .* GiB there are: fewer samples or steps"):
         dmft.solve(a_problem(), samples=2**36)
+    with pytest.raises(MemoryError, match="fewer samples or steps"):
+        dmft.kernels(a_problem(num_steps=10**5, measure_every=1))
