@@ -6,11 +6,12 @@ import matfree.decomp
 import matfree.eig
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.sparse.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finite.lanczos import extremes, random_start, warm_start
+from finite.lanczos import combined, extremes, random_start, warm_start
 
 RNG = np.random.default_rng(0)
 SPECTRA = {  # all of one size: compiled once
@@ -190,20 +191,69 @@ def test_a_zero_start_is_a_random_one():
     np.testing.assert_allclose(found.values, ends(matrix, 3, 2), rtol=1e-3)
 
 
+def moving(steps, speed=1e-3):
+    """Matrices of one spectrum whose eigenvectors turn at a constant rate."""
+    rng = np.random.default_rng(6)
+    spectrum, turn = np.r_[10.0, 8.0, 7.0, rng.normal(size=297)], rng.normal(size=(300, 300))
+    matrix, rotation = dense(spectrum), scipy.linalg.expm(speed * (turn - turn.T))
+    for _ in range(steps):
+        yield matrix
+        matrix = rotation @ matrix @ rotation.T
+
+
 def test_a_warm_start_saves_products_and_finds_the_same():
-    matrix = dense(np.r_[10.0, 8.0, 7.0, np.random.default_rng(5).normal(size=297)])
-    noise = 1e-3 * np.random.default_rng(6).normal(size=(300, 300))
-    before = solve(matrix, bottom=0, check_every=1)
-    warm = warm_start(jax.random.key(0), before.vectors)
-    cold = solve(matrix + noise + noise.T, bottom=0, check_every=1)
-    warm = solve(matrix + noise + noise.T, start=warm, bottom=0, check_every=1)
-    assert warm.matvecs < cold.matvecs
-    assert warm.converged.all()
-    np.testing.assert_allclose(warm.values, ends(matrix + noise + noise.T, 3, 0), rtol=1e-3)
+    past, products = None, []
+    for t, matrix in enumerate(moving(5)):
+        start = None if past is None else warm_start(jax.random.key(t), *past)
+        cold, warm = (solve(matrix, start=s, bottom=0, check_every=1) for s in (None, start))
+        assert warm.converged.all()
+        np.testing.assert_allclose(warm.values, [10, 8, 7], rtol=1e-3)
+        products.append((int(warm.matvecs), int(cold.matvecs)))
+        older = np.ones(300, "float32") if past is None else past[1]
+        past = older, combined(warm.vectors, older), warm.beyond
+    assert all(warm <= 0.75 * cold for warm, cold in products[2:]), products
+
+
+def test_a_warm_start_moves_on():
+    """By as much as between the two before: what is left is of second order."""
+    vectors = [np.linalg.eigh(matrix)[1][:, ::-1][:, :2].T for matrix in moving(3)]
+    older = combined(vectors[0], vectors[0].sum(0))
+    newer = combined(vectors[1] * np.array([[-1], [1]]), older)  # an eigenvector has no sign
+    start = warm_start(jax.random.key(0), older, newer, np.zeros(300), mix=1e-9)
+
+    def outside(start):
+        inside = vectors[2].T @ (vectors[2] @ start)
+        return np.linalg.norm(start - inside) / np.linalg.norm(start)
+
+    assert outside(newer) > 0.02
+    assert outside(start) < 0.06 * outside(newer)
+
+
+def test_an_eigenvalue_that_overtakes_is_seen():
+    """A start at the eigenvector of 10 alone would converge on it."""
+    spectrum = np.r_[10.0, 9.0, 0.9 ** np.arange(298)]
+    before = solve(dense(spectrum), top=1, bottom=0, check_every=1)
+    vector = combined(before.vectors, before.vectors[0])
+    overtaken = dense(np.r_[10.0, 10.5, spectrum[2:]])
+    for seed in range(5):
+        start = warm_start(jax.random.key(seed), vector, vector, before.beyond)
+        np.testing.assert_allclose(solve(overtaken, start=start, top=1, bottom=0, check_every=1).values, 10.5, rtol=1e-3)
+
+
+def test_what_comes_next_is_found_beside_what_is_wanted():
+    matrix = dense(np.r_[10.0, 9.0, 8.0, np.zeros(40), -5.0, -6.0])
+    found = solve(matrix, "float64", top=2, bottom=1, rtol=1e-9)
+    vectors = np.linalg.eigh(matrix)[1]
+    next_ones = vectors[:, [-3, 1]]  # of 8 and of −5
+    np.testing.assert_allclose(np.abs(next_ones.T @ found.beyond), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found.beyond), np.sqrt(2), rtol=1e-6)
+    nothing = solve(np.diag([3.0, 2.0, 1.0]), top=2, bottom=1)
+    np.testing.assert_array_equal(nothing.beyond, 0)
 
 
 def test_a_warm_start_survives_a_divergence():
-    start = warm_start(jax.random.key(0), jnp.full((2, 5), jnp.nan))
+    lost = jnp.full(5, jnp.nan)
+    start = warm_start(jax.random.key(0), jnp.ones(5), combined(jnp.full((2, 5), jnp.nan), jnp.ones(5)), lost)
     assert np.isfinite(start).all()
     assert np.any(start != 0)
 

@@ -101,8 +101,11 @@ def test_linear_networks_have_the_exact_laws(options):
     assert np.isfinite(law["sharpness"].std[-1])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"activation": "erf", "C": 3, "loss": "cross_entropy"}], ids=["tanh", "cross-entropy"])
+CLASSES = {"activation": "erf", "C": 3, "loss": "cross_entropy", "richness": 0.2, "learning_rate": 1.0}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", [{}, CLASSES], ids=["tanh", "cross-entropy"])
 def test_laws_describe_sampled_networks(options):
     """Root mean square and mean over 1000 networks of width 200 within the sampling error."""
     problem = a_problem(**options)
