@@ -138,19 +138,17 @@ def combined(vectors: PyTree, before: PyTree) -> PyTree:
     return unravel(jnp.where(rows @ old < 0, -1, 1).astype(rows.dtype) @ rows)
 
 
-def warm_start(key: Array, older: PyTree, newer: PyTree, beyond: PyTree, spread: float = 0.3, mix: float = 0.1) -> PyTree:
-    """``newer`` moved on as far as it has moved from ``older``, and a random vector of relative length ``mix``.
+def warm_start(key: Array, older: PyTree, newer: PyTree, beyond: PyTree, mix: float = 0.03) -> PyTree:
+    """``newer`` moved on as far as it has moved from ``older``; and, ``mix`` as long, ``beyond`` and a random vector.
 
     Moved on, a start is off by the second difference of the eigenvectors of successive matrices, not by the first.  The
-    random part holds what the next matrix has and those before had not; ``mix`` must not be 0.
+    rest is for eigenvalues that have overtaken: a start that is an eigenvector knows no other; ``mix`` must not be 0.
     """
     (old, _), (new, unravel), (other, _) = ravel_pytree(older), ravel_pytree(newer), ravel_pytree(beyond)
-    tiny = jnp.finfo(new.dtype).tiny
-    moved = new - old * (old @ new) / jnp.maximum(old @ old, tiny)  # all of it where the two have nothing in common
+    moved = new - old * (old @ new) / jnp.maximum(old @ old, jnp.finfo(new.dtype).tiny)  # new, if they have nothing in common
     noise, length = jax.random.normal(key, new.shape, new.dtype), jnp.linalg.norm(new)
-    length = jnp.where(length > 0, length, 1)
-    other = jnp.where(jnp.isfinite(other), other, 0)
-    return unravel(new + moved + spread * other + mix * length * noise / jnp.linalg.norm(noise))
+    rest = jnp.where(jnp.isfinite(other), other, 0) + noise / jnp.linalg.norm(noise)
+    return unravel(new + moved + mix * jnp.where(length > 0, length, 1) * rest)
 
 
 def _begin(v, size):

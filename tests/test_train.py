@@ -15,6 +15,7 @@ from written_out import loss as stored_loss
 from written_out import outputs as stored_outputs
 
 from finite import train as training
+from finite.data import digits
 from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
 from finite.train import train
@@ -281,6 +282,18 @@ def _memory_for(count, problem, network, vectorized):
         program = training._Program(network.architecture, problem.loss, *numerics)
         resident, workspace = training._footprint(problem, network, program)
     return count * resident + (count if vectorized else 1) * workspace
+
+
+def test_a_warm_start_takes_half_the_products():
+    """Of the largest Hessian eigenvalue of images in ten classes, measured every fifth step."""
+    inputs, targets = digits(128, 10)[:2]
+    problem = Problem(inputs, targets, learning_rate=0.3, num_steps=60, measure_every=5, top_k=1)
+    options = {"observables": ["loss", "hessian_eigenvalues"], "rtol": 1e-3}
+    cold, warm = (train(problem, mlp(problem, 32, *TANH), keys(1), warm_start=w, **options)[0] for w in (False, True))
+    np.testing.assert_allclose(warm["sharpness"], cold["sharpness"], rtol=1e-3)
+    products = [trajectory.products["hessian_eigenvalues"] for trajectory in (warm, cold)]
+    assert products[0][0] == products[1][0]
+    assert 2 * products[0][1:].sum() <= products[1][1:].sum()
 
 
 def test_seeds_differ_and_repeat():
