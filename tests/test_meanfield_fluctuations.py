@@ -101,7 +101,7 @@ def test_linear_networks_have_the_exact_laws(options):
     assert np.isfinite(law["sharpness"].std[-1])
 
 
-CLASSES = {"activation": "erf", "C": 3, "loss": "cross_entropy", "richness": 0.2, "learning_rate": 1.0}
+CLASSES = {"activation": "erf", "C": 2, "loss": "cross_entropy", "richness": 0.25, "learning_rate": 1.0}
 
 
 @pytest.mark.long
@@ -120,7 +120,7 @@ def test_laws_describe_sampled_networks(options):
     for name in network:
         error, of = np.asarray(deviations[name]), law[name]
         known, spread = np.isfinite(of.std), error.std(0) / np.sqrt(count)
-        assert known.any()
+        assert known.any() or (problem.num_outputs == 2 and name == "ntk_eigenvalues"), name  # each there twice
         squares = width * (error**2).mean(0)
         slack = 5 * width * (error**2).std(0) / np.sqrt(count) + 10 * of.std * of.std_error + 0.05 * squares
         assert np.all((np.abs(squares - of.std**2) <= slack)[known]), (name, squares, of.std**2, slack)
