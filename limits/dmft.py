@@ -9,9 +9,8 @@ are numbers (a²r powers of the depth alone).  Bordelon & Pehlevan 2022 derive t
 those of residual networks; the usual solution iterates all kernels at once to a fixed point, with paths sampled at each
 iteration and (TP) × (TP) responses along each path.  Here time goes forward once, and responses are products of fields.
 
-Fields are S samples: scrambled Sobol points (Owen 1997) for the Gaussians met at step 0, which matter most, pseudo-random
-ones later.  All converges as S → ∞; the spread over independent repeats is the error.  For linear activations only products
-of fields matter, so there a field is its coordinates with respect to all Gaussians, and the limit is exact.
+Fields are S samples: all converges as S → ∞, and the spread over independent repeats is the error.  For linear activations
+they are coordinates, and the limit is exact.
 
 Cost.  A step of one matrix that has met n fields takes about 15 nPS multiplications forward, and C times that backward.
 n grows by at most P a step, but fields change slowly: 100 steps of 5 samples are about 100 fields below, 150 above.
@@ -26,12 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.special import ndtri
-from scipy.stats import qmc
 
 from limits.curvature import leading_eigenvalues
 from limits.gaussian_matrix import Space
-from limits.infinite_network import Data, Fields, Kind, advance, begin, grown
+from limits.infinite_network import Data, Fields, Kind, advance, begin, first_draws, grown, more_draws
 from limits.linear2 import coordinates
 from limits.losses import LOSSES
 from limits.parametrization import gauge, input_multiplier, output_exponent
@@ -42,7 +39,6 @@ from limits.trajectory import Trajectory
 
 TOLERANCE = 1e-3  # what is left out of sampled fields, where they move by one: a tenth of the error at 8192 samples
 EXACT_TOLERANCE = 1e-10
-HALF_A_CELL = 0.5**31  # Sobol points are multiples of 2⁻³⁰, 0 among them
 ROOM = 64  # fields that a matrix has room for at first (and at least four steps' worth); then it doubles
 
 
@@ -203,12 +199,12 @@ def _run(problem, kind, data, samples, rng) -> Iterator[Fields]:
     H = problem.network.depth - (not kind.residual)
     n, m = max(ROOM, 4 * P), max(ROOM, 4 * P * C)
     _check_memory(_numbers_held(H, n, m, r + C + H * (n + m) if kind.exact else samples))
-    state = begin(data, *_first_draws(kind, rng, (r, P, C, H, n, m), samples))
+    state = begin(data, *first_draws(kind, rng, (r, P, C, H, n, m), samples))
     for step in problem.steps:
         while (state := advance(kind, data, state, step + 1)).step <= step:
             (_, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
             _check_memory(_numbers_held(H, 2 * n, 2 * m, S + H * (n + m) * kind.exact))
-            state = grown(state, *_stored(_gaussians(kind, rng, H * (n + m), S), H, n, m))
+            state = grown(state, *more_draws(kind, rng, (H, n, m), S))
         yield state.now
 
 
@@ -224,51 +220,6 @@ def _check_memory(numbers):
             f"this limit needs about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are: "
             "fewer samples or steps"
         )
-
-
-def _first_draws(kind, rng, sizes, samples):
-    """First weights (r, S), Gaussians in store for the matrices (H, n, S) and (H, m, S), last weights (C, S)."""
-    r, P, C, H, n, m = sizes
-    drawn = _gaussians(kind, rng, r + C + H * (n + m), 0 if kind.exact else samples)
-    first, last, (sent, returned) = drawn[:r], drawn[r : r + C], _stored(drawn[r + C :], H, n, m)
-    if not kind.exact:
-        (first, *below), (*above, last) = _met_first(kind, rng, (r, P, C, H), samples)
-        for l in range(H):
-            sent[l, :P], returned[l, : P * C] = below[l], above[l]
-    return first, sent, returned, last
-
-
-def _gaussians(kind, rng, count, size) -> Float[np.ndarray, "count S"]:
-    """Independent N(0,1) fields: of so many samples; or coordinates of their own, behind ``size`` others."""
-    return np.eye(count, size + count, size) if kind.exact else rng.normal(size=(count, size))
-
-
-def _stored(fields, H, n, m):
-    """Rows as (H, n, S) and (H, m, S)."""
-    S = fields.shape[1]
-    return fields[: H * n].reshape(H, n, S), fields[H * n :].reshape(H, m, S)
-
-
-def _met_first(kind, rng, sizes, samples):
-    """What each layer gets from below, and from above, at step 0: all that meets in the same neurons is one Sobol net."""
-    r, P, C, H = sizes
-    below, above = [r, *[P] * H], [*[P * C] * H, C]
-    if kind.residual:
-        fields = _parts(_quasi_gaussians(rng, sum(below + above), samples), below + above)
-        return fields[: H + 1], fields[H + 1 :]
-    pairs = [_parts(_quasi_gaussians(rng, b + a, samples), [b, a]) for b, a in zip(below, above, strict=True)]
-    return zip(*pairs, strict=True)
-
-
-def _quasi_gaussians(rng, count, samples) -> Float[np.ndarray, "count S"]:
-    """Scrambled Sobol points turned normal; pseudo-random beyond the last Sobol sequence."""
-    quasi = min(count, qmc.Sobol.MAXDIM)
-    points = qmc.Sobol(quasi, rng=rng).random(samples).T
-    return np.concatenate([ndtri(points + HALF_A_CELL), rng.normal(size=(count - quasi, samples))])
-
-
-def _parts(fields, sizes):
-    return np.split(fields, np.cumsum(sizes)[:-1])
 
 
 def _outputs_and_ntk(data, run) -> tuple[np.ndarray, np.ndarray]:

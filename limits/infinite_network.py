@@ -13,6 +13,10 @@ the share of sample p in the step's batch; a are the powers of the depth in fron
     forces  γ0 a²r Σ_pc π_p Δ_pc · { g_c xᵀ/√D on W⁰,   g^{l+1}_c φ(h^l)ᵀ on A^l,   φ(h^L) on V_c }
 
 The optimiser of ``limits.problem`` acts on all weights: weight decay shrinks what is left of the initial matrices, d, too.
+
+A field is S samples of neurons: scrambled Sobol points (Owen 1997) for the Gaussians met at step 0, which matter most,
+pseudo-random ones later.  Where φ is linear only inner products of fields matter; there a field is its coordinates with
+respect to all Gaussians of the network, and nothing is sampled.
 """
 
 from functools import partial
@@ -20,11 +24,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy.special import ndtri
+from scipy.stats import qmc
 
 from limits.activations import ACTIVATIONS
 from limits.gaussian_matrix import GaussianMatrix, Space, has_room, meet, send, send_back, unmet
 from limits.losses import LOSSES
+
+HALF_A_CELL = 0.5**31  # Sobol points are multiples of 2⁻³⁰, 0 among them
 
 
 class Kind(NamedTuple):
@@ -87,6 +96,57 @@ class State(NamedTuple):
     velocity: Weights
     matrices: GaussianMatrix
     now: Fields
+
+
+def first_draws(kind, rng, sizes, samples):
+    """First weights (r, S), Gaussians in store for the matrices (H, n, S) and (H, m, S), last weights (C, S)."""
+    r, P, C, H, n, m = sizes
+    drawn = _gaussians(kind, rng, r + C + H * (n + m), 0 if kind.exact else samples)
+    first, last, (sent, returned) = drawn[:r], drawn[r : r + C], _stored(drawn[r + C :], H, n, m)
+    if not kind.exact:
+        (first, *below), (*above, last) = _met_first(kind, rng, (r, P, C, H), samples)
+        for l in range(H):
+            sent[l, :P], returned[l, : P * C] = below[l], above[l]
+    return first, sent, returned, last
+
+
+def more_draws(kind, rng, sizes, size):
+    """As many more Gaussians in store, (H, n, S) and (H, m, S), beside fields of ``size`` numbers."""
+    H, n, m = sizes
+    return _stored(_gaussians(kind, rng, H * (n + m), size), H, n, m)
+
+
+def _gaussians(kind, rng, count, size) -> Float[np.ndarray, "count S"]:
+    """Independent N(0,1) fields: of so many samples; or coordinates of their own, behind ``size`` others."""
+    return np.eye(count, size + count, size) if kind.exact else rng.normal(size=(count, size))
+
+
+def _stored(fields, H, n, m):
+    """Rows as (H, n, S) and (H, m, S)."""
+    S = fields.shape[1]
+    return fields[: H * n].reshape(H, n, S), fields[H * n :].reshape(H, m, S)
+
+
+def _met_first(kind, rng, sizes, samples):
+    """What each layer gets from below, and from above, at step 0: all that meets in the same neurons is one Sobol net."""
+    r, P, C, H = sizes
+    below, above = [r, *[P] * H], [*[P * C] * H, C]
+    if kind.residual:
+        fields = _parts(_quasi_gaussians(rng, sum(below + above), samples), below + above)
+        return fields[: H + 1], fields[H + 1 :]
+    pairs = [_parts(_quasi_gaussians(rng, b + a, samples), [b, a]) for b, a in zip(below, above, strict=True)]
+    return zip(*pairs, strict=True)
+
+
+def _quasi_gaussians(rng, count, samples) -> Float[np.ndarray, "count S"]:
+    """Scrambled Sobol points turned normal; pseudo-random beyond the last Sobol sequence."""
+    quasi = min(count, qmc.Sobol.MAXDIM)
+    points = qmc.Sobol(quasi, rng=rng).random(samples).T
+    return np.concatenate([ndtri(points + HALF_A_CELL), rng.normal(size=(count - quasi, samples))])
+
+
+def _parts(fields, sizes):
+    return np.split(fields, np.cumsum(sizes)[:-1])
 
 
 @jax.jit

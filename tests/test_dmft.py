@@ -141,10 +141,10 @@ def assert_same(one, other, names, within=4.5, rounding=1e-12):
         assert (np.abs(one[name] - other[name]) < within * error + rounding).all(), name
 
 
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
-def test_one_hidden_layer_is_the_mean_field_of_particles(loss):
+@pytest.mark.parametrize(("activation", "loss"), [("tanh", "mse"), ("tanh", "cross_entropy"), ("linear", "cross_entropy")])
+def test_one_hidden_layer_is_the_mean_field_of_particles(activation, loss):
     targets = CLASSES if loss == "cross_entropy" else Y
-    problem = a_problem(targets=targets, model="mlp2", loss=loss, **EVERYTHING)
+    problem = a_problem(targets=targets, model="mlp2", activation=activation, loss=loss, **EVERYTHING)
     limit = dmft.solve(problem, samples=2 * SAMPLES)
     assert_same(limit, meanfield.solve(problem, repeats=8), ("loss", "ntk_eigenvalues", "gauss_newton_eigenvalues"))
     assert limit.error("loss").max() < 2e-3
