@@ -78,11 +78,8 @@ def extremes(
 
     Memory: max_matvecs vectors, and on a CPU the time to clear them.  Compile it (``jax.jit``) with its caller.
     """
-    v, unravel = ravel_pytree(start)
+    v, unravel, product = _on_vectors(matvec, start)
     size = min(max_matvecs, v.size)
-
-    def product(x):
-        return ravel_pytree(matvec(unravel(x)))[0]
 
     def read(state):
         return _ritz(state, v.size, top, bottom, rtol, atol)
@@ -114,9 +111,8 @@ def tridiagonal(
 
     Where a Krylov space is exhausted β_j = 0, and the rows after it are of a random vector orthogonal to it.
     """
-    v, unravel = ravel_pytree(start)
+    v, _, product = _on_vectors(matvec, start)
     size = min(steps, v.size)
-    product = lambda x: ravel_pytree(matvec(unravel(x)))[0]  # noqa: E731
     state = lax.fori_loop(0, size, lambda _, state: _extend(product, state), _begin(v, size))
     return state.alpha, state.beta
 
@@ -149,6 +145,12 @@ def warm_start(key: Array, older: PyTree, newer: PyTree, beyond: PyTree, mix: fl
     noise, length = jax.random.normal(key, new.shape, new.dtype), jnp.linalg.norm(new)
     rest = jnp.where(jnp.isfinite(other), other, 0) + noise / jnp.linalg.norm(noise)
     return unravel(new + moved + mix * jnp.where(length > 0, length, 1) * rest)
+
+
+def _on_vectors(matvec, start):
+    """(the start as a vector, its way back, the product with vectors)"""
+    v, unravel = ravel_pytree(start)
+    return v, unravel, lambda x: ravel_pytree(matvec(unravel(x)))[0]
 
 
 def _begin(v, size):

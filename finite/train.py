@@ -244,16 +244,16 @@ def _operators(program, network, params, preconditioner, data):
     """The Lanczos runs that the wanted observables need, by name: "hessian", "residual", and those of ``_kernels``."""
     wanted, (inputs, targets), of = set(program.observables), data, program.of
     size, operators = _size(params), {}
+    hessian = partial(curvature.hessian, network.apply, params, *data, of)
     if wanted & HESSIAN:
         top = program.top_k if "hessian_eigenvalues" in wanted else 0
         bottom = int("hessian_min" in wanted and size > top)  # otherwise it is the last of the largest
-        operators["hessian"] = _Operator(lambda: curvature.hessian(network.apply, params, *data, of), params, top, bottom)
+        operators["hessian"] = _Operator(hessian, params, top, bottom)
     if "residual_eigenvalues" in wanted:
         operators["residual"] = _Operator(lambda: curvature.residual(network.apply, params, *data, of), params, 1, 1)
     if "preconditioned_sharpness" in wanted:
         root = jax.tree.map(jnp.sqrt, preconditioner)
-        matvec = lambda: curvature.preconditioned(curvature.hessian(network.apply, params, *data, of), root)  # noqa: E731
-        operators["preconditioned"] = _Operator(matvec, params, 1, 0)
+        operators["preconditioned"] = _Operator(lambda: curvature.preconditioned(hessian(), root), params, 1, 0)
     if network.layer_factors is None or targets.size > DENSE_NTK_ROWS:
         top = min(program.top_k, targets.size)
         of_outputs = targets.size <= size  # JJᵀ and JᵀJ: in the smaller of the two spaces

@@ -182,6 +182,24 @@ def test_directional_sharpness(dense):
     np.testing.assert_allclose(got, expected, **TOLERANCE)
 
 
+def test_preconditioned(dense):
+    root = jnp.asarray(np.random.default_rng(1).uniform(0.5, 2, len(dense.flat)))
+    matvec = curvature.preconditioned(curvature.hessian(*dense.bound, dense.targets, dense.of), dense.unravel(root))
+    np.testing.assert_allclose(dense.columns(matvec), dense.hessian / root[:, None] / root, **TOLERANCE)
+
+
+def test_gradient_noise_is_the_trace_of_the_covariance(dense):
+    """Of the gradients of the samples' own losses."""
+
+    def losses(flat):
+        outputs = dense.outputs(flat).reshape(P, C)
+        return jnp.stack([dense.sample_loss(f, y) for f, y in zip(outputs, dense.targets, strict=True)])
+
+    covariance = np.cov(jax.jacrev(losses)(dense.flat).T, bias=True)
+    got = jax.jit(partial(curvature.gradient_noise, dense.network.apply, of=dense.of))(*dense.bound[1:], dense.targets)
+    np.testing.assert_allclose(got, np.trace(covariance), **TOLERANCE)
+
+
 def test_directional_sharpness_of_a_tiny_gradient():
     """g of 1e-25, whose square is zero in float32: the quotient is what float64 says; at g = 0 it is not a number."""
     dense = Dense(CASES["depth1-linear"])

@@ -11,6 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from written_out import descend, descend_with_squares, in_numpy, loss, numbers
 
+from finite.data import digits
 from finite.descent import Descent
 from finite.networks.mlp import mlp
 from finite.train import train
@@ -192,6 +193,22 @@ def test_preconditioned_sharpness_is_that_of_the_dense_matrix(optimizer):
         np.testing.assert_allclose(got["preconditioned_sharpness"], got["sharpness"], rtol=1e-7)
     else:
         assert got.error("preconditioned_sharpness")[0] == np.inf
+
+
+@pytest.mark.slow
+def test_adam_settles_at_the_edge_of_stability():
+    """η0 λ_1(P^{-1}H) of full-batch Adam rises to 38, 18 and 6 for β1 = 0.9, 0.8 and 0.5, and stays (Cohen et al. 2022)."""
+    inputs, targets = digits(64, 10)[:2]
+    for beta, edge in ((0.9, 38), (0.8, 18), (0.5, 6)):
+        problem = Problem(inputs, targets, optimizer="adam", betas=(beta, 0.99), learning_rate=0.003, num_steps=4000,
+                          measure_every=200, top_k=1)  # fmt: skip
+        network = mlp(problem, 16, DEPTH, "tanh")
+        (got,) = train(problem, network, jax.random.key(0)[None], precision="float64",
+                       observables=["loss", "preconditioned_sharpness"])  # fmt: skip
+        sharpness = problem.learning_rate * got["preconditioned_sharpness"]
+        assert sharpness[1] < edge / 10
+        np.testing.assert_allclose(sharpness[-8:], edge, rtol=0.15)
+        assert got["loss"][-1] < 1e-3 * got["loss"][0]
 
 
 def step_per_gradient(problem, of, squares):
