@@ -193,6 +193,11 @@ CASES = {
 }
 
 
+def fast_first(cases, *fast):
+    """All cases, of which those that are not named are slow."""
+    return [pytest.param(*np.atleast_1d(case).tolist(), marks=() if case in fast else pytest.mark.slow) for case in cases]
+
+
 def made(case, parametrization=None, **changes):
     """(problem, network, pass written out, L)"""
     make, written_out, depth, side, channels = CASES[case]
@@ -213,7 +218,7 @@ def traced(function, *arguments):
         return jax.device_get(jax.jit(function)(*jax.tree.map(jnp.asarray, arguments)))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", fast_first(CASES, "conv 8", "conv average", "convnet 3", "resconvnet 1", "vit", "gpt"))
 def test_every_layer_is_the_one_written_out(case):
     """f of the stored weights, and signals and matrices of the acting ones; of many blocks, the last."""
     problem, network, written_out, depth = made(case)
@@ -255,8 +260,11 @@ def sample_loss(loss, f, y):
     return jnp.sum((f - y) ** 2) / 2 if loss == "mse" else -jnp.sum(y * jnp.log(jnp.exp(f) / jnp.sum(jnp.exp(f))))
 
 
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
-@pytest.mark.parametrize("case", SMALL)
+CURVED = [("conv", "mse"), ("readout only", "cross_entropy"), ("convnet", "mse"), ("resconvnet", "cross_entropy"),
+          ("vit", "mse"), ("gpt", "cross_entropy")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "loss"), fast_first(CURVED, *CURVED[:2]))
 def test_curvature_is_that_of_dense_derivatives(case, loss):
     """H by ``jax.hessian``, G = Jᵀ ℓ'' J/P with J by reverse mode and ℓ'' by ``jax.hessian`` of one sample's loss."""
     make, (inputs, targets) = SMALL[case]
@@ -296,17 +304,8 @@ def test_curvature_is_that_of_dense_derivatives(case, loss):
 
 # Training --------------------------------------------------------------------------------------------------------------
 
-TRAINED = {
-    ("conv 8", "mup"): {},
-    ("conv average", "ntp"): {},
-    ("conv 8", "sp"): {},
-    ("convnet 3", "mup"): {},
-    ("resconvnet 2", "alpha1"): {},
-    ("resconvnet 1", "depth_mup"): {},
-    ("vit", "depth_mup"): {},
-    ("vit", "alpha1"): {},
-    ("gpt", "mup"): {},
-}
+TRAINED = [("conv 8", "mup"), ("gpt", "mup"), ("conv 8", "sp"), ("conv average", "ntp"), ("convnet 3", "mup"),
+           ("resconvnet 2", "alpha1"), ("resconvnet 1", "depth_mup"), ("vit", "depth_mup")]  # fmt: skip
 
 
 def rates(network, name, depth):
@@ -316,7 +315,7 @@ def rates(network, name, depth):
     return {role: rate[role] for role in network.factors}
 
 
-@pytest.mark.parametrize(("case", "parametrization"), TRAINED)
+@pytest.mark.parametrize(("case", "parametrization"), fast_first(TRAINED, TRAINED[0]))
 def test_training_is_gradient_descent_at_the_rates_of_the_roles(case, parametrization):
     """Three steps of SGD on the stored weights, whose gradient is JAX's of the pass that is held above."""
     problem, network, _, depth = made(case, parametrization, learning_rate=0.1, num_steps=3)
