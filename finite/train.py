@@ -2,9 +2,10 @@
 
     train(problem, network, keys) -> [Trajectory, …]        one seed per key
 
-Loss, γ, optimiser and time are those of ``limits.problem``, observables those of ``limits.trajectory``, always over all
-samples.  Between two measurements one compiled loop runs; one other compiled function measures.  Parametrization, learning
-rates, momentum, weight decay, data, batches and keys are arguments of both: changing them compiles nothing.
+Loss, γ, optimiser and time are those of ``limits.problem``, observables those of ``limits.trajectory``, over all samples
+if not told otherwise.  Between two measurements one compiled loop runs; one other compiled function measures.
+Parametrization, learning rates, momentum, weight decay, data, batches and keys are arguments of both: changing them
+compiles nothing.
 
 What is trained are the weights as they act, multiplier · θ, at the learning rates that do the same to them.  Curvature is
 measured in the coordinates in which all of these rates are η0 (``_coordinates``): there it is the rescaled one.
@@ -30,7 +31,7 @@ from limits.problem import Problem
 from limits.trajectory import MEASURED, STORED, Trajectory
 
 DENSE_NTK_ROWS = 2000  # up to this PC the NTK is built of the layers' factors and decomposed, beyond it Lanczos takes over
-CHECK_EVERY = 8  # products between two tests of convergence, each as dear as several products of a narrow network
+CHECK_EVERY = 8  # at most so many products between two tests of convergence, as dear as several ones of a narrow network
 HESSIAN = {"hessian_eigenvalues", "hessian_min"}
 KERNEL = ("gauss_newton_eigenvalues", "ntk_eigenvalues")  # for MSE the same nonzero spectrum
 HOST_MEMORY = 2 * 2**30  # bytes for the seeds that run side by side, where the device does not tell what it has
@@ -69,8 +70,8 @@ def train(
                   the other is two to three times faster
     progress      called after every measured step with the fraction of the job that is done
 
-    Raises ValueError for an unknown observable or precision, for more eigenvalues than parameters and for a network or
-    weights that do not fit; MemoryError if ``memory`` does not hold one network.  A divergence is no error: from there
+    Raises ValueError for an unknown observable or precision, for more eigenvalues than parameters, more curvature samples
+    than there are, and for a network or weights that do not fit; MemoryError if ``memory`` does not hold one network.  A divergence is no error: from there
     on the values are not finite.
     """
     with computing(precision):
@@ -148,7 +149,7 @@ def _train_chunk(problem, network, program, keys, weights, samples, progress):
 
 @partial(jax.jit, static_argnums=0)
 def _begin(program, update, curved, weights, keys):
-    """The optimiser's state, and for every Lanczos run two vectors of the past (``lanczos.warm_start``)."""
+    """The optimiser's state, and for every Lanczos run three vectors of the past (``lanczos.warm_start``)."""
 
     def begin(params, key):
         operators = _operators(program, program.architecture, params, params, curved)
@@ -176,7 +177,7 @@ def _advance(program, update, data, batches, weights, state, start, stop):
 
 @partial(jax.jit, static_argnums=0)
 def _measure(program, update, data, curved, weights, state, starts, keys, index):
-    """((values, errors, products) by observable; for every Lanczos run the two vectors from which the next one starts)"""
+    """((values, errors, products) by observable; for every Lanczos run the vectors from which the next one starts)"""
 
     def measure(params, state, starts, key):
         loss = curvature.loss(program.architecture.apply, params, *data, program.of)
@@ -395,7 +396,7 @@ def _footprint(problem, network, program):
     """Bytes of one seed, estimated: (what it keeps all the time, what is needed while it is worked on)."""
     itemsize, shapes = jnp.zeros(()).dtype.itemsize, jax.tree.leaves(_shapes(network))
     parameters, rows = _size(shapes), problem.targets.size
-    kept = 2 * 11 * parameters  # weights, two moments, two vectors of up to four Lanczos runs, coming in and going out
+    kept = 2 * 15 * parameters  # weights, two moments, three vectors of up to four Lanczos runs, coming in and going out
     lanczos = (min(program.max_matvecs, parameters) + 8) * parameters
     copies = 1 if network.layer_factors is None else problem.num_outputs  # each output has its way back
     signals = 8 * (network.depth + 1) * copies * problem.num_samples * network.places * network.width
