@@ -71,8 +71,8 @@ def train(
     progress      called after every measured step with the fraction of the job that is done
 
     Raises ValueError for an unknown observable or precision, for more eigenvalues than parameters, more curvature samples
-    than there are, and for a network or weights that do not fit; MemoryError if ``memory`` does not hold one network.  A divergence is no error: from there
-    on the values are not finite.
+    than there are, and for a network or weights that do not fit; MemoryError if ``memory`` does not hold one network.  A
+    divergence is no error: from there on the values are not finite.
     """
     with computing(precision):
         vectorized = jax.default_backend() != "cpu" if vectorized is None else vectorized
