@@ -231,7 +231,9 @@ def test_output_multipliers_are_derived():
     assert output_exponent(read_scaling(quarter)) == output_exponent(interpolated(0.25)) == 0.25
     with pytest.raises(ValueError, match=r"output exponent 0\.75: a limit exists for 0"):
         output_exponent(read_scaling("readout.multiplier=-5/4, input.learning_rate=3/2, readout.learning_rate=3/2"))
-    for other in (scaling("sp"), scaling("mup", "adam"), scaling("mup", "sgd", "residual")):
+    for name in ("mup", "depth_mup", "alpha1"):  # powers of the depth are free
+        assert output_exponent(scaling(name, "sgd", "residual")) == 0.5
+    for other in (scaling("sp"), scaling("mup", "adam"), scaling("sp", "sgd", "residual")):
         with pytest.raises(ValueError, match=f"^{other.name}: not SGD at η0 γ²"):
             output_exponent(other)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from comparisons.convergence import Options
+from comparisons import convergence, coord_check, transfer
+from limits.models import read_model
 
 TEXT = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
@@ -18,13 +19,23 @@ def test_python_runs(code, capsys):
     assert capsys.readouterr().out
 
 
-COMMANDS = re.findall(r"python -m comparisons\.convergence([^\n#`]*)", TEXT)
+PROGRAMS = {"convergence": convergence, "coord_check": coord_check, "transfer": transfer}
+COMMANDS = re.findall(rf"python -m comparisons\.({'|'.join(PROGRAMS)})([^\n#`]*)", TEXT)
 
 
-@pytest.mark.parametrize("arguments", COMMANDS)
-def test_commands_parse(arguments):
+@pytest.mark.parametrize(("program", "arguments"), COMMANDS)
+def test_commands_parse(program, arguments):
     words = [word for word in shlex.split(arguments) if word != "--help"]
-    assert tyro.cli(Options, args=words).model in ("linear2", "mlp")
+    options = tyro.cli(PROGRAMS[program].Options, args=words)
+    given = words[words.index("--model") + 1] if "--model" in words else PROGRAMS[program].Options().model
+    assert options.model == given
+
+
+def test_every_model_that_is_named_exists():
+    named = set(re.findall(r"--model (\w+)", TEXT)) | set(re.findall(r"`((?:linear|mlp|res)\w+)`", TEXT))
+    assert len(named) > 4
+    for model in named:
+        read_model(model, activation="linear" if model.startswith("linear") else "tanh", depth=2)
 
 
 def test_both_main_commands_are_there():
