@@ -96,6 +96,7 @@ def predict(
     clouds = [_of_cloud(kind, problem, particles, directions, rng) for rng in np.random.default_rng(seed).spawn(repeats)]
     variance, second, known = (jax.tree.map(lambda *of: np.stack(of), *part) for part in zip(*clouds, strict=True))
     laws = {name: _law(variance[name], second[name], known.get(name, np.ones(1, bool)).all(0)) for name in variance}
+    laws.setdefault("gauss_newton_eigenvalues", laws["ntk_eigenvalues"])  # of MSE
     return Prediction(laws, np.asarray(linear2.coordinates(problem).basis), None)
 
 
@@ -195,17 +196,18 @@ def _observe(kind, run, mass):
 def _observe_at_one_time(kind, population, own, z, own_z, roots):
     of, k = kind.functions, kind.top_k
     ntk = system.ntk(of, population, z)
-    gauss_newton = ntk if of.ell.quadratic else system.gauss_newton(of, population, z, ntk)
     product = partial(system.hessian_product, of, population, z)
     quotient = partial(_quotient, product, population, own.mass, factors(of, own, own_z))
     eigenvalues = jax.vmap(quotient)(roots)
     found = {
         "loss": system.loss(of, population, z),
         "hessian_eigenvalues": eigenvalues,
-        "gauss_newton_eigenvalues": leading_eigenvalues(gauss_newton, k),
         "ntk_eigenvalues": leading_eigenvalues(ntk, k),
         "directional_sharpness": system.directional_sharpness(of, population, z),
     }
+    gauss_newton = ntk if of.ell.quadratic else system.gauss_newton(of, population, z, ntk)
+    if not of.ell.quadratic:
+        found["gauss_newton_eigenvalues"] = leading_eigenvalues(gauss_newton, k)
     if of.activation != "linear":
         return found
     edge = _edge_of_a_linear_network(of, population, z)
