@@ -2,17 +2,18 @@
 
     h¹ = W⁰x/√D,   h^{l+1} = W^l h^l/√N,   f = Vᵀh^L/(γ0 N),   weights N(0,1) at step 0,   l = 1 … L hidden layers
 
-    h^l_p(t) = d(t) u^l_p(t) + Σ_{s<t} [d(t) A^{l−1}_p(t,s) + ρ(t−s) Σ_q π_q(s) H^{l−1}_pq(t,s) Δ_q(s)] g^l(s)
-    g^l(t)   = d(t) r^l(t) + Σ_{s<t} Σ_q [d(t) B^l_q(t,s) + ρ(t−s) π_q(s) G^{l+1}(t,s) Δ_q(s)] h^l_q(s)
+    h^l_p(t) = d(t) u^l_p(t) + Σ_{s<t} [d(t) A^{l−1}_p(t,s) + ρ(t,s) Σ_q π_q(s) H^{l−1}_pq(t,s) Δ_q(s)] g^l(s)
+    g^l(t)   = d(t) r^l(t) + Σ_{s<t} Σ_q [d(t) B^l_q(t,s) + ρ(t,s) π_q(s) G^{l+1}(t,s) Δ_q(s)] h^l_q(s)
 
     H^l = <h^l h^l>,  G^l = <g^l g^l>,  A^l = ∂h^l/∂r^l,  B^{l−1} = ∂g^l/∂u^l,  Δ = y − f,  f = <g^L h^L>/γ0
 
 with Gaussian u^l of covariance H^{l−1} and r^l of covariance G^{l+1}; H⁰ = XXᵀ/D, G^{L+1} = 1, A⁰ = B^L = 0; π_p(s) the share
-of sample p in the batch of step s (1/P of all), ρ = η0γ0 for SGD, d = 1 without weight decay (Bordelon & Pehlevan 2022).
-The equations are causal, so one sweep forward in time solves them: ``limits.linear_sweep``, in r = rank X directions.
+of sample p in the batch of step s (1/P of all), ρ = η0γ0 for SGD, d = 1 without weight
+decay (Bordelon & Pehlevan 2022).  The equations are causal, so one sweep forward in time solves them: ``limits.linear_sweep``, in r = rank X directions.
 """
 
 import os
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -22,7 +23,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import solve_triangular
 
+from limits import dmft
 from limits.curvature import leading_eigenvalues
+from limits.fluctuations import Prediction
 from limits.linear_sweep import data_of, numbers_held, of_outputs, sweep
 from limits.parametrization import output_exponent
 from limits.precision import in_float64
@@ -76,6 +79,15 @@ def solve(problem: Problem, *, depth: int | None = None) -> Trajectory:
     return Trajectory(problem.steps, _observables(problem, data, now))
 
 
+def predict(problem: Problem, *, depth: int | None = None, draws: int = 1024, seed: int = 0) -> Prediction:
+    """The 1/√N and 1/N laws of the same observables, with the standard errors of so many draws: see ``deep_fluctuations``.
+
+    ``depth`` and errors as in ``solve``.
+    """
+    depth = _checked(problem, depth)
+    return dmft.predict(replace(problem, model=f"linear{depth + 1}"), draws=draws, seed=seed)
+
+
 @in_float64
 def kernels(problem: Problem, *, depth: int | None = None) -> Kernels:
     """All kernels and responses at the measured steps.  Arguments and errors as in ``solve``."""
@@ -103,6 +115,18 @@ def _between_times(problem, data, now, past) -> Kernels:
     return Kernels(data.inputs, *found, outputs=outputs, error_signals=problem.targets - outputs)
 
 
+def knows(problem: Problem) -> bool:
+    """Whether this is the theory of the problem's network, once its parametrization is of μP's powers of the width."""
+    model = problem.network
+    linear = (model.family, model.architecture, model.activation) == ("perceptron", "plain", "linear")
+    return linear and problem.loss == "mse" and problem.trained == "all"
+
+
+def check(problem: Problem) -> None:
+    """Raises ValueError and MemoryError as ``solve``."""
+    _checked(problem, None)
+
+
 def _checked(problem, depth, *, kernels_too=False) -> int:
     """The number of hidden layers; refuses what has no such limit or does not fit this machine."""
     model = problem.network
@@ -113,6 +137,8 @@ def _checked(problem, depth, *, kernels_too=False) -> int:
         raise ValueError(f"depth {depth} must be at least 1")
     if problem.loss != "mse":
         raise ValueError(f"{problem.loss} has no closed limit here: loss mse has, or model mlp2 with activation linear")
+    if problem.trained != "all":
+        raise ValueError(f"only the {problem.trained} is trained: features stay, and the limit is that of ntk")
     if problem.optimizer != "sgd":
         raise ValueError(f"{problem.optimizer} acts on entries, this limit is of optimizer sgd, with or without momentum")
     scaling = problem.scaling("plain", depth)
@@ -181,15 +207,14 @@ def _feature_responses(data, now, past, steps) -> Float[np.ndarray, "L T T r C"]
 def _gradient_responses(data, now, past, steps) -> Float[np.ndarray, "L T T C r"]:
     """B^{l−1} of h^l = d u^l + E g^l and g^l = d r^l + D h^l: (1 − DE)⁻¹ D d, a triangular system.
 
-    E(t,s) = X^l_l(t) and D(t,s) = d(t) B^l(t,s) + ρ(t−s) G^{l+1}(t,s) M(s)ᵀ.
+    E(t,s) = X^l_l(t) and D(t,s) = d(t) B^l(t,s) + ρ(t,s) G^{l+1}(t,s) M(s)ᵀ.
     """
     (r, CT), C, T = past.errors.shape, data.targets.shape[1], len(data.decay)
-    rates = data.response[np.maximum(np.arange(T)[:, None] - np.arange(T), 0)]
     decay, M = data.decay, past.errors.reshape(r, T, C)
     B, found = np.zeros((CT, T * r)), []
     for l in reversed(range(len(now.blocks))):
         G = (of_outputs(C, CT) if l == len(now.blocks) - 1 else past.gradients[l + 1]).reshape(T, C, T, C)
-        pushed = np.einsum("ts,tcse,ase->tcsa", rates, G, M, optimize=True).reshape(CT, T * r)
+        pushed = np.einsum("ts,tcse,ase->tcsa", data.response, G, M, optimize=True).reshape(CT, T * r)
         D = np.repeat(decay, C)[:, None] * B + pushed
         system = np.eye(CT) - D @ now.blocks[l].reshape(T * r, CT)
         B = solve_triangular(system, D * np.repeat(decay, r), lower=True, unit_diagonal=True, check_finite=False)

@@ -72,10 +72,11 @@ class Prediction(Mapping):
 
     def __iter__(self) -> Iterator[str]:
         yield from self.laws
-        yield "sharpness"
+        if "hessian_eigenvalues" in self.laws:
+            yield "sharpness"
 
     def __len__(self) -> int:
-        return len(self.laws) + 1
+        return len(tuple(iter(self)))
 
     def first_order(self, gram: Float[np.ndarray, "m m"]) -> dict[str, np.ndarray]:
         """N^{-1/2} o'[Ξ] of the network that starts at this Gram matrix (D+C, D+C): its deviation but for O(1/N).
@@ -108,13 +109,13 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
     data = linear2.coordinates(problem)
     numbers, limit = linear2.scales(problem, inf), linear2.solve(problem)
     known = {name: jnp.asarray(limit[name]) for name in MEASURED}
-    run = Run(data, numbers, linear2._schedule(problem), known)
+    run = Run(data, numbers, linear2.schedule(problem), known)
     key = jax.random.key(seed)
     n = sum(data.optimum.shape)
     if exponent == 0.5:
-        sensitivity, laws = _meanfield_laws(run, problem.measure_every, key, n)
+        sensitivity, laws = _meanfield_laws(run, key, n)
     else:
-        sensitivity, laws = None, _kernel_laws(run, problem.measure_every, _gaussian_factors(key, draws, n))
+        sensitivity, laws = None, _kernel_laws(run, _gaussian_factors(key, draws, n))
     masks = _simple_eigenvalues(problem, data, numbers)
     laws = {
         name: Law(*(np.where(masks.get(name, True), np.asarray(values), np.nan) for values in law))
@@ -140,14 +141,13 @@ class Run(NamedTuple):
 
     data: linear2.Coordinates
     numbers: linear2.Scales
-    schedule: Array | None
+    schedule: linear2.Schedule
     known: dict[str, Array]
 
 
-def _observe(run, every, epsilon, X0):
+def _observe(run, epsilon, X0):
     """Every observable at the measured steps, as a smooth function of ε and X_0."""
-    measured = len(run.known["loss"])
-    states = linear2._descend(run.data, run.numbers._replace(epsilon=epsilon), X0, run.schedule, every, measured)
+    states = linear2.descend(run.data, run.numbers._replace(epsilon=epsilon), X0, run.schedule)
     return jax.vmap(curvature.differentiable)(states, run.known)
 
 
@@ -157,17 +157,17 @@ def _second_order(curve):
     return jax.jvp(lambda h: jax.jvp(curve, (h,), (one,))[1], (zero,), (one,))
 
 
-def _meanfield_laws(run, every, key, n):
+def _meanfield_laws(run, key, n):
     """(sensitivities, laws) in μP: both from all directions of Ξ where these are few enough, else each by its own means."""
     zero = jax.tree.map(jnp.zeros_like, run.known)
     if n * (n + 1) // 2 <= EXACT_DIRECTIONS:
         basis = _basis(n)
-        first, second = _along(run, every, basis)
+        first, second = _along(run, basis)
         sensitivity = jax.tree.map(lambda o: 0.5 * jnp.tensordot(jnp.moveaxis(o, 0, -1), basis, 1), first)
         bias, bias_error = jax.tree.map(lambda o: 0.5 * jnp.sum(o, 0), second), zero
     else:
-        sensitivity = _gradients(run, every, n)
-        _, second = _along(run, every, _random_directions(key, n))
+        sensitivity = _gradients(run, n)
+        _, second = _along(run, _random_directions(key, n))
         bias = jax.tree.map(lambda o: 0.5 * jnp.mean(o, 0), second)
         bias_error = jax.tree.map(lambda o: 0.5 * jnp.std(o, 0) / np.sqrt(SAMPLED_DIRECTIONS), second)
     std = jax.tree.map(lambda g: jnp.sqrt(2.0) * jnp.linalg.norm(g, axis=(-2, -1)), sensitivity)
@@ -175,22 +175,22 @@ def _meanfield_laws(run, every, key, n):
     return sensitivity, laws
 
 
-@partial(jax.jit, static_argnames="every")
-def _along(run, every, directions):
+@jax.jit
+def _along(run, directions):
     """(o', o'') along directions of X_0."""
 
     def one(direction):
-        return _second_order(lambda h: _observe(run, every, jnp.ones(()), h * direction))
+        return _second_order(lambda h: _observe(run, jnp.ones(()), h * direction))
 
     return jax.lax.map(one, directions, batch_size=64)
 
 
-@partial(jax.jit, static_argnames=("every", "n"))
-def _gradients(run, every, n):
+@partial(jax.jit, static_argnames="n")
+def _gradients(run, n):
     """sym ∂o/∂S_0 at S_0 = 1 (T, …, n, n), one reverse sweep per number, a few at a time."""
 
     def flat(X0):
-        return jax.flatten_util.ravel_pytree(_observe(run, every, jnp.ones(()), X0))[0]
+        return jax.flatten_util.ravel_pytree(_observe(run, jnp.ones(()), X0))[0]
 
     values, pull = jax.vjp(flat, jnp.zeros((n, n)))
     gradients = jax.lax.map(lambda e: pull(e)[0], jnp.eye(len(values)), batch_size=16)
@@ -221,15 +221,15 @@ def _gaussian_factors(key, draws, n):
     return jnp.tril(g, -1) + g * jnp.eye(n) / jnp.sqrt(2.0)
 
 
-@partial(jax.jit, static_argnames="every")
-def _kernel_laws(run, every, factors):
+@jax.jit
+def _kernel_laws(run, factors):
     """NTP: averages over draws of the derivatives in ε of o(ε, X_0(ε)) − o(0, f(0) of X_0(ε))."""
     ends = 0.5 * jnp.diag(2 * jnp.arange(factors.shape[-1]) + 1.0)
 
     def one(factor):
         def deviation(epsilon):
             X0 = factor + factor.T + epsilon * (factor @ factor.T - ends)
-            return jax.tree.map(jnp.subtract, *(_observe(run, every, e, X0) for e in (epsilon, jnp.zeros(()))))
+            return jax.tree.map(jnp.subtract, *(_observe(run, e, X0) for e in (epsilon, jnp.zeros(()))))
 
         return _second_order(deviation)
 

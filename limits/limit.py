@@ -4,11 +4,14 @@
 
     powers of the width   model                             theory
     those of NTP, and     linear2                           ``linear2``     exact, at every width
-    up to those of μP     all others                        ``ntk``         kernel gradient descent
+    up to those of μP     all others, ConvNets too          ``ntk``         kernel gradient descent
     those of μP           linear2                           ``linear2``
                           linear3, …                        ``deep_linear`` exact
                           mlp2                              ``meanfield``   particles
                           mlp3, …, resmlp                   ``dmft``        sampled; exact for linear activations
+                          all, only the readout trained     ``ntk``
+
+With Nesterov, warm-up or a schedule linear models go the way of the others.
 """
 
 from dataclasses import replace
@@ -26,21 +29,21 @@ from limits.trajectory import Trajectory
 
 def theory(problem: Problem) -> ModuleType:
     """The module that knows the limit.  Raises ValueError, in one line, where none does."""
-    model = problem.network
-    if model.family != "perceptron" or problem.trained != "all":
-        ablation = "" if problem.trained == "all" else f" where only the {problem.trained} is trained"
-        raise ValueError(f"no limit is known for {problem.model} in {problem.scaling().name}{ablation}")
-    if problem.nesterov or problem.warmup_steps or problem.schedule != "constant":
-        raise ValueError("no limit is known for nesterov, warm-up or a schedule: theory has the heavy ball at a constant rate")
-    kernel = output_exponent(problem.scaling()) < 0.5
-    plain, linear = model.architecture == "plain", model.activation == "linear" and problem.loss == "mse"
-    if plain and linear and model.depth == 1:
+    of = _theory(problem)
+    of.check(problem)
+    return of
+
+
+def _theory(problem):
+    model, features_move = problem.network, output_exponent(problem.scaling()) == 0.5 and problem.trained == "all"
+    one_layer = (model.architecture, model.family, model.depth) == ("plain", "perceptron", 1)
+    if one_layer and linear2.knows(problem):
         return linear2
-    if kernel:
+    if not features_move:
         return ntk
-    if plain and linear:
+    if deep_linear.knows(problem):
         return deep_linear
-    return meanfield if plain and model.depth == 1 else dmft
+    return meanfield if one_layer else dmft
 
 
 def outputs_are_random(problem: Problem) -> bool:

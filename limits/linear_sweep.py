@@ -6,12 +6,12 @@ Inputs.  X = x̂ basisᵀ with r = rank X columns, so h^l(x_p) = Σ_a x̂_pa h^l
 number of samples.  The error signal in these coordinates is M_ac = Σ_p x̂_pa (y − f)_pc/P.  Each step adds to each W^l/√N C
 outer products g^{l+1}_c (k^l_c)ᵀ/N, with k^l_c = Σ_a M_ac h^l_a and g^l_c = γ0 N ∂f_c/∂h^l (the same for all samples):
 
-    h^{l+1}(t) = d(t) W^l h^l(t) + Σ_{s<t} ρ(t−s) g^{l+1}(s) <k^l(s) h^l(t)>          h¹(t) = d(t) ξ + Σ_s ρ(t−s) g¹(s) M(s)ᵀ
-    g^l(t)     = d(t) W^lᵀ g^{l+1}(t) + Σ_{s<t} ρ(t−s) k^l(s) <g^{l+1}(s) g^{l+1}(t)>   g^L(t) = d(t) ζ + Σ_s ρ(t−s) k^L(s)
+    h^{l+1}(t) = d(t) W^l h^l(t) + Σ_{s<t} ρ(t,s) g^{l+1}(s) <k^l(s) h^l(t)>          h¹(t) = d(t) ξ + Σ_s ρ(t,s) g¹(s) M(s)ᵀ
+    g^l(t)     = d(t) W^lᵀ g^{l+1}(t) + Σ_{s<t} ρ(t,s) k^l(s) <g^{l+1}(s) g^{l+1}(t)>   g^L(t) = d(t) ζ + Σ_s ρ(t,s) k^L(s)
 
 <·> is the mean over neurons, W^l from now on the initial matrix over √N, ξ and ζ the initial first and last weights, ρ η0γ0
-times the response of a weight to a force so many steps ago: 1 for SGD, (1−β^τ)/(1−β) for a heavy ball; d = 1 without weight
-decay.
+times the response of a weight at step t to a force at step s: 1 for SGD, (1−β^{t−s})/(1−β) for a heavy ball at a constant
+rate; d = 1 without weight decay.
 
 Width.  At N = ∞ (dynamical mean-field theory: Bordelon & Pehlevan 2022) W^l x = u + Σ_s (∂x/∂r(s)) g^{l+1}(s) and
 W^lᵀ y = r + Σ_i (∂y/∂u_i) x_i, where u has the covariance of the vectors x_i that W^l has met, r that of the g^{l+1}.  As
@@ -50,14 +50,14 @@ FIRST_STRETCH = 128  # steps; then the arrays double, each size a compilation of
 class Data(NamedTuple):
     """What training sees: x̂ (P, r), targets (P, C), the samples of each step (or None), and the optimiser's responses.
 
-    decay (T,) d(t) · response (T,) ρ(τ), ρ(0) = 0 · richness γ0.
+    decay (T,) d(t) · response (T, T) ρ(t,s), 0 for s ≥ t · richness γ0.
     """
 
     inputs: Float[Array, "P r"]
     targets: Float[Array, "P C"]
     batches: Int[Array, "T b"] | None
     decay: Float[Array, " T"]
-    response: Float[Array, " T"]
+    response: Float[Array, "T T"]
     richness: Float[Array, ""]
 
 
@@ -99,16 +99,18 @@ def data_of(problem: Problem) -> Data:
     )
 
 
-def _responses_of_a_weight(problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
-    """(d, ρ): what is left of a weight after t steps, and what a unit force, −γ²∇L at step 0 over γ0, has moved it by."""
-    weight, buffer = np.array([1.0, 0.0]), np.zeros(2)
-    force = np.array([0.0, problem.richness])
+def _responses_of_a_weight(problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, "T T"]]:
+    """(d, ρ): what is left of a weight after t steps, and what a unit force, −γ²∇L at step s over γ0, has moved it by."""
+    last = int(problem.steps[-1])
+    weight, buffer = np.eye(1, last + 2)[0], np.zeros(last + 2)  # one that starts at 1, and one for each force
     path = [weight]
-    for _ in range(problem.steps[-1]):
-        buffer = problem.momentum * buffer + problem.weight_decay * weight - force
-        weight, force = weight - problem.learning_rate * buffer, 0.0
+    for t, rate in enumerate(problem.learning_rates[:last]):
+        gradient = problem.weight_decay * weight
+        gradient[1 + t] -= problem.richness
+        buffer = problem.momentum * buffer + gradient
+        weight = weight - rate * (gradient + problem.momentum * buffer if problem.nesterov else buffer)
         path.append(weight)
-    return tuple(np.array(path).T)
+    return np.array(path)[:, 0], np.array(path)[:, 1:]
 
 
 def numbers_held(r: int, C: int, depth: int, T: int, *, keep: bool) -> int:
@@ -177,8 +179,8 @@ def _stretch(data, past, start, *, steps, keep) -> tuple[Past, Now]:
     """So many steps from ``start`` on."""
 
     def step(past, t):
-        lags = t - jnp.arange(past.errors.shape[1]) // data.targets.shape[1]
-        rates = data.response[jnp.maximum(lags, 0)]  # ρ(t − s), and ρ(0) = 0
+        times = jnp.arange(past.errors.shape[1]) // data.targets.shape[1]
+        rates = data.response[t, jnp.minimum(times, len(data.decay) - 1)]  # there is room for more times than there are
         past, gradients = _backward(data, past, rates, t)
         past, weights, features, blocks = _forward(data, past, rates, t)
         return past, Now(weights, features, gradients, blocks if keep else ())

@@ -43,7 +43,7 @@ def solve(problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None 
     for models without analytic kernels, for weight decay (the kernel then shrinks) and for an f(0) where it must vanish;
     MemoryError for more samples than fit.
     """
-    _check(problem)
+    check(problem)
     start = _start(problem, initial_outputs)
     _, theta = kernels(problem)
     return Trajectory(problem.steps, _observables(problem, theta, *_descend(problem, theta, start)))
@@ -56,7 +56,7 @@ def loss_law(problem: Problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarra
     mean and standard deviation of DRAWS networks, the same ones at every call; their standard errors are 1/√DRAWS = 3 % and
     about 2 % of the standard deviation.  Raises as ``solve``, and ValueError where f(0) vanishes.
     """
-    _check(problem)
+    check(problem)
     if output_exponent(problem.scaling()) > 0:
         raise ValueError(f"the limit of {problem.scaling().name} does not depend on f(0): its loss has no spread")
     nngp, theta = kernels(problem)
@@ -76,19 +76,25 @@ def kernels(problem: Problem) -> tuple[Float[np.ndarray, "P P"], Float[np.ndarra
     NTP and μP and for models without analytic kernels; MemoryError for more samples than fit.
     """
     output_exponent(problem.scaling())  # a width-independent kernel, or ValueError
-    model = problem.network
-    network = analytic.layers(model, problem.image if model.reads == "images" else None)
+    model, network = problem.network, _layers(problem)
     of_depth = factors(gauge(problem.scaling()), 1, model.depth, block_size=model.block_size)
     if problem.trained == "readout":
         of_depth = {role: of if role == "readout" else replace(of, learning_rate=0.0) for role, of in of_depth.items()}
     return analytic.kernels(network, problem.inputs, of_depth)
 
 
-def _check(problem):
+def check(problem: Problem) -> None:
+    """Raises ValueError, in one line, where there is no kernel limit: see ``solve``."""
     if output_exponent(problem.scaling()) >= 0.5 and problem.trained == "all":
         raise ValueError(f"{problem.scaling().name} has no kernel limit: features move")
     if problem.weight_decay:
         raise ValueError("weight decay shrinks the kernel: the kernel limit wants weight decay 0")
+    _layers(problem)
+
+
+def _layers(problem):
+    model = problem.network
+    return analytic.layers(model, problem.image if model.reads == "images" else None)
 
 
 def _start(problem, initial_outputs):

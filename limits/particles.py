@@ -168,10 +168,9 @@ def cloud(problem: Problem, particles: int, rng: np.random.Generator) -> Neurons
 
 
 class Descent(NamedTuple):
-    """Learning rates and minibatches (or None) of every step, by intervals between two measurements; β, λ."""
+    """Learning rates and minibatches of every step; β, λ."""
 
-    rates: Float[Array, "intervals every"]
-    batches: Int[Array, "intervals every b"] | None
+    schedule: linear2.Schedule
     momentum: Float[Array, ""]
     weight_decay: Float[Array, ""]
 
@@ -184,16 +183,14 @@ def path(of: Functions, population: Population, problem: Problem, start: Neurons
 
 def descent(problem: Problem) -> Descent:
     """The problem's optimiser, up to the last measured step."""
-    intervals, every = len(problem.steps) - 1, problem.measure_every
-    rates = problem.learning_rates[: intervals * every].reshape(intervals, every)
     numbers = (jnp.asarray(number, float) for number in (problem.momentum, problem.weight_decay))
-    return Descent(jnp.asarray(rates), linear2._schedule(problem), *numbers)
+    return Descent(linear2.schedule(problem), *numbers)
 
 
 @partial(jax.jit, static_argnames=("of", "nesterov"))
 def descend(of: Functions, population: Population, descent: Descent, start: Neurons, *, nesterov: bool) -> Neurons:
     """Gradient descent, the heavy ball of ``limits.problem``."""
-    tree, (_, _, beta, decay) = jax.tree.map, descent
+    tree, (schedule, beta, decay) = jax.tree.map, descent
 
     def step(state, now):
         (z, momentum), (rate, batch) = state, now
@@ -206,7 +203,7 @@ def descend(of: Functions, population: Population, descent: Descent, start: Neur
         state, _ = jax.lax.scan(step, state, steps)
         return state, state[0]
 
-    _, later = jax.lax.scan(interval, (start, tree(jnp.zeros_like, start)), (descent.rates, descent.batches))
+    _, later = jax.lax.scan(interval, (start, tree(jnp.zeros_like, start)), schedule)
     return tree(lambda first, rest: jnp.concatenate([first[None], rest]), start, later)
 
 

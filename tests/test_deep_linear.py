@@ -38,6 +38,8 @@ CASES = {
     "weight decay": {"weight_decay": 0.2},
     "weights forgotten in one step": {"learning_rate": 0.5, "weight_decay": 2.0},
     "minibatches": {"batch": 3},
+    "Nesterov, weight decay": {"momentum": 0.6, "nesterov": True, "weight_decay": 0.2},
+    "warm-up and cosine": EVERYTHING | {"warmup_steps": 3, "schedule": "cosine"},
     "everything": EVERYTHING,
 }
 FURTHER = {
@@ -56,6 +58,24 @@ def test_one_hidden_layer_is_linear2(options):
         np.testing.assert_allclose(ours[name], exact[name], rtol=1e-11, atol=1e-13 * exact[name].max(), err_msg=name)
 
 
+def responses(problem):
+    """(d, ρ) as products of the 2 × 2 matrices of each step on (weight, buffer)."""
+    beta, decay, T = problem.momentum, problem.weight_decay, problem.num_steps + 1
+    updates, pushes = [], []
+    for eta in problem.learning_rates[:-1]:
+        ahead, rest = ((1 + beta), beta**2) if problem.nesterov else (1, beta)
+        updates.append(np.array([[1 - eta * decay * ahead, -eta * rest], [decay, beta]]))
+        pushes.append(problem.richness * np.array([eta * ahead, -1.0]))
+
+    def then(start, s, t):
+        for update in updates[s:t]:
+            start = update @ start
+        return start[0]
+
+    left = [then(np.array([1.0, 0.0]), 0, t) for t in range(T)]
+    return left, [[then(pushes[s], s + 1, t) for s in range(t)] for t in range(T)]
+
+
 def written_out(problem, depth):
     """The equations of the docstring between all samples and times, fields as rows over (u, r): {name: [by layer]}, NumPy.
 
@@ -63,10 +83,7 @@ def written_out(problem, depth):
     """
     X, y, g0 = problem.inputs, problem.targets, problem.richness
     (P, C), T = y.shape, problem.num_steps + 1
-    update = np.array([[1 - problem.learning_rate * problem.weight_decay, -problem.learning_rate * problem.momentum],
-                       [problem.weight_decay, problem.momentum]])  # of (weight, buffer)  # fmt: skip
-    after = [np.linalg.matrix_power(update, t) for t in range(T)]
-    decay, rate = [A[0, 0] for A in after], [g0 * A[0] @ [problem.learning_rate, -1.0] for A in after]
+    decay, rate = responses(problem)
     share = np.full((T, P), 1 / P)
     for t, batch in enumerate([] if problem.batches is None else problem.batches):
         share[t] = np.bincount(batch, minlength=P) / len(batch)
@@ -80,10 +97,10 @@ def written_out(problem, depth):
     f, error = np.zeros((T, P, C)), np.zeros((T, P, C))
 
     def coupling(t, response, kernel, error):
-        """Σ_{s<t} of [d(t) response(t,s) + ρ(t−s) kernel(t,s) error(s)]: rows (n, T·m) of kernel rows (n, T·k)."""
+        """Σ_{s<t} of [d(t) response(t,s) + ρ(t,s) kernel(t,s) error(s)]: rows (n, T·m) of kernel rows (n, T·k)."""
         n = len(kernel)
         kernel = kernel.reshape(n, T, -1)
-        pushed = [kernel[:, s] @ error[s] * rate[t - s - 1] if s < t else np.zeros((n, error.shape[2])) for s in range(T)]
+        pushed = [kernel[:, s] @ error[s] * rate[t][s] if s < t else np.zeros((n, error.shape[2])) for s in range(T)]
         return decay[t] * response + np.concatenate(pushed, 1)
 
     for t in range(T):

@@ -33,6 +33,11 @@ def a_problem(param="mup", model="linear2", targets=Y, **options):
         ("ntp", "mlp2", {}, ntk),
         ("ntp", "resmlp", {}, ntk),
         ("ntp", "linear2", {"loss": "cross_entropy", "targets": CLASSES}, ntk),
+        ("ntp", "conv", {"pooling": "average", "image_shape": (3, 1, 1)}, ntk),
+        ("mup", "mlp3", {"trained": "readout"}, ntk),
+        ("mup", "linear2", {"schedule": "cosine"}, linear2),
+        ("mup", "linear3", {"momentum": 0.5, "nesterov": True}, deep_linear),
+        ("mup", "mlp2", {"warmup_steps": 2}, meanfield),
         ("readout.multiplier=-3/4, input.learning_rate=1/2, hidden.multiplier=-1/2, hidden.learning_rate=1/2, "
          "readout.learning_rate=1/2", "mlp3", {}, ntk),
     ],
@@ -47,6 +52,10 @@ def test_which_theory(param, model, options, module):
         ("sp", {}, "sp: not SGD at η0 γ² with factors 1/√fan-in and one γ; no limit is known for it"),
         ("mup", {"optimizer": "adam"}, "mup: not SGD"),
         ("readout.multiplier=-5/4, input.learning_rate=3/2, readout.learning_rate=3/2", {}, "a limit exists for 0"),
+        ("mup", {"model": "conv", "image_shape": (3, 1, 1)}, "no limit of conv with all trained is known"),
+        ("ntp", {"model": "conv", "image_shape": (3, 1, 1)}, "max pooling has no analytic kernel"),
+        ("ntp", {"model": "mlp3", "weight_decay": 0.1}, "weight decay shrinks the kernel"),
+        ("depth_mup", {"model": "resmlp", "block_size": 2}, "no limit of blocks of 2 matrices is known"),
     ],
 )
 def test_no_theory_is_one_line(param, options, message):
@@ -70,6 +79,21 @@ def test_outputs_vanish_in_mup():
     assert not outputs_are_random(a_problem())
     with pytest.raises(ValueError, match=r"in the limit of mup f\(0\) = 0"):
         solve(a_problem(model="linear3"), initial_outputs=Y)
+
+
+@pytest.mark.parametrize("param", ["mup", "ntp"])
+def test_a_limit_is_known_where_it_can_be_solved(param):
+    """``theory`` asks the theory itself, so no combination is promised that ``solve`` refuses."""
+    for model in ("linear2", "linear3", "mlp2", "mlp3"):
+        for options in ({"weight_decay": 0.1}, {"trained": "readout"}, {"momentum": 0.5, "nesterov": True, "num_steps": 2}):
+            problem = a_problem(param, model, **options)
+            try:
+                theory(problem)
+            except ValueError as refusal:
+                with pytest.raises(ValueError, match=str(refusal)):
+                    solve(problem)
+            else:
+                assert np.isfinite(solve(problem)["loss"]).all()
 
 
 def test_predictions():

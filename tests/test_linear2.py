@@ -69,9 +69,10 @@ def test_every_width_equals_the_trained_network(case):
 
 
 @pytest.mark.parametrize("name", ["mup", "ntp"])
-def test_both_rooms_say_the_same(name):
+@pytest.mark.parametrize("options", [{}, {"nesterov": True}, {"warmup_steps": 3, "schedule": "cosine"}])
+def test_both_rooms_say_the_same(name, options):
     """``finite.train`` from a key, and the recursion from that network's Gram matrix."""
-    problem = random_problem(parametrization=name, momentum=0.4, weight_decay=0.1, batch=3, top_k=2)
+    problem = random_problem(parametrization=name, momentum=0.4, weight_decay=0.1, batch=3, top_k=2, **options)
     network, keys = mlp(problem, 12), jax.random.split(jax.random.key(3), 1)
     trained = train(problem, network, keys, precision="float64", rtol=1e-11)[0]
     exact = linear2.solve(problem, width=12, gram=initial_gram(network, keys[0]))
@@ -189,7 +190,7 @@ def test_sampled_gram_has_wishart_moments(width):
 def test_cost_does_not_see_the_width():
     """Same compiled program at every width: nothing is sized by N."""
     problem = random_problem()
-    sizes = linear2._descend._cache_size
+    sizes = linear2.descend._cache_size
     linear2.solve(problem, width=10**3, gram=linear2.sample_gram(jax.random.key(0), problem, width=10**3))
     before = sizes()
     linear2.solve(problem, width=10**15, gram=linear2.sample_gram(jax.random.key(0), problem, width=10**15))
@@ -250,7 +251,7 @@ def test_impossible_initial_outputs():
 
 
 def test_flow_and_law_refuse_what_they_do_not_cover():
-    with pytest.raises(ValueError, match="neither momentum nor minibatches"):
+    with pytest.raises(ValueError, match="neither momentum, minibatches"):
         linear2.flow(random_problem(momentum=0.5))
     with pytest.raises(ValueError, match="does not depend on f"):
         linear2.loss_law(random_problem())
