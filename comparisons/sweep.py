@@ -1,0 +1,283 @@
+"""Many small trainings, each a cell of its own: kept one by one, resumed, tried twice, on one machine or on a cluster.
+
+A cell is one network, trained at one learning rate from one seed.  In the folder of a run it is one file:
+
+    cells/PARAM-N<width>-L<depth>/RATE-SEED.json             "loss" at the measured steps
+    cells/PARAM-N<width>-L<depth>/RATE-SEED-sharpness.json   "loss", "sharpness" and "sharpness_error"
+
+each with its digest (``comparisons.records``): there and whole, or trained again.  Numbers are written with all their
+digits, and what is not finite as "nan", "inf" or "-inf".
+
+Nothing that a cell holds depends on which other cells are there: rounding depends on what runs side by side.  On a CPU the
+seeds run singly, one after the other by one compiled program, so each is kept as it finishes.  On an accelerator they run
+as one batch, and always all seeds of a learning rate, also where only one of them is missing.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+from tqdm import tqdm
+
+from comparisons import cases, records, runs
+from finite.networks.build import build
+from finite.train import train
+from limits import Problem
+from limits.size_algebra import Scaling
+
+JOB_QUEUES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster",
+              "htcondor": "HTCondorCluster", "moab": "MoabCluster", "local": "LocalCluster"}  # of dask_jobqueue  # fmt: skip
+
+
+class Failed(records.Refused):
+    """Cells that failed twice.  The message is one line."""
+
+
+class Row(NamedTuple):
+    """The cells of one size and learning rate: one per seed."""
+
+    param: str
+    width: int
+    depth: int
+    learning_rate: float
+    seeds: tuple[int, ...]
+    sharpness: bool = False
+
+    def __str__(self):
+        return f"{self.param} N = {self.width} L = {self.depth} η0 = {self.learning_rate:g}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all rows share.
+
+    base        the problem; parametrization, depth and learning rate are a row's
+    scalings    the exponents of every (parametrization, depth)
+    seed        of the networks
+    precision   "float32" or "float64", of the networks
+    folder      the run's, as every worker sees it
+    """
+
+    base: Problem
+    scalings: dict[tuple[str, int], Scaling]
+    seed: int
+    precision: str
+    folder: Path
+
+    def problem(self, param: str, depth: int, learning_rate: float | None = None) -> Problem:
+        rate = self.base.learning_rate if learning_rate is None else learning_rate
+        return replace(self.base, parametrization=self.scalings[param, depth], depth=depth, learning_rate=rate)
+
+    def keys(self, width: int, depth: int, seeds: Sequence[int]) -> Array:
+        """One per seed; every learning rate starts from the same weights, and so does every parametrization."""
+        keys = cases.keys(self.seed, width, max(seeds) + 1)[np.asarray(seeds)]
+        return jax.vmap(lambda key: jax.random.fold_in(key, depth))(keys)
+
+    def path(self, row: Row, seed: int) -> Path:
+        size = f"{runs.slug(row.param)}-N{row.width}-L{row.depth}"
+        return self.folder / "cells" / size / f"{row.learning_rate!r}-{seed}{'-sharpness' if row.sharpness else ''}.json"
+
+    def read(self, row: Row, seed: int) -> dict[str, np.ndarray]:
+        """What the cell holds, each (measured steps,).  Raises records.Damaged."""
+        return {name: np.array(values, dtype=float) for name, values in records.read_json(self.path(row, seed)).items()}
+
+    def write(self, row: Row, seed: int, values: dict[str, np.ndarray]) -> None:
+        shown = {name: [v if np.isfinite(v) else str(v) for v in row.tolist()] for name, row in values.items()}
+        records.write_json(shown, self.path(row, seed))
+
+    def missing(self, row: Row, notice: Callable[[str], None] = lambda line: None) -> list[int]:
+        """The seeds of the cells that are not there, or damaged, of which ``notice`` is told."""
+        absent = []
+        for seed in row.seeds:
+            try:
+                if self.path(row, seed).exists():
+                    self.read(row, seed)
+                    continue
+            except (records.Damaged, ValueError, AttributeError) as damage:
+                notice(f"{damage}; it is computed again")
+            absent.append(seed)
+        return absent
+
+
+# One row --------------------------------------------------------------------------------------------------------------
+
+
+def run(work: Work, row: Row, report: Callable[[float], None] = lambda part: None) -> list[str]:
+    """Train and write the cells that are not there.  A line for each that failed, and failed again."""
+    missing, failures = work.missing(row), []
+    singly = jax.default_backend() == "cpu"
+    batches = [(seed,) for seed in missing] if singly else [row.seeds]
+    for done, batch in enumerate(batches):
+        fault = _twice(lambda: _cells(work, row, batch, missing), f"{row} seed {_listed(batch)}")  # noqa: B023
+        failures += [] if fault is None else [fault]
+        report((done + 1) / len(batches))
+    return failures
+
+
+def _twice(attempt, name):
+    """None, or in a line what went wrong the second time.  An interruption is no failure."""
+    for again in (True, False):
+        try:
+            return attempt()
+        except Exception as fault:  # whatever it is: the other cells do not suffer from it
+            line = f"{name}: {' '.join(str(fault).split()) or type(fault).__name__}"
+        if again:
+            tqdm.write(f"{line}; tried again", file=sys.stderr)
+    return line
+
+
+def _cells(work, row, seeds, wanted):
+    problem = work.problem(row.param, row.depth, row.learning_rate)
+    name = sharpness(problem)
+    trained = train(
+        problem, build(problem, row.width), work.keys(row.width, row.depth, seeds), precision=work.precision,
+        observables=("loss", name) if row.sharpness else ("loss",), max_matvecs=cases.max_matvecs(problem),
+    )  # fmt: skip
+    for seed, one in zip(seeds, trained, strict=True):
+        values = {"loss": one["loss"]}
+        if row.sharpness:
+            values |= {"sharpness": _first(one[name]), "sharpness_error": _first(one.error(name))}
+        if seed in wanted:
+            work.write(row, seed, values)
+
+
+def sharpness(problem: Problem) -> str:
+    """The observable that meets the edge of stability."""
+    return "hessian_eigenvalues" if problem.rule == "sgd" else "preconditioned_sharpness"
+
+
+def _first(values):
+    return values[:, 0] if values.ndim == 2 else values
+
+
+def _listed(seeds):
+    return " ".join(str(seed) for seed in seeds)
+
+
+# All rows -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where the rows are computed.
+
+    processes   so many of this machine; 1: this one.  With a job queue, so many jobs
+    cluster     None: this machine.  The address of a Dask scheduler, its file (.json), or a job queue (``JOB_QUEUES``)
+
+    Raises ValueError for what cannot work.
+    """
+
+    processes: int = 1
+    cluster: str | None = None
+
+    def __post_init__(self):
+        if self.processes < 1:
+            raise ValueError(f"{self.processes} processes: at least 1 is needed")
+        for name in ["distributed", *(["dask_jobqueue"] if self.cluster in JOB_QUEUES else [])]:
+            if self.cluster is not None and find_spec(name) is None:
+                raise ValueError(f"cluster {self.cluster}: {name} is not installed; install it with "
+                                 "`uv sync --extra cluster` or `pip install 'superconsistency[cluster]'`")  # fmt: skip
+
+    def results(self, work: Work, rows: Sequence[Row], progress: runs.Progress) -> Iterator[tuple[Row, list[str]]]:
+        """Each row with the lines of its failures, as they finish."""
+        if self.cluster is not None:
+            return _on_cluster(self, work, rows)
+        return _by_processes(self.processes, work, rows) if self.processes > 1 else _here(work, rows, progress)
+
+
+def ensure(work: Work, rows: Sequence[Row], engine: Engine, program: str) -> None:
+    """Every cell of the rows is there.  Raises Failed, after all others are done, where some failed twice."""
+    for folder in {work.path(row, 0).parent for row in rows}:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f".*{records.TEMPORARY}"):  # by a run that was killed
+            left.unlink(missing_ok=True)
+    todo = [row for row in rows if work.missing(row, lambda line: tqdm.write(f"{program}: {line}", file=sys.stderr))]
+    failures = []
+    with runs.Progress(todo) as progress:
+        for row, failed in engine.results(work, todo, progress) if todo else ():
+            failures += failed
+            progress.describe(f"{row.param} N = {row.width}")
+            progress.report(row)(1.0)
+    if failures:
+        more = f", and {len(failures) - 3} more" if len(failures) > 3 else ""
+        raise Failed(f"failed twice: {'; '.join(failures[:3])}{more}; all other cells are kept, the same command tries again")
+
+
+def _here(work, rows, progress):
+    for row in rows:
+        yield row, run(work, row, progress.report(row))
+
+
+def _by_processes(count, work, rows):
+    """A process that is killed takes the pool with it: once there is another one."""
+    remaining = list(rows)
+    for _ in range(2):
+        try:
+            for row, failures in _pool(count, work, tuple(remaining)):
+                remaining.remove(row)
+                yield row, failures
+            return
+        except BrokenProcessPool:
+            pass
+    yield from ((row, [f"{row}: its process was killed"]) for row in remaining)
+
+
+def _pool(count, work, rows):
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_begin, initargs=(work,))
+    try:
+        futures = {pool.submit(_run_shared, row): row for row in rows}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin(work):
+    """In a new process.  It ends with its parent, however that one ends, and leaves interruptions to it."""
+    global _shared
+    _shared = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes on one accelerator
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def _run_shared(row):
+    return run(_shared, row)
+
+
+def _on_cluster(engine, work, rows):
+    """By Dask, which does again what a worker left that was lost.  Workers see the same folder, and this package."""
+    from distributed import Client, as_completed
+
+    with ExitStack() as held:
+        if engine.cluster in JOB_QUEUES:
+            import dask_jobqueue
+
+            cluster = held.enter_context(getattr(dask_jobqueue, JOB_QUEUES[engine.cluster])())  # as its jobqueue.yaml says
+            cluster.scale(jobs=engine.processes)
+            client = held.enter_context(Client(cluster))
+        else:
+            where = "scheduler_file" if engine.cluster.endswith(".json") else "address"
+            client = held.enter_context(Client(**{where: engine.cluster}))
+        shared = client.submit(_same, work, pure=False)  # not scattered: what is lost with its worker is made again
+        futures = {client.submit(run, shared, row, pure=False): row for row in rows}
+        for future in as_completed(futures):
+            fault = future.exception()
+            yield futures[future], future.result() if fault is None else [f"{futures[future]}: {fault}"]
+
+
+def _same(work):
+    return work

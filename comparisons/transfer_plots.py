@@ -1,0 +1,138 @@
+"""What is shown of a sweep over learning rates: the picture, a column per parametrization, and the table."""
+
+import textwrap
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from comparisons import plots
+from comparisons.optimum import SIZES, TOLERATED, Optimum, Shift, at_size, has_limit, sizes_of
+
+EDGE = {"linestyle": ":", "linewidth": 1.1}
+WIDE = 3.6  # inches of a panel
+
+
+@plots.styled
+def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], title: str) -> Figure:
+    """A column per parametrization, a colour per size, the limit dashed.
+
+    Upper row: final loss against learning rate.  Lines are means over seeds, bands hold the middle half of the seeds,
+    triangles stand at the optima.  What diverged leaves through the top.
+    Lower row, where the sharpness was followed: it against step, at the learning rate of the grid next to each optimum,
+    with its line 2/η0; mean over the networks, bands from the lowest to the highest.
+    """
+    names, rows = [str(name) for name in dataset.param.values], 1 + ("sharpness" in dataset)
+    figure = Figure(figsize=(WIDE * len(names) + 0.4, 2.9 * rows + 0.8), layout="constrained")
+    grid = figure.subplots(rows, len(names), sharey="row", squeeze=False)
+    top = 10 * float(dataset["initial_loss"].mean("seed").max())
+    for axis, name in zip(grid[0], names, strict=True):
+        _losses(axis, dataset.sel(param=name), top, [o for o in optima if o.parametrization == name and o.width])
+        axis.set_title("\n".join([plots.NAMES.get(name, name), *_statements(name, shifts)]))
+    grid[0, 0].set(ylabel=r"final loss $\mathcal{L}$", ylim=(_bottom(dataset, top), top))
+    if rows > 1:
+        for axis, name in zip(grid[1], names, strict=True):
+            _sharpness(axis, dataset.sel(param=name))
+        grid[1, 0].set(ylabel=dataset["sharpness"].attrs["symbol"] + " at the optimum", ylim=_span(dataset))
+    handles = _handles(dataset, rows > 1)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4 * len(names), len(handles)))
+    figure.suptitle(textwrap.fill(title, 62 * len(names)), fontsize=9)
+    return figure
+
+
+def _colored(dataset):
+    """(size, colour), the narrowest first and within a width the shallowest."""
+    return plots.colors(sorted(sizes_of(dataset), key=lambda size: (size[0], size[1] or 0)))
+
+
+def _losses(axis, one, top, optima):
+    rates, best = one.learning_rate.values, {(o.width, o.depth): o.best_learning_rate for o in optima}
+    for size, color in _colored(one):
+        there = at_size(one, *size)["final_loss"].transpose("seed", "learning_rate")
+        mean = _drawable(there.mean("seed").values, top)
+        axis.plot(rates, mean, color=color)
+        axis.fill_between(rates, *np.quantile(_drawable(there.values, top), (0.25, 0.75), axis=0), where=mean < top,
+                          color=color, alpha=0.15, linewidth=0)  # fmt: skip
+        axis.plot(best[size], 0.97, transform=axis.get_xaxis_transform(), color=color, marker="v", markersize=5, alpha=0.8)
+    if has_limit(one):
+        for limit in _by_depth(one["final_loss_limit"]):
+            axis.plot(rates, _drawable(limit.values, top), **plots.LIMIT)
+    axis.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$", xlim=(rates[0], rates[-1]))
+
+
+def _sharpness(axis, one):
+    for size, color in _colored(one):
+        there = at_size(one, *size)
+        values = there["sharpness"].dropna("seed", how="all")
+        if values.sizes["seed"]:
+            axis.plot(one.step, values.mean("seed"), color=color)
+            axis.fill_between(one.step, values.min("seed"), values.max("seed"), color=color, alpha=0.15, linewidth=0)
+        axis.axhline(float(there["edge_of_stability"]), color=color, **EDGE)
+    if "sharpness_limit" in one:
+        for limit in _by_depth(one["sharpness_limit"]):
+            axis.plot(one.step, limit, **plots.LIMIT)
+    axis.set(yscale="log", xlabel="step", xlim=(0, int(one.step[-1])))
+
+
+def _by_depth(values):
+    return [values.sel(depth=depth) for depth in values.depth.values] if "depth" in values.dims else [values]
+
+
+def _drawable(loss, top):
+    """What is not finite, or far beyond the top, a little beyond it: a line that leaves the picture."""
+    return np.where(np.isfinite(loss), np.minimum(loss, 10 * top), 10 * top)
+
+
+def _bottom(dataset, top):
+    """A little below the lowest mean that is not zero."""
+    mean = dataset["final_loss"].mean("seed").values
+    return max(0.5 * float(np.min(mean, where=mean > 0, initial=top / 20)), 1e-18 * top)
+
+
+def _span(dataset):
+    """From the lowest to the highest of sharpness and edges, at most six decades: one network may have gone flat."""
+    values = np.concatenate([dataset[name].values.ravel() for name in ("sharpness", "edge_of_stability")])
+    values = values[np.isfinite(values) & (values > 0)]
+    high = float(values.max(initial=1e-3))
+    return max(float(values.min(initial=high)) / 1.5, 1e-6 * high), 1.5 * high
+
+
+def _statements(name, shifts):
+    found = [shift for shift in shifts if shift.parametrization == name]
+    return [
+        f"optimum $\\propto {SIZES[s.size]}^{{{s.exponent:+z.2f}}}$, {s.verdict}" if np.isfinite(s.exponent) else s.verdict
+        for s in found
+    ]
+
+
+def _handles(dataset, sharpness):
+    several = {name: dataset.sizes.get(name, 1) > 1 for name in SIZES}
+    handles = []
+    for (width, depth), color in _colored(dataset):
+        size = [f"{symbol} = {value}" for (name, symbol), value in zip(SIZES.items(), (width, depth), strict=True)
+                if several[name]]  # fmt: skip
+        handles.append(Line2D([], [], color=color, label=", ".join(size)))
+    if "final_loss_limit" in dataset:
+        handles.append(Line2D([], [], label=r"$N\to\infty$", **plots.LIMIT))
+    handles.append(Line2D([], [], color="gray", marker="v", markersize=4, linestyle="", label="optimum"))
+    if sharpness:
+        handles.append(Line2D([], [], color="gray", label=dataset["edge_of_stability"].attrs["symbol"], **EDGE))
+    return handles
+
+
+def table(optima: list[Optimum], shifts: list[Shift], title: str) -> str:
+    """The optima and the verdicts, for the terminal."""
+    long = max(5, *(len(o.parametrization) for o in optima))
+    deep = len({o.depth for o in optima}) > 1
+    form = f"{{:<{long}}} {{:>6}}{' {:>5}' if deep else ''}  {{:>8}}  {{:<18}}{{:>11}}".format
+    lines = [title, "", form("param", "width", *(["depth"] if deep else []), "best η0", "95 % interval", "final loss")]
+    for o in optima:
+        best, final, (low, high) = f"{o.best_learning_rate:.3g}", f"{o.final_loss:.3g}", o.interval
+        size = [o.width or "∞", *([o.depth] if deep else [])]
+        lines.append(form(o.parametrization, *size, best, f"[{low:.3g}, {high:.3g}]", final))
+    lines += ["", f"best η0 ∝ size^exponent; it transfers where the exponent's whole interval lies within ±{TOLERATED:g}"]
+    for s in shifts:
+        exponent = f"{SIZES[s.size]}^{s.exponent:+z.3f} [{s.interval[0]:+z.3f}, {s.interval[1]:+z.3f}]  "
+        lines.append(f"{s.parametrization:<{long}} {exponent if np.isfinite(s.exponent) else SIZES[s.size] + ': '}{s.verdict}")
+    return "\n".join(lines)
