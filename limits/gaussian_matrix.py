@@ -22,14 +22,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Space(NamedTuple):
-    """Where fields live: <x y> = weight · x·y.  Directions whose norm is below ``tolerance`` of the field's are left out."""
+    """Where fields live: <x y> = weight · x·y.  Directions whose norm is below ``tolerance`` of the field's are left out.
+
+    normed   whether fresh Gaussians have the norm 1 of infinitely many neurons.  It takes noise out of samples; the norm
+             of N neurons fluctuates, as it is drawn
+    """
 
     weight: Float[Array, ""]
     tolerance: Float[Array, ""]
+    normed: Bool[Array, ""] | bool = True
 
     def products(self, x: Float[Array, "m S"], y: Float[Array, "n S"]) -> Float[Array, "m n"]:
         return self.weight * x @ y.T
@@ -89,7 +94,8 @@ def send(
     start = matrix.num_below
     fresh = jax.lax.dynamic_slice_in_dim(matrix.sent, start, len(fields))
     fresh = space.beyond(fresh, matrix.above)
-    sent = jax.lax.dynamic_update_slice(matrix.sent, fresh / space.norms(fresh)[:, None], (start, 0))
+    fresh = fresh / jnp.where(space.normed, space.norms(fresh), 1.0)[:, None]
+    sent = jax.lax.dynamic_update_slice(matrix.sent, fresh, (start, 0))
     seen = jnp.arange(len(matrix.returned)) < matrix.num_above
     responses = jnp.where(seen[:, None], space.products(matrix.returned, new), 0.0)
     forward = jax.lax.dynamic_update_slice(matrix.forward, responses, (0, start))

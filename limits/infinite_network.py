@@ -229,7 +229,11 @@ def _descend(kind, data, step, weights, velocity, now) -> tuple[Weights, Weights
         trained=data.rates[1] * jnp.einsum("pc,lpn,lpcm->lmn", errors, now.below, above),
         last=data.rates[2] * errors.T @ now.features[-1],
     )
+    return moved(kind, data, step, weights, velocity, force)
 
+
+def moved(kind, data, step, weights, velocity, force) -> tuple[Weights, Weights]:
+    """(weights, velocity) after a step of the optimiser with this force, −γ²∇L over γ0 at N = ∞."""
     gradient = jax.tree.map(lambda weight, force: data.weight_decay * weight - force, weights, force)
     velocity = jax.tree.map(lambda v, g: data.momentum * v + g, velocity, gradient)
     ahead = jax.tree.map(lambda v, g: g + data.momentum * v, velocity, gradient) if kind.nesterov else velocity
