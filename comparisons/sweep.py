@@ -5,15 +5,19 @@ A cell is one network, trained at one learning rate from one seed.  In the folde
     cells/PARAM-N<width>-L<depth>/RATE-SEED.json             "loss" at the measured steps
     cells/PARAM-N<width>-L<depth>/RATE-SEED-sharpness.json   "loss", "sharpness" and "sharpness_error"
 
-each with its digest (``comparisons.records``): there and whole, or trained again.  Numbers are written with all their
-digits, and what is not finite as "nan", "inf" or "-inf".
+Whole or absent, with the digest of what it holds: after a loss of power, which may cut files that the system had not yet
+written out, damaged cells are trained again.  (To wait for the disk at each would take longer than to train small ones.)
+Numbers have all their digits; what is not finite is "nan", "inf" or "-inf".
 
 Nothing that a cell holds depends on which other cells are there: rounding depends on what runs side by side.  On a CPU the
 seeds run singly, one after the other by one compiled program, so each is kept as it finishes.  On an accelerator they run
 as one batch, and always all seeds of a learning rate, also where only one of them is missing.
 """
 
+import hashlib
+import json
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -22,7 +26,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
+from math import isfinite
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
@@ -67,6 +73,7 @@ class Work:
     base        the problem; parametrization, depth and learning rate are a row's
     scalings    the exponents of every (parametrization, depth)
     seed        of the networks
+    seeds       how many networks a size has
     precision   "float32" or "float64", of the networks
     folder      the run's, as every worker sees it
     """
@@ -74,6 +81,7 @@ class Work:
     base: Problem
     scalings: dict[tuple[str, int], Scaling]
     seed: int
+    seeds: int
     precision: str
     folder: Path
 
@@ -83,8 +91,7 @@ class Work:
 
     def keys(self, width: int, depth: int, seeds: Sequence[int]) -> Array:
         """One per seed; every learning rate starts from the same weights, and so does every parametrization."""
-        keys = cases.keys(self.seed, width, max(seeds) + 1)[np.asarray(seeds)]
-        return jax.vmap(lambda key: jax.random.fold_in(key, depth))(keys)
+        return _keys(self.seed, width, depth, self.seeds)[np.asarray(seeds)]
 
     def path(self, row: Row, seed: int) -> Path:
         size = f"{runs.slug(row.param)}-N{row.width}-L{row.depth}"
@@ -92,11 +99,24 @@ class Work:
 
     def read(self, row: Row, seed: int) -> dict[str, np.ndarray]:
         """What the cell holds, each (measured steps,).  Raises records.Damaged."""
-        return {name: np.array(values, dtype=float) for name, values in records.read_json(self.path(row, seed)).items()}
+        path = self.path(row, seed)
+        try:
+            found = json.loads(path.read_bytes())
+            if found["sha256"] == _digest(found["cell"]):
+                return {name: np.array(values, dtype=float) for name, values in found["cell"].items()}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise records.Damaged(path, "is not what was written")
 
     def write(self, row: Row, seed: int, values: dict[str, np.ndarray]) -> None:
-        shown = {name: [v if np.isfinite(v) else str(v) for v in row.tolist()] for name, row in values.items()}
-        records.write_json(shown, self.path(row, seed))
+        """Raises OSError where it cannot be written."""
+        path, cell = self.path(row, seed), {name: [_number(one) for one in column.tolist()] for name, column in values.items()}
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{records.TEMPORARY}")
+        try:
+            temporary.write_text(json.dumps({"cell": cell, "sha256": _digest(cell)}) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def missing(self, row: Row, notice: Callable[[str], None] = lambda line: None) -> list[int]:
         """The seeds of the cells that are not there, or damaged, of which ``notice`` is told."""
@@ -106,10 +126,24 @@ class Work:
                 if self.path(row, seed).exists():
                     self.read(row, seed)
                     continue
-            except (records.Damaged, ValueError, AttributeError) as damage:
+            except records.Damaged as damage:
                 notice(f"{damage}; it is computed again")
             absent.append(seed)
         return absent
+
+
+@cache
+def _keys(seed, width, depth, seeds):
+    return jax.vmap(lambda key: jax.random.fold_in(key, depth))(cases.keys(seed, width, seeds))
+
+
+def _digest(cell):
+    return hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()
+
+
+def _number(value):
+    """As JSON has it, which knows only finite ones."""
+    return value if isfinite(value) else str(value)
 
 
 # One row --------------------------------------------------------------------------------------------------------------

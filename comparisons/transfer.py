@@ -205,7 +205,7 @@ def prepare(options: Options) -> Sweep:
         scalings[param, problem.network.depth] = problem.scaling()
     config = runs.config(o, base.inputs, base.targets) | {"exponents": [str(one) for one in scalings.values()]}
     config = {name: value for name, value in config.items() if name not in WHERE}
-    return Sweep(o, Work(base, scalings, o.seed, o.precision, o.out or Path()), config)
+    return Sweep(o, Work(base, scalings, o.seed, o.seeds, o.precision, o.out or Path()), config)
 
 
 def _check(o: Options) -> None:
