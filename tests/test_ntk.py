@@ -148,13 +148,15 @@ def distances(problem, widths, num_seeds):
         {"activation": "relu"},
         {"activation": "tanh"},
         {"model": "resmlp", "activation": "relu", "parametrization": "base=ntp, block.multiplier.L=-1/2"},
+        CLASSES | {"C": 3, "learning_rate": 0.5},
+        {"model": "conv", "pooling": "average", "D": 64},
     ],
-    ids=["relu", "tanh", "residual relu"],
+    ids=["relu", "tanh", "residual relu", "cross-entropy", "convolutions"],
 )
 def test_networks_approach_the_limit_that_has_their_outputs(options):
-    """Loss and sharpness of trained networks of two hidden layers or more: the distance falls as N^{-1/2}."""
+    """Loss and sharpness of trained networks of two hidden layers or more, and of a ConvNet: the distance falls as N^{-1/2}."""
     problem = a_problem(**{"C": 1, "richness": 1.0, "momentum": 0.3, "num_steps": 6, "measure_every": 6, "top_k": 1} | options)
-    widths = (32, 64, 128, 256, 512)
+    widths = np.array([32, 64, 128, 256, 512]) // (2 if problem.model == "conv" else 1)
     for name, errors in distances(problem, widths, 64).items():
         law = fit(widths, np.array(errors))
         assert law.interval[0] <= -0.5 <= law.interval[1], (name, law)
