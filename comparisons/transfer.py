@@ -27,6 +27,7 @@ from comparisons import cases, command_line, plots, records, runs, sweep
 from comparisons.optimum import Optimum, Shift, analyse, nearest
 from comparisons.sweep import Row, Work
 from comparisons.transfer_plots import picture, table
+from finite.networks.build import build
 from limits import OBSERVABLES, Problem
 from limits.limit import solve
 
@@ -205,7 +206,10 @@ def prepare(options: Options) -> Sweep:
         scalings[param, problem.network.depth] = problem.scaling()
     config = runs.config(o, base.inputs, base.targets) | {"exponents": [str(one) for one in scalings.values()]}
     config = {name: value for name, value in config.items() if name not in WHERE}
-    return Sweep(o, Work(base, scalings, o.seed, o.seeds, o.precision, o.out or Path()), config)
+    prepared = Sweep(o, Work(base, scalings, o.seed, o.seeds, o.precision, o.out or Path()), config)
+    for param, width, depth in prepared.sizes:
+        build(prepared.work.problem(param, depth), width)  # raises here what it cannot be
+    return prepared
 
 
 def _check(o: Options) -> None:

@@ -1,6 +1,6 @@
 """Paper, appendix: two-layer linear networks, final loss against learning rate: the widths align in μP, not in NTP.
 
-    python -m comparisons.transfer --inputs 100 --samples 1000 --widths 64 128 256 512 1024 2048 --learning-rates 0.5 0.75 1.1 1.6 2.4 3.5 5 7.5 11 16 24 35 50 75 --seeds 4 --steps 20 --richness 1 --out results/figure_19_2
+    python -m comparisons.transfer --inputs 100 --samples 1000 --widths 64 128 256 512 1024 2048 --learning-rates 0.5 0.75 1.1 1.6 2.4 3.5 5 7.5 11 16 24 35 50 75 --seeds 4 --steps 20 --richness 1 --sharpness-seeds 0 --out results/figure_19_2
     python -m paper_figures.figure_19_2
 
 The first command took 1.5 minutes on two cores.  The paper has D = 100 and random data; assumed are P = 1000 samples of a
@@ -10,8 +10,10 @@ linear teacher, full batches, γ0 = 1, 20 steps, and the widths (the paper's may
 import shlex
 from pathlib import Path
 
-from comparisons import command_line, transfer
+from comparisons import command_line
+from comparisons.optimum import analyse
 from comparisons.records import Refused
+from comparisons.transfer_plots import picture
 from paper_figures import Options, read, save
 
 NAME = Path(__file__).stem
@@ -23,7 +25,7 @@ def recipe(results: Path) -> str:
     return (
         "python -m comparisons.transfer --inputs 100 --samples 1000 --widths 64 128 256 512 1024 2048"
         " --learning-rates 0.5 0.75 1.1 1.6 2.4 3.5 5 7.5 11 16 24 35 50 75 --seeds 4 --steps 20 --richness 1"
-        f" --out {shlex.quote(str(results))}"
+        f" --sharpness-seeds 0 --out {shlex.quote(str(results))}"
     )
 
 
@@ -35,8 +37,7 @@ def draw(options: Options) -> None:
     if missing:
         raise Refused(f"{results}: without {' and '.join(sorted(missing))}; make the results with: {recipe(results)}")
     dataset = dataset.sel(param=["mup", "ntp"])
-    figure = transfer.picture(dataset, *transfer.analyse(dataset), dataset.attrs["title"])
-    save(figure, options.out or results / NAME)
+    save(picture(dataset, *analyse(dataset), dataset.attrs["title"]), options.out or results / NAME)
 
 
 def main(arguments=None) -> None:

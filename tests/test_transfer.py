@@ -1,14 +1,6 @@
 """Learning-rate transfer: the optimum and its interval, the numbers against gradient descent, the whole command."""
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +9,28 @@ import pytest
 import xarray as xr
 
 import finite.train
-from comparisons import cases, records, transfer
-from comparisons.transfer import Options, analyse, bracket, cell, limit, main, prepare, verdict
+from comparisons import records, sweep
+from comparisons.optimum import analyse, bracket, verdict
+from comparisons.transfer import Options, limit, main, prepare
 from finite.networks.build import build
 from limits import linear2
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--widths", "8", "16", "--seeds", "3", "--steps", "4", "--samples", "8", "--inputs", "3",
          "--learning-rates", "0.3", "1", "2", "1000", "--richness", "1"]  # fmt: skip
 RATES = np.geomspace(0.1, 10, 15)
 
 
-def swept(**options):
+def prepared(folder, **options):
     sizes = {"widths": (8, 16), "seeds": 3, "steps": 4, "samples": 8, "inputs": 3, "learning_rates": (0.3, 1.0, 2.0)}
-    return prepare(Options(**{**sizes, **options}))
+    return prepare(Options(**{**sizes, **options, "out": folder}))
+
+
+def final_losses(there, param, width) -> xr.DataArray:
+    """(seed, learning_rate) of one size, trained."""
+    rows = [row for row in there.rows() if (row.param, row.width) == (param, width)]
+    sweep.ensure(there.work, rows, sweep.Engine(), "test")
+    losses = [[there.work.read(row, seed)["loss"][-1] for row in rows] for seed in rows[0].seeds]
+    return xr.DataArray(losses, {"seed": list(rows[0].seeds), "learning_rate": there.rates}, ("seed", "learning_rate"))
 
 
 # the optimum
@@ -103,6 +103,23 @@ def test_more_noise_is_a_wider_interval_and_at_last_undecided():
     assert (quiet.verdict, loud.verdict) == ("transfers", "undecided")
 
 
+def test_widths_and_depths_have_an_exponent_each():
+    """Optima at 0.5 N^0.3 L^(-0.5)."""
+    widths, depths = np.array([32, 64, 128]), np.array([1, 2, 4])
+    optimum = 0.5 * widths[:, None] ** 0.3 * depths ** -0.5
+    noise = 0.02 * np.random.default_rng(0).standard_normal((3, 3, 8, len(RATES)))
+    log_loss = np.log(RATES / optimum[..., None, None]) ** 2 + noise - 5
+    dataset = xr.Dataset(
+        {"final_loss": (("param", "width", "depth", "seed", "learning_rate"), np.exp(log_loss)[None]),
+         "initial_loss": (("param", "width", "depth", "seed"), np.full((1, 3, 3, 8), 1e3))},
+        {"param": ["mup"], "width": widths, "depth": depths, "learning_rate": RATES}, {"precision": "float64"},
+    )  # fmt: skip
+    _, shifts = analyse(dataset)
+    assert [shift.size for shift in shifts] == ["width", "depth"]
+    np.testing.assert_allclose([shift.exponent for shift in shifts], [0.3, -0.5], atol=0.02)
+    assert [shift.verdict for shift in shifts] == ["does not transfer", "does not transfer"]
+
+
 def test_an_optimum_off_the_grid_is_no_exponent():
     optima, (shift,) = analyse(synthetic(-0.8))
     assert optima[-1].interval[0] == 0
@@ -121,12 +138,12 @@ def test_verdicts():
 
 @pytest.mark.parametrize("param", ["mup", "ntp"])
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "batch_size": 4}], ids=["plain", "momentum, batches"])
-def test_a_cell_is_gradient_descent(param, options):
+def test_a_cell_is_gradient_descent(param, options, tmp_path):
     """Against an explicit loop at float64, for every learning rate and seed."""
-    sweep = swept(precision="float64", richness=2.0, **options)
-    problem = sweep.problems[param]
+    whole = prepared(tmp_path, precision="float64", richness=2.0, **options)
+    problem = whole.work.problem(param, 1)
     network, gamma = build(problem, 8), 2 * {"mup": np.sqrt(8), "ntp": 1}[param]
-    there = cell(sweep, param, 8)["final_loss"].squeeze(("param", "width"))
+    there = final_losses(whole, param, 8)
     with jax.enable_x64(True):
         inputs, targets = jnp.asarray(problem.inputs), jnp.asarray(problem.targets)
 
@@ -134,7 +151,7 @@ def test_a_cell_is_gradient_descent(param, options):
             return 0.5 * ((network.apply(weights, x) - y) ** 2).sum() / len(x)
 
         slope = jax.jit(jax.grad(loss))
-        for seed, key in enumerate(cases.keys(0, 8, 3)):
+        for seed, key in enumerate(whole.work.keys(8, 1, range(3))):
             for rate in there.learning_rate.values:
                 weights = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), network.init(key))
                 buffer = jax.tree.map(jnp.zeros_like, weights)
@@ -147,29 +164,27 @@ def test_a_cell_is_gradient_descent(param, options):
                 assert ours == pytest.approx(float(loss(weights, inputs, targets)), rel=1e-9)
 
 
-def test_all_learning_rates_are_one_program():
-    sweep = swept(widths=(11, 13), learning_rates=tuple(np.geomspace(0.1, 1, 7)))
+def test_all_learning_rates_and_seeds_are_one_program(tmp_path):
     before = finite.train._advance._cache_size()
-    cell(sweep, "mup", 11)
+    final_losses(prepared(tmp_path, widths=(11, 13), learning_rates=tuple(np.geomspace(0.1, 1, 7))), "mup", 11)
     assert finite.train._advance._cache_size() == before + 1
 
 
-def test_wide_mup_networks_follow_the_limit():
-    sweep = swept(widths=(8, 512), seeds=8, richness=1.0, learning_rates=(0.1, 0.3, 0.6))
-    expected = limit(sweep, "mup")["final_loss_limit"].values
-    narrow, wide = (abs(cell(sweep, "mup", width)["final_loss"].mean("seed").values / expected - 1).max()
-                    for width in (8, 512))  # fmt: skip
+def test_wide_mup_networks_follow_the_limit(tmp_path):
+    there = prepared(tmp_path, widths=(8, 512), seeds=8, richness=1.0, learning_rates=(0.1, 0.3, 0.6))
+    expected = limit(there, "mup", 1)["final_loss_limit"].values
+    narrow, wide = (abs(final_losses(there, "mup", width).mean("seed").values / expected - 1).max() for width in (8, 512))
     assert wide < 0.05 < narrow
 
 
-def test_wide_ntp_networks_scatter_about_the_limit():
+def test_wide_ntp_networks_scatter_about_the_limit(tmp_path):
     """Whose loss is random in f(0): the seeds' mean lies within 4 standard errors, and f(0) = 0 does not."""
-    sweep = swept(widths=(8, 512), seeds=32, richness=0.5, learning_rates=(0.01, 0.03, 0.1))
-    losses = cell(sweep, "ntp", 512)["final_loss"].squeeze()
+    there = prepared(tmp_path, widths=(8, 512), seeds=32, richness=0.5, learning_rates=(0.01, 0.03, 0.1))
+    losses = final_losses(there, "ntp", 512)
     error = (losses.std("seed", ddof=1) / np.sqrt(32)).values
-    distance = np.abs(losses.mean("seed").values - limit(sweep, "ntp")["final_loss_limit"].values)
+    distance = np.abs(losses.mean("seed").values - limit(there, "ntp", 1)["final_loss_limit"].values)
     assert (distance < 4 * error).all()
-    without = linear2.solve(replace(sweep.problems["ntp"], learning_rate=0.01))["loss"][-1]
+    without = linear2.solve(there.work.problem("ntp", 1, 0.01))["loss"][-1]
     assert float(losses[:, 0].mean()) - without > 4 * error[0]
 
 
@@ -184,7 +199,7 @@ def finished(tmp_path_factory):
 
 
 def numbers(folder) -> xr.Dataset:
-    return records.read(folder / "transfer.nc").drop_vars("seconds")
+    return records.read(folder / "transfer.nc")
 
 
 def test_files(finished):
@@ -197,6 +212,11 @@ def test_the_dataset_is_labelled(finished):
     dataset = numbers(finished)
     assert dict(dataset["final_loss"].sizes) == {"param": 2, "width": 2, "seed": 3, "learning_rate": 4}
     assert dataset["final_loss_limit"].dims == ("param", "learning_rate")
+    assert dataset["sharpness"].dims == ("param", "width", "seed", "step")
+    assert np.isfinite(dataset["sharpness"].sel(seed=[0, 1])).all()
+    assert np.isnan(dataset["sharpness"].sel(seed=2)).all()
+    assert dataset["step"].values.tolist() == [0, 1, 2, 3, 4]
+    assert (dataset["loss"].sel(step=4) == dataset["final_loss"]).where(np.isfinite(dataset["final_loss"])).all()
     assert dataset.attrs["numpy"] == np.__version__
     assert json.loads(dataset.attrs["configuration"])["widths"] == [8, 16]
 
@@ -214,13 +234,14 @@ def test_transfer_json(finished):
     found = records.read_json(finished / "transfer.json")
     assert [(o["parametrization"], o["width"]) for o in found["optima"]] == [
         (param, width) for param in ("mup", "ntp") for width in (8, 16, None)]  # fmt: skip
-    assert set(found["optima"][0]) == {"parametrization", "width", "best_learning_rate", "interval", "final_loss"}
+    assert set(found["optima"][0]) == {
+        "parametrization", "width", "depth", "best_learning_rate", "interval", "final_loss"}  # fmt: skip
     assert [s["parametrization"] for s in found["shifts"]] == ["mup", "ntp"]
-    assert {"exponent", "interval", "verdict"} <= set(found["shifts"][0])
+    assert {"size", "exponent", "interval", "verdict"} <= set(found["shifts"][0])
 
 
 def test_the_same_command_trains_nothing_again(finished, monkeypatch, capsys):
-    monkeypatch.setattr(transfer, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(sweep, "train", lambda *_, **__: pytest.fail("trained again"))
     before = numbers(finished)
     main([*SMALL, "--out", str(finished)])
     xr.testing.assert_identical(numbers(finished), before)
@@ -229,32 +250,23 @@ def test_the_same_command_trains_nothing_again(finished, monkeypatch, capsys):
     assert f"results in {finished}" in table
 
 
-def test_a_damaged_cell_is_computed_again(finished, tmp_path, capsys):
-    shutil.copytree(finished, tmp_path / "copy")
-    (tmp_path / "copy" / "cells" / "ntp-8.nc").write_bytes(b"")
-    main([*SMALL, "--out", str(tmp_path / "copy")])
-    xr.testing.assert_equal(numbers(tmp_path / "copy"), numbers(finished))
-    assert "ntp-8.nc: does not have the digest" in capsys.readouterr().err
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
-    folder = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-m", "comparisons.transfer", *SMALL, "--out", str(folder)], cwd=ROOT,
-                               stderr=subprocess.PIPE, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not (folder / "cells" / "mup-8.nc").exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "transfer.json").exists()
-    main([*SMALL, "--out", str(folder)])
-    xr.testing.assert_equal(numbers(folder), numbers(finished))
+def test_sharpness_is_that_of_the_network_at_the_optimum(finished):
+    """Measured at the learning rate next to the optimum, against the limit, which has its own exact one."""
+    dataset, found = numbers(finished), records.read_json(finished / "transfer.json")
+    best = {(o["parametrization"], o["width"]): o["best_learning_rate"] for o in found["optima"]}
+    for param, width in (("mup", 8), ("mup", 16), ("ntp", 8), ("ntp", 16)):
+        one = dataset.sel(param=param, width=width)
+        rates = dataset.learning_rate.values
+        assert float(one["best_on_grid"]) == rates[np.abs(np.log(rates / best[param, width])).argmin()]
+        assert float(one["edge_of_stability"]) == pytest.approx(2 / float(one["best_on_grid"]))
+    assert np.isfinite(dataset["sharpness_limit"]).all()
+    first = dataset.sel(param="mup", width=16, step=0)
+    assert 0.5 < float(first["sharpness"].mean("seed") / first["sharpness_limit"]) < 2
 
 
 def test_a_parametrization_without_a_limit(tmp_path):
-    main([*SMALL, "--model", "mlp", "--param", "sp", "--out", str(tmp_path / "mlp")])
+    main([*SMALL, "--model", "mlp", "--param", "sp", "--sharpness-seeds", "0", "--out", str(tmp_path / "mlp")])
+    assert "sharpness" not in numbers(tmp_path / "mlp")
     assert "final_loss_limit" not in numbers(tmp_path / "mlp")
     assert len(records.read_json(tmp_path / "mlp" / "transfer.json")["optima"]) == 2
 
@@ -277,6 +289,45 @@ def test_adam_has_no_limit(tmp_path):
     dataset = numbers(tmp_path / "adam")
     assert "final_loss_limit" not in dataset
     assert (dataset["final_loss"] < dataset["initial_loss"]).all()
+    np.testing.assert_allclose(dataset["edge_of_stability"], 38 / dataset["best_on_grid"])
+    assert np.isfinite(dataset["sharpness"].sel(seed=[0, 1]).isel(step=slice(1, None))).all()
+    assert dataset["sharpness"].attrs["long_name"].startswith("preconditioned sharpness")
+
+
+@pytest.mark.slow
+def test_depths(tmp_path):
+    """One width and several depths: the optimum's way with L, its limit at each depth, a colour per depth."""
+    options = ["--model", "mlp", "--activation", "linear", "--widths", "8", "--depths", "1", "2", "3", "--param", "mup"]
+    main([*SMALL, *options, "--sharpness-seeds", "1", "--out", str(tmp_path)])
+    dataset, found = numbers(tmp_path), records.read_json(tmp_path / "transfer.json")
+    assert dict(dataset["final_loss"].sizes) == {"param": 1, "width": 1, "depth": 3, "seed": 3, "learning_rate": 4}
+    assert dataset["final_loss_limit"].dims == ("param", "depth", "learning_rate")
+    assert [(o["width"], o["depth"]) for o in found["optima"]] == [(8, 1), (8, 2), (8, 3), (None, 1), (None, 2), (None, 3)]
+    assert [shift["size"] for shift in found["shifts"]] == ["depth"]
+    sharp = dataset["sharpness"].sel(param="mup", width=8, seed=0, step=0)
+    assert len(np.unique(sharp)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model", "conv", "--data", "digits", "--outputs", "3", "--loss", "cross_entropy", "--widths", "2", "4"],
+        ["--model", "vit", "--data", "digits", "--widths", "8", "16", "--depth", "1", "--optimizer", "adamw",
+         "--weight-decay", "0.1"],
+        ["--model", "resmlp", "--block-size", "2", "--activation", "relu", "--param", "depth_mup", "--momentum", "0.5",
+         "--nesterov", "--warmup-steps", "2", "--schedule", "cosine"],
+        ["--model", "mlp", "--trained", "readout", "--param", "ntp"],
+    ],
+    ids=["conv", "vit", "resmlp", "random features"],
+)  # fmt: skip
+def test_models_and_optimizers(options, tmp_path):
+    digits = ["--inputs", "64"] if "digits" in options else []
+    main([*SMALL, "--seeds", "2", "--param", "mup", "--learning-rates", "0.01", "0.03", "0.1", *digits, *options,
+          "--sharpness-seeds", "1", "--out", str(tmp_path)])  # fmt: skip
+    dataset = numbers(tmp_path)
+    assert (dataset["final_loss"] < dataset["initial_loss"]).any()
+    assert np.isfinite(dataset["sharpness"].sel(seed=0).isel(step=slice(1, None))).all()
 
 
 @pytest.mark.parametrize(
@@ -301,7 +352,14 @@ def test_adam_has_no_limit(tmp_path):
         (["--batch-size", "9"], "batch size 9 must be from 1 to the 8 samples"),
         (["--data", "nowhere.npz"], "nowhere.npz"),
         (["--data", "cifar"], "unknown data 'cifar'"),
-        (["--model", "mlp", "--depth", "0"], "depth 0 must be at least 1"),
+        (["--model", "mlp", "--depth", "0"], "depths 0: wanted at least 1, positive"),
+        (["--depths", "1", "2"], "depths 1 2: linear2 has 1; models of any depth: mlp, resmlp"),
+        (["--model", "mlp", "--depths", "2", "2"], "depths 2 2: wanted"),
+        (["--measure-every", "3"], "measure-every 3: wanted a divisor of the 4 steps"),
+        (["--sharpness-seeds", "4"], "sharpness-seeds 4 must be from 0 to the 3 seeds"),
+        (["--processes", "0"], "0 processes: at least 1"),
+        (["--model", "conv"], "3 inputs are no square image"),
+        (["--model", "vit", "--data", "digits", "--inputs", "64", "--widths", "3", "6"], "heads"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(arguments, line, tmp_path, capsys):

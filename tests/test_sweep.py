@@ -1,0 +1,268 @@
+"""Cells of a sweep: kept one by one, the same whatever is trained beside them, killed, tried again, and on other engines."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from comparisons import records, runs, sweep
+from comparisons.sweep import Engine, Row
+from comparisons.transfer import Options, main, prepare
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--widths", "8", "16", "--seeds", "3", "--steps", "4", "--samples", "8", "--inputs", "3", "--param", "mup",
+         "--learning-rates", "0.3", "1", "2", "1000", "--richness", "1"]  # fmt: skip
+LARGER = ["--seeds", "4", "--param", "mup", "ntp"]  # 64 cells, and 8 that follow the sharpness
+
+
+@pytest.fixture
+def work(tmp_path):
+    sizes = {"widths": (8, 16), "param": ("mup",), "seeds": 3, "steps": 4, "samples": 8, "inputs": 3}
+    found = prepare(Options(**sizes, learning_rates=(0.3, 1.0, 1000.0), out=tmp_path)).work
+    (tmp_path / "cells").mkdir()
+    return found
+
+
+@pytest.fixture
+def row(work):
+    made = Row("mup", 8, 1, 0.3, (0, 1, 2))
+    work.path(made, 0).parent.mkdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results") / "small"
+    main([*SMALL, "--out", str(folder)])
+    return folder
+
+
+def cells(folder):
+    """The bytes of every cell, by its name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted((folder / "cells").rglob("*.json"))}
+
+
+def assert_same(folder, other):
+    """All files in which a run leaves numbers, bit for bit."""
+    assert cells(folder) == cells(other)
+    assert (folder / "transfer.json").read_bytes() == (other / "transfer.json").read_bytes()
+    ours, theirs = (records.read(one / "transfer.nc") for one in (folder, other))
+    assert {name: values.values.tobytes() for name, values in ours.variables.items()} == {
+        name: values.values.tobytes() for name, values in theirs.variables.items()}  # fmt: skip
+    assert not list(folder.rglob("*.partial"))
+
+
+# cells
+
+
+def test_what_is_read_is_what_was_written(work, row):
+    values = np.array([0.1 + 0.2, np.pi * 1e-300, np.inf, -np.inf, np.nan])
+    work.write(row, 1, {"loss": values})
+    assert work.read(row, 1)["loss"].tobytes() == values.tobytes()
+    assert work.missing(row) == [0, 2]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"cell": {"loss": [1.0]}, "sha256": "0"}', b"\xff"])
+def test_a_damaged_cell_is_missing_and_said_to_be(work, row, content):
+    work.write(row, 1, {"loss": np.ones(3)})
+    work.path(row, 1).write_bytes(content)
+    lines = []
+    assert work.missing(row, lines.append) == [0, 1, 2]
+    assert lines == [f"{work.path(row, 1)}: is not what was written; it is computed again"]
+
+
+def test_a_seed_is_the_same_alone_and_among_others(work, row, tmp_path):
+    sweep.run(work, row)
+    together = cells(tmp_path)
+    work.path(row, 1).unlink()
+    assert sweep.run(work, row) == []
+    assert cells(tmp_path) == together
+    assert len({bytes(content) for content in together.values()}) == 3
+
+
+def test_side_by_side_a_missing_seed_is_trained_with_all(work, row, tmp_path, monkeypatch):
+    """As on an accelerator, where rounding depends on the batch."""
+    monkeypatch.setattr(sweep.jax, "default_backend", lambda: "gpu")
+    sweep.run(work, row)
+    together, age = cells(tmp_path), work.path(row, 0).stat().st_mtime_ns
+    work.path(row, 1).unlink()
+    sweep.run(work, row)
+    assert cells(tmp_path) == together
+    assert work.path(row, 0).stat().st_mtime_ns == age
+
+
+def test_a_divergence_is_a_result(work, row):
+    wild = row._replace(learning_rate=1000.0)
+    assert sweep.run(work, wild) == []
+    assert work.missing(wild) == []
+    assert not (work.read(wild, 0)["loss"] < work.read(wild, 0)["loss"][0]).any()
+
+
+# failures
+
+
+def failing(monkeypatch, times, fault=None):
+    """Training at η0 = 1 fails so many times."""
+    true, left = sweep.train, [times]
+
+    def train(problem, *arguments, **options):
+        if problem.learning_rate == 1 and left[0]:
+            left[0] -= 1
+            raise fault or RuntimeError("out of\nluck")
+        return true(problem, *arguments, **options)
+
+    monkeypatch.setattr(sweep, "train", train)
+
+
+def test_what_fails_once_is_tried_again(finished, tmp_path, monkeypatch, capsys):
+    failing(monkeypatch, 1)
+    main([*SMALL, "--out", str(tmp_path / "run")])
+    assert_same(tmp_path / "run", finished)
+    assert "mup N = 16 L = 1 η0 = 1 seed 0: out of luck; tried again" in capsys.readouterr().err
+
+
+def test_what_fails_twice_is_told_at_the_end_and_tried_by_the_next_run(finished, tmp_path, monkeypatch, capsys):
+    failing(monkeypatch, 2)
+    with pytest.raises(SystemExit) as stop:
+        main([*SMALL, "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "failed twice: mup N = 16 L = 1 η0 = 1 seed 0: out of luck; all other cells are kept" in line
+    assert len(cells(tmp_path / "run")) == 2 * 4 * 3 - 1
+    assert not (tmp_path / "run" / "transfer.nc").exists()
+    main([*SMALL, "--out", str(tmp_path / "run")])
+    assert_same(tmp_path / "run", finished)
+
+
+def test_an_interruption_is_no_failure(work, row, monkeypatch):
+    failing(monkeypatch, 1, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(work, row._replace(learning_rate=1.0))
+    assert work.missing(row._replace(learning_rate=1.0)) == [0, 1, 2]
+
+
+# a kill at any moment
+
+
+def start(folder, *options):
+    return subprocess.Popen([sys.executable, "-m", "comparisons.transfer", *SMALL, *options, "--out", str(folder)], cwd=ROOT,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
+
+
+def kill_when(process, happened, then):
+    """SIGKILL, ``then`` seconds after something has happened; False if the process was done before."""
+    deadline = time.monotonic() + 300
+    while not happened() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(then)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_moments_the_numbers_are_the_same(tmp_path):
+    main([*SMALL, *LARGER, "--out", str(tmp_path / "whole")])
+    folder, rng, killed = tmp_path / "killed", np.random.default_rng(0), 0
+    for _ in range(10):
+        wanted = len(list(folder.rglob("*.json"))) + rng.integers(1, 6)  # what it then has, at the least
+        killed += kill_when(start(folder, *LARGER), lambda: len(list(folder.rglob("*.json"))) >= wanted, 0.03 * rng.random())  # noqa: B023
+    assert killed == 10
+    assert not (folder / "transfer.json").exists()
+    main([*SMALL, *LARGER, "--out", str(folder)])
+    assert_same(folder, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_and_end_with_their_parent(finished, tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder, "--processes", "2")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        pytest.skip("no /proc here: cannot list the children of a process")
+    seen = set()
+    assert kill_when(process, lambda: len(list(folder.rglob("*.json"))) > 2 or seen.update(_workers(children)), 0.0)
+    assert len(seen) >= 2
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in seen):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    main([*SMALL, "--processes", "2", "--out", str(folder)])
+    assert_same(folder, finished)
+
+
+def _workers(children):
+    try:
+        return children.read_text().split()
+    except OSError:  # it has just ended
+        return []
+
+
+def killing_itself(row):
+    """In a worker: dies at η0 = 1, once."""
+    mark = sweep._shared.folder / "died"
+    if row.learning_rate == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sweep.run(sweep._shared, row)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced_once(work, row, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_run_shared", killing_itself)
+    rows = [row, row._replace(learning_rate=1.0)]
+    sweep.ensure(work, rows, Engine(2), "test")
+    assert (tmp_path / "died").exists()
+    assert not any(work.missing(one) for one in rows)
+
+
+# a cluster
+
+
+@pytest.mark.skipif(importlib.util.find_spec("distributed") is not None, reason="dask.distributed is installed")
+def test_without_dask_one_line_says_how_to_install_it(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*SMALL, "--cluster", "tcp://127.0.0.1:1", "--out", str(tmp_path / "run")])
+    line = capsys.readouterr().err
+    assert "distributed is not installed; install it with `uv sync --extra cluster`" in line
+    assert line.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["address", "local"])
+def test_a_dask_cluster_gives_the_same(where, finished, tmp_path):
+    """One that runs here, by its address; and a job queue whose jobs are processes of this machine."""
+    distributed = pytest.importorskip("distributed", reason="needs the extra cluster: uv sync --extra cluster")
+    options = [*SMALL, "--out", str(tmp_path / "run"), "--processes", "2"]
+    if where == "local":
+        settings = tmp_path / "dask"
+        settings.mkdir()
+        (settings / "jobqueue.yaml").write_text("jobqueue: {local: {cores: 1, memory: 2GB, processes: 1}}\n")
+        subprocess.run([sys.executable, "-m", "comparisons.transfer", *options, "--cluster", "local"], cwd=ROOT, check=True,
+                       env={**os.environ, "DASK_CONFIG": str(settings)}, timeout=300)  # fmt: skip
+    else:
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            main([*options, "--cluster", cluster.scheduler_address])
+    assert_same(tmp_path / "run", finished)
+
+
+def test_no_number_depends_on_where_it_is_computed(tmp_path):
+    sizes = {"widths": (8, 16), "samples": 8, "inputs": 3}
+    assert prepare(Options(**sizes)).config == prepare(Options(**sizes, processes=3, cluster="slurm")).config
+
+
+def test_the_time_left_is_over_what_is_left(work, row, monkeypatch):
+    sweep.run(work, row)
+    shown, made, missing = [], runs.Progress, row._replace(learning_rate=1.0)
+    monkeypatch.setattr(sweep.runs, "Progress", lambda rows: (shown.append(rows), made(rows))[1])
+    sweep.ensure(work, [row, missing], Engine(), "test")
+    assert shown == [[missing]]
