@@ -43,39 +43,47 @@ from limits.losses import LOSSES
 from limits.precision import in_float64
 from limits.problem import Problem
 
-STEP = 2.0**-10  # ε of the differences: errors of ε² ~ 1e-6, and of rounding over ε² ~ 1e-10
-TOLERANCE = 1e-11
-ROOM = 24  # steps at which every field is new; then it doubles
+STEP = 2.0**-9  # ε of the differences
+TOLERANCE = 1e-10
+ROOM = 24  # steps that there is room for whatever they bring; then it doubles
 SIDE_BY_SIDE = 32  # draws
 
 
 class Sizes(NamedTuple):
-    """r directions of the inputs, C outputs, H matrices between layers, each with room for n fields below and m above."""
+    """r directions of the inputs, C outputs, H matrices between layers, each with room for n fields below and m above.
+
+    new   how many directions a step brings at most to the features of a layer
+    """
 
     r: int
     C: int
     H: int
+    new: int
     n: int
     m: int
 
 
+def _sizes(r, C, H, steps) -> Sizes:
+    """With room for so many steps.  Each adds C directions to the features for each matrix up to there."""
+    new = min(r, max(H, 1) * C)
+    return Sizes(r, C, H, new, r + (steps + 1) * new, (steps + 1) * C)
+
+
 class State(NamedTuple):
-    """Before a step; whether there was room for all fields so far."""
+    """Before a step."""
 
     step: Int[Array, ""]
     weights: Weights
     velocity: Weights
     matrices: GaussianMatrix
-    fits: Bool[Array, ""]
 
 
 class Measured(NamedTuple):
-    """weights w, f = x̂w · kernels of features, in the directions of the inputs, and of gradients · was there room so far."""
+    """weights w, f = x̂w · kernels of features, in the directions of the inputs, and of gradients."""
 
     weights: Float[Array, "*T r C"]
     features: Float[Array, "*T layers r r"]
     gradients: Float[Array, "*T layers C C"]
-    fits: Bool[Array, "*T"]
 
 
 class Smooth(NamedTuple):
@@ -86,59 +94,69 @@ class Smooth(NamedTuple):
 
 
 @in_float64
-def predict(problem: Problem, kind: Kind, data: Data, *, draws: int = 1024, seed: int = 0) -> Prediction:
+def predict(problem: Problem, kind: Kind, data: Data, *, draws: int = 4096, seed: int = 0) -> Prediction:
     """The laws of loss, NTK and Gauss-Newton eigenvalues at the measured steps, of linear networks trained on MSE.
 
     ``kind``, ``data``  the network, as ``limits.dmft`` reads it;  ``draws``  of ℓ, over which the errors are standard errors.
     """
-    r, C = data.inputs.shape[1], data.targets.shape[1]
-    layers = problem.network.depth + kind.residual
     data = data._replace(space=Space(jnp.ones(()), jnp.asarray(TOLERANCE), jnp.asarray(False)))
-    runs = jnp.asarray(np.diff(problem.steps, prepend=-1))
-    steps = min(ROOM, problem.steps[-1] + 1)
+    (_, r), C, H = data.inputs.shape, data.targets.shape[1], problem.network.depth - (not kind.residual)
+    runs, steps = jnp.asarray(np.diff(problem.steps, prepend=-1)), min(ROOM, problem.steps[-1] + 1)
     while True:
-        sizes = Sizes(r, C, layers - 1, 2 * r + steps * min(r, layers * C), (steps + 1) * C)
-        _check_memory(sizes, kind.residual, draws, len(runs))
-        limit, first, second, fit = _derivatives(kind, sizes, data, runs, jax.random.key(seed), draws)
-        if fit or steps > problem.steps[-1]:
+        sizes = _sizes(r, C, H, int(steps))
+        _check_memory(sizes, kind.residual, len(runs))
+        if (found := _derivatives(kind, sizes, data, runs, problem.top_k, draws, seed)) is not None:
             break
         steps *= 2
-    laws = _laws(problem, data, limit, first, second)
+    limit, first, second = found
+    known = {"ntk_eigenvalues": _apart(np.linalg.eigvalsh(limit.theta), problem.top_k)}
+    laws = {name: _law(first[name], second[name], known.get(name, np.ones(1, bool))) for name in first}
+    laws["gauss_newton_eigenvalues"] = laws["ntk_eigenvalues"]  # of MSE
     return Prediction(laws, np.asarray(linear2.coordinates(problem).basis), None)
 
 
-def _check_memory(sizes, residual, draws, T):
+def _check_memory(sizes, residual, T):
     side = sizes.n + sizes.m
     S = (sizes.H + 1) * side if residual else side
     network = (sizes.H + 1) * side * S * 6
-    smooth = T * sizes.r * sizes.C * (sizes.r * sizes.C + 1)
-    needed = 8 * (2 * SIDE_BY_SIDE * network + 3 * draws * smooth)
+    kernels = T * (sizes.r * sizes.C) ** 2
+    needed = 8 * SIDE_BY_SIDE * (2 * network + 8 * kernels)
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
         raise MemoryError(f"these laws need about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are")
 
 
-@partial(jax.jit, static_argnums=(0, 1, 5))
-def _derivatives(kind, sizes, data, runs, key, draws) -> tuple[Smooth, Smooth, Smooth, Array]:
-    """(in the limit (T, …), first and second derivatives in ε (draws, T, …), whether there was room)"""
-
-    def network(epsilon, noise):
-        measured = _train(kind, sizes, data, runs, _gaussians(sizes, epsilon, noise))
-        return _smooth(data, measured), jnp.all(measured.fits)
-
+def _derivatives(kind, sizes, data, runs, top_k, draws, seed) -> tuple[Smooth, dict, dict] | None:
+    """(the limit, o' and o'' of each observable, (draws, T, …)); None where there is no room."""
     spaces = 1 if kind.residual else sizes.H + 1
     side = (sizes.H + 1) // spaces * (sizes.n + sizes.m)
-    limit, fit = network(jnp.zeros(()), jnp.zeros((spaces, side, side)))
+    networks, shape = partial(_networks, kind, sizes, data, runs), (SIDE_BY_SIDE, spaces, side, side)
+    limits, fits = networks(jnp.zeros((), float), jnp.zeros(shape))
+    limit, found = jax.tree.map(lambda a: a[0], limits), []
+    for key in jax.random.split(jax.random.key(seed), -(-draws // SIDE_BY_SIDE)):
+        noise = jax.random.normal(key, shape, dtype=float)
+        (up, room), (down, too) = (networks(jnp.asarray(step, float), noise) for step in (STEP, -STEP))
+        if not jnp.all(fits & room & too):
+            return None
+        found.append(jax.tree.map(np.asarray, _observed(data, limit, *_differences(up, limit, down), top_k)))
+    return limit, *jax.tree.map(lambda *parts: np.concatenate(parts)[:draws], *found)
 
-    def differences(key):
-        noise = jax.random.normal(key, (spaces, side, side), dtype=float)
-        (up, room), (down, too) = (network(STEP, sign * noise) for sign in (1.0, -1.0))
-        first = jax.tree.map(lambda u, d: (u - d) / (2 * STEP), up, down)
-        second = jax.tree.map(lambda u, o, d: (u - 2 * o + d) / STEP**2, up, limit, down)
-        return first, second, room & too
 
-    first, second, fits = jax.lax.map(differences, jax.random.split(key, draws), batch_size=SIDE_BY_SIDE)
-    return limit, first, second, fit & jnp.all(fits)
+@partial(jax.jit, static_argnums=(0, 1))
+def _networks(kind, sizes, data, runs, epsilon, noise) -> tuple[Smooth, Bool[Array, " draws"]]:
+    """(networks of these ℓ, whether there was room)"""
+
+    def network(noise):
+        measured, fits = _train(kind, sizes, data, runs, _gaussians(sizes, epsilon, noise))
+        return _smooth(data, measured), fits
+
+    return jax.vmap(network)(noise)
+
+
+@jax.jit
+def _differences(up, limit, down) -> tuple[Smooth, Smooth]:
+    first = jax.tree.map(lambda u, d: (u - d) / (2 * STEP), up, down)
+    return first, jax.tree.map(lambda u, o, d: (u - 2 * o + d) / STEP**2, up, limit, down)
 
 
 def _gaussians(sizes, epsilon, noise) -> Float[Array, "layers rows S"]:
@@ -150,44 +168,46 @@ def _gaussians(sizes, epsilon, noise) -> Float[Array, "layers rows S"]:
     return B.reshape(sizes.H + 1, sizes.n + sizes.m, -1)
 
 
-def _train(kind, sizes, data, runs, gaussians) -> Measured:
-    """One network of these Gaussians; measured at the last step of each of the runs, so many steps long."""
+def _train(kind, sizes, data, runs, gaussians) -> tuple[Measured, Bool[Array, ""]]:
+    """(one network of these Gaussians at the last step of each of the runs, so many steps long; whether there was room)"""
     from_below, from_above = gaussians[:, : sizes.n], gaussians[:, sizes.n :]
-    zeros = jnp.zeros((sizes.H, sizes.m, sizes.n))
-    weights = Weights(
-        data.scales[0] * from_below[0, : sizes.r], data.scales[1], zeros, data.scales[2] * from_above[-1, : sizes.C]
-    )
-    matrices = unmet(from_below[1:], from_above[:-1])
-    velocity = jax.tree.map(jnp.zeros_like, weights)
-    start = State(jnp.zeros((), int), weights, velocity, matrices, jnp.ones((), bool))
-    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(lambda s: _step(kind, data, s)[1], start))
+    first, last = data.scales[0] * from_below[0, : sizes.r], data.scales[2] * from_above[-1, : sizes.C]
+    weights = Weights(first, data.scales[1], jnp.zeros((sizes.H, sizes.m, sizes.n)), last)
+    matrices, *_ = _forward(kind, data, weights, unmet(from_below[1:], from_above[:-1]), jnp.eye(sizes.r))
+    step = partial(_step, kind, data, _combinations(sizes))
+    start = State(jnp.zeros((), int), weights, jax.tree.map(jnp.zeros_like, weights), matrices)
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(step, start)[1])
 
     def run(state, length):
-        step = lambda _, carry: _step(kind, data, carry[0])  # noqa: E731
-        return jax.lax.fori_loop(0, length, step, (state, nothing))
+        return jax.lax.fori_loop(0, length, lambda _, carry: step(carry[0]), (state, nothing))
 
-    return jax.lax.scan(run, start, runs)[1]
+    end, measured = jax.lax.scan(run, start, runs)
+    return measured, has_room(end.matrices, sizes.new, sizes.C)
 
 
-def _step(kind, data, state) -> tuple[State, Measured]:
+def _combinations(sizes) -> Float[np.ndarray, "new r"]:
+    """Of r fields that bring so many new directions: any in general position bring them too."""
+    return np.random.default_rng(0).normal(size=(sizes.new, sizes.r)) / np.sqrt(sizes.r)
+
+
+def _step(kind, data, combine, state) -> tuple[State, Measured]:
     """(after a step of gradient descent, what there was before it)"""
     weights = state.weights
-    fits = state.fits & has_room(state.matrices, len(weights.first), len(weights.last))
-    matrices, h, below = _forward(kind, data, weights, state.matrices)
+    matrices, h, below = _forward(kind, data, weights, state.matrices, combine)
     matrices, g, above = _backward(kind, data, weights, matrices)
     effective = data.space.products(h[-1], weights.last) / data.richness
     kernels = (jnp.einsum("lis,ljs->lij", fields, fields) for fields in (h, g))
     force = _force(kind, data, state.step, effective, (h, below), (g, above))
     weights, velocity = moved(kind, data, state.step, weights, state.velocity, force)
-    return State(state.step + 1, weights, velocity, matrices, fits), Measured(effective, *kernels, fits)
+    return State(state.step + 1, weights, velocity, matrices), Measured(effective, *kernels)
 
 
-def _forward(kind, data, weights, matrices) -> tuple[GaussianMatrix, Float[Array, "layers r S"], Float[Array, "H r n"]]:
+def _forward(kind, data, weights, matrices, combine) -> tuple[GaussianMatrix, Float[Array, "layers r S"], Float[Array, "H r n"]]:
     """(the matrices, h of each direction of the inputs, coordinates of those that the matrices met)"""
 
     def through(h, matrix_and_trained):
         matrix, trained = matrix_and_trained
-        matrix, out, coordinates = send(data.space, matrix, h, weights.left, trained)
+        matrix, out, coordinates = send(data.space, matrix, h, weights.left, trained, combine)
         return kind.residual * h + out, (matrix, h, coordinates)
 
     h, (matrices, behind, coordinates) = jax.lax.scan(through, weights.first, (matrices, weights.trained))
@@ -230,13 +250,6 @@ def _smooth(data, measured) -> Smooth:
     last = jnp.einsum("tab,ce->tacbe", features[:, -1], jnp.eye(C))
     theta = data.rates[0] * first + data.rates[1] * between + data.rates[2] * last
     return Smooth(measured.weights, theta.reshape(-1, r * C, r * C))
-
-
-def _laws(problem, data, limit, first, second) -> dict[str, Law]:
-    o1, o2 = jax.tree.map(np.asarray, _observed(data, limit, first, second, problem.top_k))
-    known = {"ntk_eigenvalues": _apart(np.linalg.eigvalsh(limit.theta), problem.top_k)}
-    laws = {name: _law(o1[name], o2[name], known.get(name, np.ones(1, bool))) for name in o1}
-    return laws | {"gauss_newton_eigenvalues": laws["ntk_eigenvalues"]}
 
 
 @partial(jax.jit, static_argnums=4)

@@ -87,12 +87,20 @@ def has_room(matrix: GaussianMatrix, below: int, above: int):
 
 
 def send(
-    space: Space, matrix: GaussianMatrix, fields: Float[Array, "p S"], decay: Float[Array, ""], trained: Float[Array, "m n"]
+    space: Space,
+    matrix: GaussianMatrix,
+    fields: Float[Array, "p S"],
+    decay: Float[Array, ""],
+    trained: Float[Array, "m n"],
+    combine: Float[Array, "q p"] | None = None,
 ) -> tuple[GaussianMatrix, Float[Array, "p S"], Float[Array, "p n"]]:
-    """(the matrix having met them, W(t) fields, their coordinates <b_j x>); ``trained`` is A, ``decay`` d."""
-    below, new, coordinates, count = meet(space, matrix.below, matrix.num_below, fields)
+    """(the matrix having met them, W(t) fields, their coordinates <b_j x>); ``trained`` is A, ``decay`` d.
+
+    ``combine``  see ``meet``
+    """
+    below, new, coordinates, count = meet(space, matrix.below, matrix.num_below, fields, combine)
     start = matrix.num_below
-    fresh = jax.lax.dynamic_slice_in_dim(matrix.sent, start, len(fields))
+    fresh = jax.lax.dynamic_slice_in_dim(matrix.sent, start, len(new))
     fresh = space.beyond(fresh, matrix.above)
     fresh = fresh / jnp.where(space.normed, space.norms(fresh), 1.0)[:, None]
     sent = jax.lax.dynamic_update_slice(matrix.sent, fresh, (start, 0))
@@ -112,15 +120,24 @@ def send_back(
 
 
 def meet(
-    space: Space, family: Float[Array, "n S"], count: Int[Array, ""], fields: Float[Array, "p S"]
-) -> tuple[Float[Array, "n S"], Float[Array, "p S"], Float[Array, "p n"], Int[Array, ""]]:
+    space: Space,
+    family: Float[Array, "n S"],
+    count: Int[Array, ""],
+    fields: Float[Array, "p S"],
+    combine: Float[Array, "q p"] | None = None,
+) -> tuple[Float[Array, "n S"], Float[Array, "q S"], Float[Array, "p n"], Int[Array, ""]]:
     """(family that spans the fields too, its new members, the fields' coordinates in it, its size).
 
     Gram-Schmidt, then once more against the family and, the new ones being orthonormal up to δ, among them up to δ²
     (Newton-Schulz).  ``family`` has room behind its first ``count`` rows, where the new ones go.
+
+    ``combine``  where the fields are known to bring at most q new directions: q combinations of them that bring these
     """
     inside = space.products(fields, family)
-    new = _orthonormal(space, fields - inside @ family, space.tolerance * space.norms(fields))
+    rest, combined = fields - inside @ family, fields
+    if combine is not None:
+        rest, combined = combine @ rest, combine @ combined
+    new = _orthonormal(space, rest, space.tolerance * space.norms(combined))
     new = space.beyond(new, family)
     new = 1.5 * new - 0.5 * space.products(new, new) @ new
     coordinates = jax.lax.dynamic_update_slice(inside, space.products(fields, new), (0, count))
