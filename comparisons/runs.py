@@ -16,7 +16,9 @@ from finite.cifar10 import cifar10
 from finite.data import Data, digits, gaussian, load_npz
 from finite.images import Images, holds_images, read_folder, read_npz
 from finite.patches import patches10
-from limits import minibatches
+from limits import Problem, minibatches
+
+WITH_DEPTH = ("mlp", "resmlp", "convnet", "resconvnet", "vit", "gpt")  # models that do not say it in their name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,67 @@ class DataOptions:
             return read_folder(path)
         raise ValueError(f"unknown data {self.data!r}; known: gaussian, digits, patches10, a file that ends in .npz, "
                          "a folder of images, or CIFAR-10's binary version")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(DataOptions):
+    """The options that say which network learns it and how; the options of a command inherit them too."""
+
+    model: str = "linear2"
+    """linear2, linear3, ...: so many weight matrices. mlp2, mlp3, ...: an activation between them. mlp: --depth hidden
+    layers. resmlp: --depth residual blocks. Of images: conv, convnet, resconvnet, vit; of tokens: gpt (limits/models.py)."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Adam has β1 0.9, β2 0.999 and an ε in units of the gradient; it has no limit here."""
+    steps: int = 20
+    """Gradient steps."""
+    richness: float = 1.0
+    """γ0: how far features move; 0 is the kernel regime."""
+    momentum: float = 0.0
+    """Heavy-ball coefficient."""
+    nesterov: bool = False
+    """Whether it looks ahead."""
+    weight_decay: float = 0.0
+    """Decay of the weights per unit of time η0 · step."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate grows to η0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What follows: η0, or a cosine down to 0 at the last step."""
+    batch_size: int | None = None
+    """Samples per minibatch; all of them if not given."""
+    activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
+    """Activation of mlp... and resmlp."""
+    block_size: int = 1
+    """Matrices, or convolutions, one behind the other in a block of resmlp, resconvnet."""
+    pooling: Literal["max", "average"] = "max"
+    """Of conv, convnet, resconvnet; average has an analytic kernel, so a limit in NTP."""
+    trained: Literal["all", "readout"] = "all"
+    """readout: all other weights stay where they start (random features)."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of the networks; the limit is always float64."""
+
+    def problem(self, **given) -> Problem:
+        """The problem of these options, with what a command adds.  Raises ValueError in one line."""
+        inputs, targets = self.load()
+        own = {field.name: getattr(self, field.name) for field in fields(Problem) if hasattr(self, field.name)}
+        del own["inputs"]  # of the options: their number
+        drawn = batches(self.seed, len(inputs), self.batch_size, self.steps)
+        return Problem(inputs=inputs, targets=targets, num_steps=self.steps, batches=drawn, **own | given)
+
+    def described(self, problem: Problem) -> str:
+        """For the title of a picture: model, optimiser, data and training."""
+        network, name = problem.network, self.model
+        deep = f" L = {network.depth}" if name in WITH_DEPTH else ""
+        activation = f" {network.activation}" if "mlp" in name else ""
+        more = [f"β = {self.momentum:g}{' Nesterov' if self.nesterov else ''}"] if self.momentum else []
+        more += [f"λ = {self.weight_decay:g}"] if self.weight_decay else []
+        more += [f"warm-up {self.warmup_steps}"] if self.warmup_steps else []
+        more += [self.schedule] if self.schedule != "constant" else []
+        more += [f"batch {self.batch_size}"] if self.batch_size else []
+        more += ["readout only"] if self.trained == "readout" else []
+        sizes = f"P = {problem.num_samples}, D = {problem.num_inputs}, C = {problem.num_outputs}"
+        loss = "" if self.loss == "mse" else ", cross-entropy"
+        training = ", ".join([f"γ0 = {self.richness:g}", *more])
+        return f"{name}{deep}{activation}, {self.optimizer}, {self.data}{loss}, {sizes}, {training}"
 
 
 def _given(value, usual):

@@ -11,6 +11,7 @@ What is trained are the weights as they act, multiplier · θ, at the learning r
 measured in the coordinates in which all of these rates are η0 (``_coordinates``): there it is the rescaled one.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil, prod
@@ -34,7 +35,7 @@ DENSE_NTK_ROWS = 2000  # up to this PC the NTK is built of the layers' factors a
 CHECK_EVERY = 8  # at most so many products between two tests of convergence, as dear as several ones of a narrow network
 HESSIAN = {"hessian_eigenvalues", "hessian_min"}
 KERNEL = ("gauss_newton_eigenvalues", "ntk_eigenvalues")  # for MSE the same nonzero spectrum
-HOST_MEMORY = 2 * 2**30  # bytes for the seeds that run side by side, where the device does not tell what it has
+HOST_PART = 0.25  # of this machine's memory is for the seeds that run side by side, where the device does not tell what it has
 
 
 def train(
@@ -80,7 +81,7 @@ def train(
         program = _Program(network.architecture, problem.loss, tuple(observables), problem.top_k, *numerics)
         samples = problem.num_samples if curvature_samples is None else curvature_samples
         _check(problem, network, program, keys, initial, samples)
-        chunks = _chunks(len(keys), _side_by_side(problem, network, program, memory))
+        chunks = _chunks(len(keys), _side_by_side(problem, network, program, samples, memory))
         trajectories = []
         for done, rows in enumerate(chunks):
             weights = _weights(network, keys[rows], jax.tree.map(lambda leaf: leaf[rows], initial))  # noqa: B023
@@ -381,10 +382,10 @@ def _chunks(seeds, most):
     return list(rows.reshape(count, length))
 
 
-def _side_by_side(problem, network, program, memory):
+def _side_by_side(problem, network, program, samples, memory):
     """How many seeds fit into the memory at once."""
     memory = _device_memory() if memory is None else memory
-    resident, workspace = _footprint(problem, network, program)
+    resident, workspace = _footprint(problem, network, program, samples)
     most = memory // (resident + workspace) if program.vectorized else (memory - workspace) // resident
     if most < 1:
         needed = (resident + workspace) / 2**30
@@ -392,19 +393,21 @@ def _side_by_side(problem, network, program, memory):
     return int(most)
 
 
-def _footprint(problem, network, program):
+def _footprint(problem, network, program, samples):
     """Bytes of one seed, estimated: (what it keeps all the time, what is needed while it is worked on)."""
     itemsize, shapes = jnp.zeros(()).dtype.itemsize, jax.tree.leaves(_shapes(network))
     parameters, rows = _size(shapes), problem.targets.size
     kept = 2 * 15 * parameters  # weights, two moments, three vectors of up to four Lanczos runs, coming in and going out
     lanczos = (min(program.max_matvecs, parameters) + 8) * parameters
     copies = 1 if network.layer_factors is None else problem.num_outputs  # each output has its way back
-    signals = 8 * (network.depth + 1) * copies * problem.num_samples * network.places * network.width
+    batch = problem.num_samples if problem.batches is None else problem.batches.shape[1]
+    rows_at_once = max(8 * samples * copies, 3 * batch, 2 * problem.num_samples)  # curvature, a step, the loss
+    signals = (network.depth + 1) * rows_at_once * network.places * network.width
     kernel = 4 * min(rows, DENSE_NTK_ROWS) ** 2
     return itemsize * kept, itemsize * (lanczos + signals + kernel)
 
 
 def _device_memory():
-    """Most of what is free on the device, or a fixed amount where it does not tell."""
-    stats = jax.devices()[0].memory_stats()
-    return 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]) if stats else HOST_MEMORY
+    """Most of what is free on the device, or a part of the machine's where it does not tell."""
+    stats, physical = jax.devices()[0].memory_stats(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]) if stats else HOST_PART * physical

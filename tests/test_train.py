@@ -280,7 +280,7 @@ def _memory_for(count, problem, network, vectorized):
     with computing("float64"):
         numerics = tuple(CHEAP), problem.top_k, 1e-3, 100, True, 16, vectorized
         program = training._Program(network.architecture, problem.loss, *numerics)
-        resident, workspace = training._footprint(problem, network, program)
+        resident, workspace = training._footprint(problem, network, program, problem.num_samples)
     return count * resident + (count if vectorized else 1) * workspace
 
 
