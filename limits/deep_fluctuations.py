@@ -46,7 +46,7 @@ from limits.problem import Problem
 STEP = 2.0**-9  # ε of the differences
 TOLERANCE = 1e-10
 ROOM = 24  # steps that there is room for whatever they bring; then it doubles
-SIDE_BY_SIDE = 32  # draws
+SIDE_BY_SIDE = 16  # draws
 
 
 class Sizes(NamedTuple):
@@ -94,7 +94,7 @@ class Smooth(NamedTuple):
 
 
 @in_float64
-def predict(problem: Problem, kind: Kind, data: Data, *, draws: int = 4096, seed: int = 0) -> Prediction:
+def predict(problem: Problem, kind: Kind, data: Data, *, draws: int = 1024, seed: int = 0) -> Prediction:
     """The laws of loss, NTK and Gauss-Newton eigenvalues at the measured steps, of linear networks trained on MSE.
 
     ``kind``, ``data``  the network, as ``limits.dmft`` reads it;  ``draws``  of ℓ, over which the errors are standard errors.
@@ -202,8 +202,8 @@ def _step(kind, data, combine, state) -> tuple[State, Measured]:
     return State(state.step + 1, weights, velocity, matrices), Measured(effective, *kernels)
 
 
-def _forward(kind, data, weights, matrices, combine) -> tuple[GaussianMatrix, Float[Array, "layers r S"], Float[Array, "H r n"]]:
-    """(the matrices, h of each direction of the inputs, coordinates of those that the matrices met)"""
+def _forward(kind, data, weights, matrices, combine) -> tuple[GaussianMatrix, Array, Array]:
+    """(the matrices, h of each direction of the inputs (layers, r, S), coordinates of those that they met (H, r, n))"""
 
     def through(h, matrix_and_trained):
         matrix, trained = matrix_and_trained
@@ -214,8 +214,8 @@ def _forward(kind, data, weights, matrices, combine) -> tuple[GaussianMatrix, Fl
     return matrices, jnp.concatenate([behind, h[None]]), coordinates
 
 
-def _backward(kind, data, weights, matrices) -> tuple[GaussianMatrix, Float[Array, "layers C S"], Float[Array, "H C m"]]:
-    """(the matrices, g of each output, coordinates of those that their transposes met)"""
+def _backward(kind, data, weights, matrices) -> tuple[GaussianMatrix, Array, Array]:
+    """(the matrices, g of each output (layers, C, S), coordinates of those that their transposes met (H, C, m))"""
 
     def through(g, matrix_and_trained):
         matrix, trained = matrix_and_trained

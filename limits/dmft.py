@@ -26,7 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from limits import deep_fluctuations
 from limits.curvature import leading_eigenvalues
+from limits.fluctuations import Prediction
 from limits.gaussian_matrix import Space
 from limits.infinite_network import Data, Fields, Kind, advance, begin, first_draws, grown, more_draws
 from limits.linear2 import coordinates
@@ -98,6 +100,19 @@ def solve(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int 
 
 
 @in_float64
+def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction | None:
+    """The 1/√N and 1/N laws of the same observables where the limit is exact and the loss MSE, else None: sampled fields
+    are too noisy to be differentiated.
+
+    ``draws`` and ``seed`` as in ``limits.deep_fluctuations``; errors as in ``solve``.
+    """
+    check(problem)
+    if problem.network.activation != "linear" or problem.loss != "mse":
+        return None
+    return deep_fluctuations.predict(problem, *_read(problem, 0, 0), draws=draws, seed=seed)
+
+
+@in_float64
 def kernels(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int = 0, tolerance: float = 0.01) -> Estimate:
     """All kernels at the measured steps, with their errors, and the verdict on S samples against S/2; else as ``solve``."""
     mean, error = _mean_kernels(problem, samples, repeats, seed)
@@ -129,9 +144,9 @@ def _mean_and_error(of_runs):
         return mean, jax.tree.map(lambda *values: np.std(values, 0, ddof=1) / np.sqrt(len(values)), *of_runs)
 
 
-def _read(problem, samples, repeats) -> tuple[Kind, Data]:
-    """The problem as it is computed; refuses what has no such limit."""
-    model, scaling = problem.network, gauge(problem.scaling())
+def check(problem: Problem) -> None:
+    """Raises ValueError, in one line, for what has no such limit."""
+    model, scaling = problem.network, problem.scaling()
     if output_exponent(scaling) != 0.5:
         raise ValueError(f"{scaling.name} has another limit: this one is of μP's powers of the width, output exponent 1/2")
     if model.family != "perceptron" or problem.trained != "all":
@@ -140,6 +155,12 @@ def _read(problem, samples, repeats) -> tuple[Kind, Data]:
         )
     if model.block_size > 1:
         raise ValueError(f"no limit of blocks of {model.block_size} matrices is known: block_size 1 only")
+
+
+def _read(problem, samples, repeats) -> tuple[Kind, Data]:
+    """The problem as it is computed; refuses what has no such limit."""
+    check(problem)
+    model, scaling = problem.network, gauge(problem.scaling())
     kind = Kind(model.activation, problem.loss, model.architecture == "residual", problem.nesterov)
     if not kind.exact:
         _check_sampling(samples, repeats)
