@@ -1,0 +1,119 @@
+"""Curvature along training at several widths: the late values and their verdicts, the whole command, what it refuses."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from comparisons import cases, records
+from comparisons.landscape import LATE, Options, landscape, late_values, main, measured, prepare, verdict
+from finite.networks.build import build
+from finite.train import train
+
+SMALL = {
+    "data": "digits", "model": "mlp2", "samples": 16, "outputs": 3, "widths": (8, 16), "steps": 8, "measure_every": 2,
+    "batch_size": 4, "curvature_samples": 6, "learning_rate": (0.5,),
+    "observables": ("loss", "hessian_eigenvalues", "hessian_min", "gradient_noise"),
+}  # fmt: skip
+
+
+def small(folder=None, **options):
+    return Options(**{**SMALL, **options, "out": folder})
+
+
+def synthetic(exponent, noise=0.0, widths=(16, 64, 256), seeds=4) -> xr.Dataset:
+    """Sharpness 3 N^exponent late, something else before."""
+    steps = np.arange(0, 101, 10)
+    rng = np.random.default_rng(0)
+    late = 3 * np.array(widths)[:, None] ** exponent * np.exp(noise * rng.normal(size=(len(widths), seeds)))
+    values = np.where(steps >= LATE * 100, late[..., None], 17.0)[None, ..., None]
+    dims = ("param", "width", "seed", "step", "rank")
+    return xr.Dataset({"hessian_eigenvalues": (dims, values)}, {"param": ["mup"], "width": list(widths), "step": steps})
+
+
+@pytest.mark.parametrize(
+    ("exponent", "expected"), [(0.0, "super consistent"), (0.1, "super consistent"), (-0.5, "falls"), (0.5, "grows")]
+)
+def test_late_values_are_told_apart(exponent, expected):
+    (late,) = late_values(synthetic(exponent, noise=0.01))
+    assert late.verdict == expected
+    assert late.interval[0] < exponent < late.interval[1]
+    assert late.exponent == pytest.approx(exponent, abs=0.02)
+    np.testing.assert_allclose(late.values, 3 * np.array(late.widths) ** exponent, rtol=0.03)
+    assert late.ratio == pytest.approx(16 ** abs(exponent), rel=0.05)
+
+
+def test_without_noise_it_is_the_power_law():
+    (late,) = late_values(synthetic(-0.5))
+    assert (late.ratio, late.exponent) == (pytest.approx(4), pytest.approx(-0.5))
+
+
+def test_no_verdict_without_evidence():
+    assert verdict(3.0, (-0.2, 0.9)) == "undecided"
+    assert late_values(synthetic(0.0) * 0)[0].verdict == "undecided"
+    gone = synthetic(-0.5)
+    gone["hessian_eigenvalues"][0, 1, 2, -1] = np.nan
+    assert late_values(gone)[0].verdict == "diverged"
+
+
+def test_a_cell_is_the_trained_networks():
+    run = prepare(small())
+    found = measured(run, "ntp", 8)
+    problem = run.problems["ntp"]
+    assert problem.scaling().name == "ntp"
+    trained = train(problem, build(problem, 8), cases.keys(0, 8, 2), observables=SMALL["observables"], curvature_samples=6,
+                    rtol=1e-2)  # fmt: skip
+    xr.testing.assert_identical(found, records.from_trajectories({8: trained}))
+
+
+def test_the_whole_command(tmp_path, capsys):
+    found = landscape(small(tmp_path / "there"))
+    assert {(one.parametrization, one.observable) for one in found} == {
+        (param, name) for param in ("mup", "ntp") for name in SMALL["observables"]
+    }
+    dataset = records.read(tmp_path / "there" / "landscape.nc")
+    assert dataset["hessian_eigenvalues"].sizes == {"param": 2, "width": 2, "seed": 2, "step": 5, "rank": 1}
+    np.testing.assert_allclose(dataset.edge_of_stability, 4)
+    assert len(records.read_json(tmp_path / "there" / "landscape.json")) == 8
+    for ending in ("png", "pdf"):
+        assert (tmp_path / "there" / f"landscape.{ending}").stat().st_size > 5000
+    said = capsys.readouterr().out
+    assert "mup      hessian_eigenvalues" in said
+    before = (tmp_path / "there" / "cells" / "ntp-16.nc").stat().st_mtime_ns
+    assert landscape(small(tmp_path / "there")) == found
+    assert (tmp_path / "there" / "cells" / "ntp-16.nc").stat().st_mtime_ns == before
+
+
+def test_a_divergence_is_a_result(tmp_path):
+    found = landscape(small(tmp_path / "there", learning_rate=(1e4,), param=("mup",), observables=("loss",), loss="mse"))
+    assert [one.verdict for one in found] == ["diverged"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": (0.5, 1.0, 2.0)}, "3 learning rates for 2 parametrizations"),
+        ({"measure_every": 3}, "measure-every 3: wanted a divisor of the 8 steps"),
+        ({"observables": ("sharp",)}, "unknown observable 'sharp'; known: loss, hessian_eigenvalues"),
+        ({"curvature_samples": 17}, "curvature-samples 17 must be from 1 to the 16 samples"),
+        ({"widths": (8,)}, "widths 8: wanted at least 2"),
+        ({"model": "gpt"}, "is no token"),
+        ({"batch_size": 17}, "batch size 17 must be from 1 to the 16 samples"),
+    ],
+)
+def test_refusals(options, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(small(**options))
+
+
+def test_a_mistake_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        main(["--widths", "8"])
+    assert capsys.readouterr().err == "python -m comparisons.landscape: widths 8: wanted at least 2, positive, none twice\n"
+
+
+def test_own_exponents_are_classified(tmp_path, capsys):
+    own = "base=mup, hidden.learning_rate=1"
+    landscape(replace(small(tmp_path / "there"), param=(own,), observables=("loss",), steps=2))
+    assert capsys.readouterr().out.startswith("base=mup")
