@@ -27,6 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from math import isfinite
 from multiprocessing import get_context, parent_process
@@ -44,8 +45,10 @@ from finite.train import train
 from limits import Problem
 from limits.size_algebra import Scaling
 
-JOB_QUEUES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster",
-              "htcondor": "HTCondorCluster", "moab": "MoabCluster", "local": "LocalCluster"}  # of dask_jobqueue  # fmt: skip
+JOB_QUEUES = {  # of dask_jobqueue; local: its jobs are processes of this machine
+    "slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster",
+    "htcondor": "HTCondorCluster", "moab": "MoabCluster", "local": "LocalCluster",
+}  # fmt: skip
 
 
 class Failed(records.Refused):
@@ -298,9 +301,8 @@ def _on_cluster(engine, work, rows):
 
     with ExitStack() as held:
         if engine.cluster in JOB_QUEUES:
-            import dask_jobqueue
-
-            cluster = held.enter_context(getattr(dask_jobqueue, JOB_QUEUES[engine.cluster])())  # as its jobqueue.yaml says
+            queue = getattr(import_module(f"dask_jobqueue.{engine.cluster}"), JOB_QUEUES[engine.cluster])
+            cluster = held.enter_context(queue())  # as the user's jobqueue.yaml says
             cluster.scale(jobs=engine.processes)
             client = held.enter_context(Client(cluster))
         else:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -156,28 +157,36 @@ def start(folder, *options):
                             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
 
 
-def kill_when(process, happened, then):
-    """SIGKILL, ``then`` seconds after something has happened; False if the process was done before."""
+def wait_for(happened, process):
+    """Until something has happened, or the process is done."""
     deadline = time.monotonic() + 300
-    while not happened() and process.poll() is None:
+    while not happened() and running(process):
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    time.sleep(then)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
+
+
+def running(process):
+    return process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
 
 
 @pytest.mark.slow
 def test_killed_ten_times_at_random_moments_the_numbers_are_the_same(tmp_path):
-    main([*SMALL, *LARGER, "--out", str(tmp_path / "whole")])
-    folder, rng, killed = tmp_path / "killed", np.random.default_rng(0), 0
+    """Processes forked from one that has imported the command, but computed nothing: importing takes the longest."""
+    context, arguments = get_context("forkserver"), [*SMALL, *LARGER, "--out"]
+    context.set_forkserver_preload(["comparisons.transfer"])
+    folder, rng = tmp_path / "killed", np.random.default_rng(0)
     for _ in range(10):
+        process = context.Process(target=main, args=([*arguments, str(folder)],))
         wanted = len(list(folder.rglob("*.json"))) + rng.integers(1, 6)  # what it then has, at the least
-        killed += kill_when(start(folder, *LARGER), lambda: len(list(folder.rglob("*.json"))) >= wanted, 0.03 * rng.random())  # noqa: B023
-    assert killed == 10
+        process.start()
+        wait_for(lambda: len(list(folder.rglob("*.json"))) >= wanted, process)  # noqa: B023
+        time.sleep(0.03 * rng.random())
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     assert not (folder / "transfer.json").exists()
-    main([*SMALL, *LARGER, "--out", str(folder)])
+    for one in (folder, tmp_path / "whole"):
+        main([*arguments, str(one)])
     assert_same(folder, tmp_path / "whole")
 
 
@@ -189,7 +198,10 @@ def test_processes_give_the_same_and_end_with_their_parent(finished, tmp_path):
     if not children.exists():
         pytest.skip("no /proc here: cannot list the children of a process")
     seen = set()
-    assert kill_when(process, lambda: len(list(folder.rglob("*.json"))) > 2 or seen.update(_workers(children)), 0.0)
+    wait_for(lambda: len(list(folder.rglob("*.json"))) > 2 or seen.update(_workers(children)), process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert len(seen) >= 2
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in seen):
