@@ -190,7 +190,8 @@ def from_trajectories(
 
     ``residual_eigenvalues`` have the dimension ``edge`` (upper, lower) in place of ``rank``, which counts from 1.
     Where an observable has fewer eigenvalues than another it is filled up with NaN; its attribute ``ranks`` says how
-    many it has.  ``<name>_error`` where there are measuring errors.  ``seeds`` are labels, by default 0, 1, ….
+    many it has.  ``<name>_error`` where there are measuring errors; ``<name>_products`` (width, seed, step), integers, where
+    matrix-vector products were counted.  ``seeds`` are labels, by default 0, 1, ….
     Raises ValueError where the trajectories differ in steps, seeds or observables.
     """
     if not trajectories or not all(trajectories.values()):
@@ -231,29 +232,32 @@ def _shapes(trajectory):
 
 def _variables(trajectory: Trajectory) -> dict[str, np.ndarray]:
     errors = {f"{name}_error": values for name, values in trajectory.errors.items()}
-    return {**trajectory.observables, **errors}
+    products = {f"{name}_products": counts for name, counts in trajectory.products.items()}
+    return {**trajectory.observables, **errors, **products}
 
 
-def _observable(variable):
-    return OBSERVABLES[variable.removesuffix("_error")]
+def _parts(variable: str) -> tuple[str, str]:
+    """(observable, "", "error" or "products") of a variable's name."""
+    for kind in ("error", "products"):
+        if variable.endswith(f"_{kind}"):
+            return variable.removesuffix(f"_{kind}"), kind
+    return variable, ""
 
 
 def _axis(variable) -> tuple[str, ...]:
-    observable = _observable(variable)
-    if not observable.ranked:
+    name, kind = _parts(variable)
+    observable = OBSERVABLES[name]
+    if kind == "products" or not observable.ranked:
         return ()
     return ("edge",) if observable.name == "residual_eigenvalues" else ("rank",)
 
 
 def _labelled(variable, values, ranks):
-    observable, axis = _observable(variable), _axis(variable)
-    error = variable.endswith("_error")
-    attributes = {
-        "long_name": f"measuring error of {observable.label}" if error else observable.label,
-        "units": "1",
-        "definition": f"bound on what the measuring got wrong in: {observable.definition}"
-        if error else observable.definition,
-    }  # fmt: skip
+    (name, kind), axis = _parts(variable), _axis(variable)
+    observable = OBSERVABLES[name]
+    label = {"": "", "error": "measuring error of ", "products": "matrix-vector products of "}[kind]
+    definition = {"": "", "error": "bound on what the measuring got wrong in: ", "products": "how many were taken for: "}[kind]
+    attributes = {"long_name": label + observable.label, "units": "1", "definition": definition + observable.definition}
     if axis == ("rank",):
         attributes["ranks"] = values.shape[-1]
         values = np.pad(values, [(0, 0)] * 3 + [(0, ranks - values.shape[-1])], constant_values=np.nan)
@@ -261,10 +265,11 @@ def _labelled(variable, values, ranks):
 
 
 def _trajectory(one: xr.Dataset) -> Trajectory:
-    values = {str(name): v.values[:, : v.attrs["ranks"]] if "ranks" in v.attrs else v.values
-              for name, v in one.data_vars.items()}  # fmt: skip
-    errors = {name.removesuffix("_error"): v for name, v in values.items() if name.endswith("_error")}
-    return Trajectory(one.step.values, {k: v for k, v in values.items() if not k.endswith("_error")}, errors)
+    found = {"": {}, "error": {}, "products": {}}
+    for variable, v in one.data_vars.items():
+        name, kind = _parts(str(variable))
+        found[kind][name] = v.values[:, : v.attrs["ranks"]] if "ranks" in v.attrs else v.values
+    return Trajectory(one.step.values, found[""], found["error"], found["products"])
 
 
 # Many cells, one folder -----------------------------------------------------------------------------------------------

@@ -20,14 +20,15 @@ STEPS = np.array([0, 5, 10])
 
 
 def trajectory(seed):
-    """All three kinds of axes, fewer NTK than Hessian eigenvalues, some measuring errors, and a divergence."""
+    """All three kinds of axes, fewer NTK than Hessian eigenvalues, some measuring errors and products, and a divergence."""
     rng = np.random.default_rng(seed)
     shapes = {"loss": (3,), "hessian_eigenvalues": (3, 4), "ntk_eigenvalues": (3, 2), "residual_eigenvalues": (3, 2)}
     observables = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
     observables["loss"][-1] = np.inf
     observables["ntk_eigenvalues"][-1] = np.nan
     errors = {name: rng.random(shapes[name]) for name in ("hessian_eigenvalues", "residual_eigenvalues")}
-    return Trajectory(STEPS, observables, errors)
+    products = {name: rng.integers(1, 100, size=3) for name in errors}
+    return Trajectory(STEPS, observables, errors, products)
 
 
 def one_width(width):
@@ -49,8 +50,10 @@ def test_dimensions_and_definitions():
     assert dataset["loss"].dims == ("width", "seed", "step")
     assert dataset["hessian_eigenvalues"].dims == ("width", "seed", "step", "rank")
     assert dataset["residual_eigenvalues_error"].dims == ("width", "seed", "step", "edge")
+    assert dataset["hessian_eigenvalues_products"].dims == ("width", "seed", "step")
     assert dataset["loss"].attrs["definition"] == OBSERVABLES["loss"].definition
     assert {"long_name", "units"} <= set(dataset["hessian_eigenvalues_error"].attrs)
+    assert dataset["hessian_eigenvalues_products"].attrs["long_name"] == "matrix-vector products of Hessian eigenvalues"
     lower = dataset["residual_eigenvalues"].sel(width=16, seed=8, edge="lower")
     np.testing.assert_array_equal(lower, trajectory(17)["residual_eigenvalues"][:, 1])
 
@@ -64,6 +67,8 @@ def test_trajectories_round_trip_through_the_disk(tmp_path):
         for ours, read in zip(row, there[width], strict=True):
             np.testing.assert_equal(read.observables, ours.observables)
             np.testing.assert_equal(read.errors, ours.errors)
+            np.testing.assert_equal(read.products, ours.products)
+            assert all(np.issubdtype(counts.dtype, np.integer) for counts in read.products.values())
             np.testing.assert_array_equal(read.steps, ours.steps)
 
 
