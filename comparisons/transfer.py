@@ -17,7 +17,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -28,27 +28,23 @@ from comparisons.optimum import Optimum, Shift, analyse, nearest
 from comparisons.sweep import Row, Work
 from comparisons.transfer_plots import picture, table
 from finite.networks.build import build
-from limits import OBSERVABLES, Problem
+from limits import OBSERVABLES
 from limits.limit import solve
 
 PROGRAM = "python -m comparisons.transfer"
 MEASUREMENTS = 12  # after the first one, if not told otherwise
-WITH_DEPTH = ("mlp", "resmlp", "convnet", "resconvnet", "vit", "gpt")  # models that do not say it in their name
 
 
-@dataclass(frozen=True)
-class Options(runs.DataOptions):
-    """Train networks of growing width with each learning rate, and see whether the best one moves with the width."""
+@dataclass(frozen=True, kw_only=True)
+class Options(runs.TrainingOptions):
+    """Train networks of growing width with each learning rate, and see whether the best one moves with the width.
 
-    model: str = "linear2"
-    """linear2, linear3, ...: so many weight matrices. mlp2, mlp3, ...: an activation between them. mlp: --depths hidden
-    layers. resmlp: --depths residual blocks. Of images: conv, convnet, resconvnet, vit; of tokens: gpt (limits/models.py).
-    With their limit, where it is known."""
+    With their limit, where it is known.
+    """
+
     param: tuple[str, ...] = ("mup", "ntp")
     """Side by side: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for residual models depth_mup,
     alpha1; or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    """Adam has β1 0.9, β2 0.999 and an ε in units of the gradient; it has no limit here."""
     widths: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
     """Hidden widths N, at least two; one is enough with several depths."""
     depths: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--depth"])] = (2,)
@@ -57,8 +53,6 @@ class Options(runs.DataOptions):
     """η0, at least three; the raw step is η0 γ²."""
     seeds: int = 8
     """Networks per size and learning rate, at least two."""
-    steps: int = 20
-    """Gradient steps."""
     measure_every: int | None = None
     """Steps between two measurements of the loss, and of the sharpness, a divisor of the steps; by default one that leaves
     at most twelve."""
@@ -66,28 +60,6 @@ class Options(runs.DataOptions):
     """How many networks of each size are trained again, at the optimum, to follow their sharpness; 0: none."""
     richness: float = 4.0
     """γ0: how far features move; 0 is the kernel regime."""
-    momentum: float = 0.0
-    """Heavy-ball coefficient."""
-    nesterov: bool = False
-    """Whether it looks ahead."""
-    weight_decay: float = 0.0
-    """Decay of the weights per unit of time η0 · step."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate grows to η0."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """What follows: η0, or a cosine down to 0 at the last step."""
-    batch_size: int | None = None
-    """Samples per minibatch; all of them if not given."""
-    activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
-    """Activation of mlp... and resmlp."""
-    block_size: int = 1
-    """Matrices, or convolutions, one behind the other in a block of resmlp, resconvnet."""
-    pooling: Literal["max", "average"] = "max"
-    """Of conv, convnet, resconvnet."""
-    trained: Literal["all", "readout"] = "all"
-    """readout: all other weights stay where they start (random features)."""
-    precision: Literal["float32", "float64"] = "float32"
-    """Of the networks; the limit is always float64."""
     processes: int = 1
     """So many of this machine work at once; with a job queue as cluster, so many jobs."""
     cluster: str | None = None
@@ -110,20 +82,10 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        o, problem = self.options, self.work.base
-        deep = f" L = {o.depths[0]}" if o.model in WITH_DEPTH and len(o.depths) == 1 else ""
-        width = f" N = {o.widths[0]}" if len(o.widths) == 1 else ""
-        activation = f" {o.activation}" if "mlp" in o.model else ""
-        more = [f"β = {o.momentum:g}{' Nesterov' if o.nesterov else ''}"] if o.momentum else []
-        more += [f"λ = {o.weight_decay:g}"] if o.weight_decay else []
-        more += [f"warm-up {o.warmup_steps}"] if o.warmup_steps else []
-        more += [o.schedule] if o.schedule != "constant" else []
-        more += [f"batch {o.batch_size}"] if o.batch_size else []
-        more += ["readout only"] if o.trained == "readout" else []
-        loss = "" if o.loss == "mse" else ", cross-entropy"
-        sizes = f"P = {problem.num_samples}, D = {problem.num_inputs}, C = {problem.num_outputs}"
-        training = ", ".join([f"γ0 = {o.richness:g}", *more, f"{o.steps} steps, {o.seeds} seeds"])
-        return f"{o.model}{deep}{width}{activation}, {o.optimizer}, {o.data}{loss}, {sizes}, {training}"
+        o, base = self.options, self.work.base
+        text = o.described(base) if len(o.depths) == 1 else o.described(base).replace(f" L = {base.network.depth}", "", 1)
+        width = f", N = {o.widths[0]}" if len(o.widths) == 1 else ""
+        return f"{text}{width}, {o.steps} steps, {o.seeds} seeds"
 
     @property
     def rates(self) -> list[float]:
@@ -188,21 +150,14 @@ def prepare(options: Options) -> Sweep:
     """Check the options and build the problem.  Raises ValueError in one line."""
     o = options
     _check(o)
-    inputs, targets = o.load()
-    base = Problem(
-        inputs=inputs, targets=targets, parametrization=o.param[0], optimizer=o.optimizer, model=o.model,
-        activation=o.activation, depth=o.depths[0], block_size=o.block_size, pooling=o.pooling, trained=o.trained, loss=o.loss,
-        learning_rate=min(o.learning_rates), richness=o.richness, num_steps=o.steps,
-        measure_every=o.measure_every or _every(o.steps), momentum=o.momentum, nesterov=o.nesterov,
-        weight_decay=o.weight_decay, warmup_steps=o.warmup_steps, schedule=o.schedule,
-        batches=runs.batches(o.seed, len(inputs), o.batch_size, o.steps), top_k=1,
-    )  # fmt: skip
+    base = o.problem(parametrization=o.param[0], depth=o.depths[0], learning_rate=min(o.learning_rates),
+                     measure_every=o.measure_every or _every(o.steps), top_k=1)  # fmt: skip
     scalings = {}  # a file is read once
     for param, depth in product(o.param, o.depths):
         problem = replace(base, parametrization=param, depth=depth)
         if len(o.depths) > 1 and problem.network.depth != depth:
             raise ValueError(f"depths {' '.join(map(str, o.depths))}: {o.model} has {problem.network.depth}; "
-                             f"models of any depth: {', '.join(WITH_DEPTH)}")  # fmt: skip
+                             f"models of any depth: {', '.join(runs.WITH_DEPTH)}")  # fmt: skip
         scalings[param, problem.network.depth] = problem.scaling()
     config = runs.config(o, base.inputs, base.targets) | {"exponents": [str(one) for one in scalings.values()]}
     config = {name: value for name, value in config.items() if name not in WHERE}

@@ -27,11 +27,11 @@ def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], tit
     names, rows = [str(name) for name in dataset.param.values], 1 + ("sharpness" in dataset)
     figure = Figure(figsize=(WIDE * len(names) + 0.4, 2.9 * rows + 0.8), layout="constrained")
     grid = figure.subplots(rows, len(names), sharey="row", squeeze=False)
-    top = 10 * float(dataset["initial_loss"].mean("seed").max())
+    bottom, top = _range(dataset)
     for axis, name in zip(grid[0], names, strict=True):
         _losses(axis, dataset.sel(param=name), top, [o for o in optima if o.parametrization == name and o.width])
         axis.set_title("\n".join([plots.NAMES.get(name, name), *_statements(name, shifts)]))
-    grid[0, 0].set(ylabel=r"final loss $\mathcal{L}$", ylim=(_bottom(dataset, top), top))
+    grid[0, 0].set(ylabel=r"final loss $\mathcal{L}$", ylim=(bottom, top))
     if rows > 1:
         for axis, name in zip(grid[1], names, strict=True):
             _sharpness(axis, dataset.sel(param=name))
@@ -66,13 +66,15 @@ def _losses(axis, one, top, optima):
 
 
 def _sharpness(axis, one):
+    edges = np.unique(one["edge_of_stability"].values)
     for size, color in _colored(one):
         there = at_size(one, *size)
         values = there["sharpness"].dropna("seed", how="all")
         if values.sizes["seed"]:
             axis.plot(one.step, values.mean("seed"), color=color)
             axis.fill_between(one.step, values.min("seed"), values.max("seed"), color=color, alpha=0.15, linewidth=0)
-        axis.axhline(float(there["edge_of_stability"]), color=color, **EDGE)
+        if np.isfinite(edge := float(there["edge_of_stability"])):
+            axis.axhline(edge, color=color if len(edges) > 1 else "gray", **EDGE)
     if "sharpness_limit" in one:
         for limit in _by_depth(one["sharpness_limit"]):
             axis.plot(one.step, limit, **plots.LIMIT)
@@ -95,10 +97,11 @@ def _drawable(loss, top):
     return np.where(np.isfinite(loss), np.minimum(loss, 10 * top), 10 * top)
 
 
-def _bottom(dataset, top):
-    """A little below the lowest mean that is not zero."""
-    mean = dataset["final_loss"].mean("seed").values
-    return max(0.5 * float(np.min(mean, where=mean > 0, initial=top / 20)), 1e-18 * top)
+def _range(dataset):
+    """A little below the lowest mean that is not zero, and above the start, by more where the losses span more."""
+    mean, start = dataset["final_loss"].mean("seed").values, float(dataset["initial_loss"].mean("seed").max())
+    bottom = max(float(np.min(mean, where=mean > 0, initial=start)) / 2, 1e-18 * start)
+    return bottom, start * float(np.clip((start / bottom) ** 0.15, 1.5, 10.0))
 
 
 def _span(dataset):

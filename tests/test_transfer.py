@@ -284,11 +284,20 @@ def test_parametrizations_of_ones_own(finished, tmp_path, capsys):
     assert [o["width"] for o in records.read_json(tmp_path / "own" / "transfer.json")["optima"]] == [8, 16, None, 8, 16]
 
 
+ADAM = [*SMALL, "--optimizer", "adam", "--learning-rates", "0.01", "0.03", "0.1"]
+
+
 def test_adam_has_no_limit(tmp_path):
-    main([*SMALL, "--optimizer", "adam", "--learning-rates", "0.01", "0.03", "0.1", "--out", str(tmp_path / "adam")])
+    main([*ADAM, "--sharpness-seeds", "0", "--out", str(tmp_path / "adam")])
     dataset = numbers(tmp_path / "adam")
     assert "final_loss_limit" not in dataset
     assert (dataset["final_loss"] < dataset["initial_loss"]).all()
+
+
+@pytest.mark.slow
+def test_of_adam_the_preconditioned_sharpness_is_followed(tmp_path):
+    main([*ADAM, "--param", "mup", "--out", str(tmp_path)])
+    dataset = numbers(tmp_path)
     np.testing.assert_allclose(dataset["edge_of_stability"], 38 / dataset["best_on_grid"])
     assert np.isfinite(dataset["sharpness"].sel(seed=[0, 1]).isel(step=slice(1, None))).all()
     assert dataset["sharpness"].attrs["long_name"].startswith("preconditioned sharpness")
@@ -358,7 +367,7 @@ def test_models_and_optimizers(options, tmp_path):
         (["--measure-every", "3"], "measure-every 3: wanted a divisor of the 4 steps"),
         (["--sharpness-seeds", "4"], "sharpness-seeds 4 must be from 0 to the 3 seeds"),
         (["--processes", "0"], "0 processes: at least 1"),
-        (["--model", "conv"], "3 inputs are no square image"),
+        (["--model", "conv", "--inputs", "5"], "5 inputs are no square image"),
         (["--model", "vit", "--data", "digits", "--inputs", "64", "--widths", "3", "6"], "heads"),
     ],
 )
