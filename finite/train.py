@@ -5,7 +5,7 @@
 Loss, γ, optimiser and time are those of ``limits.problem``, observables those of ``limits.trajectory``, over all samples
 if not told otherwise.  Between two measurements one compiled loop runs; one other compiled function measures.
 Parametrization, learning rates, momentum, weight decay, data, batches and keys are arguments of both: changing them
-compiles nothing.
+compiles nothing.  Images may be seen shifted and mirrored by the steps (``finite.augmentation``), never by what is measured.
 
 What is trained are the weights as they act, multiplier · θ, at the learning rates that do the same to them.  Curvature is
 measured in the coordinates in which all of these rates are η0 (``_coordinates``): there it is the rescaled one.
@@ -24,6 +24,7 @@ import optax
 from jaxtyping import Array
 
 from finite import curvature, lanczos
+from finite.augmentation import augmentation
 from finite.descent import descent
 from finite.networks import Architecture, Network, Params, acting_through, by_role
 from limits.losses import LOSSES, Loss
@@ -35,6 +36,7 @@ DENSE_NTK_ROWS = 2000  # up to this PC the NTK is built of the layers' factors a
 CHECK_EVERY = 8  # at most so many products between two tests of convergence, as dear as several ones of a narrow network
 HESSIAN = {"hessian_eigenvalues", "hessian_min"}
 KERNEL = ("gauss_newton_eigenvalues", "ntk_eigenvalues")  # for MSE the same nonzero spectrum
+FRAMED = 6  # times a batch of images of its own, with frames around them, is what a seed holds that augments it
 HOST_PART = 0.25  # of this machine's memory is for the seeds that run side by side, where the device does not tell what it has
 
 
@@ -135,12 +137,13 @@ def _train_chunk(problem, network, program, keys, weights, samples, progress):
     data = tuple(jnp.asarray(array, jnp.zeros(()).dtype) for array in (problem.inputs, problem.targets))
     curved = tuple(array[:samples] for array in data)
     batches = None if problem.batches is None else jnp.asarray(problem.batches, jnp.int32)
+    augmented = augmentation(problem)
     weights = by_role(network.numbers("multiplier"), weights)
     state, starts = _begin(program, update, curved, weights, keys)
     measurements = []
     for index, step in enumerate(steps):
         if index:
-            weights, state = _advance(program, update, data, batches, weights, state, steps[index - 1], step)
+            weights, state = _advance(program, update, data, batches, augmented, weights, state, keys, steps[index - 1], step)
         measured, starts = _measure(program, update, data, curved, weights, state, starts, keys, index)
         measurements.append(jax.device_get(measured))
         if progress is not None:
@@ -162,18 +165,22 @@ def _begin(program, update, curved, weights, keys):
 
 
 @partial(jax.jit, static_argnums=0)
-def _advance(program, update, data, batches, weights, state, start, stop):
+def _advance(program, update, data, batches, augmented, weights, state, keys, start, stop):
     """Weights and optimiser's state after the steps start, …, stop − 1."""
     optimizer, apply = update.transformation(), program.architecture.apply
 
-    def step(t, now):
+    def step(t, now, key):
         params, state = now
-        batch = data if batches is None else jax.tree.map(lambda rows: rows[batches[t]], data)
-        gradient = jax.grad(lambda p: curvature.loss(apply, p, *batch, program.of))(params)
+        inputs, targets = data if batches is None else jax.tree.map(lambda rows: rows[batches[t]], data)
+        inputs = inputs if augmented is None else augmented.seen(_augmenting_key(key, t), inputs)
+        gradient = jax.grad(lambda p: curvature.loss(apply, p, inputs, targets, program.of))(params)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
-    return program.over_seeds(lambda *now: jax.lax.fori_loop(start, stop, step, now))(weights, state)
+    def advance(params, state, key):
+        return jax.lax.fori_loop(start, stop, lambda t, now: step(t, now, key), (params, state))
+
+    return program.over_seeds(advance)(weights, state, keys)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -316,6 +323,11 @@ def _measuring_key(key, index):
     return jax.random.fold_in(jax.random.fold_in(key, 0x6D656173), index)
 
 
+def _augmenting_key(key, step):
+    """Of how a step sees its batch: a stream apart from both."""
+    return jax.random.fold_in(jax.random.fold_in(key, 0x6372_6F70), step)
+
+
 def _or_infinite(error, healthy):
     return jnp.where(healthy & ~jnp.isnan(error), error, jnp.inf)
 
@@ -404,7 +416,8 @@ def _footprint(problem, network, program, samples):
     rows_at_once = max(8 * samples * copies, 3 * batch, 2 * problem.num_samples)  # curvature, a step, the loss
     signals = (network.depth + 1) * rows_at_once * network.places * network.width
     kernel = 4 * min(rows, DENSE_NTK_ROWS) ** 2
-    return itemsize * kept, itemsize * (lanczos + signals + kernel)
+    framed = FRAMED * batch * problem.num_inputs if problem.augment else 0
+    return itemsize * kept, itemsize * (lanczos + signals + kernel + framed)
 
 
 def _device_memory():

@@ -66,6 +66,8 @@ class Problem:
     epsilon           ε of Adam, in units of a gradient entry at step 0
     weight_decay      λ ≥ 0, see the module's conventions
     batches           (num_steps, b) sample indices of each step, or None for all samples at every step
+    augment           whether a step sees its images shifted and mirrored at random (``finite.augmentation``); what is measured
+                      is of the samples as they are.  For models that read images, and vectors with an image_shape
     top_k             how many of the largest eigenvalues an observable keeps
 
     Raises ValueError, in one line, for anything out of range, of the wrong shape or not finite.
@@ -96,6 +98,7 @@ class Problem:
     weight_decay: float = 0.0
     batches: Any = None
     top_k: int = 3
+    augment: bool = False
 
     def __post_init__(self):
         def put(name, value):
@@ -245,9 +248,12 @@ def _check_parametrization(given, optimizer):
 
 def _check_inputs(problem):
     """The model exists and can read them."""
-    if problem.network.reads == "images" or problem.image_shape is not None:
+    reads = problem.network.reads
+    if reads == "images" or problem.image_shape is not None:
         _ = problem.image
-    if problem.network.reads == "tokens":
+    if problem.augment and (reads == "tokens" or (reads == "vectors" and problem.image_shape is None)):
+        raise ValueError(f"augment: only images are, and {problem.model} reads {reads}; vectors that are images: image_shape")
+    if reads == "tokens":
         wrong = problem.inputs[(problem.inputs % 1 != 0) | (problem.inputs < 0) | (problem.inputs >= problem.num_outputs)]
         if wrong.size:
             raise ValueError(f"input {wrong[0]:g} is no token: with {problem.num_outputs} outputs they are 0 … "

@@ -1,5 +1,6 @@
 """Augmentation: every output is a crop of its own image, at every place and in both orientations equally often."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -7,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finite.augmentation import crop_and_flip
+from finite.augmentation import augmentation, crop_and_flip
+from finite.images import network_inputs
+from limits import Problem
+from limits.precision import computing
 
 
 def numbered(count, height, width, channels=3):
@@ -66,6 +70,40 @@ def test_black_stays_black_before_and_after_normalising():
     assert cropped.dtype == jnp.uint8
     after = crop_and_flip(jax.random.key(2), pixels / 127.5 - 1, fill=-1)
     np.testing.assert_allclose(np.asarray(cropped) / 127.5 - 1, after, atol=1e-6)
+
+
+def test_every_channel_has_its_own_black():
+    """That of a problem's inputs: the least of the channel."""
+    rng = np.random.default_rng(1)
+    images = rng.uniform(1, 2, size=(30, 5, 4, 3)) - [0, 10, 20]
+    problem = Problem(images.reshape(30, -1), np.ones(30), image_shape=(5, 4, 3), augment=True)
+    augmented = augmentation(problem)
+    black = images.min(axis=(0, 1, 2))
+    np.testing.assert_allclose(augmented.black, black, rtol=1e-6)
+    assert augmentation(replace(problem, augment=False)) is None
+    seen = augmented.seen(jax.random.key(0), jnp.float32(problem.inputs)).reshape(30, 5, 4, 3)
+    frame = (np.abs(seen - black) < 1e-5).all(axis=-1)
+    assert 0.65 < frame.mean() < 0.85  # shifts by −4 … 4 rows and columns leave 5/9 · 4/9 of 5 × 4 pixels
+    for before, after in zip(np.float32(images), np.asarray(seen), strict=True):
+        assert any(np.array_equal(after, crop) for crop in possible(before, 4, np.float32(black)))
+
+
+def test_black_of_normalised_bytes_is_minus_one():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
+    problem = Problem(network_inputs(pixels), np.ones(40), model="conv", image_shape=(4, 4, 3), augment=True)
+    assert (pixels.min(axis=(0, 1, 2)) == 0).all()
+    assert (augmentation(problem).black == -1).all()
+
+
+def test_crops_are_the_same_at_either_precision():
+    problem = Problem(np.random.default_rng(0).normal(size=(9, 64)), np.ones(9), model="conv", augment=True)
+    found = []
+    for precision in ("float32", "float64"):
+        with computing(precision):
+            inputs = jnp.asarray(problem.inputs, jnp.zeros(()).dtype)
+            found.append(np.asarray(augmentation(problem).seen(jax.random.key(0), inputs)))
+    assert found[1].dtype == np.float64
+    np.testing.assert_array_equal(found[0], np.float32(found[1]))
 
 
 def test_labels_and_batch_order_are_left_alone():

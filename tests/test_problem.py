@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from limits import OBSERVABLES, Problem, Trajectory, minibatches
+from limits import OBSERVABLES, Problem, Trajectory, limit, minibatches
 from limits.parametrization import factors, interpolated, laziness, output_exponent, output_multiplier, scaling
 
 X, Y = np.ones((4, 3)), np.ones((4, 2))
@@ -32,6 +32,9 @@ X, Y = np.ones((4, 3)), np.ones((4, 2))
         ({"num_steps": -1}, "number of steps"),
         ({"measure_every": 0}, "measure_every"),
         ({"top_k": 0}, "top_k"),
+        ({"augment": True}, "augment: only images are, and linear2 reads vectors"),
+        ({"augment": True, "model": "gpt", "inputs": np.ones((4, 4)), "image_shape": (2, 2, 1)}, "and gpt reads tokens"),
+        ({"augment": True, "model": "conv", "inputs": np.ones((4, 2))}, "2 inputs are no square image"),
         ({"batches": np.zeros((3, 2), int), "num_steps": 4}, "wanted \\(4, batch size\\)"),
         ({"batches": np.full((4, 2), 4), "num_steps": 4}, "from 0 to 3"),
         ({"batches": np.zeros((4, 2)), "num_steps": 4}, "from 0 to 3"),
@@ -48,6 +51,13 @@ def test_problem_reads():
     assert problem.inputs.dtype == np.float64
     assert problem.steps.tolist() == [0, 3, 6]
     assert problem.edge_of_stability == pytest.approx(2 * 1.5 / 0.5)
+
+
+def test_no_limit_with_augmentation():
+    problem = Problem(X, Y, image_shape=(3, 1, 1), augment=True)
+    for asked in (limit.theory, limit.solve, limit.predict):
+        with pytest.raises(ValueError, match="no limit is known with augmentation"):
+            asked(problem)
 
 
 def test_minibatches_go_through_the_samples():

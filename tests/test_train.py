@@ -16,6 +16,7 @@ from written_out import outputs as stored_outputs
 
 from finite import train as training
 from finite.data import digits
+from finite.networks.conv import conv
 from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
 from finite.train import train
@@ -418,3 +419,90 @@ def test_refusals():
         train(problem, network, jax.random.key(0))
     with pytest.raises(MemoryError, match="one network needs about"):
         train(problem, network, keys(1), memory=100)
+
+
+# Augmentation -----------------------------------------------------------------------------------------------------------
+
+
+def images_problem(**changes):
+    """Four images of 6×5 pixels in two channels."""
+    rng = np.random.default_rng(2)
+    inputs, targets = rng.uniform(-1, 1, size=(4, 6 * 5 * 2)), rng.normal(size=(4, 2))
+    usual = {"model": "mlp2", "image_shape": (6, 5, 2), "augment": True, "num_steps": 5, "learning_rate": 0.3, "richness": 0.7}
+    return Problem(inputs, targets, **usual | changes)
+
+
+def as_seen(problem, key, step, rows):
+    """The rows' images cut out of a frame as dark as the darkest of their channel, in NumPy, from the key's own draws."""
+    (H, W, channels), images = problem.image, problem.inputs.reshape(-1, *problem.image)
+    key = jax.random.fold_in(jax.random.fold_in(key, int.from_bytes(b"crop")), step)
+    place_key, flip_key = jax.random.split(key)
+    corners = np.asarray(jax.random.randint(place_key, (len(rows), 2), 0, 9, jnp.int32))
+    mirrored = np.asarray(jax.random.bernoulli(flip_key, jnp.float32(0.5), (len(rows),)))
+    seen = []
+    for p, (i, j), mirror in zip(rows, corners, mirrored, strict=True):
+        framed = np.broadcast_to(images.min(axis=(0, 1, 2)), (H + 8, W + 8, channels)).copy()
+        framed[4 : 4 + H, 4 : 4 + W] = images[p]
+        crop = framed[i : i + H, j : j + W]
+        seen.append((crop[:, ::-1] if mirror else crop).ravel())
+    return np.stack(seen)
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("batch", [None, 3])
+def test_augmented_training_is_the_loop_written_out(batch, vectorized):
+    """Each step sees its own crops; the loss is that of the samples as they are."""
+    batches = None if batch is None else minibatches(np.random.default_rng(1), 4, batch, 5)
+    problem = images_problem(batches=batches)
+    network = mlp(problem, WIDTH, 1, "tanh")
+    options = {"observables": ["loss"], "vectorized": vectorized}
+    double = train(problem, network, keys(2), precision="float64", **options)
+    single = train(problem, network, keys(2), precision="float32", **options)
+    plain = train(replace(problem, augment=False), network, keys(2), precision="float64", **options)
+    for key, got, rounded, without in zip(keys(2), double, single, plain, strict=True):
+        weights, expected = in_numpy(network.init(key)), []
+        for t in range(problem.num_steps + 1):
+            expected.append(plain_loss(problem, weights))
+            if t < problem.num_steps:
+                rows = np.arange(4) if batch is None else batches[t]
+                batch_seen = as_seen(problem, key, t, rows), problem.targets[rows]
+                *_, weights = written_out(Problem(*batch_seen, learning_rate=0.3, richness=0.7, num_steps=1), weights, "tanh")
+        np.testing.assert_allclose(got["loss"], expected, rtol=1e-10)
+        np.testing.assert_allclose(rounded["loss"], expected, rtol=1e-4)
+        assert got["loss"][0] == pytest.approx(without["loss"][0])
+        assert np.abs(got["loss"] / without["loss"] - 1)[1:].min() > 1e-3
+
+
+def plain_loss(problem, weights):
+    with computing("float64"):
+        error = np.asarray(outputs(problem, weights, "tanh")) - problem.targets
+    return np.sum(error**2) / (2 * problem.num_samples)
+
+
+def test_augmentation_is_the_keys_and_compiles_nothing_anew(caplog):
+    problem = images_problem()
+    network = mlp(problem, WIDTH, 1, "tanh")
+    initial = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), network.init(keys(1)[0]))
+    options = {"initial": initial, "observables": ["loss"]}
+    one, other = train(problem, network, keys(2), **options)
+    again, _ = train(problem, network, keys(2), **options)
+    np.testing.assert_array_equal(one["loss"], again["loss"])
+    assert one["loss"][0] == other["loss"][0]
+    assert (one["loss"][1:] != other["loss"][1:]).all()
+    seeds = keys(2, seed=9)
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        third, _ = train(replace(problem, inputs=problem.inputs / 2), network, seeds, **options)
+    assert not [r for r in caplog.records if "compil" in r.getMessage().lower()]
+    assert (third["loss"][1:] != one["loss"][1:]).all()
+
+
+def test_a_convnet_is_augmented():
+    data = np.random.default_rng(0).uniform(-1, 1, size=(3, 64))
+    problem = Problem(data, np.ones(3), model="conv", augment=True, num_steps=3)
+    network = conv(problem, 8)
+    raw = jax.vmap(jax.random.key_data)(keys(1))
+    (got,), (old,) = (train(problem, network, k, observables=["loss"]) for k in (keys(1), raw))
+    (plain,) = train(replace(problem, augment=False), network, keys(1), observables=["loss"])
+    np.testing.assert_array_equal(got["loss"], old["loss"])  # keys of either kind
+    assert got["loss"][0] == plain["loss"][0]
+    assert (got["loss"][1:] != plain["loss"][1:]).all()
