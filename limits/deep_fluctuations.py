@@ -64,9 +64,13 @@ class Sizes(NamedTuple):
 
 
 def _sizes(r, C, H, steps) -> Sizes:
-    """With room for so many steps.  Each adds C directions to the features for each matrix up to there."""
-    new = min(r, max(H, 1) * C)
-    return Sizes(r, C, H, new, r + (steps + 1) * new, (steps + 1) * C)
+    """With room for so many steps of plain networks; the decay of residual ones asks for more.
+
+    The first layer's features are moved along C gradients a step, by which of these r × C numbers say, the same at all later
+    times: C new directions.  In further layers these numbers change, and past gradients may become new directions later.
+    """
+    at_once, on_average = min(r, C) if H <= 1 else r, min(r, max(H, 1) * C)
+    return Sizes(r, C, H, at_once, r + steps * on_average + at_once, (steps + 1) * C)
 
 
 class State(NamedTuple):
@@ -109,7 +113,7 @@ def predict(problem: Problem, kind: Kind, data: Data, *, draws: int = 1024, seed
             break
         steps *= 2
     limit, first, second = found
-    known = {"ntk_eigenvalues": _apart(np.linalg.eigvalsh(limit.theta), problem.top_k)}
+    known = {"ntk_eigenvalues": _apart(np.linalg.eigvalsh(np.nan_to_num(limit.theta)), problem.top_k)}
     laws = {name: _law(first[name], second[name], known.get(name, np.ones(1, bool))) for name in first}
     laws["gauss_newton_eigenvalues"] = laws["ntk_eigenvalues"]  # of MSE
     return Prediction(laws, np.asarray(linear2.coordinates(problem).basis), None)
@@ -173,8 +177,10 @@ def _train(kind, sizes, data, runs, gaussians) -> tuple[Measured, Bool[Array, ""
     from_below, from_above = gaussians[:, : sizes.n], gaussians[:, sizes.n :]
     first, last = data.scales[0] * from_below[0, : sizes.r], data.scales[2] * from_above[-1, : sizes.C]
     weights = Weights(first, data.scales[1], jnp.zeros((sizes.H, sizes.m, sizes.n)), last)
-    matrices, *_ = _forward(kind, data, weights, unmet(from_below[1:], from_above[:-1]), jnp.eye(sizes.r))
-    step = partial(_step, kind, data, _combinations(sizes))
+    matrices, combine = unmet(from_below[1:], from_above[:-1]), None
+    if sizes.new < sizes.r:
+        (matrices, *_), combine = _forward(kind, data, weights, matrices, None), _combinations(sizes)
+    step = partial(_step, kind, data, combine)
     start = State(jnp.zeros((), int), weights, jax.tree.map(jnp.zeros_like, weights), matrices)
     nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(step, start)[1])
 
@@ -185,9 +191,9 @@ def _train(kind, sizes, data, runs, gaussians) -> tuple[Measured, Bool[Array, ""
     return measured, has_room(end.matrices, sizes.new, sizes.C)
 
 
-def _combinations(sizes) -> Float[np.ndarray, "new r"]:
+def _combinations(sizes) -> Float[Array, "new r"]:
     """Of r fields that bring so many new directions: any in general position bring them too."""
-    return np.random.default_rng(0).normal(size=(sizes.new, sizes.r)) / np.sqrt(sizes.r)
+    return jnp.asarray(np.random.default_rng(0).normal(size=(sizes.new, sizes.r)) / np.sqrt(sizes.r))
 
 
 def _step(kind, data, combine, state) -> tuple[State, Measured]:

@@ -1,0 +1,162 @@
+"""The 1/√N and 1/N laws of deep linear networks: against two-layer theory, closed forms, trained networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from finite.networks.build import build
+from finite.train import train
+from limits import Problem, deep_fluctuations, deep_linear, dmft, fluctuations, minibatches, predict
+from limits.precision import computing
+
+NAMES = ("loss", "ntk_eigenvalues")
+RESIDUAL = {"model": "resmlp", "activation": "linear", "parametrization": "depth_mup", "depth": 2}
+
+
+def a_problem(P=8, D=3, C=1, **options):
+    rng = np.random.default_rng(3)
+    options = {"num_steps": 6, "measure_every": 3, "learning_rate": 0.1, "top_k": 2} | options
+    return Problem(rng.normal(size=(P, D)), rng.normal(size=(P, C)), **options)
+
+
+def whitened(**options):
+    """Of one sample per direction and K = 1: the error signal keeps its direction in the limit, and at no finite width."""
+    rng = np.random.default_rng(1)
+    X = 2 * np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    return Problem(X, X @ rng.normal(size=(4, 1)), measure_every=10, num_steps=40, top_k=1, **options)
+
+
+ONE_LAYER = {
+    "plain": lambda: a_problem(learning_rate=0.4),
+    "momentum, decay, minibatches, two outputs": lambda: a_problem(
+        C=2, learning_rate=0.4, momentum=0.3, weight_decay=0.05, batches=minibatches(np.random.default_rng(0), 8, 4, 6)
+    ),
+    "fields that are dependent in the limit only": lambda: whitened(learning_rate=0.5),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", ONE_LAYER.values(), ids=ONE_LAYER)
+def test_one_hidden_layer_is_linear2(problem):
+    """Whose law is exact; the standard errors are right, too: they are neither too small nor of no use."""
+    problem = problem()
+    ours, exact = deep_linear.predict(problem, depth=1, draws=2048), fluctuations.predict(problem)
+    for name in (*NAMES, "gauss_newton_eigenvalues"):
+        for kind in ("std", "bias"):
+            values, error, known = getattr(ours[name], kind), getattr(ours[name], f"{kind}_error"), getattr(exact[name], kind)
+            np.testing.assert_array_equal(np.isnan(values), np.isnan(known))
+            distance = np.abs(values - known)
+            assert np.all(np.isnan(distance) | (distance <= 4 * error + 1e-4 * np.abs(known))), (name, kind, values, known)
+        assert np.all(np.isnan(ours[name].std) | (ours[name].std_error < 0.06 * ours[name].std)), name
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_start_in_closed_form(depth):
+    """One sample, x = 1.  Θ = Σ_l H^l G^{l+1}, a product of L factors |Wv|²/|v|² of mean 1 and variance 2/N each.
+
+    To first order they are independent, those of W^i forward and backward too, and Σ_k of them vary by k: twice
+    Σ_k 2k²/N for k = 1 … L.  No mean moves.  f(0) is of variance 1/(Nγ0²).
+    """
+    y, richness = 1.7, 0.8
+    problem = Problem(np.ones((1, 1)), [[y]], richness=richness, num_steps=0, top_k=1)
+    law = deep_linear.predict(problem, depth=depth, draws=4096)
+    exact = {
+        "ntk_eigenvalues": (2 * np.sqrt(depth * (depth + 1) * (2 * depth + 1) / 6), 0.0),
+        "loss": (y / richness, 0.5 / richness**2),
+    }
+    for name, (std, bias) in exact.items():
+        assert abs(law[name].std.ravel()[0] - std) <= 4 * law[name].std_error.ravel()[0] <= 0.1 * std
+        assert abs(law[name].bias.ravel()[0] - bias) <= 4 * law[name].bias_error.ravel()[0] <= 0.4 * std
+
+
+CASES = {
+    "linear3": {"model": "linear3"},
+    "linear4": {"model": "linear4", "momentum": 0.3},
+    "residual": RESIDUAL | {"momentum": 0.3, "weight_decay": 0.05},
+    "one block": RESIDUAL | {"depth": 1, "weight_decay": 0.05},
+}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_without_fluctuations_it_is_the_limit(options):
+    """Twelve steps of four directions: every layer's features have met all that they bring."""
+    problem = a_problem(D=4, num_steps=12, **options)
+    with computing("float64"):
+        kind, data = dmft._read(problem, 0, 0)
+        data = data._replace(space=deep_fluctuations.Space(jnp.ones(()), jnp.asarray(1e-10), jnp.asarray(False)))
+        H, runs = problem.network.depth - (not kind.residual), jnp.asarray(np.diff(problem.steps, prepend=-1))
+        sizes = deep_fluctuations._sizes(4, 1, H, 20)
+        spaces = 1 if kind.residual else H + 1
+        side = (sizes.n + sizes.m) * (H + 1) // spaces
+        found, fits = deep_fluctuations._networks(kind, sizes, data, runs, jnp.zeros(()), jnp.zeros((1, spaces, side, side)))
+        values = np.linalg.eigvalsh(found.theta[0])[:, ::-1][:, :2]
+        outputs = np.asarray(data.inputs @ found.weights[0])
+    assert fits.all()
+    limit = dmft.solve(problem)
+    np.testing.assert_allclose(values, limit["ntk_eigenvalues"], rtol=1e-8)
+    np.testing.assert_allclose(np.sum((outputs - problem.targets) ** 2, (1, 2)) / 16, limit["loss"], rtol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["linear3", "linear4", "residual"])
+def test_laws_describe_trained_networks(case):
+    """N · variance and N · mean at N = 64 and 128, extrapolated in 1/N, within the errors of seeds and draws."""
+    problem, count = a_problem(**CASES[case]), 2048
+    law, limit = predict(problem), dmft.solve(problem)
+    measured = {}
+    for width in (64, 128):
+        keys = jax.random.split(jax.random.key(width), count)
+        trained = train(problem, build(problem, width), keys, observables=NAMES, precision="float64")
+        for name in NAMES:
+            deviation = np.stack([one[name] for one in trained]) - limit[name]
+            measured[name, width] = {"std": _mean(width * deviation**2), "bias": _mean(width * deviation)}
+    for name in NAMES:
+        for kind, expected, spread in (
+            ("std", law[name].std ** 2, 2 * law[name].std * law[name].std_error),
+            ("bias", law[name].bias, law[name].bias_error),
+        ):
+            (narrow, error), (wide, other) = (measured[name, width][kind] for width in (64, 128))
+            found, error = 2 * wide - narrow, np.sqrt(4 * other**2 + error**2 + spread**2)
+            assert np.all(np.abs(found - expected) <= 4 * error), (name, kind, (found - expected) / error)
+            if kind == "std":
+                assert np.all(5 * error < expected), name  # it is a measurement
+    assert np.all(np.abs(law["loss"].bias[1:]) > 4 * law["loss"].bias_error[1:])
+
+
+def _mean(values):
+    """(mean over seeds, its standard error)"""
+    return values.mean(0), values.std(0) / np.sqrt(len(values))
+
+
+def test_what_has_a_law():
+    """Of two outputs the eigenvalues at step 0 are pairs that split at first order; the Hessian is left open."""
+    law = predict(a_problem(C=2, model="linear3"))
+    assert set(law) == {"loss", "ntk_eigenvalues", "gauss_newton_eigenvalues"}
+    assert "sharpness" not in law
+    assert law.sensitivity is None
+    assert np.isnan(law["ntk_eigenvalues"].std[0]).all()
+    assert np.isfinite(law["ntk_eigenvalues"].std[1:]).all()
+    assert predict(a_problem(model="mlp3")) is None
+
+
+@pytest.mark.slow
+def test_more_room_is_made(monkeypatch):
+    """With room for too few steps the laws are found all the same, of other draws."""
+    problem = a_problem(model="linear3", num_steps=12)
+    usual = deep_linear.predict(problem, draws=512)
+    monkeypatch.setattr(deep_fluctuations, "ROOM", 4)
+    ours = deep_linear.predict(problem, draws=512)
+    for name in NAMES:
+        assert np.all(np.abs(ours[name].std - usual[name].std) <= 4 * np.hypot(ours[name].std_error, usual[name].std_error))
+
+
+def test_divergence_is_data():
+    law = deep_linear.predict(a_problem(model="linear3", learning_rate=9.0, num_steps=30), draws=32)
+    assert np.isfinite(law["loss"].std[0])
+    assert not np.isfinite(law["loss"].std[-1])
+
+
+def test_too_large_is_refused_before_it_starts():
+    with pytest.raises(MemoryError, match=r"these laws need about \d+\.\d GiB, more than the"):
+        deep_linear.predict(a_problem(P=900, D=900, C=10, model="linear5", num_steps=30))
