@@ -36,40 +36,23 @@ RESOLVE = 0.05  # eigenvalues are computed to this fraction of the smallest gap 
 TOLERANCES = {"float32": (3e-6, 1e-3), "float64": (1e-12, 1e-3)}  # the tightest and the loosest relative tolerance
 
 
-@dataclass(frozen=True)
-class Options(runs.DataOptions):
+@dataclass(frozen=True, kw_only=True)
+class Options(runs.TrainingOptions):
     """Train networks of growing width, integrate their infinite-width limit, and fit how fast they approach it."""
 
-    model: str = "linear2"
-    """linear2, linear3, ...: so many weight matrices, exact limit. mlp2, mlp3, ...: an activation between them. mlp: --depth
-    hidden layers. resmlp: --depth residual blocks."""
     param: str = "mup"
-    """Parametrization: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for resmlp depth_mup and
-    alpha1; or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
+    """Parametrization: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for residual models depth_mup
+    and alpha1; or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
     widths: tuple[int, ...] = (128, 256, 512, 1024, 2048)
     """Hidden widths N, at least three."""
+    depth: int = 2
+    """Hidden layers of mlp, convolutions of convnet, blocks of the others."""
     seeds: int = 32
     """Networks per width, at least two."""
-    steps: int = 20
-    """Gradient steps."""
     measure_every: int = 4
     """Steps between two measurements."""
     learning_rate: float = 0.5
     """η0; the raw step is η0 γ², the edge of stability 2/η0."""
-    richness: float = 1.0
-    """γ0: how far features move; 0 is the kernel regime."""
-    momentum: float = 0.0
-    """Heavy-ball coefficient."""
-    weight_decay: float = 0.0
-    """Decay of the weights per unit of time η0 · step."""
-    batch_size: int | None = None
-    """Samples per minibatch; all of them if not given."""
-    depth: int = 2
-    """Hidden layers of mlp, blocks of resmlp."""
-    activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
-    """Activation of all models but linear...."""
-    precision: Literal["float32", "float64"] = "float32"
-    """Of the networks; the limit is always float64."""
     reference: Literal["theory", "largest-width"] | None = None
     """What is subtracted: the limit (default where it is known; from an observable that it leaves open, the largest
     network), or from all the largest network (the paper's way; biased)."""
@@ -93,19 +76,9 @@ class Comparison:
         return cases.limit_is_known(self.problem)
 
     @property
-    def model(self) -> str:
-        """Its name, with what the name does not say."""
-        network, name = self.problem.network, self.options.model
-        activation = "" if name.startswith("linear") else f" {network.activation}"
-        return f"{name} L = {network.depth}{activation}" if name in ("mlp", "resmlp") else f"{name}{activation}"
-
-    @property
     def title(self) -> str:
-        o, p = self.options, self.problem
-        batch = "" if o.batch_size is None else f", batch {o.batch_size}"
-        loss = "" if o.loss == "mse" else ", cross-entropy"
-        return (f"{self.model}, {o.param}, {o.data}{loss}, P = {p.num_samples}, D = {p.num_inputs}, C = {p.num_outputs}, "
-                f"η0 = {o.learning_rate:g}, γ0 = {o.richness:g}{batch}, {o.seeds} seeds")  # fmt: skip
+        o = self.options
+        return f"{o.described(self.problem)}, {o.param}, η0 = {o.learning_rate:g}, {o.seeds} seeds"
 
 
 def compare(options: Options) -> list[rates.Rate]:
@@ -145,14 +118,7 @@ def prepare(options: Options) -> Comparison:
     if len(set(widths)) < len(widths) or any(width < 1 for width in widths):
         raise ValueError(f"widths {_listed(widths)}: wanted different numbers, each at least 1")
     runs.check_seeds(options.seeds, options.seed)
-    inputs, targets = options.load()
-    batches = runs.batches(options.seed, len(inputs), options.batch_size, options.steps)
-    problem = Problem(
-        inputs=inputs, targets=targets, parametrization=options.param, model=options.model, activation=options.activation,
-        depth=options.depth, loss=options.loss, learning_rate=options.learning_rate, richness=options.richness,
-        num_steps=options.steps, measure_every=options.measure_every, momentum=options.momentum,
-        weight_decay=options.weight_decay, batches=batches, top_k=options.top_k,
-    )  # fmt: skip
+    problem = options.problem(parametrization=options.param)
     problem = replace(problem, parametrization=problem.scaling())  # a file is read once
     known = cases.limit_is_known(problem)
     reference = options.reference or ("theory" if known else "largest-width")

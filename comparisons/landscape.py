@@ -106,7 +106,7 @@ class Run:
     @property
     def title(self) -> str:
         o = self.options
-        return f"{o.described(next(iter(self.problems.values())))}, {o.seeds} seeds"
+        return f"{o.described(next(iter(self.problems.values())))}, {o.steps} steps, {o.seeds} seeds"
 
 
 def landscape(options: Options) -> list[Late]:
@@ -261,6 +261,8 @@ def _panel(axis, one, name):
         axis.fill_between(one.step, there.min("seed"), there.max("seed"), color=color, alpha=0.2, linewidth=0)
     if (values > 0).all():
         axis.set_yscale("log")
+        if float(values.max()) < 1000 * float(values.min()):
+            plots.plain_numbers(axis.yaxis)
     edge = {"hessian_eigenvalues": "edge_of_stability", "preconditioned_sharpness": "preconditioned_edge_of_stability"}
     if name in edge and np.isfinite(one[edge[name]]):
         axis.axhline(float(one[edge[name]]), color="firebrick", linewidth=0.9)

@@ -7,9 +7,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import xarray as xr
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from comparisons.rates import Rate, deviations, limit_component, reference_of, variable
 from comparisons.super_consistency import TOLERATED, Growth
@@ -115,6 +116,13 @@ def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: 
     _legend(figure, dataset, [])
     figure.suptitle(f"{title}; reference: {reference}; super consistent: at most × {TOLERATED:g}", fontsize=9)
     return figure
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Of a logarithmic axis over a few decades: 0.5, 1, 2, 5 in place of powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_rate(axis, errors, rate, kind, color):

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from comparisons import plots
 from comparisons.optimum import SIZES, TOLERATED, Optimum, Shift, at_size, has_limit, sizes_of
@@ -38,7 +38,7 @@ def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], tit
         low, high = _span(dataset)
         grid[1, 0].set(ylabel=dataset["sharpness"].attrs["symbol"] + " at the optimum", ylim=(low, high))
         if high < 300 * low:
-            _plain_numbers(grid[1, 0].yaxis)
+            plots.plain_numbers(grid[1, 0].yaxis)
     handles = _handles(dataset, rows > 1)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(2 + len(names), 5, len(handles)))
     figure.suptitle(textwrap.fill(title, 62 * len(names)), fontsize=9)
@@ -80,12 +80,6 @@ def _sharpness(axis, one):
             axis.plot(one.step, limit, **plots.LIMIT)
     axis.set(yscale="log", xlabel="step", xlim=(0, int(one.step[-1])))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _plain_numbers(axis):
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _by_depth(values):
