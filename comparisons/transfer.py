@@ -58,6 +58,8 @@ class Options(runs.TrainingOptions):
     at most twelve."""
     sharpness_seeds: int = 2
     """How many networks of each size are trained again, at the optimum, to follow their sharpness; 0: none."""
+    limit: bool = True
+    """Whether the infinite network is computed too, where it is known: sampled ones (mlp3, resmlp, ...) take minutes each."""
     richness: float = 4.0
     """γ0: how far features move; 0 is the kernel regime."""
     processes: int = 1
@@ -243,10 +245,14 @@ def limits_of(prepared: Sweep, store: records.Store) -> xr.Dataset:
     Not a number where no limit is known, or where it leaves the sharpness open; empty where that is so throughout.
     """
     options, found = prepared.options, {}
-    for param, depth in product(options.param, prepared.depths):
-        if cases.limit_is_known(prepared.work.problem(param, depth)):
+    known = [key for key in product(options.param, prepared.depths)
+             if options.limit and cases.limit_is_known(prepared.work.problem(*key))]  # fmt: skip
+    with runs.Progress(known) as progress:
+        for param, depth in known:
+            progress.describe(f"{param} limit")
             name = f"{runs.slug(param)}-L{depth}-limit"
             found[param, depth] = store.kept(name, lambda: limit(prepared, param, depth))  # noqa: B023
+            progress.report((param, depth))(1.0)
     if not found:
         return xr.Dataset()
     empty = xr.full_like(next(iter(found.values())), np.nan)

@@ -332,9 +332,10 @@ def test_depths(tmp_path):
 )  # fmt: skip
 def test_models_and_optimizers(options, tmp_path):
     digits = ["--inputs", "64"] if "digits" in options else []
-    main([*SMALL, "--seeds", "2", "--param", "mup", "--learning-rates", "0.01", "0.03", "0.1", *digits, *options,
-          "--sharpness-seeds", "1", "--out", str(tmp_path)])  # fmt: skip
+    main([*SMALL, "--seeds", "2", "--param", "mup", "--learning-rates", "0.01", "0.03", "0.1", "--no-limit", *digits,
+          *options, "--sharpness-seeds", "1", "--out", str(tmp_path)])  # fmt: skip
     dataset = numbers(tmp_path)
+    assert "final_loss_limit" not in dataset
     assert (dataset["final_loss"] < dataset["initial_loss"]).any()
     assert np.isfinite(dataset["sharpness"].sel(seed=0).isel(step=slice(1, None))).all()
 
