@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from comparisons import convergence, coord_check, transfer
+from comparisons import convergence, coord_check, landscape, transfer
 from limits.models import read_model
 
 TEXT = (Path(__file__).resolve().parent.parent / "README.md").read_text()
@@ -19,7 +19,7 @@ def test_python_runs(code, capsys):
     assert capsys.readouterr().out
 
 
-PROGRAMS = {"convergence": convergence, "coord_check": coord_check, "transfer": transfer}
+PROGRAMS = {"convergence": convergence, "coord_check": coord_check, "landscape": landscape, "transfer": transfer}
 COMMANDS = re.findall(rf"python -m comparisons\.({'|'.join(PROGRAMS)})([^\n#`]*)", TEXT)
 
 
