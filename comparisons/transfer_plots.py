@@ -54,7 +54,7 @@ def _losses(axis, one, top, optima):
     rates, best = one.learning_rate.values, {(o.width, o.depth): o.best_learning_rate for o in optima}
     for size, color in _colored(one):
         there = at_size(one, *size)["final_loss"].transpose("seed", "learning_rate")
-        mean = _drawable(there.mean("seed").values, top)
+        mean = _drawable(there.values.mean(axis=0), top)  # of one that diverged, too
         axis.plot(rates, mean, color=color)
         axis.fill_between(rates, *np.quantile(_drawable(there.values, top), (0.25, 0.75), axis=0), where=mean < top,
                           color=color, alpha=0.15, linewidth=0)  # fmt: skip
