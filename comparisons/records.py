@@ -188,7 +188,8 @@ def from_trajectories(
 ) -> xr.Dataset:
     """The trajectories of each width, one per seed, as variables (width, seed, step) and (width, seed, step, rank).
 
-    ``residual_eigenvalues`` have the dimension ``edge`` (upper, lower) in place of ``rank``, which counts from 1.
+    ``residual_eigenvalues`` have the dimension ``edge`` (upper, lower) in place of ``rank``, which counts from 1, and so does
+    ``node`` of a spectral density.
     Where an observable has fewer eigenvalues than another it is filled up with NaN; its attribute ``ranks`` says how
     many it has.  ``<name>_error`` where there are measuring errors; ``<name>_products`` (width, seed, step), integers, where
     matrix-vector products were counted.  ``seeds`` are labels, by default 0, 1, ….
@@ -205,6 +206,8 @@ def from_trajectories(
     coordinates = {"width": list(trajectories), "seed": seeds, "step": first.steps}
     coordinates |= {"rank": np.arange(1, ranks + 1)} if ranks else {}
     coordinates |= {"edge": list(EDGES)} if "residual_eigenvalues" in first.observables else {}
+    nodes = {values.shape[-1] for name, values in stacked.items() if _axis(name) == ("node",)}
+    coordinates |= {"node": np.arange(1, nodes.pop() + 1)} if nodes else {}
     return xr.Dataset({name: _labelled(name, values, ranks) for name, values in stacked.items()}, coordinates)
 
 
@@ -246,10 +249,8 @@ def _parts(variable: str) -> tuple[str, str]:
 
 def _axis(variable) -> tuple[str, ...]:
     name, kind = _parts(variable)
-    observable = OBSERVABLES[name]
-    if kind == "products" or not observable.ranked:
-        return ()
-    return ("edge",) if observable.name == "residual_eigenvalues" else ("rank",)
+    axis = OBSERVABLES[name].axis
+    return (axis,) if axis and kind != "products" else ()
 
 
 def _labelled(variable, values, ranks):

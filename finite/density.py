@@ -41,14 +41,21 @@ class Density(NamedTuple):
         return self.mean(lambda nodes: jax.scipy.stats.norm.pdf(at[:, None, None], nodes, width))
 
 
+def check(probes: int, steps: int) -> None:
+    """Raises ValueError for fewer than two probes, whose spread nobody knows, and for no steps."""
+    if probes < 2:
+        raise ValueError(f"{probes} probes: a standard error needs two")
+    if steps < 1:
+        raise ValueError(f"{steps} steps: a quadrature has at least one node")
+
+
 def spectral_density(matvec: Matvec, like: Params, key: Array, *, probes: int = 8, steps: int = 64) -> Density:
     """From so many random vectors of the structure of ``like``, with ``steps`` products each; one vector after the other.
 
     A matrix of fewer than ``steps`` dimensions has as many nodes.  Memory: ``steps`` vectors.  Not finite where the matrix
-    is not.  Raises ValueError for fewer than two probes, whose spread nobody knows.
+    is not.  Raises ValueError as ``check`` does.
     """
-    if probes < 2:
-        raise ValueError(f"{probes} probes: a standard error needs two")
+    check(probes, steps)
 
     def quadrature(key):
         alpha, beta = lanczos.tridiagonal(matvec, signs_like(key, like), steps)

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from finite import curvature, lanczos
+from finite import curvature, density, lanczos
 from finite.augmentation import augmentation
 from finite.descent import descent
 from finite.networks import Architecture, Network, Params, acting_through, by_role
@@ -35,6 +35,7 @@ from limits.trajectory import MEASURED, STORED, Trajectory
 DENSE_NTK_ROWS = 2000  # up to this PC the NTK is built of the layers' factors and decomposed, beyond it Lanczos takes over
 CHECK_EVERY = 8  # at most so many products between two tests of convergence, as dear as several ones of a narrow network
 HESSIAN = {"hessian_eigenvalues", "hessian_min"}
+DENSITY = {"density_nodes", "density_weights"}
 KERNEL = ("gauss_newton_eigenvalues", "ntk_eigenvalues")  # for MSE the same nonzero spectrum
 FRAMED = 6  # times a batch of images of its own, with frames around them, is what a seed holds that augments it
 HOST_PART = 0.25  # of this machine's memory is for the seeds that run side by side, where the device does not tell what it has
@@ -53,6 +54,8 @@ def train(
     max_matvecs: int = 100,
     warm_start: bool = True,
     probes: int = 16,
+    density_probes: int = 8,
+    density_steps: int = 32,
     memory: int | float | None = None,
     vectorized: bool | None = None,
     progress: Callable[[float], None] | None = None,
@@ -68,18 +71,20 @@ def train(
     max_matvecs   products after which a Lanczos run gives up, and vectors of the parameters' size that it may hold
     warm_start    start each Lanczos run from the eigenvectors of the measurement before
     probes        random vectors of the trace estimate, where the trace is not exact
+    density_probes, density_steps    random vectors of the spectral density, and products with each: as many nodes, or as many
+                  as there are parameters; ``finite.density.Density(nodes[None], weights[None])`` smooths it
     memory        bytes for the seeds that run side by side (default: most of the device's); the rest follow in chunks
     vectorized    whether the seeds of a chunk run as one batch; by default they do, except on a CPU, where one after
                   the other is two to three times faster
     progress      called after every measured step with the fraction of the job that is done
 
     Raises ValueError for an unknown observable or precision, for more eigenvalues than parameters, more curvature samples
-    than there are, and for a network or weights that do not fit; MemoryError if ``memory`` does not hold one network.  A
-    divergence is no error: from there on the values are not finite.
+    than there are, a density of fewer than two random vectors, and for a network or weights that do not fit; MemoryError if
+    ``memory`` does not hold one network.  A divergence is no error: from there on the values are not finite.
     """
     with computing(precision):
         vectorized = jax.default_backend() != "cpu" if vectorized is None else vectorized
-        numerics = rtol, max_matvecs, warm_start, probes, vectorized
+        numerics = rtol, max_matvecs, warm_start, probes, vectorized, density_probes, density_steps
         program = _Program(network.architecture, problem.loss, tuple(observables), problem.top_k, *numerics)
         samples = problem.num_samples if curvature_samples is None else curvature_samples
         _check(problem, network, program, keys, initial, samples)
@@ -104,6 +109,8 @@ class _Program(NamedTuple):
     warm_start: bool
     probes: int
     vectorized: bool
+    density_probes: int = 8
+    density_steps: int = 32
 
     @property
     def of(self) -> Loss:
@@ -237,12 +244,26 @@ def _observe(program, network, params, preconditioner, data, starts, key):
         value = curvature.directional_sharpness(apply, params, *data, program.of)
         found["directional_sharpness"] = _Measured(value, products=jnp.asarray(1))
         params = _after(value, params)
+    if wanted & DENSITY:
+        found |= _density(program, network, params, data, key)
+        params = _after(found["density_nodes"].value[0], params)
     if "gradient_noise" in wanted:
         found["gradient_noise"] = _Measured(curvature.gradient_noise(apply, params, *data, program.of))
     if program.warm_start:
         starts = {name: (starts[name][1], lanczos.combined(spectrum.vectors, starts[name][1]), spectrum.beyond)
                   for name, spectrum in spectra.items()}  # fmt: skip
     return {name: measured for name, measured in found.items() if name in wanted}, starts
+
+
+def _density(program, network, params, data, key):
+    """Nodes and weights of the Hessian's spectral density, of all its random vectors one behind the other."""
+    matvec = curvature.hessian(network.apply, params, *data, program.of)
+    key = jax.random.fold_in(key, 1)  # other vectors than those of the trace
+    found = density.spectral_density(matvec, params, key, probes=program.density_probes, steps=program.density_steps)
+    products = jnp.asarray(found.nodes.size)  # one for each node
+    weights = found.weights / program.density_probes
+    return {"density_nodes": _Measured(found.nodes.ravel(), products=products),
+            "density_weights": _Measured(weights.ravel(), products=products)}  # fmt: skip
 
 
 def _values(spectrum: lanczos.Extremes) -> _Measured:
@@ -359,6 +380,8 @@ def _check(problem, network, program, keys, initial, samples):
         fits = False
     if not fits:
         raise ValueError(f"no network from {inputs.shape} to {problem.targets.shape}: build it for this problem")
+    if DENSITY & set(program.observables):
+        density.check(program.density_probes, program.density_steps)
     if program.top_k > _size(shapes):
         raise ValueError(f"top_k {program.top_k} is more than the network's {_size(shapes)} parameters")
     if jnp.ndim(keys) != (1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else 2):
@@ -410,7 +433,8 @@ def _footprint(problem, network, program, samples):
     itemsize, shapes = jnp.zeros(()).dtype.itemsize, jax.tree.leaves(_shapes(network))
     parameters, rows = _size(shapes), problem.targets.size
     kept = 2 * 15 * parameters  # weights, two moments, three vectors of up to four Lanczos runs, coming in and going out
-    lanczos = (min(program.max_matvecs, parameters) + 8) * parameters
+    vectors = max(program.max_matvecs, program.density_steps if DENSITY & set(program.observables) else 0)
+    lanczos = (min(vectors, parameters) + 8) * parameters
     copies = 1 if network.layer_factors is None else problem.num_outputs  # each output has its way back
     batch = problem.num_samples if problem.batches is None else problem.batches.shape[1]
     rows_at_once = max(8 * samples * copies, 3 * batch, 2 * problem.num_samples)  # curvature, a step, the loss

@@ -11,7 +11,8 @@ from jaxtyping import Int
 class Observable:
     """A measured quantity.
 
-    ranked      it has a second axis, eigenvalues with the largest first
+    axis        its second axis: "rank", eigenvalues with the largest first; "edge", the upper and the lower one; "node", of
+                a quadrature; "" where it is one number
     in_limits   theories compute it too; others only networks have
     """
 
@@ -19,8 +20,13 @@ class Observable:
     symbol: str
     label: str
     definition: str
-    ranked: bool = False
+    axis: str = ""
     in_limits: bool = True
+
+    @property
+    def ranked(self) -> bool:
+        """Whether its second axis is of eigenvalues."""
+        return self.axis in ("rank", "edge")
 
 
 OBSERVABLES = {
@@ -29,15 +35,15 @@ OBSERVABLES = {
         Observable("loss", r"$\mathcal{L}$", "loss", "1/(2P) Σ_p |f(x_p) − y_p|² over all samples"),
         Observable("sharpness", r"$\gamma^2\lambda_1(H)$", "sharpness", "hessian_eigenvalues, the first"),
         Observable("hessian_eigenvalues", r"$\gamma^2\lambda_k(H)$", "Hessian eigenvalues",
-                   "γ² times the top_k algebraically largest eigenvalues of ∇²L", ranked=True),
+                   "γ² times the top_k algebraically largest eigenvalues of ∇²L", axis="rank"),
         Observable("hessian_min", r"$\gamma^2\lambda_{\min}(H)$", "smallest Hessian eigenvalue",
                    "γ² times the algebraically smallest eigenvalue of ∇²L"),
         Observable("gauss_newton_eigenvalues", r"$\gamma^2\lambda_k(G)$", "Gauss-Newton eigenvalues",
-                   "γ² times the top_k eigenvalues of G = (1/P) Σ_p JᵀJ, J = ∂f(x_p)/∂θ", ranked=True),
+                   "γ² times the top_k eigenvalues of G = (1/P) Σ_p JᵀJ, J = ∂f(x_p)/∂θ", axis="rank"),
         Observable("residual_eigenvalues", r"$\gamma^2\lambda_\pm(R)$", "edges of the residual part",
-                   "γ² times the largest and the smallest eigenvalue of R = ∇²L − G, in this order", ranked=True),
+                   "γ² times the largest and the smallest eigenvalue of R = ∇²L − G, in this order", axis="edge"),
         Observable("ntk_eigenvalues", r"$\lambda_k(\Theta)/P$", "NTK eigenvalues",
-                   "the top_k eigenvalues of γ² J Jᵀ/P, of size PC × PC over all samples and outputs", ranked=True),
+                   "the top_k eigenvalues of γ² J Jᵀ/P, of size PC × PC over all samples and outputs", axis="rank"),
         Observable("hessian_trace", r"$\gamma^2\,\mathrm{tr}\,H$", "Hessian trace", "γ² tr ∇²L"),
         Observable("directional_sharpness", r"$\gamma^2 g^\top H g/|g|^2$", "directional sharpness",
                    "γ² gᵀ(∇²L)g/|g|² along the full gradient g = ∇L; not a number where g = 0"),
@@ -47,6 +53,13 @@ OBSERVABLES = {
         Observable("gradient_noise", r"$\gamma^2\,\mathrm{tr}\,\Sigma$", "gradient noise",
                    "γ² (1/P) Σ_p |∇ℓ_p − ∇L|², ℓ_p the loss of one sample: the variance of a step's gradient is this over "
                    "the size of its batch", in_limits=False),
+        Observable("density_nodes", r"$\gamma^2\theta_j$", "nodes of the spectral density",
+                   "where a quadrature of the density of the eigenvalues of γ²∇²L has its masses: Σ_j w_j f(θ_j) stands for "
+                   "their mean (1/n) Σ_i f(λ_i); of each random vector in turn, in ascending order",
+                   axis="node", in_limits=False),
+        Observable("density_weights", r"$w_j$", "weights of the spectral density",
+                   "the masses w_j at density_nodes; those of each random vector have the same sum, all together 1",
+                   axis="node", in_limits=False),
     )
 }  # fmt: skip
 
@@ -58,8 +71,8 @@ MEASURED = tuple(name for name in STORED if OBSERVABLES[name].in_limits)  # what
 class Trajectory(Mapping):
     """The observables at the measured steps of one network, or of the limit.
 
-    ``trajectory[name]`` is a float array whose first axis is ``steps`` (index t is before step t); ranked observables
-    have a second axis.  All curvature is rescaled by γ².  After a divergence the values are not finite.
+    ``trajectory[name]`` is a float array whose first axis is ``steps`` (index t is before step t); some observables have a
+    second one (``Observable.axis``).  All curvature is rescaled by γ².  After a divergence the values are not finite.
     ``errors[name]``, of the same shape, bounds what the measuring itself got wrong (a Lanczos residual, a standard
     error); absent means exact to rounding.
     ``products[name]`` counts, at each step, the matrix-vector products that the value took: shared by observables of one
@@ -75,7 +88,7 @@ class Trajectory(Mapping):
         for name, values in self.observables.items():
             if name not in STORED:
                 raise ValueError(f"unknown observable {name!r}; known: {', '.join(STORED)}")
-            if values.ndim != 1 + OBSERVABLES[name].ranked or len(values) != len(self.steps):
+            if values.ndim != 1 + bool(OBSERVABLES[name].axis) or len(values) != len(self.steps):
                 raise ValueError(f"{name} of shape {values.shape} does not fit {len(self.steps)} measured steps")
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -116,6 +116,8 @@ def test_what_is_not_finite_is_data():
     assert not np.isfinite(got.mean(lambda nodes: nodes)[0])
 
 
-def test_refuses_one_probe():
+def test_refuses_one_probe_and_no_steps():
     with pytest.raises(ValueError, match="1 probes: a standard error needs two"):
         spectral_density(lambda v: v, jnp.ones(3), jax.random.key(0), probes=1)
+    with pytest.raises(ValueError, match="0 steps: a quadrature has at least one node"):
+        spectral_density(lambda v: v, jnp.ones(3), jax.random.key(0), steps=0)

@@ -5,6 +5,7 @@ import pytest
 
 from limits import OBSERVABLES, Problem, Trajectory, limit, minibatches
 from limits.parametrization import factors, interpolated, laziness, output_exponent, output_multiplier, scaling
+from limits.trajectory import MEASURED
 
 X, Y = np.ones((4, 3)), np.ones((4, 2))
 
@@ -110,6 +111,14 @@ def test_trajectory_reads_by_name():
         Trajectory(np.array([0]), {"sharpnes": np.zeros(1)})
     with pytest.raises(ValueError, match="does not fit"):
         Trajectory(np.array([0]), {"loss": np.zeros(2)})
+
+
+def test_axes_of_observables():
+    axes = {name: observable.axis for name, observable in OBSERVABLES.items() if observable.axis}
+    ranks = dict.fromkeys(("hessian_eigenvalues", "gauss_newton_eigenvalues", "ntk_eigenvalues"), "rank")
+    assert axes == ranks | {"residual_eigenvalues": "edge", "density_nodes": "node", "density_weights": "node"}
+    assert {name for name, observable in OBSERVABLES.items() if observable.ranked} == {*ranks, "residual_eigenvalues"}
+    assert not {"density_nodes", "density_weights"} & set(MEASURED)
 
 
 def test_every_observable_is_described():

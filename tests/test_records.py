@@ -20,14 +20,15 @@ STEPS = np.array([0, 5, 10])
 
 
 def trajectory(seed):
-    """All three kinds of axes, fewer NTK than Hessian eigenvalues, some measuring errors and products, and a divergence."""
+    """All four kinds of axes, fewer NTK than Hessian eigenvalues, some measuring errors and products, and a divergence."""
     rng = np.random.default_rng(seed)
-    shapes = {"loss": (3,), "hessian_eigenvalues": (3, 4), "ntk_eigenvalues": (3, 2), "residual_eigenvalues": (3, 2)}
+    shapes = {"loss": (3,), "hessian_eigenvalues": (3, 4), "ntk_eigenvalues": (3, 2), "residual_eigenvalues": (3, 2),
+              "density_nodes": (3, 10), "density_weights": (3, 10)}  # fmt: skip
     observables = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
     observables["loss"][-1] = np.inf
     observables["ntk_eigenvalues"][-1] = np.nan
     errors = {name: rng.random(shapes[name]) for name in ("hessian_eigenvalues", "residual_eigenvalues")}
-    products = {name: rng.integers(1, 100, size=3) for name in errors}
+    products = {name: rng.integers(1, 100, size=3) for name in (*errors, "density_nodes", "density_weights")}
     return Trajectory(STEPS, observables, errors, products)
 
 
@@ -46,11 +47,12 @@ def written(tmp_path):
 
 def test_dimensions_and_definitions():
     dataset = records.from_trajectories({w: [trajectory(w + s) for s in range(3)] for w in (8, 16)}, seeds=[7, 8, 9])
-    assert dict(dataset.sizes) == {"width": 2, "seed": 3, "step": 3, "rank": 4, "edge": 2}
+    assert dict(dataset.sizes) == {"width": 2, "seed": 3, "step": 3, "rank": 4, "edge": 2, "node": 10}
     assert dataset["loss"].dims == ("width", "seed", "step")
     assert dataset["hessian_eigenvalues"].dims == ("width", "seed", "step", "rank")
     assert dataset["residual_eigenvalues_error"].dims == ("width", "seed", "step", "edge")
-    assert dataset["hessian_eigenvalues_products"].dims == ("width", "seed", "step")
+    assert dataset["density_weights"].dims == ("width", "seed", "step", "node")
+    assert dataset["density_nodes_products"].dims == dataset["hessian_eigenvalues_products"].dims == ("width", "seed", "step")
     assert dataset["loss"].attrs["definition"] == OBSERVABLES["loss"].definition
     assert {"long_name", "units"} <= set(dataset["hessian_eigenvalues_error"].attrs)
     assert dataset["hessian_eigenvalues_products"].attrs["long_name"] == "matrix-vector products of Hessian eigenvalues"

@@ -114,6 +114,7 @@ def densely(problem, weights, own_outputs, rates):
     ntk = np.linalg.eigvalsh(jacobian @ jacobian.T / problem.num_samples)[::-1]
     k = problem.top_k
     return {
+        "hessian": hessian,
         "loss": loss(flat),
         "hessian_eigenvalues": h[:k],
         "hessian_min": h[-1],
@@ -164,6 +165,53 @@ def test_observables_are_those_of_dense_matrices(architecture, loss):
         own = partial(outputs, problem, activation=architecture[1])
         expected = [densely(problem, path[step], own, rates) for step in (0, 2, 4)]
     assert_observed(got, expected, network.layerwise_linear)
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_spectral_density_is_that_of_dense_hessians(loss):
+    """With as many nodes as parameters they are the eigenvalues; with fewer, means of λ and λ² have the probes' spread."""
+    problem, probes = everything(num_steps=4, measure_every=2, loss=loss), 50
+    network, options = mlp(problem, WIDTH, 1, "tanh"), {"observables": ["loss", "density_nodes", "density_weights"]}
+    options |= {"precision": "float64", "density_probes": probes}
+    (got,), (all_nodes,) = (train(problem, network, keys(1), **options, density_steps=steps) for steps in (7, 100))
+    with computing("float64"):
+        path = list(written_out(problem, in_numpy(network.init(keys(1)[0])), "tanh"))
+        rates = [output_multiplier(problem.scaling(), problem.richness, WIDTH) ** 2] * len(path[0])
+        own = partial(outputs, problem, activation="tanh")
+        hessians = [np.asarray(densely(problem, path[step], own, rates)["hessian"]) for step in problem.steps]
+    n = len(hessians[0])
+    assert got["density_nodes"].shape == got["density_weights"].shape == (3, probes * 7)
+    assert set(got.products) == {"density_nodes", "density_weights"}
+    assert (got.products["density_nodes"] == probes * 7).all()
+    assert (all_nodes.products["density_nodes"] == probes * n).all()
+    for index, hessian in enumerate(hessians):
+        eigenvalues = np.linalg.eigvalsh(hessian)
+        every = all_nodes["density_nodes"][index].reshape(probes, n)
+        np.testing.assert_allclose(every, np.tile(eigenvalues, (probes, 1)), atol=1e-8 * np.abs(eigenvalues).max())
+        for one in (got, all_nodes):
+            nodes, weights = one["density_nodes"][index], one["density_weights"][index]
+            np.testing.assert_allclose(weights.reshape(probes, -1).sum(axis=1), 1 / probes, rtol=1e-12)
+            for k in (1, 2):
+                power = np.linalg.matrix_power(hessian, k)
+                error = np.sqrt(2 * np.sum((power - np.diag(np.diag(power))) ** 2) / probes) / n  # of zᵀAz/n, z signs
+                assert abs(weights @ nodes**k - np.mean(eigenvalues**k)) < 4 * error
+                assert 4 * error < np.sqrt(np.mean(eigenvalues ** (2 * k)))
+
+
+def test_spectral_densities_of_many_seeds_and_of_diverged_ones():
+    problem = a_problem(measure_every=6, learning_rate=0.3)
+    network = mlp(problem, WIDTH)
+    good = network.init(keys(1)[0])
+    initial = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf * jnp.nan]), good)
+    options = {"observables": ["loss", "density_weights", "density_nodes"], "density_probes": 3, "density_steps": 5}
+    (alone,) = train(problem, network, keys(1), **options)
+    for vectorized in (False, True):
+        beside, broken = train(problem, network, keys(2), initial=initial, vectorized=vectorized, **options)
+        for name in options["observables"]:
+            np.testing.assert_allclose(beside[name], alone[name], rtol=1e-3, atol=1e-5)
+            assert not np.isfinite(broken[name]).any()
+    with pytest.raises(ValueError, match="1 probes: a standard error needs two"):
+        train(problem, network, keys(1), **options | {"density_probes": 1})
 
 
 PLAIN, RESIDUAL = ("sp", "ntp", "mup"), ("sp", "depth_mup", "alpha1")
