@@ -16,6 +16,7 @@ from finite.cifar10 import cifar10
 from finite.data import Data, digits, gaussian, load_npz
 from finite.images import Images, holds_images, read_folder, read_npz
 from finite.patches import patches10
+from finite.text import Text, plays, read_text, windows
 from limits import Problem, minibatches
 
 WITH_DEPTH = ("mlp", "resmlp", "convnet", "resconvnet", "vit", "gpt")  # models that do not say it in their name
@@ -27,12 +28,12 @@ class DataOptions:
 
     data: str = "gaussian"
     """gaussian (linear teacher), digits (1797 real 8×8 images), patches10 (32×32 colour crops of ten photographs), FILE.npz
-    with arrays inputs (P, D) and targets, or train_images and train_labels, a folder of images (one subfolder per class), or
-    CIFAR-10's binary version (its folder or .tar.gz)."""
+    with arrays inputs (P, D) and targets, or train_images and train_labels, a folder of images (one subfolder per class),
+    CIFAR-10's binary version (its folder or .tar.gz); for gpt plays (four plays of Shakespeare) or FILE.txt."""
     samples: int | None = None
-    """P; default 40, for digits 256, for a file what it has."""
+    """P; default 40 for gaussian, 256 for digits, patches10 and texts, for other files what they have."""
     inputs: int | None = None
-    """D; default 10 for gaussian, else what the data has."""
+    """D; default 10 for gaussian, 16 characters of a text, else what the data has."""
     outputs: int | None = None
     """C; default 1. digits: 1 is even or odd, C > 1 the classes 0 … C−1."""
     loss: Literal["mse", "cross_entropy"] = "mse"
@@ -56,7 +57,9 @@ class DataOptions:
             if self.inputs not in (None, 64):
                 raise ValueError(f"{self.inputs} inputs: the digits have 64")
             return digits(_given(self.samples, 256), _given(self.outputs, 1), self.seed)
-        if self.data == "patches10":
+        if self.data == "plays" or self.data.endswith(".txt"):
+            found = self._next_characters(plays() if self.data == "plays" else read_text(self.data))
+        elif self.data == "patches10":
             found = patches10(_given(self.samples, 256), 0, self.seed).train(self.loss)
         elif self.data.endswith(".npz") and not holds_images(self.data):
             return load_npz(self.data, self.samples, self.inputs, self.outputs)
@@ -67,6 +70,12 @@ class DataOptions:
                 raise ValueError(f"{wanted} {what}: {self.data} has {size}")
         return found
 
+    def _next_characters(self, text: Text) -> Data:
+        """Stretches of the text as tokens, and the character behind each, one-hot and centred."""
+        tokens, following = windows(text.train_tokens, _given(self.inputs, 16), _given(self.samples, 256), self.seed)
+        C = len(text.vocabulary)
+        return tokens.astype(float), np.eye(C)[following[:, -1]] - 1 / C
+
     def _images(self, path: Path) -> Images:
         if path.suffix == ".npz":
             return read_npz(path)
@@ -74,8 +83,8 @@ class DataOptions:
             return cifar10(path)
         if path.is_dir():
             return read_folder(path)
-        raise ValueError(f"unknown data {self.data!r}; known: gaussian, digits, patches10, a file that ends in .npz, "
-                         "a folder of images, or CIFAR-10's binary version")  # fmt: skip
+        raise ValueError(f"unknown data {self.data!r}; known: gaussian, digits, patches10, plays, a file that ends in .npz "
+                         "or .txt, a folder of images, or CIFAR-10's binary version")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,3 +95,19 @@ def test_cross_entropy_makes_classes_of_targets(data, classes):
     usual, one_hot = (Options(data=data, samples=12, outputs=classes, loss=loss).load()[1] for loss in ("mse", "cross_entropy"))
     assert (one_hot.argmax(axis=1) == usual.argmax(axis=1)).all()
     assert (np.sort(one_hot, axis=1)[:, -2:] == [0, 1]).all()
+
+
+def test_the_character_behind_a_stretch_of_text(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("abcabcabc" * 20)
+    tokens, targets = Options(data=str(file), samples=9, inputs=4, loss="cross_entropy").load()
+    assert tokens.shape == (9, 4)
+    np.testing.assert_array_equal(targets.argmax(1), (tokens[:, -1] + 1) % 3)
+    np.testing.assert_array_equal(targets.sum(1), 1)
+    tokens, targets = Options(data="plays").load()
+    assert (tokens.shape, targets.shape) == ((256, 16), (256, 65))
+    np.testing.assert_allclose(targets.sum(1), 0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"4 outputs: \S+ has 3"):
+        Options(data=str(file), outputs=4, samples=9).load()
+    with pytest.raises(ValueError, match="No such file"):
+        Options(data=str(tmp_path / "other.txt")).load()
