@@ -11,7 +11,6 @@ What is trained are the weights as they act, multiplier · θ, at the learning r
 measured in the coordinates in which all of these rates are η0 (``_coordinates``): there it is the rescaled one.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil, prod
@@ -28,6 +27,7 @@ from finite.augmentation import augmentation
 from finite.descent import descent
 from finite.networks import Architecture, Network, Params, acting_through, by_role
 from limits.losses import LOSSES, Loss
+from limits.memory import physical
 from limits.precision import computing
 from limits.problem import Problem
 from limits.trajectory import MEASURED, STORED, Trajectory
@@ -446,5 +446,5 @@ def _footprint(problem, network, program, samples):
 
 def _device_memory():
     """Most of what is free on the device, or a part of the machine's where it does not tell."""
-    stats, physical = jax.devices()[0].memory_stats(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]) if stats else HOST_PART * physical
+    stats = jax.devices()[0].memory_stats()
+    return 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]) if stats else HOST_PART * physical()

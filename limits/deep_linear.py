@@ -8,11 +8,10 @@
     H^l = <h^l h^l>,  G^l = <g^l g^l>,  A^l = ∂h^l/∂r^l,  B^{l−1} = ∂g^l/∂u^l,  Δ = y − f,  f = <g^L h^L>/γ0
 
 with Gaussian u^l of covariance H^{l−1} and r^l of covariance G^{l+1}; H⁰ = XXᵀ/D, G^{L+1} = 1, A⁰ = B^L = 0; π_p(s) the share
-of sample p in the batch of step s (1/P of all), ρ = η0γ0 for SGD, d = 1 without weight
-decay (Bordelon & Pehlevan 2022).  The equations are causal, so one sweep forward in time solves them: ``limits.linear_sweep``, in r = rank X directions.
+of sample p in the batch of step s (1/P of all), ρ = η0γ0 for SGD, d = 1 without weight decay (Bordelon & Pehlevan 2022).  The
+equations are causal, so one sweep forward in time solves them: ``limits.linear_sweep``, in r = rank X directions.
 """
 
-import os
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -23,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import solve_triangular
 
-from limits import dmft
+from limits import dmft, memory
 from limits.curvature import leading_eigenvalues
 from limits.fluctuations import Prediction
 from limits.linear_sweep import data_of, numbers_held, of_outputs, sweep
@@ -144,9 +143,7 @@ def _checked(problem, depth, *, kernels_too=False) -> int:
     scaling = problem.scaling("plain", depth)
     if output_exponent(scaling) != 0.5:
         raise ValueError(f"{scaling.name} has another limit: this one is of mup, output exponent 1/2")
-    needed, there = 8 * _numbers(problem, depth, kernels_too), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
-        raise MemoryError(f"this limit needs about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are")
+    memory.require(_numbers(problem, depth, kernels_too))
     return depth
 
 

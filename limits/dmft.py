@@ -16,7 +16,6 @@ Cost.  A step of one matrix that has met n fields takes about 15 nPS multiplicat
 n grows by at most P a step, but fields change slowly: 100 steps of 5 samples are about 100 fields below, 150 above.
 """
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from limits import deep_fluctuations
+from limits import deep_fluctuations, memory
 from limits.curvature import leading_eigenvalues
 from limits.fluctuations import Prediction
 from limits.gaussian_matrix import Space
@@ -42,6 +41,8 @@ from limits.trajectory import Trajectory
 TOLERANCE = 1e-3  # what is left out of sampled fields, where they move by one: a tenth of the error at 8192 samples
 EXACT_TOLERANCE = 1e-10
 ROOM = 64  # fields that a matrix has room for at first (and at least four steps' worth); then it doubles
+
+require_memory = partial(memory.require, advice="fewer samples or steps")
 
 
 class Kernels(NamedTuple):
@@ -131,7 +132,7 @@ def _mean_kernels(problem, samples, repeats, seed) -> tuple[Kernels, Kernels | N
     kind, data = _read(problem, samples, repeats)
     (P, C), T, layers = problem.targets.shape, len(problem.steps), problem.network.depth + kind.residual
     fields = 2 * T * layers * P * (1 + C) * (1 if kind.exact else samples)
-    _check_memory(fields + repeats * (layers * T * T + T) * P * P * (1 + C * C))
+    require_memory(fields + repeats * (layers * T * T + T) * P * P * (1 + C * C))
     return _mean_and_error([_kernels(data, run) for run in _runs(problem, kind, data, samples, repeats, seed)])
 
 
@@ -219,12 +220,12 @@ def _run(problem, kind, data, samples, rng) -> Iterator[Fields]:
     (P, C), r = problem.targets.shape, data.inputs.shape[1]
     H = problem.network.depth - (not kind.residual)
     n, m = max(ROOM, 4 * P), max(ROOM, 4 * P * C)
-    _check_memory(_numbers_held(H, n, m, r + C + H * (n + m) if kind.exact else samples))
+    require_memory(_numbers_held(H, n, m, r + C + H * (n + m) if kind.exact else samples))
     state = begin(data, *first_draws(kind, rng, (r, P, C, H, n, m), samples))
     for step in problem.steps:
         while (state := advance(kind, data, state, step + 1)).step <= step:
             (_, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
-            _check_memory(_numbers_held(H, 2 * n, 2 * m, S + H * (n + m) * kind.exact))
+            require_memory(_numbers_held(H, 2 * n, 2 * m, S + H * (n + m) * kind.exact))
             state = grown(state, *more_draws(kind, rng, (H, n, m), S))
         yield state.now
 
@@ -232,15 +233,6 @@ def _run(problem, kind, data, samples, rng) -> Iterator[Fields]:
 def _numbers_held(H, n, m, S):
     """Two fields of S numbers for each that the matrices have room for, held twice while a step replaces them."""
     return 2 * 2 * H * (n + m) * S
-
-
-def _check_memory(numbers):
-    needed, there = 8 * numbers, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
-        raise MemoryError(
-            f"this limit needs about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are: "
-            "fewer samples or steps"
-        )
 
 
 def _outputs_and_ntk(data, run) -> tuple[np.ndarray, np.ndarray]:

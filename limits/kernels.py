@@ -25,7 +25,6 @@ takes a hundred residual blocks, to 1e-7 and 5e-5 (the two samples equal; else f
 forms; ReLU's Θ rounds to 1e-8 where two samples are equal.
 """
 
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import kstwobign
 
-from limits import activations, neural_tangents_compat
+from limits import activations, memory, neural_tangents_compat
 from limits.models import Model
 from limits.parametrization import Factors
 from limits.precision import in_float64
@@ -152,10 +151,7 @@ def kernels(
     not trained.  Raises ValueError for an activation without a kernel, MemoryError for more samples than fit.
     """
     spread = _numbers_per_pair(network)
-    needed = 8 * (8 * len(inputs) ** 2 + 8 * max(spread, BLOCK_NUMBERS))  # what is made of K and Θ included
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
-        raise MemoryError(f"this limit needs about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are")
+    memory.require(8 * len(inputs) ** 2 + 8 * max(spread, BLOCK_NUMBERS))  # what is made of K and Θ included
     numbers = tuple((role, of.multiplier, of.learning_rate) for role, of in factors.items())
     inputs = np.ascontiguousarray(inputs, np.float64)
     return _kernels(network, inputs.tobytes(), inputs.shape, numbers, max(1, isqrt(BLOCK_NUMBERS // spread)))

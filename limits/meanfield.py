@@ -27,6 +27,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from limits import memory
 from limits.activations import PIECEWISE_LINEAR
 from limits.curvature import Spectrum
 from limits.meanfield_fluctuations import predict
@@ -34,7 +35,6 @@ from limits.neuron_blocks import (
     IN_BULK,
     Measurement,
     Observables,
-    check_memory,
     diverged,
     hessian,
     limit_of_hessian,
@@ -88,7 +88,7 @@ def _clouds(problem, particles, repeats, seed) -> Iterator[Iterator[Measurement]
     check(problem)
     n, rank = min(problem.inputs.shape) + problem.num_outputs, problem.targets.size
     numbers = len(problem.steps) * n + 4 * n * (n + rank) + 8 * problem.num_samples
-    check_memory(particles, particles * numbers + 6 * rank**2)
+    memory.require(particles * numbers + 6 * rank**2, f"{particles} particles need", "take fewer")
     return (_times(problem, cloud(problem, particles, rng)) for rng in np.random.default_rng(seed).spawn(repeats))
 
 

@@ -26,14 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from limits import linear2
+from limits import linear2, memory
 from limits import particles as system
 from limits.curvature import leading_eigenvalues
 from limits.fluctuations import Law, Prediction, _second_order
 from limits.neuron_blocks import (
     IN_BULK,
     Measurement,
-    check_memory,
     diverged,
     factors,
     hessian,
@@ -91,7 +90,8 @@ def predict(
         return None
     n, rank, k = min(problem.inputs.shape) + problem.num_outputs, problem.targets.size, problem.top_k
     per_step = n * (n + 2) * k + 4 * SIDE_BY_SIDE * problem.num_samples * (problem.num_outputs + 1)
-    check_memory(particles, particles * (len(problem.steps) * per_step + 8 * n * rank))
+    numbers = particles * (len(problem.steps) * per_step + 8 * n * rank)
+    memory.require(numbers, f"{particles} particles need", "take fewer")
     kind = Kind(system.functions(problem), problem.nesterov, problem.top_k)
     clouds = [_of_cloud(kind, problem, particles, directions, rng) for rng in np.random.default_rng(seed).spawn(repeats)]
     variance, second, known = (jax.tree.map(lambda *of: np.stack(of), *part) for part in zip(*clouds, strict=True))

@@ -8,7 +8,6 @@ eigenvalues (theory.md §4).  The D − r input weights of a neuron outside the 
 law of the eigenvalues of the R_i is the *bulk*; eigenvalues of the Hessian apart from it are *outliers*.
 """
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -100,14 +99,6 @@ def hessian(measured: Measurement) -> Secular:
     poles, turns = np.linalg.eigh(np.asarray(measured.blocks))
     factor = turns.swapaxes(1, 2) @ np.asarray(measured.factors)
     return secular.secular(poles.ravel(), factor.reshape(poles.size, -1))
-
-
-def check_memory(particles: int, numbers: float) -> None:
-    """Raises MemoryError, in one line, for so many float64 numbers of a cloud that this machine does not hold."""
-    needed, there = 8 * numbers, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
-        gib = f"about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are"
-        raise MemoryError(f"{particles} particles need {gib}: take fewer")
 
 
 def limit_of_hessian(of: Secular, top_k: int, *, compact: bool) -> Observables:

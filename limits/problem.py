@@ -281,7 +281,7 @@ def _schedule(batches, num_steps, num_samples):
     batches = np.asarray(batches)
     if batches.ndim != 2 or batches.shape[0] != num_steps or batches.shape[1] < 1:
         raise ValueError(f"batches of shape {batches.shape}: wanted ({num_steps}, batch size), one row per step")
-    if not np.issubdtype(batches.dtype, np.integer) or batches.min() < 0 or batches.max() >= num_samples:
+    if not np.issubdtype(batches.dtype, np.integer) or np.any((batches < 0) | (batches >= num_samples)):
         raise ValueError(f"batches must hold sample indices from 0 to {num_samples - 1}")
     return batches.astype(np.int64)
 

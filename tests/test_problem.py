@@ -61,6 +61,11 @@ def test_no_limit_with_augmentation():
             asked(problem)
 
 
+def test_no_step_needs_no_sample():
+    problem = Problem(X, Y, num_steps=0, batches=minibatches(np.random.default_rng(0), len(X), 2, 0))
+    assert problem.batches.shape == (0, 2)
+
+
 def test_minibatches_go_through_the_samples():
     batches = minibatches(np.random.default_rng(0), num_samples=10, batch_size=3, num_steps=7)
     assert batches.shape == (7, 3)
