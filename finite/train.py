@@ -74,8 +74,8 @@ def train(
     density_probes, density_steps    random vectors of the spectral density, and products with each: as many nodes, or as many
                   as there are parameters; ``finite.density.Density(nodes[None], weights[None])`` smooths it
     memory        bytes for the seeds that run side by side (default: most of the device's); the rest follow in chunks
-    vectorized    whether the seeds of a chunk run as one batch; by default they do, except on a CPU, where one after
-                  the other is two to three times faster
+    vectorized    whether the seeds of a chunk run as one batch, in equal parts on all accelerators of this machine; by
+                  default they do, except on a CPU, where one after the other is two to three times faster
     progress      called after every measured step with the fraction of the job that is done
 
     Raises ValueError for an unknown observable or precision, for more eigenvalues than parameters, more curvature samples
@@ -88,7 +88,8 @@ def train(
         program = _Program(network.architecture, problem.loss, tuple(observables), problem.top_k, *numerics)
         samples = problem.num_samples if curvature_samples is None else curvature_samples
         _check(problem, network, program, keys, initial, samples)
-        chunks = _chunks(len(keys), _side_by_side(problem, network, program, samples, memory))
+        devices = len(jax.local_devices()) if vectorized else 1
+        chunks = _chunks(len(keys), devices * _side_by_side(problem, network, program, samples, memory), devices)
         trajectories = []
         for done, rows in enumerate(chunks):
             weights = _weights(network, keys[rows], jax.tree.map(lambda leaf: leaf[rows], initial))  # noqa: B023
@@ -146,6 +147,8 @@ def _train_chunk(problem, network, program, keys, weights, samples, progress):
     batches = None if problem.batches is None else jnp.asarray(problem.batches, jnp.int32)
     augmented = augmentation(problem)
     weights = by_role(network.numbers("multiplier"), weights)
+    if program.vectorized:
+        weights, keys = _over_devices((weights, keys))
     state, starts = _begin(program, update, curved, weights, keys)
     measurements = []
     for index, step in enumerate(steps):
@@ -409,16 +412,22 @@ def _size(tree):
     return sum(prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _chunks(seeds, most):
-    """Rows of each chunk: equally many (one compilation for all), the last one filled up with its last seed."""
+def _chunks(seeds, most, devices):
+    """Rows of each chunk: equally many (one compilation for all) on each device, filled up with the last seed."""
     count = ceil(seeds / most)
-    length = ceil(seeds / count)
+    length = devices * ceil(seeds / count / devices)
     rows = np.minimum(np.arange(count * length), seeds - 1)
     return list(rows.reshape(count, length))
 
 
+def _over_devices(tree):
+    """The leading axis, of seeds, in equal parts on all devices of this machine: what is compiled follows its data."""
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("seeds",))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("seeds")))
+
+
 def _side_by_side(problem, network, program, samples, memory):
-    """How many seeds fit into the memory at once."""
+    """How many seeds fit into the memory of one device at once."""
     memory = _device_memory() if memory is None else memory
     resident, workspace = _footprint(problem, network, program, samples)
     most = memory // (resident + workspace) if program.vectorized else (memory - workspace) // resident

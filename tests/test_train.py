@@ -1,8 +1,12 @@
 """Training against loops written out in NumPy, and its observables against dense Hessians."""
 
 import logging
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -323,6 +327,34 @@ def test_batched_lanczos_is_lanczos():
         (alone,) = train(problem, network, keys(2)[i : i + 1], **options)
         for name in MEASURED:
             np.testing.assert_allclose(got[name], alone[name], rtol=1e-7, atol=1e-10, err_msg=name)
+
+
+ON_TWO_DEVICES = """
+import sys; sys.path.insert(0, {tests!r})
+import jax, numpy as np
+from test_train import CHEAP, a_problem, keys
+from finite import train as training
+from finite.networks.mlp import mlp
+assert len(jax.devices()) == 2
+problem = a_problem()
+network, options = mlp(problem, 8, 2, "tanh"), dict(observables=CHEAP, precision="float64", rtol=1e-9)
+placed = []
+over_devices = training._over_devices
+training._over_devices = lambda tree: placed.append(over_devices(tree)) or placed[-1]
+beside = training.train(problem, network, keys(3), vectorized=True, **options)
+assert len(jax.tree.leaves(placed[0])[0].sharding.device_set) == 2
+for one, other in zip(beside, training.train(problem, network, keys(3), **options), strict=True):
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-7, atol=1e-10, err_msg=name)
+assert len(beside) == 3
+"""
+
+
+def test_seeds_spread_over_the_devices():
+    """Two devices, three seeds: the same numbers as one after the other on one."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    program = ON_TWO_DEVICES.format(tests=str(Path(__file__).parent))
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300)
 
 
 def _memory_for(count, problem, network, vectorized):
