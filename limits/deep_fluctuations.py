@@ -22,7 +22,8 @@ weights.  So these are differentiated by central differences between the network
 what they are, and loss and eigenvalues as functions of them.  Directions smaller than ``TOLERANCE`` are left out, which
 costs TOLERANCE/STEP² in o''.
 
-Cost.  A network is a few hundred coordinates at any N: 1024 draws of three layers, 10 inputs and 20 steps take seconds.
+Cost.  A network is its fields in coordinates, about a hundred at any N.  1024 draws of 20 steps take, beside some 15 s of
+compilation on two shared cores, 5 s for linear3 of 10 inputs, 30 s for 64 inputs, 100 s for three residual blocks of 10.
 """
 
 import os
