@@ -8,35 +8,29 @@ consistent (Noci et al. 2024).  In DIR:
     cells/           one file per finished width of a parametrization, from which an interrupted run goes on
     landscape.nc     every observable (param, width, seed, step[, rank]), its measuring error and the matrix-vector products
                      it took; edge_of_stability (param)
-    landscape.json   a list of ``Late``
-    landscape        .png and .pdf
+    landscape.json   a list of ``comparisons.late.Late``
+    landscape        .png and .pdf, and density, where it was asked for
 """
 
 import json
-import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import tyro
 import xarray as xr
-from jaxtyping import Float
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from scipy.stats import linregress
-from scipy.stats import t as student_t
 
 from comparisons import cases, command_line, plots, records, runs
+from comparisons.landscape_plots import density, picture, table
+from comparisons.late import Late, late_values
 from finite.networks.build import build
 from finite.train import train
-from limits import OBSERVABLES, Problem
+from limits import Problem
 from limits.trajectory import STORED
 
 PROGRAM = "python -m comparisons.landscape"
-LATE = 0.75  # of the steps, from which on is late
-TOLERATED = 1.5  # times the lowest late value may the highest be
+DENSITY = ("density_nodes", "density_weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,32 +61,14 @@ class Options(runs.TrainingOptions):
     ntk_eigenvalues, hessian_trace, directional_sharpness, preconditioned_sharpness, gradient_noise."""
     top_k: int = 1
     """How many leading eigenvalues."""
-    curvature_samples: int | None = 256
-    """Curvature is that of the loss of the first so many samples; of all if not given."""
+    curvature_samples: int = 256
+    """Curvature is that of the loss of the first so many samples; of all if there are fewer."""
+    density: bool = False
+    """Also the density of all eigenvalues of the Hessian, by stochastic Lanczos quadrature: 8 times 32 products each time."""
     tolerance: float = 1e-2
     """Relative, of the eigenvalues."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/landscape-MODEL-DIGEST, one folder per set of options."""
-
-
-@dataclass(frozen=True)
-class Late:
-    """An observable late in training: its mean from ``LATE`` of the steps on, over seeds, at each width.
-
-    ratio                 the highest over the lowest of them
-    exponent, interval    late value ∝ N^exponent, least squares over all networks, with its 95 % interval
-    verdict               "super consistent" (ratio at most ``TOLERATED``), "grows" or "falls" with the width, "undecided",
-                          or "diverged"
-    """
-
-    parametrization: str
-    observable: str
-    widths: list[int]
-    values: list[float]
-    ratio: float
-    exponent: float
-    interval: tuple[float, float]
-    verdict: str
 
 
 @dataclass(frozen=True)
@@ -122,6 +98,8 @@ def landscape(options: Options) -> list[Late]:
         found = late_values(dataset)
         records.write_json([asdict(one) for one in found], folder / "landscape.json")
         plots.save(picture(dataset, found, run.title), folder / "landscape")
+        if options.density:
+            plots.save(density(dataset, run.title), folder / "density")
         print(table(found, run.title))
         print(f"results in {folder}")
     return found
@@ -142,8 +120,8 @@ def prepare(options: Options) -> Run:
         raise ValueError(f"unknown observable {' '.join(unknown) or 'none'!r}; known: {', '.join(STORED)}")
     rates = o.learning_rate * (len(o.param) // len(o.learning_rate))
     base = o.problem(parametrization=o.param[0], learning_rate=rates[0])
-    if o.curvature_samples is not None and not 1 <= o.curvature_samples <= base.num_samples:
-        raise ValueError(f"curvature-samples {o.curvature_samples} must be from 1 to the {base.num_samples} samples")
+    if o.curvature_samples < 1:
+        raise ValueError(f"curvature-samples {o.curvature_samples} must be at least 1")
     problems = {}
     for param, rate in zip(o.param, rates, strict=True):
         problem = replace(base, parametrization=param, learning_rate=rate)
@@ -178,111 +156,10 @@ def measured(run: Run, param: str, width: int, report: Callable[[float], None] =
     """All networks of one width; every parametrization starts from the same weights."""
     o, problem = run.options, run.problems[param]
     keys = cases.keys(o.seed, width, o.seeds)
-    trained = train(problem, build(problem, width), keys, precision=o.precision, observables=o.observables,
-                    curvature_samples=o.curvature_samples, rtol=o.tolerance, progress=report)  # fmt: skip
+    trained = train(problem, build(problem, width), keys, precision=o.precision, rtol=o.tolerance, progress=report,
+                    observables=o.observables + DENSITY * o.density,
+                    curvature_samples=min(o.curvature_samples, problem.num_samples))  # fmt: skip
     return records.from_trajectories({width: trained})
-
-
-# What is said of it ---------------------------------------------------------------------------------------------------
-
-
-def followed(dataset: xr.Dataset) -> list[str]:
-    """The observables that have one number to be compared: of several eigenvalues the first."""
-    return [name for name in STORED if name in dataset and "node" not in dataset[name].dims]
-
-
-def first(values: xr.DataArray) -> xr.DataArray:
-    """(…, step): of several eigenvalues the largest."""
-    return values.isel({axis: 0 for axis in ("rank", "edge") if axis in values.dims}, drop=True)
-
-
-def late_values(dataset: xr.Dataset) -> list[Late]:
-    """Of every parametrization and observable."""
-    late = dataset.isel(step=dataset.step.values >= LATE * int(dataset.step[-1]))
-    found = []
-    for param in dataset.param.values:
-        for name in followed(dataset):
-            values = first(late[name]).sel(param=param).mean("step", skipna=False).transpose("width", "seed").values
-            found.append(_late(str(param), name, dataset.width.values, values))
-    return found
-
-
-def _late(param, name, widths, values: Float[np.ndarray, "W S"]) -> Late:
-    mean = values.mean(axis=1)
-    record = {"parametrization": param, "observable": name, "widths": widths.tolist(), "values": mean.tolist()}
-    nowhere = np.nan, np.nan
-    if not np.isfinite(values).all():
-        return Late(**record, ratio=np.nan, exponent=np.nan, interval=nowhere, verdict="diverged")
-    size = np.abs(values)
-    if np.min(mean) * np.max(mean) <= 0 or size.min() == 0:
-        return Late(**record, ratio=np.inf, exponent=np.nan, interval=nowhere, verdict="undecided")
-    ratio = float(np.abs(mean).max() / np.abs(mean).min())
-    law = linregress(np.log(np.repeat(widths, values.shape[1])), np.log(size.ravel()))
-    reach = law.stderr * student_t.ppf(0.975, values.size - 2)
-    interval = float(law.slope - reach), float(law.slope + reach)
-    return Late(**record, ratio=ratio, exponent=float(law.slope), interval=interval, verdict=verdict(ratio, interval))
-
-
-def verdict(ratio: float, interval: tuple[float, float]) -> str:
-    """Whether a late value is the same at all widths."""
-    if ratio <= TOLERATED:
-        return "super consistent"
-    low, high = interval
-    return "grows" if low > 0 else "falls" if high < 0 else "undecided"
-
-
-@plots.styled
-def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
-    """A row per observable, a column per parametrization, a colour per width: mean over the seeds, and their range."""
-    names, params = followed(dataset), [str(param) for param in dataset.param.values]
-    figure = Figure(figsize=(1.25 * plots.PANEL[0] * len(params) + 0.4, 0.85 * plots.PANEL[1] * len(names) + 0.9),
-                    layout="constrained")  # fmt: skip
-    grid = figure.subplots(len(names), len(params), sharex=True, squeeze=False)
-    said = {(one.parametrization, one.observable): one for one in found}
-    for row, name in zip(grid, names, strict=True):
-        for axis, param in zip(row, params, strict=True):
-            _panel(axis, dataset.sel(param=param), name)
-            axis.set_title(f"{plots.NAMES.get(param, param)}: late {_ratio(said[param, name])}, {said[param, name].verdict}")
-        row[0].set_ylabel(OBSERVABLES[name].symbol.replace("_k", "_1"))
-    for axis in grid[-1]:
-        axis.set(xlabel="step", xlim=(0, int(dataset.step[-1])))
-    handles = [Line2D([], [], color=color, label=f"N = {width}") for width, color in plots.colors(dataset.width.values)]
-    handles.append(Line2D([], [], color="firebrick", linewidth=0.9, label="edge of stability"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
-    figure.suptitle(textwrap.fill(title, 62 * len(params)), fontsize=9)
-    return figure
-
-
-def _panel(axis, one, name):
-    values = first(one[name])
-    for width, color in plots.colors(one.width.values):
-        there = values.sel(width=width)
-        axis.plot(one.step, there.mean("seed"), color=color)
-        axis.fill_between(one.step, there.min("seed"), there.max("seed"), color=color, alpha=0.2, linewidth=0)
-    if (values > 0).all():
-        axis.set_yscale("log")
-        if float(values.max()) < 1000 * float(values.min()):
-            plots.plain_numbers(axis.yaxis)
-    edge = {"hessian_eigenvalues": "edge_of_stability", "preconditioned_sharpness": "preconditioned_edge_of_stability"}
-    if name in edge and np.isfinite(one[edge[name]]):
-        axis.axhline(float(one[edge[name]]), color="firebrick", linewidth=0.9)
-
-
-def _ratio(late):
-    return f"× {late.ratio:.2f}" if np.isfinite(late.ratio) else "–"
-
-
-def table(found: list[Late], title: str) -> str:
-    """The late values, for the terminal."""
-    widths = found[0].widths
-    form = f"{{:<8}} {{:<26}}{'{:>10}' * len(widths)}  {{:>7}}  {{:<24}} {{}}".format
-    lines = [title, f"late: mean over seeds and steps from {LATE:g} of all on; super consistent: at most × {TOLERATED:g}", ""]
-    lines.append(form("param", "observable", *(f"N = {width}" for width in widths), "ratio", "N^exponent", ""))
-    for one in found:
-        law = f"{one.exponent:+.3f} [{one.interval[0]:+.3f}, {one.interval[1]:+.3f}]" if np.isfinite(one.exponent) else "–"
-        values = (f"{value:.4g}" for value in one.values)
-        lines.append(form(one.parametrization, one.observable, *values, _ratio(one), law, one.verdict))
-    return "\n".join(lines)
 
 
 def main(arguments=None) -> None:

@@ -118,6 +118,8 @@ class TrainingOptions(DataOptions):
     """Matrices, or convolutions, one behind the other in a block of resmlp, resconvnet."""
     pooling: Literal["max", "average"] = "max"
     """Of conv, convnet, resconvnet; average has an analytic kernel, so a limit in NTP."""
+    augment: bool = False
+    """Each step sees its images shifted by up to 4 pixels, and mirrored half of the time; what is measured does not."""
     trained: Literal["all", "readout"] = "all"
     """readout: all other weights stay where they start (random features)."""
     precision: Literal["float32", "float64"] = "float32"
@@ -141,6 +143,7 @@ class TrainingOptions(DataOptions):
         more += [f"warm-up {self.warmup_steps}"] if self.warmup_steps else []
         more += [self.schedule] if self.schedule != "constant" else []
         more += [f"batch {self.batch_size}"] if self.batch_size else []
+        more += ["augmented"] if self.augment else []
         more += ["readout only"] if self.trained == "readout" else []
         sizes = f"P = {problem.num_samples}, D = {problem.num_inputs}, C = {problem.num_outputs}"
         loss = "" if self.loss == "mse" else ", cross-entropy"

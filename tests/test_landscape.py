@@ -7,7 +7,8 @@ import pytest
 import xarray as xr
 
 from comparisons import cases, records
-from comparisons.landscape import LATE, Options, landscape, late_values, main, measured, prepare, verdict
+from comparisons.landscape import Options, landscape, main, measured, prepare
+from comparisons.late import LATE, late_values, verdict
 from finite.networks.build import build
 from finite.train import train
 
@@ -85,6 +86,20 @@ def test_the_whole_command(tmp_path, capsys):
     assert (tmp_path / "there" / "cells" / "ntp-16.nc").stat().st_mtime_ns == before
 
 
+def test_the_density_of_augmented_images(tmp_path):
+    options = {"model": "conv", "widths": (2, 3), "param": ("mup",), "observables": ("loss",), "steps": 2, "density": True}
+    landscape(small(tmp_path / "there", augment=True, **options))
+    dataset = records.read(tmp_path / "there" / "landscape.nc")
+    weights = dataset["density_weights"]
+    np.testing.assert_allclose(weights.sum("node"), 1, rtol=1e-5)
+    assert (tmp_path / "there" / "density.png").stat().st_size > 5000
+    plain = landscape(small(tmp_path / "plain", **options))
+    assert [one.observable for one in plain] == ["loss"]
+    other = records.read(tmp_path / "plain" / "landscape.nc")
+    assert (dataset["loss"].isel(step=0) == other["loss"].isel(step=0)).all()
+    assert (dataset["loss"].isel(step=-1) != other["loss"].isel(step=-1)).all()
+
+
 def test_a_divergence_is_a_result(tmp_path):
     found = landscape(small(tmp_path / "there", learning_rate=(1e4,), param=("mup",), observables=("loss",), loss="mse"))
     assert [one.verdict for one in found] == ["diverged"]
@@ -96,7 +111,7 @@ def test_a_divergence_is_a_result(tmp_path):
         ({"learning_rate": (0.5, 1.0, 2.0)}, "3 learning rates for 2 parametrizations"),
         ({"measure_every": 3}, "measure-every 3: wanted a divisor of the 8 steps"),
         ({"observables": ("sharp",)}, "unknown observable 'sharp'; known: loss, hessian_eigenvalues"),
-        ({"curvature_samples": 17}, "curvature-samples 17 must be from 1 to the 16 samples"),
+        ({"curvature_samples": 0}, "curvature-samples 0 must be at least 1"),
         ({"widths": (8,)}, "widths 8: wanted at least 2"),
         ({"model": "gpt"}, "is no token"),
         ({"batch_size": 17}, "batch size 17 must be from 1 to the 16 samples"),

@@ -1,0 +1,114 @@
+"""What is shown of curvature along training: the pictures, a column per parametrization, and the table."""
+
+import textwrap
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from comparisons import plots
+from comparisons.late import LATE, TOLERATED, Late, first, followed
+from finite.density import Density
+from limits import OBSERVABLES
+
+RESOLUTION = 400  # points of a density, whose window is one fiftieth of what is shown
+
+
+@plots.styled
+def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
+    """A row per observable, a column per parametrization, a colour per width: mean over the seeds, and their range."""
+    names, params = followed(dataset), [str(param) for param in dataset.param.values]
+    figure = Figure(figsize=(1.25 * plots.PANEL[0] * len(params) + 0.4, 0.85 * plots.PANEL[1] * len(names) + 0.9),
+                    layout="constrained")  # fmt: skip
+    grid = figure.subplots(len(names), len(params), sharex=True, squeeze=False)
+    said = {(one.parametrization, one.observable): one for one in found}
+    for row, name in zip(grid, names, strict=True):
+        for axis, param in zip(row, params, strict=True):
+            _panel(axis, dataset.sel(param=param), name)
+            axis.set_title(f"{plots.NAMES.get(param, param)}: late {_ratio(said[param, name])}, {said[param, name].verdict}")
+        row[0].set_ylabel(OBSERVABLES[name].symbol.replace("_k", "_1"))
+    for axis in grid[-1]:
+        axis.set(xlabel="step", xlim=(0, int(dataset.step[-1])))
+    handles = [Line2D([], [], color=color, label=f"N = {width}") for width, color in plots.colors(dataset.width.values)]
+    handles.append(Line2D([], [], color="firebrick", linewidth=0.9, label="edge of stability"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
+    figure.suptitle(textwrap.fill(title, 62 * len(params)), fontsize=9)
+    return figure
+
+
+def _panel(axis, one, name):
+    values = first(one[name])
+    for width, color in plots.colors(one.width.values):
+        there = values.sel(width=width)
+        axis.plot(one.step, there.mean("seed"), color=color)
+        axis.fill_between(one.step, there.min("seed"), there.max("seed"), color=color, alpha=0.2, linewidth=0)
+    if (values > 0).all():
+        axis.set_yscale("log")
+        if float(values.max()) < 1000 * float(values.min()):
+            plots.plain_numbers(axis.yaxis)
+    edge = {"hessian_eigenvalues": "edge_of_stability", "preconditioned_sharpness": "preconditioned_edge_of_stability"}
+    if name in edge and np.isfinite(one[edge[name]]):
+        axis.axhline(float(one[edge[name]]), color="firebrick", linewidth=0.9)
+
+
+def _ratio(late):
+    return f"× {late.ratio:.2f}" if np.isfinite(late.ratio) else "–"
+
+
+def table(found: list[Late], title: str) -> str:
+    """The late values, for the terminal."""
+    widths = found[0].widths
+    form = f"{{:<8}} {{:<26}}{'{:>10}' * len(widths)}  {{:>7}}  {{:<24}} {{}}".format
+    lines = [title, f"late: mean over seeds and steps from {LATE:g} of all on; super consistent: at most × {TOLERATED:g}", ""]
+    lines.append(form("param", "observable", *(f"N = {width}" for width in widths), "ratio", "N^exponent", ""))
+    for one in found:
+        law = f"{one.exponent:+.3f} [{one.interval[0]:+.3f}, {one.interval[1]:+.3f}]" if np.isfinite(one.exponent) else "–"
+        values = (f"{value:.4g}" for value in one.values)
+        lines.append(form(one.parametrization, one.observable, *values, _ratio(one), law, one.verdict))
+    return "\n".join(lines)
+
+
+@plots.styled
+def density(dataset: xr.Dataset, title: str) -> Figure:
+    """The density of the Hessian's eigenvalues before the first and after the last step, mean over the seeds.
+
+    Eigenvalues are seen through a Gaussian of a fiftieth of the range shown; the band is one standard error of the
+    quadrature, from the spread of its random vectors and of the seeds.
+    """
+    params, steps = [str(param) for param in dataset.param.values], dataset.step.values[[0, -1]]
+    figure = Figure(figsize=(1.25 * plots.PANEL[0] * len(params) + 0.4, 1.7 * plots.PANEL[1] + 0.9), layout="constrained")
+    grid = figure.subplots(2, len(params), squeeze=False)
+    for row, step in zip(grid, steps, strict=True):
+        for axis, param in zip(row, params, strict=True):
+            _density(axis, dataset.sel(param=param, step=step))
+            axis.set_title(f"{plots.NAMES.get(param, param)}, step {step}")
+        row[0].set_ylabel("density of eigenvalues")
+    for axis in grid[-1]:
+        axis.set_xlabel(r"$\gamma^2\lambda(H)$")
+    handles = [Line2D([], [], color=color, label=f"N = {width}") for width, color in plots.colors(dataset.width.values)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
+    figure.suptitle(textwrap.fill(title, 62 * len(params)), fontsize=9)
+    return figure
+
+
+def _density(axis, one):
+    nodes = one["density_nodes"].values
+    if not np.isfinite(nodes).any():
+        return
+    low, high = np.nanmin(nodes), np.nanmax(nodes)
+    at, window = np.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), RESOLUTION), (high - low) / 50
+    top = 0.0
+    for width, color in plots.colors(one.width.values):
+        there = one.sel(width=width)
+        vectors = [there[name].values.reshape(-1) for name in ("density_nodes", "density_weights")]
+        seeds = there.sizes["seed"]
+        nodes, weights = (values.reshape(seeds, -1) for values in vectors)
+        found = Density(*(jnp.asarray(values) for values in (nodes, weights / weights.sum(1, keepdims=True))))
+        mean, error = found.smoothed(jnp.asarray(at), float(window))
+        mean, error = np.asarray(mean), np.asarray(error)
+        axis.plot(at, mean, color=color)
+        axis.fill_between(at, np.maximum(mean - error, 1e-300), mean + error, color=color, alpha=0.2, linewidth=0)
+        top = max(top, mean.max(initial=0.0))
+    axis.set(yscale="log", ylim=(1e-6 * top, 3 * top) if top > 0 else None)

@@ -1,0 +1,80 @@
+"""The curvature late in training: whether it is the same at all widths, that is, super consistent (Noci et al. 2024)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from scipy.stats import linregress
+from scipy.stats import t as student_t
+
+from limits.trajectory import STORED
+
+LATE = 0.75  # of the steps, from which on is late
+TOLERATED = 1.5  # times the lowest late value may the highest be
+
+
+@dataclass(frozen=True)
+class Late:
+    """An observable late in training: its mean from ``LATE`` of the steps on, over seeds, at each width.
+
+    ratio                 the highest over the lowest of them
+    exponent, interval    late value ∝ N^exponent, least squares over all networks, with its 95 % interval
+    verdict               "super consistent" (ratio at most ``TOLERATED``), "grows" or "falls" with the width, "undecided",
+                          or "diverged"
+    """
+
+    parametrization: str
+    observable: str
+    widths: list[int]
+    values: list[float]
+    ratio: float
+    exponent: float
+    interval: tuple[float, float]
+    verdict: str
+
+
+def followed(dataset: xr.Dataset) -> list[str]:
+    """The observables that have one number to be compared: of several eigenvalues the first."""
+    return [name for name in STORED if name in dataset and "node" not in dataset[name].dims]
+
+
+def first(values: xr.DataArray) -> xr.DataArray:
+    """(…, step): of several eigenvalues the largest."""
+    return values.isel({axis: 0 for axis in ("rank", "edge") if axis in values.dims}, drop=True)
+
+
+
+def late_values(dataset: xr.Dataset) -> list[Late]:
+    """Of every parametrization and observable."""
+    late = dataset.isel(step=dataset.step.values >= LATE * int(dataset.step[-1]))
+    found = []
+    for param in dataset.param.values:
+        for name in followed(dataset):
+            values = first(late[name]).sel(param=param).mean("step", skipna=False).transpose("width", "seed").values
+            found.append(_late(str(param), name, dataset.width.values, values))
+    return found
+
+
+def _late(param, name, widths, values: Float[np.ndarray, "W S"]) -> Late:
+    mean = values.mean(axis=1)
+    record = {"parametrization": param, "observable": name, "widths": widths.tolist(), "values": mean.tolist()}
+    nowhere = np.nan, np.nan
+    if not np.isfinite(values).all():
+        return Late(**record, ratio=np.nan, exponent=np.nan, interval=nowhere, verdict="diverged")
+    size = np.abs(values)
+    if np.min(mean) * np.max(mean) <= 0 or size.min() == 0:
+        return Late(**record, ratio=np.inf, exponent=np.nan, interval=nowhere, verdict="undecided")
+    ratio = float(np.abs(mean).max() / np.abs(mean).min())
+    law = linregress(np.log(np.repeat(widths, values.shape[1])), np.log(size.ravel()))
+    reach = law.stderr * student_t.ppf(0.975, values.size - 2)
+    interval = float(law.slope - reach), float(law.slope + reach)
+    return Late(**record, ratio=ratio, exponent=float(law.slope), interval=interval, verdict=verdict(ratio, interval))
+
+
+def verdict(ratio: float, interval: tuple[float, float]) -> str:
+    """Whether a late value is the same at all widths."""
+    if ratio <= TOLERATED:
+        return "super consistent"
+    low, high = interval
+    return "grows" if low > 0 else "falls" if high < 0 else "undecided"
