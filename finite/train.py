@@ -38,7 +38,8 @@ HESSIAN = {"hessian_eigenvalues", "hessian_min"}
 DENSITY = {"density_nodes", "density_weights"}
 KERNEL = ("gauss_newton_eigenvalues", "ntk_eigenvalues")  # for MSE the same nonzero spectrum
 FRAMED = 6  # times a batch of images of its own, with frames around them, is what a seed holds that augments it
-HOST_PART = 0.25  # of this machine's memory is for the seeds that run side by side, where the device does not tell what it has
+HOST_MEMORY = 2 * 2**30  # bytes for the seeds of a chunk, where the device does not tell what it has; for one large network
+HOST_PART = 0.5  # more, up to so much of this machine's
 
 
 def train(
@@ -428,8 +429,8 @@ def _over_devices(tree):
 
 def _side_by_side(problem, network, program, samples, memory):
     """How many seeds fit into the memory of one device at once."""
-    memory = _device_memory() if memory is None else memory
     resident, workspace = _footprint(problem, network, program, samples)
+    memory = _device_memory(resident + workspace) if memory is None else memory
     most = memory // (resident + workspace) if program.vectorized else (memory - workspace) // resident
     if most < 1:
         needed = (resident + workspace) / 2**30
@@ -453,7 +454,9 @@ def _footprint(problem, network, program, samples):
     return itemsize * kept, itemsize * (lanczos + signals + kernel + framed)
 
 
-def _device_memory():
-    """Most of what is free on the device, or a part of the machine's where it does not tell."""
+def _device_memory(of_one):
+    """Most of what is free on the device; where it does not tell, what serves on a CPU, and what one network needs."""
     stats = jax.devices()[0].memory_stats()
-    return 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]) if stats else HOST_PART * physical()
+    if stats:
+        return 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"])
+    return min(max(HOST_MEMORY, of_one), HOST_PART * physical())

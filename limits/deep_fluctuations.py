@@ -26,7 +26,6 @@ Cost.  A network is its fields in coordinates, about a hundred at any N.  1024 d
 compilation on two shared cores, 5 s for linear3 of 10 inputs, 30 s for 64 inputs, 100 s for three residual blocks of 10.
 """
 
-import os
 from functools import partial
 from typing import NamedTuple
 
@@ -35,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from limits import linear2
+from limits import linear2, memory
 from limits.curvature import leading_eigenvalues
 from limits.fluctuations import DEGENERATE, Law, Prediction, _second_order
 from limits.gaussian_matrix import GaussianMatrix, Space, has_room, send, send_back, unmet
@@ -125,10 +124,7 @@ def _check_memory(sizes, residual, T):
     S = (sizes.H + 1) * side if residual else side
     network = (sizes.H + 1) * side * S * 6
     kernels = T * (sizes.r * sizes.C) ** 2
-    needed = 8 * SIDE_BY_SIDE * (2 * network + 8 * kernels)
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
-        raise MemoryError(f"these laws need about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are")
+    memory.require(SIDE_BY_SIDE * (2 * network + 8 * kernels), "these laws need")
 
 
 def _derivatives(kind, sizes, data, runs, top_k, draws, seed) -> tuple[Smooth, dict, dict] | None:
