@@ -442,8 +442,9 @@ def _footprint(problem, network, program, samples):
     """Bytes of one seed, estimated: (what it keeps all the time, what is needed while it is worked on)."""
     itemsize, shapes = jnp.zeros(()).dtype.itemsize, jax.tree.leaves(_shapes(network))
     parameters, rows = _size(shapes), problem.targets.size
-    kept = 2 * 15 * parameters  # weights, two moments, three vectors of up to four Lanczos runs, coming in and going out
-    vectors = max(program.max_matvecs, program.density_steps if DENSITY & set(program.observables) else 0)
+    runs = _lanczos_runs(program, network, rows)
+    kept = 2 * 3 * (1 + runs) * parameters  # weights, two moments, three vectors of each Lanczos run, coming in and going out
+    vectors = max(program.max_matvecs * (runs > 0), program.density_steps * bool(DENSITY & set(program.observables)))
     lanczos = (min(vectors, parameters) + 8) * parameters
     copies = 1 if network.layer_factors is None else problem.num_outputs  # each output has its way back
     batch = problem.num_samples if problem.batches is None else problem.batches.shape[1]
@@ -452,6 +453,13 @@ def _footprint(problem, network, program, samples):
     kernel = 4 * min(rows, DENSE_NTK_ROWS) ** 2
     framed = FRAMED * batch * problem.num_inputs if problem.augment else 0
     return itemsize * kept, itemsize * (lanczos + signals + kernel + framed)
+
+
+def _lanczos_runs(program, network, rows):
+    """As many as ``_operators`` has."""
+    wanted = set(program.observables)
+    runs = bool(wanted & HESSIAN) + ("residual_eigenvalues" in wanted) + ("preconditioned_sharpness" in wanted)
+    return runs + len(_kernels(program)) * (network.layer_factors is None or rows > DENSE_NTK_ROWS)
 
 
 def _device_memory(of_one):

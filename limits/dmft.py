@@ -150,10 +150,10 @@ def check(problem: Problem) -> None:
     model, scaling = problem.network, problem.scaling()
     if output_exponent(scaling) != 0.5:
         raise ValueError(f"{scaling.name} has another limit: this one is of μP's powers of the width, output exponent 1/2")
-    if model.family != "perceptron" or problem.trained != "all":
-        raise ValueError(
-            f"no limit of {problem.model} with {problem.trained} trained is known: perceptrons, all weights trained"
-        )
+    if model.family != "perceptron":
+        raise ValueError(f"no limit is known for {problem.model} in {scaling.name}")
+    if problem.trained != "all":
+        raise ValueError(f"only the {problem.trained} is trained: features stay, and the limit is that of ntk")
     if model.block_size > 1:
         raise ValueError(f"no limit of blocks of {model.block_size} matrices is known: block_size 1 only")
 

@@ -52,7 +52,7 @@ def test_which_theory(param, model, options, module):
         ("sp", {}, "sp: not SGD at η0 γ² with factors 1/√fan-in and one γ; no limit is known for it"),
         ("mup", {"optimizer": "adam"}, "mup: not SGD"),
         ("readout.multiplier=-5/4, input.learning_rate=3/2, readout.learning_rate=3/2", {}, "a limit exists for 0"),
-        ("mup", {"model": "conv", "image_shape": (3, 1, 1)}, "no limit of conv with all trained is known"),
+        ("mup", {"model": "conv", "image_shape": (3, 1, 1)}, "no limit is known for conv in mup"),
         ("ntp", {"model": "conv", "image_shape": (3, 1, 1)}, "max pooling has no analytic kernel"),
         ("ntp", {"model": "mlp3", "weight_decay": 0.1}, "weight decay shrinks the kernel"),
         ("depth_mup", {"model": "resmlp", "block_size": 2}, "no limit of blocks of 2 matrices is known"),
