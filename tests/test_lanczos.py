@@ -121,7 +121,7 @@ def test_no_ghosts_when_spaces_are_exhausted_again_and_again():
     matrices = np.stack([dense(spectrum, seed) for seed, spectrum in enumerate(spectra)])
     arguments = jnp.asarray(matrices, "float32"), jnp.asarray(rng.normal(size=(100, 20)), "float32")
     one = lambda of: compiled(*of, top=3, bottom=2, max_matvecs=20)  # noqa: E731
-    found = jax.device_get(jax.lax.map(one, arguments))  # batched ones may wait for each other (``limits.precision``)
+    found = jax.device_get(jax.lax.map(one, arguments))  # batched ones may wait for each other (``limits.curvature``)
     distance = np.abs(found.values[:, :, None] - spectra[:, None]).min(-1)
     assert (distance <= found.errors).all()
 
