@@ -2,14 +2,16 @@
 
 import contextlib
 import io
+import logging
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import ClassVar, NoReturn, TypeVar
 
 import tyro
+from tqdm import tqdm
 
 from comparisons.records import Damaged, Refused
 
@@ -23,6 +25,7 @@ def run(options: type[Options], command: Callable[[Options], None], prog: str, a
     an interruption with one line and the status of the signal.
     """
     parsed = _parse(options, prog, arguments)
+    _say_once(prog)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         command(parsed)
@@ -31,6 +34,23 @@ def run(options: type[Options], command: Callable[[Options], None], prog: str, a
     except KeyboardInterrupt as interruption:
         status = 128 + (interruption.args[0] if interruption.args else signal.SIGINT)
         _leave(prog, "interrupted; the same command goes on from here", status)
+
+
+def _say_once(prog):
+    """What training tells of itself (``finite.side_by_side``), a line each, on standard error, not through a progress bar."""
+
+    class Once(logging.Handler):
+        said: ClassVar[set[str]] = set()
+
+        def emit(self, record):
+            line = record.getMessage()
+            if line not in self.said:
+                tqdm.write(f"{prog}: {line}", file=sys.stderr)
+            self.said.add(line)
+
+    log = logging.getLogger("finite")
+    log.handlers = [Once()]
+    log.setLevel(logging.INFO)
 
 
 def _parse(options, prog, arguments):

@@ -10,8 +10,8 @@ written out, damaged cells are trained again.  (To wait for the disk at each wou
 Numbers have all their digits; what is not finite is "nan", "inf" or "-inf".
 
 Nothing that a cell holds depends on which other cells are there: rounding depends on what runs side by side.  On a CPU the
-seeds run singly, one after the other by one compiled program, so each is kept as it finishes.  On an accelerator they run
-as one batch, and always all seeds of a learning rate, also where only one of them is missing.
+networks run singly, one after the other by one compiled program, so each is kept as it finishes.  On an accelerator those of
+one size, of all learning rates and seeds, run as one batch, also where only one of them is missing.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from math import isfinite
@@ -149,19 +149,44 @@ def _number(value):
     return value if isfinite(value) else str(value)
 
 
-# One row --------------------------------------------------------------------------------------------------------------
+# Side by side ---------------------------------------------------------------------------------------------------------
 
 
-def run(work: Work, row: Row, report: Callable[[float], None] = lambda part: None) -> list[str]:
+class Group(tuple[Row, ...]):
+    """Rows of one size, which one worker trains: on an accelerator as one batch."""
+
+    def __str__(self):
+        return str(self[0]) + (f" … {self[-1].learning_rate:g}" if len(self) > 1 else "")
+
+
+def grouped(rows: Sequence[Row]) -> list[Group]:
+    """On a CPU each row alone, on an accelerator all of one size together."""
+    if jax.default_backend() == "cpu":
+        return [Group([row]) for row in rows]
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.param, row.width, row.depth, row.sharpness), []).append(row)
+    return [Group(members) for members in groups.values()]
+
+
+def run(work: Work, group: Group, report: Callable[[float], None] = lambda part: None) -> list[str]:
     """Train and write the cells that are not there.  A line for each that failed, and failed again."""
-    missing, failures = work.missing(row), []
-    singly = jax.default_backend() == "cpu"
-    batches = [(seed,) for seed in missing] if singly else [row.seeds]
-    for done, batch in enumerate(batches):
-        fault = _twice(lambda: _cells(work, row, batch, missing), f"{row} seed {_listed(batch)}")  # noqa: B023
+    missing = [(row, seed) for row in group for seed in work.missing(row)]
+    if jax.default_backend() == "cpu":
+        batches = [(f"{row} seed {seed}", [(row, seed)]) for row, seed in missing]
+    else:
+        batches = [(str(group), [(row, seed) for row in group for seed in row.seeds])] if missing else []
+    failures = []
+    for done, (name, cells) in enumerate(batches):
+        told = partial(_part, report, done, len(batches))
+        fault = _twice(partial(_train, work, cells, missing, told), name)
         failures += [] if fault is None else [fault]
-        report((done + 1) / len(batches))
+        told(1.0)
     return failures
+
+
+def _part(report, done, count, part):
+    report((done + part) / count)
 
 
 def _twice(attempt, name):
@@ -176,19 +201,22 @@ def _twice(attempt, name):
     return line
 
 
-def _cells(work, row, seeds, wanted):
+def _train(work, cells, wanted, report):
+    """Cells of one size, (row, seed) each, side by side; those wanted are written."""
+    row, rates, seeds = cells[0][0], [row.learning_rate for row, _ in cells], [seed for _, seed in cells]
     problem = work.problem(row.param, row.depth, row.learning_rate)
     name = sharpness(problem)
     trained = train(
-        problem, build(problem, row.width), work.keys(row.width, row.depth, seeds), precision=work.precision,
-        observables=("loss", name) if row.sharpness else ("loss",), max_matvecs=cases.max_matvecs(problem),
+        problem, build(problem, row.width), work.keys(row.width, row.depth, seeds), learning_rates=rates,
+        precision=work.precision, observables=("loss", name) if row.sharpness else ("loss",),
+        max_matvecs=cases.max_matvecs(problem), progress=report,
     )  # fmt: skip
-    for seed, one in zip(seeds, trained, strict=True):
+    for cell, one in zip(cells, trained, strict=True):
         values = {"loss": one["loss"]}
         if row.sharpness:
             values |= {"sharpness": _first(one[name]), "sharpness_error": _first(one.error(name))}
-        if seed in wanted:
-            work.write(row, seed, values)
+        if cell in wanted:
+            work.write(*cell, values)
 
 
 def sharpness(problem: Problem) -> str:
@@ -200,16 +228,12 @@ def _first(values):
     return values[:, 0] if values.ndim == 2 else values
 
 
-def _listed(seeds):
-    return " ".join(str(seed) for seed in seeds)
-
-
-# All rows -------------------------------------------------------------------------------------------------------------
+# All of them ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where the rows are computed.
+    """Where the groups are computed.
 
     processes   so many of this machine; 1: this one.  With a job queue, so many jobs
     cluster     None: this machine.  The address of a Dask scheduler, its file (.json), or a job queue (``JOB_QUEUES``)
@@ -228,11 +252,11 @@ class Engine:
                 raise ValueError(f"cluster {self.cluster}: {name} is not installed; install it with "
                                  "`uv sync --extra cluster` or `pip install 'superconsistency[cluster]'`")  # fmt: skip
 
-    def results(self, work: Work, rows: Sequence[Row], progress: runs.Progress) -> Iterator[tuple[Row, list[str]]]:
-        """Each row with the lines of its failures, as they finish."""
+    def results(self, work: Work, groups: Sequence[Group], progress: runs.Progress) -> Iterator[tuple[Group, list[str]]]:
+        """Each group with the lines of its failures, as they finish."""
         if self.cluster is not None:
-            return _on_cluster(self, work, rows)
-        return _by_processes(self.processes, work, rows) if self.processes > 1 else _here(work, rows, progress)
+            return _on_cluster(self, work, groups)
+        return _by_processes(self.processes, work, groups) if self.processes > 1 else _here(work, groups, progress)
 
 
 def ensure(work: Work, rows: Sequence[Row], engine: Engine, program: str) -> None:
@@ -241,41 +265,46 @@ def ensure(work: Work, rows: Sequence[Row], engine: Engine, program: str) -> Non
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f".*{records.TEMPORARY}"):  # by a run that was killed
             left.unlink(missing_ok=True)
-    todo = [row for row in rows if work.missing(row, lambda line: tqdm.write(f"{program}: {line}", file=sys.stderr))]
+    notice = partial(_notice, program)
+    todo = [group for group in grouped(rows) if any([work.missing(row, notice) for row in group])]  # all are looked at
     failures = []
     with runs.Progress(todo) as progress:
-        for row, failed in engine.results(work, todo, progress) if todo else ():
+        for group, failed in engine.results(work, todo, progress) if todo else ():
             failures += failed
-            progress.describe(f"{row.param} N = {row.width}")
-            progress.report(row)(1.0)
+            progress.describe(f"{group[0].param} N = {group[0].width}")
+            progress.report(group)(1.0)
     if failures:
         more = f", and {len(failures) - 3} more" if len(failures) > 3 else ""
         raise Failed(f"failed twice: {'; '.join(failures[:3])}{more}; all other cells are kept, the same command tries again")
 
 
-def _here(work, rows, progress):
-    for row in rows:
-        yield row, run(work, row, progress.report(row))
+def _notice(program, line):
+    tqdm.write(f"{program}: {line}", file=sys.stderr)
 
 
-def _by_processes(count, work, rows):
+def _here(work, groups, progress):
+    for group in groups:
+        yield group, run(work, group, progress.report(group))
+
+
+def _by_processes(count, work, groups):
     """A process that is killed takes the pool with it: once there is another one."""
-    remaining = list(rows)
+    remaining = list(groups)
     for _ in range(2):
         try:
-            for row, failures in _pool(count, work, tuple(remaining)):
-                remaining.remove(row)
-                yield row, failures
+            for group, failures in _pool(count, work, tuple(remaining)):
+                remaining.remove(group)
+                yield group, failures
             return
         except BrokenProcessPool:
             pass
-    yield from ((row, [f"{row}: its process was killed"]) for row in remaining)
+    yield from ((group, [f"{group}: its process was killed"]) for group in remaining)
 
 
-def _pool(count, work, rows):
+def _pool(count, work, groups):
     pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_begin, initargs=(work,))
     try:
-        futures = {pool.submit(_run_shared, row): row for row in rows}
+        futures = {pool.submit(_run_shared, group): group for group in groups}
         for future in as_completed(futures):
             yield futures[future], future.result()
     finally:
@@ -291,11 +320,11 @@ def _begin(work):
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
-def _run_shared(row):
-    return run(_shared, row)
+def _run_shared(group):
+    return run(_shared, group)
 
 
-def _on_cluster(engine, work, rows):
+def _on_cluster(engine, work, groups):
     """By Dask, which does again what a worker left that was lost.  Workers see the same folder, and this package."""
     from distributed import Client, as_completed
 
@@ -309,7 +338,7 @@ def _on_cluster(engine, work, rows):
             where = "scheduler_file" if engine.cluster.endswith(".json") else "address"
             client = held.enter_context(Client(**{where: engine.cluster}))
         shared = client.submit(_same, work, pure=False)  # not scattered: what is lost with its worker is made again
-        futures = {client.submit(run, shared, row, pure=False): row for row in rows}
+        futures = {client.submit(run, shared, group, pure=False): group for group in groups}
         for future in as_completed(futures):
             fault = future.exception()
             yield futures[future], future.result() if fault is None else [f"{futures[future]}: {fault}"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from comparisons import records, runs, sweep
-from comparisons.sweep import Engine, Row
+from comparisons.sweep import Engine, Group, Row
 from comparisons.transfer import Options, main, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,28 +79,45 @@ def test_a_damaged_cell_is_missing_and_said_to_be(work, row, content):
 
 
 def test_a_seed_is_the_same_alone_and_among_others(work, row, tmp_path):
-    sweep.run(work, row)
+    sweep.run(work, Group([row]))
     together = cells(tmp_path)
     work.path(row, 1).unlink()
-    assert sweep.run(work, row) == []
+    assert sweep.run(work, Group([row])) == []
     assert cells(tmp_path) == together
     assert len({bytes(content) for content in together.values()}) == 3
 
 
-def test_side_by_side_a_missing_seed_is_trained_with_all(work, row, tmp_path, monkeypatch):
-    """As on an accelerator, where rounding depends on the batch."""
+def test_side_by_side_all_rates_and_seeds_of_a_size_run_together(work, row, tmp_path, monkeypatch):
+    """As on an accelerator, where rounding depends on the batch: also where only one is missing."""
     monkeypatch.setattr(sweep.jax, "default_backend", lambda: "gpu")
-    sweep.run(work, row)
+    rows = [row, row._replace(width=16), row._replace(learning_rate=1000.0)]
+    sizes, batches, true = [[row, rows[2]], [rows[1]]], [], sweep.train
+    assert [list(group) for group in sweep.grouped(rows)] == sizes
+    monkeypatch.setattr(sweep, "train", lambda *args, **kw: (batches.append(kw["learning_rates"]), true(*args, **kw))[1])
+    sweep.ensure(work, rows, Engine(), "test")
     together, age = cells(tmp_path), work.path(row, 0).stat().st_mtime_ns
-    work.path(row, 1).unlink()
-    sweep.run(work, row)
+    work.path(rows[2], 1).unlink()
+    sweep.ensure(work, rows, Engine(), "test")
     assert cells(tmp_path) == together
     assert work.path(row, 0).stat().st_mtime_ns == age
+    assert batches == [[0.3] * 3 + [1000.0] * 3, [0.3] * 3, [0.3] * 3 + [1000.0] * 3]
+
+
+def test_side_by_side_is_one_by_one(work, row, monkeypatch):
+    """Up to rounding, of each learning rate."""
+    rows = [row, row._replace(learning_rate=1.0)]
+    sweep.run(work, Group(rows))
+    alone = [work.read(one, seed)["loss"] for one in rows for seed in one.seeds]
+    for path in work.path(row, 0).parent.iterdir():
+        path.unlink()
+    monkeypatch.setattr(sweep.jax, "default_backend", lambda: "gpu")
+    sweep.run(work, Group(rows))
+    np.testing.assert_allclose([work.read(one, seed)["loss"] for one in rows for seed in one.seeds], alone, rtol=1e-5)
 
 
 def test_a_divergence_is_a_result(work, row):
     wild = row._replace(learning_rate=1000.0)
-    assert sweep.run(work, wild) == []
+    assert sweep.run(work, Group([wild])) == []
     assert work.missing(wild) == []
     assert not (work.read(wild, 0)["loss"] < work.read(wild, 0)["loss"][0]).any()
 
@@ -144,7 +161,7 @@ def test_what_fails_twice_is_told_at_the_end_and_tried_by_the_next_run(finished,
 def test_an_interruption_is_no_failure(work, row, monkeypatch):
     failing(monkeypatch, 1, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        sweep.run(work, row._replace(learning_rate=1.0))
+        sweep.run(work, Group([row._replace(learning_rate=1.0)]))
     assert work.missing(row._replace(learning_rate=1.0)) == [0, 1, 2]
 
 
@@ -218,13 +235,13 @@ def _workers(children):
         return []
 
 
-def killing_itself(row):
+def killing_itself(group):
     """In a worker: dies at η0 = 1, once."""
     mark = sweep._shared.folder / "died"
-    if row.learning_rate == 1 and not mark.exists():
+    if group[0].learning_rate == 1 and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return sweep.run(sweep._shared, row)
+    return sweep.run(sweep._shared, group)
 
 
 @pytest.mark.slow
@@ -273,8 +290,8 @@ def test_no_number_depends_on_where_it_is_computed(tmp_path):
 
 
 def test_the_time_left_is_over_what_is_left(work, row, monkeypatch):
-    sweep.run(work, row)
+    sweep.run(work, Group([row]))
     shown, made, missing = [], runs.Progress, row._replace(learning_rate=1.0)
     monkeypatch.setattr(sweep.runs, "Progress", lambda rows: (shown.append(rows), made(rows))[1])
     sweep.ensure(work, [row, missing], Engine(), "test")
-    assert shown == [[missing]]
+    assert shown == [[(missing,)]]

@@ -18,11 +18,13 @@ from written_out import in_numpy as stored_weights
 from written_out import loss as stored_loss
 from written_out import outputs as stored_outputs
 
-from finite import train as training
+from finite import observe as observing
 from finite.data import digits
 from finite.networks.conv import conv
 from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
+from finite.observe import Program
+from finite.side_by_side import Plan, footprint
 from finite.train import train
 from limits.parametrization import gauge, output_multiplier, scaling
 from limits.precision import computing
@@ -317,6 +319,42 @@ def test_chunks_change_nothing(vectorized):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-10, err_msg=name)
 
 
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_learning_rates_side_by_side_are_problems_of_their_own(vectorized):
+    """With a schedule, momentum and Adam; the same key at two rates."""
+    problem = a_problem(optimizer="adam", warmup_steps=2, schedule="cosine", measure_every=3)
+    network, seeds, rates = mlp(problem, WIDTH, *TANH), keys(2)[np.array([0, 1, 1])], (0.02, 0.05, 1e-3)
+    options = {"observables": ["loss", "directional_sharpness"], "precision": "float64"}
+    together = train(problem, network, seeds, learning_rates=rates, vectorized=vectorized, **options)
+    for i, (rate, got) in enumerate(zip(rates, together, strict=True)):
+        (alone,) = train(replace(problem, learning_rate=rate), network, seeds[i : i + 1], **options)
+        for name in options["observables"]:
+            np.testing.assert_allclose(got[name], alone[name], rtol=1e-9, err_msg=f"{name} {rate}")
+    assert not np.isclose(together[1]["loss"][-1], together[2]["loss"][-1])
+
+
+@pytest.mark.parametrize(
+    ("plan", "said", "rows"),
+    [
+        (Plan(3, 1, False, 1), "one network after the other (cpu)", [[0, 1, 2]]),
+        (Plan(1, 1, True, 1), "one network after the other (cpu)", [[0]]),
+        (Plan(5, 1, True, 1), "5 networks in a batch (cpu)", [[0, 1, 2, 3, 4]]),
+        (Plan(5, 2, True, 1), "3 networks in a batch, 2 batches one after the other (cpu)", [[0, 1, 2], [3, 4, 4]]),
+        (Plan(3, 1, True, 2), "3 networks in a batch, spread over 2 devices (cpu)", [[0, 1, 2, 2]]),
+    ],
+)
+def test_what_was_chosen_is_said(plan, said, rows):
+    assert str(plan) == said
+    assert [chunk.tolist() for chunk in plan.rows()] == rows
+
+
+def test_training_logs_what_it_chose(caplog):
+    problem = a_problem(num_steps=0)
+    with caplog.at_level(logging.INFO, "finite"):
+        train(problem, mlp(problem, WIDTH, *TANH), keys(2), observables=["loss"])
+    assert [record.getMessage() for record in caplog.records] == ["one network after the other (cpu)"]
+
+
 @pytest.mark.slow
 def test_batched_lanczos_is_lanczos():
     problem = everything(measure_every=3)
@@ -363,8 +401,8 @@ def test_seeds_spread_over_the_devices():
 def _memory_for(count, problem, network, vectorized):
     with computing("float64"):
         numerics = tuple(CHEAP), problem.top_k, 1e-3, 100, True, 16, vectorized
-        program = training._Program(network.architecture, problem.loss, *numerics)
-        resident, workspace = training._footprint(problem, network, program, problem.num_samples)
+        program = Program(network.architecture, problem.loss, *numerics)
+        resident, workspace = footprint(problem, network, program, problem.num_samples)
     return count * resident + (count if vectorized else 1) * workspace
 
 
@@ -460,7 +498,7 @@ def test_large_kernels_go_through_lanczos(monkeypatch, num_samples, width):
     problem = a_problem(num_samples=num_samples, measure_every=6)
     kernel = ["ntk_eigenvalues", "gauss_newton_eigenvalues"]
     (dense,) = train(problem, mlp(problem, width), keys(1), observables=kernel, precision="float64", rtol=1e-8)
-    monkeypatch.setattr(training, "DENSE_NTK_ROWS", 0)
+    monkeypatch.setattr(observing, "DENSE_NTK_ROWS", 0)
     jax.clear_caches()
     (got,) = train(problem, mlp(problem, width), keys(1), observables=kernel, precision="float64", rtol=1e-8)
     for name in kernel:
@@ -498,7 +536,9 @@ def test_refusals():
         train(a_problem(num_inputs=4), network, keys(1))
     with pytest.raises(ValueError, match="3 keys but initial weights for 1"):
         train(problem, network, keys(3), initial=jax.tree.map(lambda leaf: leaf[None], network.init(keys(1)[0])))
-    with pytest.raises(ValueError, match="one key per seed"):
+    with pytest.raises(ValueError, match="2 keys but 1 learning rates: one for each"):
+        train(problem, network, keys(2), learning_rates=[0.1])
+    with pytest.raises(ValueError, match="one key per network"):
         train(problem, network, jax.random.key(0))
     with pytest.raises(MemoryError, match="one network needs about"):
         train(problem, network, keys(1), memory=100)
