@@ -13,9 +13,10 @@ from limits.precision import computing
 LONGEST_BASIS = 100  # vectors of a Lanczos run
 
 
-def keys(seed: int, width: int, seeds: int) -> Array:
-    """One key per network of a width; networks of different widths are independent."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), width), seeds)
+def keys(seed: int, width: int, seeds: int, depth: int | None = None) -> Array:
+    """One key per network of a width (and, where it is given, a depth); networks of different sizes are independent."""
+    found = jax.random.split(jax.random.fold_in(jax.random.key(seed), width), seeds)
+    return found if depth is None else jax.vmap(lambda key: jax.random.fold_in(key, depth))(found)
 
 
 def derived(problem: Problem) -> regimes.Case:

@@ -48,7 +48,8 @@ USUAL = {  # parametrizations, depths, learning rate
     "resmlp": (RESIDUAL, (4, 8, 16, 32, 64), 0.2), "resconvnet": (RESIDUAL, (6, 12, 24, 48), 0.02),
     "vit": (RESIDUAL, (2, 4, 8, 16), 0.2), "gpt": (RESIDUAL, (2, 4, 8, 16), 0.2),
 }  # fmt: skip
-PIXELS, TOKENS, VOCABULARY = 64, 6, 5  # of the probes
+PIXELS, TOKENS = 64, 6  # of the probes
+VOCABULARY = 2  # as few outputs as there can be: of C, sharpness is by (1 + √(C/N))² above its power of N
 SHOWN = ("delta_h", "f", "delta_f", "weight_update_spectral", "sharpness")
 LABELS = {
     "h": r"$h$ at step 0", "f": r"$f$ at step 0", "delta_h": r"$\Delta h$", "delta_f": r"$\Delta f$",

@@ -1,13 +1,13 @@
-"""What does the loss look like around a network in training, at every width?  `python -m comparisons.landscape`.
+"""What does the loss look like around a network in training, at every size?  `python -m comparisons.landscape`.
 
-Trains networks of each width and follows the curvature of their loss (any observable of ``limits.trajectory``, rescaled),
-all but the loss on a fixed set of samples.  Says of each whether late in training it is the same at all widths: super
-consistent (Noci et al. 2024).  In DIR:
+Trains networks of each width, or each depth, and follows the curvature of their loss (any observable of
+``limits.trajectory``, rescaled), all but the loss on a fixed set of samples.  Says of each whether late in training it is
+the same at all sizes: super consistent (Noci et al. 2024).  In DIR:
 
     config.json      the options, and a digest of the data
-    cells/           one file per finished width of a parametrization, from which an interrupted run goes on
-    landscape.nc     every observable (param, width, seed, step[, rank]), its measuring error and the matrix-vector products
-                     it took; edge_of_stability (param)
+    cells/           one file per finished size of a parametrization, from which an interrupted run goes on
+    landscape.nc     every observable (param, width or depth, seed, step[, rank]), its measuring error and the matrix-vector
+                     products it took; edge_of_stability (param)
     landscape.json   a list of ``comparisons.late.Late``
     landscape        .png and .pdf, and density, where it was asked for
 """
@@ -15,6 +15,7 @@ consistent (Noci et al. 2024).  In DIR:
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,7 +36,7 @@ DENSITY = ("density_nodes", "density_weights")
 
 @dataclass(frozen=True, kw_only=True)
 class Options(runs.TrainingOptions):
-    """Train networks of growing width, and see whether the curvature of their loss stays the same."""
+    """Train networks of growing width, or depth, and see whether the curvature of their loss stays the same."""
 
     param: tuple[str, ...] = ("mup", "ntp")
     """Side by side: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for residual models depth_mup,
@@ -47,11 +48,11 @@ class Options(runs.TrainingOptions):
     samples: int | None = 2000
     loss: Literal["mse", "cross_entropy"] = "cross_entropy"
     widths: tuple[int, ...] = (16, 64, 256)
-    """Widths N, at least two."""
-    depth: int = 2
-    """Hidden layers of mlp, convolutions of convnet, blocks of the others."""
+    """Widths N, at least two; one with several depths."""
+    depths: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--depth"])] = (2,)
+    """Hidden layers of mlp, convolutions of convnet, blocks of the others; with several, networks of growing depth."""
     seeds: int = 2
-    """Networks per width, at least two."""
+    """Networks per size, at least two."""
     steps: int = 256
     measure_every: int = 32
     """Steps between two measurements, a divisor of the steps."""
@@ -73,24 +74,33 @@ class Options(runs.TrainingOptions):
 
 @dataclass(frozen=True)
 class Run:
-    """What one run trains: a problem per parametrization."""
+    """What one run trains: a problem per parametrization and depth, networks that grow in ``growing``."""
 
     options: Options
-    problems: dict[str, Problem]
+    problems: dict[tuple[str, int], Problem]
     config: dict
+
+    @property
+    def growing(self) -> str:
+        return "depth" if len(self.options.depths) > 1 else "width"
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(width, depth)"""
+        return list(product(sorted(self.options.widths), sorted(self.options.depths)))
 
     @property
     def title(self) -> str:
         o = self.options
-        return f"{o.described(next(iter(self.problems.values())))}, {o.steps} steps, {o.seeds} seeds"
+        return f"{runs.sized(o, next(iter(self.problems.values())))}, {o.steps} steps, {o.seeds} seeds"
 
 
 def landscape(options: Options) -> list[Late]:
     """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
     run = prepare(options)
-    for param, problem in run.problems.items():
+    for param in options.param:
         if runs.slug(param) != param:  # one of the user's own
-            print(cases.regime(problem), flush=True)
+            print(cases.regime(run.problems[param, options.depths[0]]), flush=True)
     folder = runs.folder(options.out, f"landscape-{options.model}", run.config)
     with records.claim(folder, run.config, PROGRAM) as store:
         dataset = _trained(run, store)
@@ -109,7 +119,10 @@ def prepare(options: Options) -> Run:
     """Check the options and build the problems.  Raises ValueError in one line."""
     o = options
     runs.check_distinct("parametrizations", o.param, 1)
-    runs.check_distinct("widths", o.widths, 2)
+    runs.check_distinct("depths", o.depths, 1)
+    runs.check_distinct("widths", o.widths, 1 if len(o.depths) > 1 else 2)
+    if len(o.depths) > 1 and len(o.widths) > 1:
+        raise ValueError(f"{len(o.widths)} widths and {len(o.depths)} depths: one of them grows, of the other give one")
     runs.check_seeds(o.seeds, o.seed)
     if len(o.learning_rate) not in (1, len(o.param)):
         raise ValueError(f"{len(o.learning_rate)} learning rates for {len(o.param)} parametrizations: one for each, or one")
@@ -119,32 +132,35 @@ def prepare(options: Options) -> Run:
     if unknown or not o.observables:
         raise ValueError(f"unknown observable {' '.join(unknown) or 'none'!r}; known: {', '.join(STORED)}")
     rates = o.learning_rate * (len(o.param) // len(o.learning_rate))
-    base = o.problem(parametrization=o.param[0], learning_rate=rates[0])
+    base = o.problem(parametrization=o.param[0], learning_rate=rates[0], depth=o.depths[0])
+    runs.check_depths(o)
     if o.curvature_samples < 1:
         raise ValueError(f"curvature-samples {o.curvature_samples} must be at least 1")
     problems = {}
-    for param, rate in zip(o.param, rates, strict=True):
-        problem = replace(base, parametrization=param, learning_rate=rate)
-        problems[param] = replace(problem, parametrization=problem.scaling())  # a file is read once
-        build(problems[param], min(o.widths))  # raises here what it cannot be
+    for (param, rate), depth in product(zip(o.param, rates, strict=True), o.depths):
+        problem = replace(base, parametrization=param, learning_rate=rate, depth=depth)
+        problems[param, depth] = replace(problem, parametrization=problem.scaling())  # a file is read once
+        build(problems[param, depth], min(o.widths))  # raises here what it cannot be
     exponents = [str(problem.parametrization) for problem in problems.values()]
     return Run(o, problems, runs.config(o, base.inputs, base.targets) | {"exponents": exponents})
 
 
 def _trained(run, store) -> xr.Dataset:
     """Every cell, read where it is there and whole, else trained; all in one dataset."""
-    params, widths = run.options.param, sorted(run.options.widths)
-    with runs.Progress([(param, width) for param in params for width in widths]) as progress:
+    params, deep = run.options.param, run.growing == "depth"
+    with runs.Progress(list(product(params, run.sizes))) as progress:
 
-        def cell(param, width):
-            progress.describe(f"{param} N = {width}")
-            report = progress.report((param, width))
-            kept = store.kept(f"{runs.slug(param)}-{width}", lambda: measured(run, param, width, report))
+        def cell(param, size):
+            progress.describe(f"{param} L = {size[1]}" if deep else f"{param} N = {size[0]}")
+            report = progress.report((param, size))
+            name = f"{runs.slug(param)}-{size[0]}" + (f"-L{size[1]}" if deep else "")
+            kept = store.kept(name, lambda: measured(run, param, *size, report))
             report(1.0)
-            return kept
+            return kept.isel(width=0).assign_coords(depth=size[1]) if deep else kept
 
-        rows = [xr.concat([cell(param, width) for width in widths], "width") for param in params]
-    edges = [[problem.edge_of_stability, problem.preconditioned_edge_of_stability] for problem in run.problems.values()]
+        rows = [xr.concat([cell(param, size) for size in run.sizes], run.growing) for param in params]
+    typical = [run.problems[param, run.options.depths[0]] for param in params]
+    edges = [[problem.edge_of_stability, problem.preconditioned_edge_of_stability] for problem in typical]
     dataset = xr.concat(rows, "param").assign_coords(param=list(params)).assign(
         edge_of_stability=("param", [edge for edge, _ in edges], {"units": "1"}),
         preconditioned_edge_of_stability=("param", [edge for _, edge in edges], {"units": "1"}),
@@ -152,10 +168,12 @@ def _trained(run, store) -> xr.Dataset:
     return dataset.assign_attrs(title=run.title, configuration=json.dumps(run.config))
 
 
-def measured(run: Run, param: str, width: int, report: Callable[[float], None] = lambda part: None) -> xr.Dataset:
-    """All networks of one width; every parametrization starts from the same weights."""
-    o, problem = run.options, run.problems[param]
-    keys = cases.keys(o.seed, width, o.seeds)
+def measured(
+    run: Run, param: str, width: int, depth: int, report: Callable[[float], None] = lambda part: None
+) -> xr.Dataset:
+    """All networks of one size; every parametrization starts from the same weights."""
+    o, problem = run.options, run.problems[param, depth]
+    keys = cases.keys(o.seed, width, o.seeds, depth if run.growing == "depth" else None)
     trained = train(problem, build(problem, width), keys, precision=o.precision, rtol=o.tolerance, progress=report,
                     observables=o.observables + DENSITY * o.density,
                     curvature_samples=min(o.curvature_samples, problem.num_samples))  # fmt: skip

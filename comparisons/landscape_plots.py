@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from comparisons import plots
-from comparisons.late import LATE, TOLERATED, Late, first, followed
+from comparisons.late import LATE, TOLERATED, Late, first, followed, growing
+from comparisons.optimum import SIZES
 from finite.density import Density
 from limits import OBSERVABLES
 
@@ -18,7 +19,7 @@ RESOLUTION = 400  # points of a density, whose window is one fiftieth of what is
 
 @plots.styled
 def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
-    """A row per observable, a column per parametrization, a colour per width: mean over the seeds, and their range."""
+    """A row per observable, a column per parametrization, a colour per size: mean over the seeds, and their range."""
     names, params = followed(dataset), [str(param) for param in dataset.param.values]
     figure = Figure(figsize=(1.25 * plots.PANEL[0] * len(params) + 0.4, 0.85 * plots.PANEL[1] * len(names) + 0.9),
                     layout="constrained")  # fmt: skip
@@ -31,17 +32,23 @@ def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
         row[0].set_ylabel(OBSERVABLES[name].symbol.replace("_k", "_1"))
     for axis in grid[-1]:
         axis.set(xlabel="step", xlim=(0, int(dataset.step[-1])))
-    handles = [Line2D([], [], color=color, label=f"N = {width}") for width, color in plots.colors(dataset.width.values)]
+    handles = _sizes(dataset)
     handles.append(Line2D([], [], color="firebrick", linewidth=0.9, label="edge of stability"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
     figure.suptitle(textwrap.fill(title, 62 * len(params)), fontsize=9)
     return figure
 
 
+def _sizes(dataset):
+    """A handle per width or depth."""
+    symbol, colored = SIZES[growing(dataset)], plots.colors(dataset[growing(dataset)].values)
+    return [Line2D([], [], color=color, label=f"{symbol} = {size}") for size, color in colored]
+
+
 def _panel(axis, one, name):
-    values = first(one[name])
-    for width, color in plots.colors(one.width.values):
-        there = values.sel(width=width)
+    values, letter = first(one[name]), growing(one)
+    for size, color in plots.colors(one[letter].values):
+        there = values.sel({letter: size})
         axis.plot(one.step, there.mean("seed"), color=color)
         axis.fill_between(one.step, there.min("seed"), there.max("seed"), color=color, alpha=0.2, linewidth=0)
     if (values > 0).all():
@@ -59,10 +66,10 @@ def _ratio(late):
 
 def table(found: list[Late], title: str) -> str:
     """The late values, for the terminal."""
-    widths = found[0].widths
-    form = f"{{:<8}} {{:<26}}{'{:>10}' * len(widths)}  {{:>7}}  {{:<24}} {{}}".format
+    symbol, sizes = SIZES[found[0].growing], found[0].sizes
+    form = f"{{:<9}} {{:<26}}{'{:>10}' * len(sizes)}  {{:>7}}  {{:<24}} {{}}".format
     lines = [title, f"late: mean over seeds and steps from {LATE:g} of all on; super consistent: at most × {TOLERATED:g}", ""]
-    lines.append(form("param", "observable", *(f"N = {width}" for width in widths), "ratio", "N^exponent", ""))
+    lines.append(form("param", "observable", *(f"{symbol} = {size}" for size in sizes), "ratio", f"{symbol}^exponent", ""))
     for one in found:
         law = f"{one.exponent:+.3f} [{one.interval[0]:+.3f}, {one.interval[1]:+.3f}]" if np.isfinite(one.exponent) else "–"
         values = (f"{value:.4g}" for value in one.values)
@@ -87,7 +94,7 @@ def density(dataset: xr.Dataset, title: str) -> Figure:
         row[0].set_ylabel("density of eigenvalues")
     for axis in grid[-1]:
         axis.set_xlabel(r"$\gamma^2\lambda(H)$")
-    handles = [Line2D([], [], color=color, label=f"N = {width}") for width, color in plots.colors(dataset.width.values)]
+    handles = _sizes(dataset)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
     figure.suptitle(textwrap.fill(title, 62 * len(params)), fontsize=9)
     return figure
@@ -99,9 +106,9 @@ def _density(axis, one):
         return
     low, high = np.nanmin(nodes), np.nanmax(nodes)
     at, window = np.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), RESOLUTION), (high - low) / 50
-    top = 0.0
-    for width, color in plots.colors(one.width.values):
-        there = one.sel(width=width)
+    top, letter = 0.0, growing(one)
+    for size, color in plots.colors(one[letter].values):
+        there = one.sel({letter: size})
         vectors = [there[name].values.reshape(-1) for name in ("density_nodes", "density_weights")]
         seeds = there.sizes["seed"]
         nodes, weights = (values.reshape(seeds, -1) for values in vectors)

@@ -171,6 +171,21 @@ def check_distinct(name: str, values: tuple, fewest: int) -> None:
         raise ValueError(f"{name} {listed}: wanted at least {fewest}, positive, none twice")
 
 
+def sized(options: TrainingOptions, problem: Problem) -> str:
+    """What is trained, without the depth where there are several, and with the width where there is one."""
+    text = options.described(problem)
+    if len(options.depths) > 1:
+        text = text.replace(f" L = {problem.network.depth}", "", 1)
+    return text + (f", N = {options.widths[0]}" if len(options.widths) == 1 else "")
+
+
+def check_depths(options: TrainingOptions) -> None:
+    """Raises ValueError for several depths of a model that has one of its own."""
+    if len(options.depths) > 1 and options.model not in WITH_DEPTH:
+        listed = " ".join(map(str, options.depths))
+        raise ValueError(f"depths {listed}: {options.model} has its own; models of any depth: {', '.join(WITH_DEPTH)}")
+
+
 def batches(seed: int, num_samples: int, batch_size: int | None, num_steps: int) -> Int[np.ndarray, "T b"] | None:
     """The samples of every step, None for all of them.  Raises ValueError for a batch larger than the data, or empty."""
     if batch_size is None:

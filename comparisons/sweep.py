@@ -137,7 +137,7 @@ class Work:
 
 @cache
 def _keys(seed, width, depth, seeds):
-    return jax.vmap(lambda key: jax.random.fold_in(key, depth))(cases.keys(seed, width, seeds))
+    return cases.keys(seed, width, seeds, depth)
 
 
 def _digest(cell):

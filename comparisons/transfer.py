@@ -85,9 +85,7 @@ class Sweep:
     @property
     def title(self) -> str:
         o, base = self.options, self.work.base
-        text = o.described(base) if len(o.depths) == 1 else o.described(base).replace(f" L = {base.network.depth}", "", 1)
-        width = f", N = {o.widths[0]}" if len(o.widths) == 1 else ""
-        return f"{text}{width}, {o.steps} steps, {o.seeds} seeds"
+        return f"{runs.sized(o, base)}, {o.steps} steps, {o.seeds} seeds"
 
     @property
     def rates(self) -> list[float]:
@@ -154,12 +152,10 @@ def prepare(options: Options) -> Sweep:
     _check(o)
     base = o.problem(parametrization=o.param[0], depth=o.depths[0], learning_rate=min(o.learning_rates),
                      measure_every=o.measure_every or _every(o.steps), top_k=1)  # fmt: skip
+    runs.check_depths(o)
     scalings = {}  # a file is read once
     for param, depth in product(o.param, o.depths):
         problem = replace(base, parametrization=param, depth=depth)
-        if len(o.depths) > 1 and problem.network.depth != depth:
-            raise ValueError(f"depths {' '.join(map(str, o.depths))}: {o.model} has {problem.network.depth}; "
-                             f"models of any depth: {', '.join(runs.WITH_DEPTH)}")  # fmt: skip
         scalings[param, problem.network.depth] = problem.scaling()
     config = runs.config(o, base.inputs, base.targets) | {"exponents": [str(one) for one in scalings.values()]}
     config = {name: value for name, value in config.items() if name not in WHERE}

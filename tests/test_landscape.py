@@ -41,7 +41,7 @@ def test_late_values_are_told_apart(exponent, expected):
     assert late.verdict == expected
     assert late.interval[0] < exponent < late.interval[1]
     assert late.exponent == pytest.approx(exponent, abs=0.02)
-    np.testing.assert_allclose(late.values, 3 * np.array(late.widths) ** exponent, rtol=0.03)
+    np.testing.assert_allclose(late.values, 3 * np.array(late.sizes) ** exponent, rtol=0.03)
     assert late.ratio == pytest.approx(16 ** abs(exponent), rel=0.05)
 
 
@@ -60,8 +60,8 @@ def test_no_verdict_without_evidence():
 
 def test_a_cell_is_the_trained_networks():
     run = prepare(small())
-    found = measured(run, "ntp", 8)
-    problem = run.problems["ntp"]
+    found = measured(run, "ntp", 8, 2)
+    problem = run.problems["ntp", 2]
     assert problem.scaling().name == "ntp"
     trained = train(problem, build(problem, 8), cases.keys(0, 8, 2), observables=SMALL["observables"], curvature_samples=6,
                     rtol=1e-2)  # fmt: skip
@@ -80,10 +80,31 @@ def test_the_whole_command(tmp_path, capsys):
     for ending in ("png", "pdf"):
         assert (tmp_path / "there" / f"landscape.{ending}").stat().st_size > 5000
     said = capsys.readouterr().out
-    assert "mup      hessian_eigenvalues" in said
+    assert "mup       hessian_eigenvalues" in said
     before = (tmp_path / "there" / "cells" / "ntp-16.nc").stat().st_mtime_ns
     assert landscape(small(tmp_path / "there")) == found
     assert (tmp_path / "there" / "cells" / "ntp-16.nc").stat().st_mtime_ns == before
+
+
+def test_networks_of_growing_depth(tmp_path, capsys):
+    options = {"model": "resmlp", "param": ("depth_mup",), "widths": (8,), "depths": (2, 4, 8), "density": True}
+    found = landscape(small(tmp_path / "there", **options, observables=("loss", "hessian_eigenvalues")))
+    assert [(one.observable, one.growing, one.sizes) for one in found] == [
+        ("loss", "depth", [2, 4, 8]), ("hessian_eigenvalues", "depth", [2, 4, 8])]  # fmt: skip
+    dataset = records.read(tmp_path / "there" / "landscape.nc")
+    assert dataset["loss"].sizes == {"param": 1, "depth": 3, "seed": 2, "step": 5}
+    run = prepare(small(**options, observables=("loss",)))
+    problem = run.problems["depth_mup", 4]
+    assert problem.network.depth == 4
+    alone = train(problem, build(problem, 8), cases.keys(0, 8, 2, depth=4), observables=["loss"])
+    for seed, one in enumerate(alone):
+        np.testing.assert_allclose(dataset["loss"].sel(param="depth_mup", depth=4, seed=seed), one["loss"], rtol=1e-6)
+    said = capsys.readouterr().out
+    assert "L = 8" in said
+    assert "L^exponent" in said
+    assert "resmlp tanh" in said
+    assert "N = 8" in said
+    assert (tmp_path / "there" / "density.png").stat().st_size > 5000
 
 
 def test_the_density_of_augmented_images(tmp_path):
@@ -113,6 +134,8 @@ def test_a_divergence_is_a_result(tmp_path):
         ({"observables": ("sharp",)}, "unknown observable 'sharp'; known: loss, hessian_eigenvalues"),
         ({"curvature_samples": 0}, "curvature-samples 0 must be at least 1"),
         ({"widths": (8,)}, "widths 8: wanted at least 2"),
+        ({"model": "mlp", "depths": (1, 2)}, "2 widths and 2 depths: one of them grows, of the other give one"),
+        ({"widths": (8,), "depths": (1, 2)}, "depths 1 2: mlp2 has its own; models of any depth: mlp, resmlp"),
         ({"model": "gpt"}, "is no token"),
         ({"batch_size": 17}, "batch size 17 must be from 1 to the 16 samples"),
     ],

@@ -363,7 +363,7 @@ def test_models_and_optimizers(options, tmp_path):
         (["--data", "nowhere.npz"], "nowhere.npz"),
         (["--data", "cifar"], "unknown data 'cifar'"),
         (["--model", "mlp", "--depth", "0"], "depths 0: wanted at least 1, positive"),
-        (["--depths", "1", "2"], "depths 1 2: linear2 has 1; models of any depth: mlp, resmlp"),
+        (["--depths", "1", "2"], "depths 1 2: linear2 has its own; models of any depth: mlp, resmlp"),
         (["--model", "mlp", "--depths", "2", "2"], "depths 2 2: wanted"),
         (["--measure-every", "3"], "measure-every 3: wanted a divisor of the 4 steps"),
         (["--sharpness-seeds", "4"], "sharpness-seeds 4 must be from 0 to the 3 seeds"),
