@@ -5,6 +5,7 @@ import textwrap
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -14,6 +15,7 @@ from comparisons.optimum import SIZES
 from finite.density import Density
 from limits import OBSERVABLES
 
+EDGE = Line2D([], [], color="firebrick", linewidth=0.9, label="edge of stability")
 RESOLUTION = 400  # points of a density, whose window is one fiftieth of what is shown
 
 
@@ -27,37 +29,43 @@ def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
     said = {(one.parametrization, one.observable): one for one in found}
     for row, name in zip(grid, names, strict=True):
         for axis, param in zip(row, params, strict=True):
-            _panel(axis, dataset.sel(param=param), name)
+            one = dataset.sel(param=param)
+            panel(axis, first(one[name]), edge_of(one, name))
             axis.set_title(f"{plots.NAMES.get(param, param)}: late {_ratio(said[param, name])}, {said[param, name].verdict}")
         row[0].set_ylabel(OBSERVABLES[name].symbol.replace("_k", "_1"))
     for axis in grid[-1]:
         axis.set(xlabel="step", xlim=(0, int(dataset.step[-1])))
-    handles = _sizes(dataset)
-    handles.append(Line2D([], [], color="firebrick", linewidth=0.9, label="edge of stability"))
+    handles = [*sizes(dataset), EDGE]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
     figure.suptitle(textwrap.fill(title, 62 * len(params)), fontsize=9)
     return figure
 
 
-def _sizes(dataset):
+def sizes(dataset: xr.Dataset) -> list[Line2D]:
     """A handle per width or depth."""
     symbol, colored = SIZES[growing(dataset)], plots.colors(dataset[growing(dataset)].values)
     return [Line2D([], [], color=color, label=f"{symbol} = {size}") for size, color in colored]
 
 
-def _panel(axis, one, name):
-    values, letter = first(one[name]), growing(one)
-    for size, color in plots.colors(one[letter].values):
+def edge_of(one: xr.Dataset, name: str) -> float:
+    """The line beyond which full-batch descent of one parametrization is unstable; not a number of what has none."""
+    edges = {"hessian_eigenvalues": "edge_of_stability", "preconditioned_sharpness": "preconditioned_edge_of_stability"}
+    return float(one[edges[name]]) if name in edges else np.nan
+
+
+def panel(axis: Axes, values: xr.DataArray, edge: float = np.nan) -> None:
+    """(width or depth, seed, step) against step: mean over the seeds and their range, a colour per size, a line at the edge."""
+    letter = growing(values)
+    for size, color in plots.colors(values[letter].values):
         there = values.sel({letter: size})
-        axis.plot(one.step, there.mean("seed"), color=color)
-        axis.fill_between(one.step, there.min("seed"), there.max("seed"), color=color, alpha=0.2, linewidth=0)
+        axis.plot(values.step, there.mean("seed"), color=color)
+        axis.fill_between(values.step, there.min("seed"), there.max("seed"), color=color, alpha=0.2, linewidth=0)
     if (values > 0).all():
         axis.set_yscale("log")
         if float(values.max()) < 1000 * float(values.min()):
             plots.plain_numbers(axis.yaxis)
-    edge = {"hessian_eigenvalues": "edge_of_stability", "preconditioned_sharpness": "preconditioned_edge_of_stability"}
-    if name in edge and np.isfinite(one[edge[name]]):
-        axis.axhline(float(one[edge[name]]), color="firebrick", linewidth=0.9)
+    if np.isfinite(edge):
+        axis.axhline(edge, color=EDGE.get_color(), linewidth=EDGE.get_linewidth())
 
 
 def _ratio(late):
@@ -94,7 +102,7 @@ def density(dataset: xr.Dataset, title: str) -> Figure:
         row[0].set_ylabel("density of eigenvalues")
     for axis in grid[-1]:
         axis.set_xlabel(r"$\gamma^2\lambda(H)$")
-    handles = _sizes(dataset)
+    handles = sizes(dataset)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
     figure.suptitle(textwrap.fill(title, 62 * len(params)), fontsize=9)
     return figure

@@ -36,7 +36,7 @@ class Late:
     verdict: str
 
 
-def growing(dataset: xr.Dataset) -> str:
+def growing(dataset: xr.Dataset | xr.DataArray) -> str:
     """What the networks of a run differ in: "width" or "depth"."""
     return "depth" if "depth" in dataset.dims else "width"
 

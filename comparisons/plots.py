@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -83,7 +84,7 @@ def rates(dataset: xr.Dataset, measured: Sequence[Rate], reference: str, title: 
             errors = deviations(dataset, name, selection, reference, kind)
             rank = None if name in ("loss", "sharpness") else selection.get("rank")
             for step, color in zip(steps, matplotlib.colormaps["plasma"](np.linspace(0.05, 0.8, len(steps))), strict=True):
-                _draw_rate(axis, errors.sel(step=step), table[name, rank, kind, step], kind, color)
+                draw_rate(axis, errors.sel(step=step), table[name, rank, kind, step], kind, color)
             axis.set(xscale="log", yscale="log", xlabel="width $N$", title=_titled(dataset, name, reference))
             axis.set_ylabel(r"rms over seeds of $o_N-o_\infty$" if kind == "fluctuation" else r"|mean over seeds of $o_N-o_\infty$|")  # noqa: E501
             axis.set_xticks(errors.width.values, [str(w) for w in errors.width.values], rotation=45)
@@ -125,7 +126,8 @@ def plain_numbers(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _draw_rate(axis, errors, rate, kind, color):
+def draw_rate(axis: Axes, errors: xr.DataArray, rate: Rate, kind: str, color) -> None:
+    """(width, seed): the errors, and the line that was fitted to them with its band, beside the predicted one."""
     magnitude = np.sqrt((errors**2).mean("seed")) if kind == "fluctuation" else abs(errors.mean("seed"))
     scatter = errors.std("seed", ddof=1) / np.sqrt(errors.sizes["seed"])
     if kind == "fluctuation":

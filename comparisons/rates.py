@@ -54,6 +54,15 @@ class Rate:
     def record(self) -> dict:
         return asdict(self)
 
+    @classmethod
+    def of(cls, record: dict) -> "Rate":
+        """What was recorded: JSON has neither tuples nor numbers that are not finite."""
+        numbers = {name: np.nan if record[name] is None else float(record[name])
+                   for name in ("exponent", "prefactor", "fitted_prefactor")}  # fmt: skip
+        intervals = {name: tuple(np.nan if end is None else float(end) for end in record[name])
+                     for name in ("interval", "prefactor_interval")}  # fmt: skip
+        return cls(**record | numbers | intervals)
+
 
 def components(dataset: xr.Dataset) -> Iterator[tuple[str, int | str | None, dict]]:
     """(observable, rank, selection) of every number that is followed in time; sharpness first among the eigenvalues."""

@@ -4,6 +4,7 @@ import textwrap
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -27,19 +28,19 @@ def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], tit
     names, rows = [str(name) for name in dataset.param.values], 1 + ("sharpness" in dataset)
     figure = Figure(figsize=(WIDE * len(names) + 0.4, 2.9 * rows + 0.8), layout="constrained")
     grid = figure.subplots(rows, len(names), sharey="row", squeeze=False)
-    bottom, top = _range(dataset)
+    bottom, top = loss_range(dataset)
     for axis, name in zip(grid[0], names, strict=True):
-        _losses(axis, dataset.sel(param=name), top, [o for o in optima if o.parametrization == name and o.width])
-        axis.set_title("\n".join([plots.NAMES.get(name, name), *_statements(name, shifts)]))
+        final_losses(axis, dataset.sel(param=name), top, optima)
+        axis.set_title("\n".join([plots.NAMES.get(name, name), *statements(name, shifts)]))
     grid[0, 0].set(ylabel=r"final loss $\mathcal{L}$", ylim=(bottom, top))
     if rows > 1:
         for axis, name in zip(grid[1], names, strict=True):
-            _sharpness(axis, dataset.sel(param=name))
-        low, high = _span(dataset)
+            sharpness(axis, dataset.sel(param=name))
+        low, high = sharpness_range(dataset)
         grid[1, 0].set(ylabel=dataset["sharpness"].attrs["symbol"] + " at the optimum", ylim=(low, high))
         if high < 300 * low:
             plots.plain_numbers(grid[1, 0].yaxis)
-    handles = _handles(dataset, rows > 1)
+    handles = legend(dataset)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(2 + len(names), 5, len(handles)))
     figure.suptitle(textwrap.fill(title, 62 * len(names)), fontsize=9)
     return figure
@@ -50,8 +51,10 @@ def _colored(dataset):
     return plots.colors(sorted(sizes_of(dataset), key=lambda size: (size[0], size[1] or 0)))
 
 
-def _losses(axis, one, top, optima):
-    rates, best = one.learning_rate.values, {(o.width, o.depth): o.best_learning_rate for o in optima}
+def final_losses(axis: Axes, one: xr.Dataset, top: float, optima: list[Optimum]) -> None:
+    """Of one parametrization; what is beyond ``top`` or diverged leaves through the top."""
+    mine = [o for o in optima if o.parametrization == str(one.param.values) and o.width]
+    rates, best = one.learning_rate.values, {(o.width, o.depth): o.best_learning_rate for o in mine}
     for size, color in _colored(one):
         there = at_size(one, *size)["final_loss"].transpose("seed", "learning_rate")
         mean = _drawable(there.values.mean(axis=0), top)  # of one that diverged, too
@@ -65,7 +68,8 @@ def _losses(axis, one, top, optima):
     axis.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$", xlim=(rates[0], rates[-1]))
 
 
-def _sharpness(axis, one):
+def sharpness(axis: Axes, one: xr.Dataset) -> None:
+    """Of one parametrization against step, at the learning rates next to its optima, with their edges of stability."""
     edges = np.unique(one["edge_of_stability"].values)
     for size, color in _colored(one):
         there = at_size(one, *size)
@@ -91,14 +95,14 @@ def _drawable(loss, top):
     return np.where(np.isfinite(loss), np.minimum(loss, 10 * top), 10 * top)
 
 
-def _range(dataset):
+def loss_range(dataset: xr.Dataset) -> tuple[float, float]:
     """A little below the lowest mean that is not zero, and above the start, by more where the losses span more."""
     mean, start = dataset["final_loss"].mean("seed").values, float(dataset["initial_loss"].mean("seed").max())
     bottom = max(float(np.min(mean, where=mean > 0, initial=start)) / 2, 1e-18 * start)
     return bottom, start * float(np.clip((start / bottom) ** 0.15, 1.5, 10.0))
 
 
-def _span(dataset):
+def sharpness_range(dataset: xr.Dataset) -> tuple[float, float]:
     """From the lowest to the highest of sharpness and edges, at most six decades: one network may have gone flat."""
     values = np.concatenate([dataset[name].values.ravel() for name in ("sharpness", "edge_of_stability")])
     values = values[np.isfinite(values) & (values > 0)]
@@ -106,7 +110,8 @@ def _span(dataset):
     return max(float(values.min(initial=high)) / 1.5, 1e-6 * high), 1.5 * high
 
 
-def _statements(name, shifts):
+def statements(name: str, shifts: list[Shift]) -> list[str]:
+    """How the optimum of a parametrization moves, in a line each."""
     found = [shift for shift in shifts if shift.parametrization == name]
     return [
         f"optimum $\\propto {SIZES[s.size]}^{{{s.exponent:+z.2f}}}$, {s.verdict}" if np.isfinite(s.exponent) else s.verdict
@@ -114,7 +119,8 @@ def _statements(name, shifts):
     ]
 
 
-def _handles(dataset, sharpness):
+def legend(dataset: xr.Dataset) -> list[Line2D]:
+    """A handle per size, and those of the lines."""
     several = {name: dataset.sizes.get(name, 1) > 1 for name in SIZES}
     handles = []
     for (width, depth), color in _colored(dataset):
@@ -124,7 +130,7 @@ def _handles(dataset, sharpness):
     if "final_loss_limit" in dataset:
         handles.append(Line2D([], [], label=r"$N\to\infty$", **plots.LIMIT))
     handles.append(Line2D([], [], color="gray", marker="v", markersize=4, linestyle="", label="optimum"))
-    if sharpness:
+    if "sharpness" in dataset:
         handles.append(Line2D([], [], color="gray", label=dataset["edge_of_stability"].attrs["symbol"], **EDGE))
     return handles
 

@@ -4,6 +4,7 @@
 are missing, it says with which command they are made.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,10 +26,15 @@ class Options:
     """The picture, without its ending; default the figure's name, in DIR."""
 
 
-def read(path: Path, recipe: str) -> xr.Dataset:
-    """A results file.  Raises records.Refused with the command that makes it, where it is missing or damaged."""
+def quoted(path: Path) -> str:
+    """A path as a shell reads it."""
+    return shlex.quote(str(path))
+
+
+def read(path: Path, recipe: str) -> xr.Dataset | list:
+    """A results file, .nc or .json.  Raises records.Refused with the command that makes it, where it is missing or damaged."""
     try:
-        return records.read(path)
+        return records.read_json(path) if path.suffix == ".json" else records.read(path)
     except records.Damaged as damage:
         raise records.Refused(f"{damage}; make the results with: {recipe}") from None
 

@@ -7,14 +7,13 @@ The first command took 1.5 minutes on two cores.  The paper has D = 100 and rand
 linear teacher, full batches, γ0 = 1, 20 steps, and the widths (the paper's may go to 8192).
 """  # noqa: E501  (a command that is to be copied)
 
-import shlex
 from pathlib import Path
 
 from comparisons import command_line
 from comparisons.optimum import analyse
 from comparisons.records import Refused
 from comparisons.transfer_plots import picture
-from paper_figures import Options, read, save
+from paper_figures import Options, quoted, read, save
 
 NAME = Path(__file__).stem
 PROGRAM = f"python -m paper_figures.{NAME}"
@@ -25,7 +24,7 @@ def recipe(results: Path) -> str:
     return (
         "python -m comparisons.transfer --inputs 100 --samples 1000 --widths 64 128 256 512 1024 2048"
         " --learning-rates 0.5 0.75 1.1 1.6 2.4 3.5 5 7.5 11 16 24 35 50 75 --seeds 4 --steps 20 --richness 1"
-        f" --sharpness-seeds 0 --out {shlex.quote(str(results))}"
+        f" --sharpness-seeds 0 --out {quoted(results)}"
     )
 
 

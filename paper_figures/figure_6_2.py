@@ -11,7 +11,6 @@ The paper has D = 100, MSE and random data; assumed are P = 400 samples of a lin
 """  # noqa: E501  (a command that is to be copied)
 
 import json
-import shlex
 from pathlib import Path
 
 import xarray as xr
@@ -21,7 +20,7 @@ from matplotlib.lines import Line2D
 from comparisons import command_line, plots
 from comparisons.plots import NAMES
 from comparisons.records import Refused
-from paper_figures import Options, read, save
+from paper_figures import Options, quoted, read, save
 
 NAME = Path(__file__).stem
 PARAMS = ("mup", "ntp")
@@ -37,7 +36,7 @@ def recipe(results: Path) -> str:
     return (
         "for p in mup ntp; do python -m comparisons.convergence --model linear2 --param $p --inputs 100 --samples 400"
         " --learning-rate 1.5 --widths 64 128 256 512 1024 --seeds 4 --steps 24 --measure-every 4 --top-k 1"
-        f" --out {shlex.quote(str(results))}/$p; done"
+        f" --out {quoted(results)}/$p; done"
     )
 
 

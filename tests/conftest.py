@@ -27,10 +27,3 @@ def _forget_compiled_programs():
     yield
     jax.clear_caches()
     gc.collect()
-
-
-@pytest.fixture(autouse=True)
-def _compile_quickly(request):
-    """Most of the suite's time is XLA's: what is not slow by its own arithmetic is compiled without optimisation."""
-    slow = any(request.node.get_closest_marker(mark) for mark in ("slow", "long"))
-    jax.config.update("jax_disable_most_optimizations", not slow)

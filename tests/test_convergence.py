@@ -109,7 +109,8 @@ def test_killed_and_resumed(finished, tmp_path, number):
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
         assert complaint.strip().splitlines() == [
-            "python -m comparisons.convergence: interrupted; the same command goes on from here"
+            "python -m comparisons.convergence: one network after the other (cpu)",
+            "python -m comparisons.convergence: interrupted; the same command goes on from here",
         ]
     assert not (folder / "trajectories.nc").exists()
     main([*SMALL, "--out", str(folder)])

@@ -1,7 +1,9 @@
 """Every paper figure from tiny results, end to end; without results, one line with the command that makes them."""
 
 import json
+import re
 import shlex
+import shutil
 from pathlib import Path
 
 import jax
@@ -9,13 +11,20 @@ import numpy as np
 import pytest
 import tyro
 import xarray as xr
+from matplotlib.figure import Figure
 
-from comparisons import convergence, records, transfer
+from comparisons import convergence, landscape, records, transfer
 from limits import Problem, linear2
-from paper_figures import figure_6_2, figure_19_2
+from paper_figures import figure_1_1, figure_3_1, figure_3_2, figure_6_1, figure_6_2, figure_19_2, figure_36_1
 
 TINY = ["--widths", "8", "16", "32", "--seeds", "2", "--steps", "2", "--samples", "8", "--inputs", "3"]
-FIGURES = [figure_6_2, figure_19_2]
+DIGITS = ["--data", "digits", "--samples", "12", "--outputs", "2", "--model", "mlp", "--seeds", "2", "--steps", "2"]
+WIDE, DEEP = ["--widths", "8", "16"], ["--widths", "8", "--depths", "1", "2"]
+FOLLOWED = ["--observables", "loss", "hessian_eigenvalues", "ntk_eigenvalues", "directional_sharpness", "--top-k", "10",
+            "--measure-every", "1", "--batch-size", "4", "--curvature-samples", "6", "--learning-rate", "0.5"]  # fmt: skip
+RATES = ["--learning-rates", "0.3", "1", "3", "--no-limit"]
+FIGURES = [figure_1_1, figure_3_1, figure_3_2, figure_6_1, figure_6_2, figure_19_2, figure_36_1]
+PROGRAMS = {"landscape": landscape, "transfer": transfer, "convergence": convergence}
 
 
 def exact_run(param) -> xr.Dataset:
@@ -38,8 +47,18 @@ def results(tmp_path_factory):
     for param in ("mup", "ntp"):
         (folder / "figure_6_2" / param).mkdir(parents=True)
         records.write(exact_run(param), folder / "figure_6_2" / param / "trajectories.nc")
-    rates = ["--learning-rates", "0.3", "1", "3"]
-    transfer.main([*TINY, *rates, "--out", str(folder / "figure_19_2")])
+    transfer.main([*TINY, *RATES, "--out", str(folder / "figure_19_2")])
+    landscape.main([*DIGITS, *WIDE, *FOLLOWED, "--out", str(folder / "figure_1_1" / "landscape")])
+    transfer.main([*DIGITS, *WIDE, *RATES, "--sharpness-seeds", "0", "--out", str(folder / "figure_1_1" / "transfer")])
+    shutil.copytree(folder / "figure_1_1" / "landscape", folder / "figure_3_1")
+    convergence.main([*DIGITS, "--widths", "8", "12", "16", "24", "--measure-every", "1", "--top-k", "1", "--reference",
+                      "largest-width", "--out", str(folder / "figure_3_2")])  # fmt: skip
+    transfer.main([*DIGITS, *DEEP, *RATES, "--out", str(folder / "figure_6_1" / "k1")])
+    for other in ("k2", "vit"):
+        shutil.copytree(folder / "figure_6_1" / "k1", folder / "figure_6_1" / other)
+    shutil.copytree(folder / "figure_1_1", folder / "figure_36_1" / "width")
+    shutil.copytree(folder / "figure_6_1" / "k1", folder / "figure_36_1" / "depth" / "transfer")
+    landscape.main([*DIGITS, *DEEP, *FOLLOWED, "--out", str(folder / "figure_36_1" / "depth" / "landscape")])
     return folder
 
 
@@ -91,18 +110,16 @@ def parsed(command, options):
     return tyro.cli(options, args=shlex.split(command))
 
 
-def test_the_commands_are_accepted():
-    """What the scripts tell a user to run is a valid command, in a folder of any name."""
-    folder = Path("a b")
-    _, _, arguments = figure_19_2.recipe(folder).partition("comparisons.transfer ")
-    options = parsed(arguments, transfer.Options)
-    assert options.out == folder
-    transfer.prepare(options)
-    _, _, arguments = figure_6_2.recipe(folder).partition("comparisons.convergence ")
-    for param in ("mup", "ntp"):
-        options = parsed(arguments.removesuffix("; done").replace("$p", param), convergence.Options)
-        assert options.out == folder / param
-        convergence.prepare(options)
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
+def test_the_commands_are_accepted(figure):
+    """What the scripts tell a user to run are valid commands, in a folder of any name."""
+    commands = re.findall(r"python -m comparisons\.(\w+) (.*?)(?: &&|; done|$)", figure.recipe(Path("a b")))
+    assert commands
+    for param in ("mup", "ntp") if "$p" in commands[0][1] else ("",):
+        for program, arguments in commands:
+            options = parsed(arguments.replace("$p", param), PROGRAMS[program].Options)
+            assert options.out.parts[0] == "a b"
+            PROGRAMS[program].prepare(options)
 
 
 def test_results_that_do_not_belong_together_are_refused(results, tmp_path, capsys):
@@ -125,3 +142,31 @@ def test_a_place_that_cannot_be_written(figure, results, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     arguments = ["--results", str(results / figure.NAME), "--out", str(tmp_path / "file" / "picture")]
     assert "cannot be written" in complaint(figure, arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("figure", "at", "change", "complains"),
+    [
+        (figure_1_1, "transfer/transfer.nc", lambda run: run.isel(width=[0]), "the two runs differ in their width"),
+        (figure_1_1, "landscape/landscape.nc", lambda run: run.drop_vars("hessian_eigenvalues"), "no sharpness was followed"),
+        (figure_3_1, "landscape.nc", lambda run: run.drop_vars("ntk_eigenvalues"), "without ten eigenvalues"),
+        (figure_6_1, "k2/transfer.nc", lambda run: run.drop_vars("sharpness"), "not of several depths with their sharpness"),
+        (figure_36_1, "depth/landscape/landscape.nc", lambda run: run.isel(depth=0), "no directional sharpness over depth"),
+    ],
+)
+def test_results_of_something_else_are_refused(figure, at, change, complains, results, tmp_path, capsys):
+    shutil.copytree(results / figure.NAME, tmp_path / "there")
+    path = tmp_path / "there" / at
+    changed = change(records.read(path))
+    records.write(changed, path)
+    assert complains in complaint(figure, ["--results", str(tmp_path / "there")], capsys)
+
+
+def test_gaps_against_time_find_their_power():
+    """Gaps t^0.7 of five networks at two widths, and a third that is the reference."""
+    steps, noise = np.array([0, 2, 4, 8, 16]), np.random.default_rng(0).choice([-1.0, 1.0], size=(2, 6, 1))
+    gaps = xr.DataArray(noise * steps**0.7, dims=("width", "seed", "step"), coords={"width": [8, 16], "step": steps})
+    axis = Figure().subplots()
+    figure_3_2.against_time(axis, gaps, np.array([8, 16, 32]))
+    assert axis.get_title() == "$t^{+0.70}$ … $t^{+0.70}$"
+    np.testing.assert_allclose(axis.lines[1].get_ydata(), steps[1:] ** 0.7)

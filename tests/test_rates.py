@@ -131,3 +131,12 @@ def test_the_bias_of_a_mean_needs_its_control_variate():
     clean = rates.deviations(made_up(), "loss", {}, "theory", "bias").mean("seed").isel(step=0)
     np.testing.assert_allclose(clean * clean.width, BIAS)
     assert abs(raw * raw.width - BIAS).max() > 1
+
+
+def test_what_was_recorded_is_read_back(tmp_path):
+    """Fitted ones and refused ones, through JSON."""
+    found = measure_rates(made_up(), "theory", None, 4)
+    records.write_json([rate.record() for rate in found], tmp_path / "rates.json")
+    again = [rates.Rate.of(one) for one in records.read_json(tmp_path / "rates.json")]
+    np.testing.assert_equal([rate.record() for rate in again], [rate.record() for rate in found])
+    assert any(np.isnan(rate.exponent) for rate in again)

@@ -1,0 +1,93 @@
+"""Paper, Figures 1 and 4: SimpleConvNet in μP and in NTP, sharpness and loss against step, final loss against learning rate.
+
+    python -m comparisons.landscape --widths 16 32 64 128 --out results/figure_1_1/landscape && python -m comparisons.transfer --model conv --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128 --learning-rates 0.12 0.25 0.5 1 2 4 8 16 --seeds 2 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_1_1/transfer
+    python -m paper_figures.figure_1_1
+
+A row per parametrization.  In μP the sharpness climbs to the same edge of stability at every width, and the best learning rate
+stays where it is; in NTP neither.
+
+The paper has CIFAR-10 and 50 epochs of batches of 128; here are 2000 crops of ten photographs (finite/patches.py), 256 steps,
+and 128 in the sweep.  With `--data DIR` and more `--steps` both commands do the paper's.  The figures of its appendix that
+show the same of other settings are the same script on other results: both commands with `--optimizer adam` (and its
+`--learning-rate`, `--observables loss preconditioned_sharpness`), `--momentum 0.9`, `--loss mse`, `--augment`,
+`--batch-size`, `--trained readout`, `--param mup sp` or `--model gpt --data plays`, then `--results DIR`.
+"""  # noqa: E501  (a command that is to be copied)
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from comparisons import command_line, landscape_plots, plots, transfer_plots
+from comparisons.late import first, followed, growing
+from comparisons.optimum import analyse
+from comparisons.records import Refused
+from limits import OBSERVABLES
+from paper_figures import Options, quoted, read, save
+
+NAME = Path(__file__).stem
+PROGRAM = f"python -m paper_figures.{NAME}"
+SHARPNESS = ("hessian_eigenvalues", "preconditioned_sharpness")
+
+
+def recipe(results: Path) -> str:
+    """The shell command that makes the results."""
+    return (
+        f"python -m comparisons.landscape --widths 16 32 64 128 --out {quoted(results)}/landscape &&"
+        " python -m comparisons.transfer --model conv"
+        " --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128"
+        " --learning-rates 0.12 0.25 0.5 1 2 4 8 16 --seeds 2 --richness 1 --sharpness-seeds 0 --no-limit"
+        f" --out {quoted(results)}/transfer"
+    )
+
+
+def draw(options: Options) -> None:
+    """Raises Refused where results are missing, without a sharpness, or of other parametrizations or sizes."""
+    results = options.results or Path("results") / NAME
+    along, swept = (read(results / name / f"{name}.nc", recipe(results)) for name in ("landscape", "transfer"))
+    for name in ("param", growing(along)):
+        if growing(along) != growing(swept) or not np.array_equal(along[name], swept[name]):
+            raise Refused(f"{results}: the two runs differ in their {name}; make the results with: {recipe(results)}")
+    if not set(SHARPNESS) & set(followed(along)):
+        raise Refused(f"{results}: no sharpness was followed; make the results with: {recipe(results)}")
+    save(picture(along, swept), options.out or results / NAME)
+
+
+@plots.styled
+def picture(along: xr.Dataset, swept: xr.Dataset) -> Figure:
+    """A row per parametrization: sharpness with its edge, loss, final loss with its optima; a colour per size."""
+    params = [str(param) for param in along.param.values]
+    figure = Figure(figsize=(3.5 * plots.PANEL[0], 0.95 * plots.PANEL[1] * len(params) + 0.7), layout="constrained")
+    grid = figure.subplots(len(params), 3, squeeze=False, sharex="col")
+    optima, shifts = analyse(swept)
+    bottom, top = transfer_plots.loss_range(swept)
+    for row, param in zip(grid, params, strict=True):
+        _row(row, along.sel(param=param), swept.sel(param=param), top, optima)
+        row[0].set_title(plots.NAMES.get(param, param))
+        row[2].set(ylim=(bottom, top), ylabel=r"final loss $\mathcal{L}$")
+        row[2].set_title("\n".join(transfer_plots.statements(param, shifts)))
+    for axis, label in zip(grid[-1], ("step", "step", r"learning rate $\eta_0$"), strict=True):
+        axis.set_xlabel(label)
+    handles = [*landscape_plots.sizes(along), landscape_plots.EDGE]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    title = f"{along.attrs['title']}; final loss after {int(swept.step[-1])} steps"
+    figure.suptitle(textwrap.fill(title, 120), fontsize=9)
+    return figure
+
+
+def _row(row, along, swept, top, optima):
+    sharpness = next(name for name in SHARPNESS if name in along)
+    for axis, name in zip(row, (sharpness, "loss"), strict=False):
+        landscape_plots.panel(axis, first(along[name]), landscape_plots.edge_of(along, name))
+        axis.set(ylabel=OBSERVABLES[name].symbol.replace("_k", "_1"), xlim=(0, int(along.step[-1])))
+    transfer_plots.final_losses(row[2], swept, top, optima)
+
+
+def main(arguments=None) -> None:
+    command_line.run(Options, draw, PROGRAM, arguments)
+
+
+if __name__ == "__main__":
+    main()

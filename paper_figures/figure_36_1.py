@@ -1,0 +1,84 @@
+"""Paper, appendix: learning-rate transfer and directional sharpness gᵀHg/|g|², μP over width beside Depth-μP over depth.
+
+    python -m comparisons.transfer --model conv --param mup --widths 16 32 64 --learning-rates 0.06 0.12 0.25 0.5 1 2 4 --data patches10 --samples 512 --loss cross_entropy --batch-size 128 --seeds 2 --steps 64 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_36_1/width/transfer && python -m comparisons.landscape --model conv --param mup --widths 16 32 64 --learning-rate 0.5 --measure-every 4 --observables loss directional_sharpness --curvature-samples 128 --data patches10 --samples 512 --loss cross_entropy --batch-size 128 --seeds 2 --steps 64 --out results/figure_36_1/width/landscape && python -m comparisons.transfer --model resconvnet --param depth_mup --widths 16 --depths 3 6 12 --learning-rates 0.02 0.04 0.08 0.16 0.32 0.64 1.28 --data patches10 --samples 512 --loss cross_entropy --batch-size 128 --seeds 2 --steps 64 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_36_1/depth/transfer && python -m comparisons.landscape --model resconvnet --param depth_mup --widths 16 --depths 3 6 12 --learning-rate 0.16 --measure-every 4 --observables loss directional_sharpness --curvature-samples 128 --data patches10 --samples 512 --loss cross_entropy --batch-size 128 --seeds 2 --steps 64 --out results/figure_36_1/depth/landscape
+    python -m paper_figures.figure_36_1
+
+Upper row: final loss against learning rate; lower row: the curvature along the gradient, one product each time, at one
+learning rate, with its edge of stability.  Settings of the paper's figure are not known but for what is shown.
+"""  # noqa: E501  (a command that is to be copied)
+
+import textwrap
+from pathlib import Path
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from comparisons import command_line, landscape_plots, plots, transfer_plots
+from comparisons.late import growing
+from comparisons.optimum import analyse
+from comparisons.records import Refused
+from limits import OBSERVABLES
+from paper_figures import Options, quoted, read, save
+
+NAME = Path(__file__).stem
+PROGRAM = f"python -m paper_figures.{NAME}"
+COMMON = "--data patches10 --samples 512 --loss cross_entropy --batch-size 128 --seeds 2 --steps 64"
+NETWORKS = {
+    "width": ("--model conv --param mup --widths 16 32 64", "0.06 0.12 0.25 0.5 1 2 4", "0.5"),
+    "depth": ("--model resconvnet --param depth_mup --widths 16 --depths 3 6 12", "0.02 0.04 0.08 0.16 0.32 0.64 1.28", "0.16"),
+}  # what grows: the networks, their learning rates, the one of which the sharpness is followed
+SHOWN = "directional_sharpness"
+
+
+def recipe(results: Path) -> str:
+    """The shell command that makes the results."""
+    commands = []
+    for grows, (networks, rates, rate) in NETWORKS.items():
+        out = f"--out {quoted(results)}/{grows}"
+        commands += [
+            f"python -m comparisons.transfer {networks} --learning-rates {rates} {COMMON} --richness 1 --sharpness-seeds 0"
+            f" --no-limit {out}/transfer",
+            f"python -m comparisons.landscape {networks} --learning-rate {rate} --measure-every 4 --observables loss {SHOWN}"
+            f" --curvature-samples 128 {COMMON} {out}/landscape",
+        ]
+    return " && ".join(commands)
+
+
+def draw(options: Options) -> None:
+    """Raises Refused where results are missing, or without directional sharpness, or do not grow in that."""
+    results = options.results or Path("results") / NAME
+    runs = {}
+    for grows in NETWORKS:
+        swept, along = (read(results / grows / name / f"{name}.nc", recipe(results)) for name in ("transfer", "landscape"))
+        if (growing(swept), growing(along)) != (grows, grows) or SHOWN not in along:
+            raise Refused(f"{results / grows}: no directional sharpness over {grows}; make it with: {recipe(results)}")
+        runs[grows] = swept, along
+    save(picture(runs), options.out or results / NAME)
+
+
+@plots.styled
+def picture(runs: dict[str, tuple[xr.Dataset, xr.Dataset]]) -> Figure:
+    """A column per kind of size, each with a legend of its own."""
+    figure = Figure(figsize=(1.4 * plots.PANEL[0] * len(runs), 2.3 * plots.PANEL[1] + 0.4), layout="constrained")
+    grid = figure.subplots(2, len(runs))
+    for column, (swept, along) in zip(grid.T, runs.values(), strict=True):
+        param, (optima, shifts) = str(swept.param.values[0]), analyse(swept)
+        bottom, top = transfer_plots.loss_range(swept)
+        transfer_plots.final_losses(column[0], swept.isel(param=0), top, optima)
+        column[0].set(ylim=(bottom, top), ylabel=r"final loss $\mathcal{L}$")
+        name = f"{plots.NAMES.get(param, param)}: {along.attrs['title']}"
+        column[0].set_title("\n".join([textwrap.fill(name, 52), *transfer_plots.statements(param, shifts)]))
+        one = along.isel(param=0)
+        landscape_plots.panel(column[1], one[SHOWN], landscape_plots.edge_of(one, "hessian_eigenvalues"))
+        column[1].set(xlabel="step", ylabel=OBSERVABLES[SHOWN].symbol, xlim=(0, int(one.step[-1])))
+        handles = [*landscape_plots.sizes(along), landscape_plots.EDGE]
+        column[1].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
+    return figure
+
+
+def main(arguments=None) -> None:
+    command_line.run(Options, draw, PROGRAM, arguments)
+
+
+if __name__ == "__main__":
+    main()

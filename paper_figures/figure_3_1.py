@@ -1,0 +1,71 @@
+"""Paper, Figure 2: a ConvNet without residual branches in μP, eigenvalues of the Hessian and of the NTK against step.
+
+    python -m comparisons.landscape --model convnet --depth 3 --param mup --learning-rate 0.3 --warmup-steps 16 --widths 8 16 32 --samples 1000 --steps 96 --measure-every 12 --curvature-samples 64 --observables loss hessian_eigenvalues ntk_eigenvalues --top-k 10 --out results/figure_3_1
+    python -m paper_figures.figure_3_1
+
+The first, the fifth and the tenth of each.  The Hessian's first climbs to the edge of stability at every width, from which
+the line of its title; those of the NTK, which see all directions of the outputs, drift apart.
+
+The paper has CIFAR-10, batches of 256, learning rates 0.46 to 0.7 with a warm-up of 100 steps, 10 to 25 epochs, and curvature
+on 1024 samples; assumed are three convolutions (the paper's depth is not known), and everything is smaller here.
+"""  # noqa: E501  (a command that is to be copied)
+
+import textwrap
+from pathlib import Path
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from comparisons import command_line, landscape_plots, plots
+from comparisons.records import Refused
+from paper_figures import Options, quoted, read, save
+
+NAME = Path(__file__).stem
+PROGRAM = f"python -m paper_figures.{NAME}"
+RANKS = (1, 5, 10)
+ROWS = {"hessian_eigenvalues": r"$\gamma^2\lambda_{%d}(H)$", "ntk_eigenvalues": r"$\lambda_{%d}(\Theta)/P$"}
+
+
+def recipe(results: Path) -> str:
+    """The shell command that makes the results."""
+    return (
+        "python -m comparisons.landscape --model convnet --depth 3 --param mup --learning-rate 0.3 --warmup-steps 16"
+        " --widths 8 16 32 --samples 1000 --steps 96 --measure-every 12 --curvature-samples 64"
+        f" --observables loss hessian_eigenvalues ntk_eigenvalues --top-k 10 --out {quoted(results)}"
+    )
+
+
+def draw(options: Options) -> None:
+    """Raises Refused where the results are missing, or have fewer eigenvalues."""
+    results = options.results or Path("results") / NAME
+    run = read(results / "landscape.nc", recipe(results))
+    if not all(name in run and run[name].attrs["ranks"] >= max(RANKS) for name in ROWS):
+        raise Refused(f"{results}: without ten eigenvalues of {' and '.join(ROWS)}; make the results with: {recipe(results)}")
+    save(picture(run.isel(param=0)), options.out or results / NAME)
+
+
+@plots.styled
+def picture(run: xr.Dataset) -> Figure:
+    """Rows Hessian and NTK, a column per eigenvalue: mean over seeds and their range, a colour per width."""
+    figure = Figure(figsize=(1.1 * plots.PANEL[0] * len(RANKS), 0.9 * plots.PANEL[1] * len(ROWS) + 0.7), layout="constrained")
+    grid = figure.subplots(len(ROWS), len(RANKS), sharex=True)
+    for row, (name, label) in zip(grid, ROWS.items(), strict=True):
+        for axis, rank in zip(row, RANKS, strict=True):
+            edge = landscape_plots.edge_of(run, name) if rank == 1 else float("nan")
+            landscape_plots.panel(axis, run[name].sel(rank=rank), edge)
+            axis.set(ylabel=label % rank, xlim=(0, int(run.step[-1])))
+    for axis in grid[-1]:
+        axis.set_xlabel("step")
+    handles = [*landscape_plots.sizes(run), landscape_plots.EDGE]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    name = plots.NAMES.get(str(run.param.values), str(run.param.values))
+    figure.suptitle(textwrap.fill(f"{run.attrs['title']}, {name}", 110), fontsize=9)
+    return figure
+
+
+def main(arguments=None) -> None:
+    command_line.run(Options, draw, PROGRAM, arguments)
+
+
+if __name__ == "__main__":
+    main()
