@@ -13,6 +13,7 @@ from comparisons import plots
 from comparisons.optimum import SIZES, TOLERATED, Optimum, Shift, at_size, has_limit, sizes_of
 
 EDGE = {"linestyle": ":", "linewidth": 1.1}
+FINAL_LOSS = r"final loss $\mathcal{L}$"
 WIDE = 3.6  # inches of a panel
 
 
@@ -28,11 +29,10 @@ def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], tit
     names, rows = [str(name) for name in dataset.param.values], 1 + ("sharpness" in dataset)
     figure = Figure(figsize=(WIDE * len(names) + 0.4, 2.9 * rows + 0.8), layout="constrained")
     grid = figure.subplots(rows, len(names), sharey="row", squeeze=False)
-    bottom, top = loss_range(dataset)
     for axis, name in zip(grid[0], names, strict=True):
-        final_losses(axis, dataset.sel(param=name), top, optima)
+        final_losses(axis, dataset.sel(param=name), loss_range(dataset), optima)
         axis.set_title("\n".join([plots.NAMES.get(name, name), *statements(name, shifts)]))
-    grid[0, 0].set(ylabel=r"final loss $\mathcal{L}$", ylim=(bottom, top))
+    grid[0, 0].set_ylabel(FINAL_LOSS)
     if rows > 1:
         for axis, name in zip(grid[1], names, strict=True):
             sharpness(axis, dataset.sel(param=name))
@@ -51,8 +51,9 @@ def _colored(dataset):
     return plots.colors(sorted(sizes_of(dataset), key=lambda size: (size[0], size[1] or 0)))
 
 
-def final_losses(axis: Axes, one: xr.Dataset, top: float, optima: list[Optimum]) -> None:
-    """Of one parametrization; what is beyond ``top`` or diverged leaves through the top."""
+def final_losses(axis: Axes, one: xr.Dataset, shown: tuple[float, float], optima: list[Optimum]) -> None:
+    """Of one parametrization; what is beyond the range shown (``loss_range``), or diverged, leaves through the top."""
+    top = shown[1]
     mine = [o for o in optima if o.parametrization == str(one.param.values) and o.width]
     rates, best = one.learning_rate.values, {(o.width, o.depth): o.best_learning_rate for o in mine}
     for size, color in _colored(one):
@@ -65,7 +66,9 @@ def final_losses(axis: Axes, one: xr.Dataset, top: float, optima: list[Optimum])
     if has_limit(one):
         for limit in _by_depth(one["final_loss_limit"]):
             axis.plot(rates, _drawable(limit.values, top), **plots.LIMIT)
-    axis.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$", xlim=(rates[0], rates[-1]))
+    axis.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$", xlim=(rates[0], rates[-1]), ylim=shown)
+    if top < 300 * shown[0]:
+        plots.plain_numbers(axis.yaxis)
 
 
 def sharpness(axis: Axes, one: xr.Dataset) -> None:

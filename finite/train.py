@@ -241,9 +241,12 @@ def _check(problem, network, program, keys, learning_rates, initial, samples):
 def _weights(network, keys, initial):
     """The initial weights of a chunk, with a leading axis over networks, in the precision of the scope.
 
-    Drawn one by one and not compiled together: so they are bit for bit what ``network.init(key)`` returns.
+    Drawn one by one and not compiled together: so they are bit for bit what ``network.init(key)`` returns.  A key that
+    repeats, for another learning rate, is drawn once.
     """
     if initial is None:
-        drawn = [jax.device_get(network.init(key)) for key in keys]
-        initial = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+        numbers = jax.random.key_data(keys) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
+        _, first, places = np.unique(np.asarray(numbers), axis=0, return_index=True, return_inverse=True)
+        drawn = [jax.device_get(network.init(keys[i])) for i in first]
+        initial = jax.tree.map(lambda *leaves: np.stack(leaves)[places.reshape(-1)], *drawn)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), initial)

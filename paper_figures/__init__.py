@@ -1,7 +1,7 @@
 """The paper's figures, one script each, named as its output: they read results and never train.
 
 `python -m paper_figures.figure_6_2` reads results/figure_6_2 and writes figure_6_2.png and .pdf there.  Where results
-are missing, it says with which command they are made.
+are missing, it says with which command they are made.  (The paper's table of exponents: `python -m limits.exponents`.)
 """
 
 import shlex

@@ -1,6 +1,6 @@
 """Paper, Figures 1 and 4: SimpleConvNet in μP and in NTP, sharpness and loss against step, final loss against learning rate.
 
-    python -m comparisons.landscape --widths 16 32 64 128 --out results/figure_1_1/landscape && python -m comparisons.transfer --model conv --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128 --learning-rates 0.12 0.25 0.5 1 2 4 8 16 --seeds 2 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_1_1/transfer
+    python -m comparisons.landscape --widths 16 32 64 128 --out results/figure_1_1/landscape && python -m comparisons.transfer --model conv --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128 --learning-rates 0.12 0.25 0.5 1 2 4 8 16 --seeds 3 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_1_1/transfer
     python -m paper_figures.figure_1_1
 
 A row per parametrization.  In μP the sharpness climbs to the same edge of stability at every width, and the best learning rate
@@ -38,7 +38,7 @@ def recipe(results: Path) -> str:
         f"python -m comparisons.landscape --widths 16 32 64 128 --out {quoted(results)}/landscape &&"
         " python -m comparisons.transfer --model conv"
         " --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128"
-        " --learning-rates 0.12 0.25 0.5 1 2 4 8 16 --seeds 2 --richness 1 --sharpness-seeds 0 --no-limit"
+        " --learning-rates 0.12 0.25 0.5 1 2 4 8 16 --seeds 3 --richness 1 --sharpness-seeds 0 --no-limit"
         f" --out {quoted(results)}/transfer"
     )
 
@@ -62,11 +62,10 @@ def picture(along: xr.Dataset, swept: xr.Dataset) -> Figure:
     figure = Figure(figsize=(3.5 * plots.PANEL[0], 0.95 * plots.PANEL[1] * len(params) + 0.7), layout="constrained")
     grid = figure.subplots(len(params), 3, squeeze=False, sharex="col")
     optima, shifts = analyse(swept)
-    bottom, top = transfer_plots.loss_range(swept)
     for row, param in zip(grid, params, strict=True):
-        _row(row, along.sel(param=param), swept.sel(param=param), top, optima)
+        _row(row, along.sel(param=param), swept.sel(param=param), transfer_plots.loss_range(swept), optima)
         row[0].set_title(plots.NAMES.get(param, param))
-        row[2].set(ylim=(bottom, top), ylabel=r"final loss $\mathcal{L}$")
+        row[2].set_ylabel(transfer_plots.FINAL_LOSS)
         row[2].set_title("\n".join(transfer_plots.statements(param, shifts)))
     for axis, label in zip(grid[-1], ("step", "step", r"learning rate $\eta_0$"), strict=True):
         axis.set_xlabel(label)
@@ -77,12 +76,12 @@ def picture(along: xr.Dataset, swept: xr.Dataset) -> Figure:
     return figure
 
 
-def _row(row, along, swept, top, optima):
+def _row(row, along, swept, shown, optima):
     sharpness = next(name for name in SHARPNESS if name in along)
     for axis, name in zip(row, (sharpness, "loss"), strict=False):
         landscape_plots.panel(axis, first(along[name]), landscape_plots.edge_of(along, name))
         axis.set(ylabel=OBSERVABLES[name].symbol.replace("_k", "_1"), xlim=(0, int(along.step[-1])))
-    transfer_plots.final_losses(row[2], swept, top, optima)
+    transfer_plots.final_losses(row[2], swept, shown, optima)
 
 
 def main(arguments=None) -> None:

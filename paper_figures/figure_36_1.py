@@ -1,6 +1,6 @@
 """Paper, appendix: learning-rate transfer and directional sharpness gᵀHg/|g|², μP over width beside Depth-μP over depth.
 
-    python -m comparisons.transfer --model conv --param mup --widths 16 32 64 --learning-rates 0.06 0.12 0.25 0.5 1 2 4 --data patches10 --samples 512 --loss cross_entropy --batch-size 128 --seeds 2 --steps 64 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_36_1/width/transfer && python -m comparisons.landscape --model conv --param mup --widths 16 32 64 --learning-rate 0.5 --measure-every 4 --observables loss directional_sharpness --curvature-samples 128 --data patches10 --samples 512 --loss cross_entropy --batch-size 128 --seeds 2 --steps 64 --out results/figure_36_1/width/landscape && python -m comparisons.transfer --model resconvnet --param depth_mup --widths 16 --depths 3 6 12 --learning-rates 0.02 0.04 0.08 0.16 0.32 0.64 1.28 --data patches10 --samples 512 --loss cross_entropy --batch-size 128 --seeds 2 --steps 64 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_36_1/depth/transfer && python -m comparisons.landscape --model resconvnet --param depth_mup --widths 16 --depths 3 6 12 --learning-rate 0.16 --measure-every 4 --observables loss directional_sharpness --curvature-samples 128 --data patches10 --samples 512 --loss cross_entropy --batch-size 128 --seeds 2 --steps 64 --out results/figure_36_1/depth/landscape
+    python -m comparisons.transfer --model conv --param mup --widths 8 16 32 --learning-rates 0.25 0.5 1 2 4 8 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_36_1/width/transfer && python -m comparisons.landscape --model conv --param mup --widths 8 16 32 --learning-rate 1 --measure-every 4 --observables loss directional_sharpness --curvature-samples 128 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --out results/figure_36_1/width/landscape && python -m comparisons.transfer --model resconvnet --param depth_mup --widths 8 --depths 3 6 12 --learning-rates 0.16 0.32 0.64 1.28 2.56 5.12 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_36_1/depth/transfer && python -m comparisons.landscape --model resconvnet --param depth_mup --widths 8 --depths 3 6 12 --learning-rate 0.64 --measure-every 4 --observables loss directional_sharpness --curvature-samples 128 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --out results/figure_36_1/depth/landscape
     python -m paper_figures.figure_36_1
 
 Upper row: final loss against learning rate; lower row: the curvature along the gradient, one product each time, at one
@@ -22,10 +22,10 @@ from paper_figures import Options, quoted, read, save
 
 NAME = Path(__file__).stem
 PROGRAM = f"python -m paper_figures.{NAME}"
-COMMON = "--data patches10 --samples 512 --loss cross_entropy --batch-size 128 --seeds 2 --steps 64"
+COMMON = "--data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64"
 NETWORKS = {
-    "width": ("--model conv --param mup --widths 16 32 64", "0.06 0.12 0.25 0.5 1 2 4", "0.5"),
-    "depth": ("--model resconvnet --param depth_mup --widths 16 --depths 3 6 12", "0.02 0.04 0.08 0.16 0.32 0.64 1.28", "0.16"),
+    "width": ("--model conv --param mup --widths 8 16 32", "0.25 0.5 1 2 4 8", "1"),
+    "depth": ("--model resconvnet --param depth_mup --widths 8 --depths 3 6 12", "0.16 0.32 0.64 1.28 2.56 5.12", "0.64"),
 }  # what grows: the networks, their learning rates, the one of which the sharpness is followed
 SHOWN = "directional_sharpness"
 
@@ -63,9 +63,8 @@ def picture(runs: dict[str, tuple[xr.Dataset, xr.Dataset]]) -> Figure:
     grid = figure.subplots(2, len(runs))
     for column, (swept, along) in zip(grid.T, runs.values(), strict=True):
         param, (optima, shifts) = str(swept.param.values[0]), analyse(swept)
-        bottom, top = transfer_plots.loss_range(swept)
-        transfer_plots.final_losses(column[0], swept.isel(param=0), top, optima)
-        column[0].set(ylim=(bottom, top), ylabel=r"final loss $\mathcal{L}$")
+        transfer_plots.final_losses(column[0], swept.isel(param=0), transfer_plots.loss_range(swept), optima)
+        column[0].set_ylabel(transfer_plots.FINAL_LOSS)
         name = f"{plots.NAMES.get(param, param)}: {along.attrs['title']}"
         column[0].set_title("\n".join([textwrap.fill(name, 52), *transfer_plots.statements(param, shifts)]))
         one = along.isel(param=0)

@@ -3,8 +3,8 @@
     python -m comparisons.landscape --model convnet --depth 3 --param mup --learning-rate 0.3 --warmup-steps 16 --widths 8 16 32 --samples 1000 --steps 96 --measure-every 12 --curvature-samples 64 --observables loss hessian_eigenvalues ntk_eigenvalues --top-k 10 --out results/figure_3_1
     python -m paper_figures.figure_3_1
 
-The first, the fifth and the tenth of each.  The Hessian's first climbs to the edge of stability at every width, from which
-the line of its title; those of the NTK, which see all directions of the outputs, drift apart.
+The first, the fifth and the tenth of each.  The Hessian's first climbs towards the edge of stability at every width, those
+of the NTK go on growing.
 
 The paper has CIFAR-10, batches of 256, learning rates 0.46 to 0.7 with a warm-up of 100 steps, 10 to 25 epochs, and curvature
 on 1024 samples; assumed are three convolutions (the paper's depth is not known), and everything is smaller here.

@@ -1,13 +1,13 @@
 """Paper, Figure 5: residual networks of growing depth in Depth-μP, with one convolution per block, with two, and a ViT.
 
-    python -m comparisons.transfer --model resconvnet --param depth_mup --data patches10 --samples 256 --loss cross_entropy --batch-size 128 --richness 1 --widths 16 --depths 3 6 12 --steps 48 --measure-every 8 --learning-rates 0.04 0.08 0.16 0.32 0.64 1.28 --seeds 2 --no-limit --out results/figure_6_1/k1 && python -m comparisons.transfer --model resconvnet --block-size 2 --param depth_mup --data patches10 --samples 256 --loss cross_entropy --batch-size 128 --richness 1 --widths 16 --depths 3 6 12 --steps 48 --measure-every 8 --learning-rates 0.04 0.08 0.16 0.32 0.64 1.28 --seeds 2 --no-limit --out results/figure_6_1/k2 && python -m comparisons.transfer --model vit --optimizer adam --param depth_mup --data patches10 --samples 256 --loss cross_entropy --batch-size 128 --richness 1 --widths 16 --depths 2 4 8 --steps 48 --measure-every 8 --learning-rates 0.006 0.012 0.025 0.05 0.1 0.2 --seeds 2 --no-limit --out results/figure_6_1/vit
+    python -m comparisons.transfer --model resconvnet --param depth_mup --data patches10 --samples 256 --loss cross_entropy --batch-size 64 --richness 1 --widths 8 --depths 3 6 12 --steps 48 --measure-every 8 --learning-rates 0.16 0.32 0.64 1.28 2.56 5.12 --seeds 3 --no-limit --out results/figure_6_1/k1 && python -m comparisons.transfer --model resconvnet --block-size 2 --param depth_mup --data patches10 --samples 256 --loss cross_entropy --batch-size 64 --richness 1 --widths 8 --depths 3 6 12 --steps 48 --measure-every 8 --learning-rates 0.16 0.32 0.64 1.28 2.56 5.12 --seeds 3 --no-limit --out results/figure_6_1/k2 && python -m comparisons.transfer --model vit --optimizer adam --param depth_mup --data patches10 --samples 256 --loss cross_entropy --batch-size 64 --richness 1 --widths 8 --depths 2 4 8 --steps 48 --measure-every 8 --learning-rates 0.006 0.012 0.025 0.05 0.1 0.2 --seeds 3 --no-limit --out results/figure_6_1/vit
     python -m paper_figures.figure_6_1
 
 Upper row: final loss against learning rate, a colour per depth; lower row: the sharpness at the optima against step (of Adam
 the preconditioned one), with its edge of stability.
 
 The paper has depths 3 to 192 at one width, batches of 128 of CIFAR-10, 40 epochs (ViT: 6 to 96, batches of 64, 20 epochs);
-here they are what two cores can do in minutes, and the ViT has width 16.
+here they are what two cores can do in minutes, at width 8.
 """  # noqa: E501  (a command that is to be copied)
 
 import textwrap
@@ -24,9 +24,9 @@ from paper_figures import Options, quoted, read, save
 NAME = Path(__file__).stem
 PROGRAM = f"python -m paper_figures.{NAME}"
 COLUMNS = {"k1": "one convolution per block", "k2": "two convolutions per block", "vit": "ViT, Adam"}
-COMMON = ("--param depth_mup --data patches10 --samples 256 --loss cross_entropy --batch-size 128 --richness 1 --widths 16"
-          " --depths {depths} --steps 48 --measure-every 8 --learning-rates {rates} --seeds 2 --no-limit --out")  # fmt: skip
-CONVOLUTIONS = COMMON.format(depths="3 6 12", rates="0.04 0.08 0.16 0.32 0.64 1.28")
+COMMON = ("--param depth_mup --data patches10 --samples 256 --loss cross_entropy --batch-size 64 --richness 1 --widths 8"
+          " --depths {depths} --steps 48 --measure-every 8 --learning-rates {rates} --seeds 3 --no-limit --out")  # fmt: skip
+CONVOLUTIONS = COMMON.format(depths="3 6 12", rates="0.16 0.32 0.64 1.28 2.56 5.12")
 COMMANDS = {
     "k1": f"--model resconvnet {CONVOLUTIONS}",
     "k2": f"--model resconvnet --block-size 2 {CONVOLUTIONS}",
@@ -56,9 +56,8 @@ def picture(runs: dict[str, xr.Dataset]) -> Figure:
     grid = figure.subplots(2, len(runs))
     for column, (name, run) in zip(grid.T, runs.items(), strict=True):
         one, (optima, shifts) = run.isel(param=0), analyse(run)
-        bottom, top = transfer_plots.loss_range(run)
-        transfer_plots.final_losses(column[0], one, top, optima)
-        column[0].set(ylim=(bottom, top), ylabel=r"final loss $\mathcal{L}$")
+        transfer_plots.final_losses(column[0], one, transfer_plots.loss_range(run), optima)
+        column[0].set_ylabel(transfer_plots.FINAL_LOSS)
         column[0].set_title("\n".join([COLUMNS[name], *transfer_plots.statements(str(one.param.values), shifts)]))
         transfer_plots.sharpness(column[1], one)
         column[1].set(ylim=transfer_plots.sharpness_range(run), ylabel=run["sharpness"].attrs["symbol"] + " at the optimum")
