@@ -1,6 +1,6 @@
 """Paper, Figure 3: how far networks of each width are from the widest one, against width and against time.
 
-    python -m comparisons.convergence --model conv --data patches10 --samples 64 --loss cross_entropy --learning-rate 0.2 --widths 4 8 16 32 64 --seeds 5 --steps 48 --measure-every 12 --top-k 1 --reference largest-width --out results/figure_3_2
+    python -m comparisons.convergence --model conv --data patches10 --samples 64 --loss cross_entropy --learning-rate 0.2 --widths 8 16 32 64 128 --seeds 5 --steps 48 --measure-every 6 --top-k 1 --reference largest-width --out results/figure_3_2
     python -m paper_figures.figure_3_2
 
 Columns: loss, sharpness, largest eigenvalue of the NTK; upper row against width with fitted powers N^exponent, lower row against
@@ -39,7 +39,7 @@ def recipe(results: Path) -> str:
     """The shell command that makes the results."""
     return (
         "python -m comparisons.convergence --model conv --data patches10 --samples 64 --loss cross_entropy"
-        " --learning-rate 0.2 --widths 4 8 16 32 64 --seeds 5 --steps 48 --measure-every 12 --top-k 1"
+        " --learning-rate 0.2 --widths 8 16 32 64 128 --seeds 5 --steps 48 --measure-every 6 --top-k 1"
         f" --reference largest-width --out {quoted(results)}"
     )
 
@@ -108,6 +108,8 @@ def against_time(axis: Axes, errors: xr.DataArray, widths: np.ndarray) -> None:
             axis.plot(later.step, law(later.step.values), color=color)
     title = f"$t^{{{min(exponents):+.2f}}}$ … $t^{{{max(exponents):+.2f}}}$" if exponents else "no exponent"
     axis.set(xscale="log", yscale="log", xlabel="step $t$", title=title)
+    plots.plain_numbers(axis.xaxis)
+    plots.plain_numbers(axis.yaxis)
 
 
 def main(arguments=None) -> None:
