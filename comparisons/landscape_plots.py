@@ -1,7 +1,5 @@
 """What is shown of curvature along training: the pictures, a column per parametrization, and the table."""
 
-import textwrap
-
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
@@ -37,7 +35,7 @@ def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
         axis.set(xlabel="step", xlim=(0, int(dataset.step[-1])))
     handles = [*sizes(dataset), EDGE]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
-    figure.suptitle(textwrap.fill(title, 62 * len(params)), fontsize=9)
+    figure.suptitle(plots.wrapped(title, 62 * len(params)), fontsize=9)
     return figure
 
 
@@ -104,7 +102,7 @@ def density(dataset: xr.Dataset, title: str) -> Figure:
         axis.set_xlabel(r"$\gamma^2\lambda(H)$")
     handles = sizes(dataset)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
-    figure.suptitle(textwrap.fill(title, 62 * len(params)), fontsize=9)
+    figure.suptitle(plots.wrapped(title, 62 * len(params)), fontsize=9)
     return figure
 
 

@@ -1,5 +1,7 @@
 """The pictures of a comparison: dynamics, rates, growth.  Each function returns a figure; ``save`` writes PNG and PDF."""
 
+import re
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -117,6 +119,12 @@ def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: 
     _legend(figure, dataset, [])
     figure.suptitle(f"{title}; reference: {reference}; super consistent: at most × {TOLERATED:g}", fontsize=9)
     return figure
+
+
+def wrapped(title: str, characters: int) -> str:
+    """In lines of about as many characters, broken after a comma or semicolon only: "batch 64" stays together."""
+    together = re.sub(r"(?<![,;]) ", "\N{NO-BREAK SPACE}", title)
+    return textwrap.fill(together, characters, break_on_hyphens=False, break_long_words=False)
 
 
 def plain_numbers(axis: Axis) -> None:

@@ -1,7 +1,5 @@
 """What is shown of a sweep over learning rates: the picture, a column per parametrization, and the table."""
 
-import textwrap
-
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -42,7 +40,7 @@ def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], tit
             plots.plain_numbers(grid[1, 0].yaxis)
     handles = legend(dataset)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(2 + len(names), 5, len(handles)))
-    figure.suptitle(textwrap.fill(title, 62 * len(names)), fontsize=9)
+    figure.suptitle(plots.wrapped(title, 62 * len(names)), fontsize=9)
     return figure
 
 
@@ -67,6 +65,8 @@ def final_losses(axis: Axes, one: xr.Dataset, shown: tuple[float, float], optima
         for limit in _by_depth(one["final_loss_limit"]):
             axis.plot(rates, _drawable(limit.values, top), **plots.LIMIT)
     axis.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$", xlim=(rates[0], rates[-1]), ylim=shown)
+    if rates[-1] < 300 * rates[0]:
+        plots.plain_numbers(axis.xaxis)
     if top < 300 * shown[0]:
         plots.plain_numbers(axis.yaxis)
 

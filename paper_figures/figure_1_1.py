@@ -13,7 +13,6 @@ show the same of other settings are the same script on other results: both comma
 `--batch-size`, `--trained readout`, `--param mup sp` or `--model gpt --data plays`, then `--results DIR`.
 """  # noqa: E501  (a command that is to be copied)
 
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +71,7 @@ def picture(along: xr.Dataset, swept: xr.Dataset) -> Figure:
     handles = [*landscape_plots.sizes(along), landscape_plots.EDGE]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     title = f"{along.attrs['title']}; final loss after {int(swept.step[-1])} steps"
-    figure.suptitle(textwrap.fill(title, 120), fontsize=9)
+    figure.suptitle(plots.wrapped(title, 120), fontsize=9)
     return figure
 
 

@@ -1,13 +1,12 @@
 """Paper, appendix: learning-rate transfer and directional sharpness gᵀHg/|g|², μP over width beside Depth-μP over depth.
 
-    python -m comparisons.transfer --model conv --param mup --widths 8 16 32 --learning-rates 0.25 0.5 1 2 4 8 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_36_1/width/transfer && python -m comparisons.landscape --model conv --param mup --widths 8 16 32 --learning-rate 1 --measure-every 4 --observables loss directional_sharpness --curvature-samples 128 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --out results/figure_36_1/width/landscape && python -m comparisons.transfer --model resconvnet --param depth_mup --widths 8 --depths 3 6 12 --learning-rates 0.16 0.32 0.64 1.28 2.56 5.12 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_36_1/depth/transfer && python -m comparisons.landscape --model resconvnet --param depth_mup --widths 8 --depths 3 6 12 --learning-rate 0.64 --measure-every 4 --observables loss directional_sharpness --curvature-samples 128 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --out results/figure_36_1/depth/landscape
+    python -m comparisons.transfer --model conv --param mup --widths 8 16 32 --learning-rates 0.25 0.5 1 2 4 8 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_36_1/width/transfer && python -m comparisons.landscape --model conv --param mup --widths 8 16 32 --learning-rate 1 --measure-every 4 --observables loss directional_sharpness --curvature-samples 128 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --out results/figure_36_1/width/landscape && python -m comparisons.transfer --model resconvnet --param depth_mup --widths 8 --depths 3 6 12 --learning-rates 0.32 0.64 1.28 2.56 5.12 10.24 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_36_1/depth/transfer && python -m comparisons.landscape --model resconvnet --param depth_mup --widths 8 --depths 3 6 12 --learning-rate 0.64 --measure-every 4 --observables loss directional_sharpness --curvature-samples 128 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --out results/figure_36_1/depth/landscape
     python -m paper_figures.figure_36_1
 
 Upper row: final loss against learning rate; lower row: the curvature along the gradient, one product each time, at one
 learning rate, with its edge of stability.  Settings of the paper's figure are not known but for what is shown.
 """  # noqa: E501  (a command that is to be copied)
 
-import textwrap
 from pathlib import Path
 
 import xarray as xr
@@ -25,7 +24,7 @@ PROGRAM = f"python -m paper_figures.{NAME}"
 COMMON = "--data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64"
 NETWORKS = {
     "width": ("--model conv --param mup --widths 8 16 32", "0.25 0.5 1 2 4 8", "1"),
-    "depth": ("--model resconvnet --param depth_mup --widths 8 --depths 3 6 12", "0.16 0.32 0.64 1.28 2.56 5.12", "0.64"),
+    "depth": ("--model resconvnet --param depth_mup --widths 8 --depths 3 6 12", "0.32 0.64 1.28 2.56 5.12 10.24", "0.64"),
 }  # what grows: the networks, their learning rates, the one of which the sharpness is followed
 SHOWN = "directional_sharpness"
 
@@ -66,7 +65,7 @@ def picture(runs: dict[str, tuple[xr.Dataset, xr.Dataset]]) -> Figure:
         transfer_plots.final_losses(column[0], swept.isel(param=0), transfer_plots.loss_range(swept), optima)
         column[0].set_ylabel(transfer_plots.FINAL_LOSS)
         name = f"{plots.NAMES.get(param, param)}: {along.attrs['title']}"
-        column[0].set_title("\n".join([textwrap.fill(name, 52), *transfer_plots.statements(param, shifts)]))
+        column[0].set_title("\n".join([plots.wrapped(name, 52), *transfer_plots.statements(param, shifts)]))
         one = along.isel(param=0)
         landscape_plots.panel(column[1], one[SHOWN], landscape_plots.edge_of(one, "hessian_eigenvalues"))
         column[1].set(xlabel="step", ylabel=OBSERVABLES[SHOWN].symbol, xlim=(0, int(one.step[-1])))

@@ -10,7 +10,6 @@ The paper has CIFAR-10, batches of 256, learning rates 0.46 to 0.7 with a warm-u
 on 1024 samples; assumed are three convolutions (the paper's depth is not known), and everything is smaller here.
 """  # noqa: E501  (a command that is to be copied)
 
-import textwrap
 from pathlib import Path
 
 import xarray as xr
@@ -59,7 +58,7 @@ def picture(run: xr.Dataset) -> Figure:
     handles = [*landscape_plots.sizes(run), landscape_plots.EDGE]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     name = plots.NAMES.get(str(run.param.values), str(run.param.values))
-    figure.suptitle(textwrap.fill(f"{run.attrs['title']}, {name}", 110), fontsize=9)
+    figure.suptitle(plots.wrapped(f"{run.attrs['title']}, {name}", 110), fontsize=9)
     return figure
 
 

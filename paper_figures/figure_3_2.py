@@ -13,7 +13,6 @@ for its 25 epochs of batches of CIFAR-10, and SimpleConvNet for its ConvNet, who
 """  # noqa: E501  (a command that is to be copied)
 
 import json
-import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -78,7 +77,7 @@ def picture(run: xr.Dataset, rates: list[Rate], configuration: dict) -> Figure:
     c = configuration
     title = (f"{c['model']}, {c['data']}, {c['loss']}, P = {c['samples']}, {plots.NAMES.get(c['param'], c['param'])}, η0 = "
              f"{c['learning_rate']:g}, {run.sizes['seed']} seeds; gaps to the {reference}, root mean square over seeds")
-    figure.suptitle(textwrap.fill(title, 130), fontsize=9)
+    figure.suptitle(plots.wrapped(title, 130), fontsize=9)
     return figure
 
 

@@ -1,6 +1,6 @@
 """Paper, Figure 5: residual networks of growing depth in Depth-μP, with one convolution per block, with two, and a ViT.
 
-    python -m comparisons.transfer --model resconvnet --param depth_mup --data patches10 --samples 256 --loss cross_entropy --batch-size 64 --richness 1 --widths 8 --depths 3 6 12 --steps 48 --measure-every 8 --learning-rates 0.16 0.32 0.64 1.28 2.56 5.12 --seeds 3 --no-limit --out results/figure_6_1/k1 && python -m comparisons.transfer --model resconvnet --block-size 2 --param depth_mup --data patches10 --samples 256 --loss cross_entropy --batch-size 64 --richness 1 --widths 8 --depths 3 6 12 --steps 48 --measure-every 8 --learning-rates 0.16 0.32 0.64 1.28 2.56 5.12 --seeds 3 --no-limit --out results/figure_6_1/k2 && python -m comparisons.transfer --model vit --optimizer adam --param depth_mup --data patches10 --samples 256 --loss cross_entropy --batch-size 64 --richness 1 --widths 8 --depths 2 4 8 --steps 48 --measure-every 8 --learning-rates 0.006 0.012 0.025 0.05 0.1 0.2 --seeds 3 --no-limit --out results/figure_6_1/vit
+    python -m comparisons.transfer --model resconvnet --param depth_mup --data patches10 --samples 128 --loss cross_entropy --batch-size 64 --richness 1 --widths 8 --depths 3 6 12 --steps 48 --measure-every 12 --learning-rates 0.32 0.64 1.28 2.56 5.12 10.24 20.48 --seeds 4 --no-limit --out results/figure_6_1/k1 && python -m comparisons.transfer --model resconvnet --block-size 2 --param depth_mup --data patches10 --samples 128 --loss cross_entropy --batch-size 64 --richness 1 --widths 8 --depths 3 6 12 --steps 48 --measure-every 12 --learning-rates 0.32 0.64 1.28 2.56 5.12 10.24 20.48 --seeds 4 --no-limit --out results/figure_6_1/k2 && python -m comparisons.transfer --model vit --optimizer adam --param depth_mup --data patches10 --samples 128 --loss cross_entropy --batch-size 64 --richness 1 --widths 8 --depths 2 4 8 --steps 48 --measure-every 12 --learning-rates 0.025 0.05 0.1 0.2 0.4 0.8 1.6 --seeds 4 --no-limit --out results/figure_6_1/vit
     python -m paper_figures.figure_6_1
 
 Upper row: final loss against learning rate, a colour per depth; lower row: the sharpness at the optima against step (of Adam
@@ -10,7 +10,6 @@ The paper has depths 3 to 192 at one width, batches of 128 of CIFAR-10, 40 epoch
 here they are what two cores can do in minutes, at width 8.
 """  # noqa: E501  (a command that is to be copied)
 
-import textwrap
 from pathlib import Path
 
 import xarray as xr
@@ -24,13 +23,13 @@ from paper_figures import Options, quoted, read, save
 NAME = Path(__file__).stem
 PROGRAM = f"python -m paper_figures.{NAME}"
 COLUMNS = {"k1": "one convolution per block", "k2": "two convolutions per block", "vit": "ViT, Adam"}
-COMMON = ("--param depth_mup --data patches10 --samples 256 --loss cross_entropy --batch-size 64 --richness 1 --widths 8"
-          " --depths {depths} --steps 48 --measure-every 8 --learning-rates {rates} --seeds 3 --no-limit --out")  # fmt: skip
-CONVOLUTIONS = COMMON.format(depths="3 6 12", rates="0.16 0.32 0.64 1.28 2.56 5.12")
+COMMON = ("--param depth_mup --data patches10 --samples 128 --loss cross_entropy --batch-size 64 --richness 1 --widths 8"
+          " --depths {depths} --steps 48 --measure-every 12 --learning-rates {rates} --seeds 4 --no-limit --out")  # fmt: skip
+CONVOLUTIONS = COMMON.format(depths="3 6 12", rates="0.32 0.64 1.28 2.56 5.12 10.24 20.48")
 COMMANDS = {
     "k1": f"--model resconvnet {CONVOLUTIONS}",
     "k2": f"--model resconvnet --block-size 2 {CONVOLUTIONS}",
-    "vit": f"--model vit --optimizer adam {COMMON.format(depths='2 4 8', rates='0.006 0.012 0.025 0.05 0.1 0.2')}",
+    "vit": f"--model vit --optimizer adam {COMMON.format(depths='2 4 8', rates='0.025 0.05 0.1 0.2 0.4 0.8 1.6')}",
 }
 
 
@@ -62,9 +61,8 @@ def picture(runs: dict[str, xr.Dataset]) -> Figure:
         transfer_plots.sharpness(column[1], one)
         column[1].set(ylim=transfer_plots.sharpness_range(run), ylabel=run["sharpness"].attrs["symbol"] + " at the optimum")
         column[1].legend(handles=transfer_plots.legend(run), loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    width, steps = int(runs["k1"].width[0]), int(runs["k1"].step[-1])
-    title = f"{plots.NAMES.get(str(runs['k1'].param.values[0]))}, N = {width}, {steps} steps; {runs['k1'].attrs['title']}"
-    figure.suptitle(textwrap.fill(title, 110), fontsize=9)
+    title = f"{plots.NAMES.get(str(runs['k1'].param.values[0]))}; {runs['k1'].attrs['title']}"
+    figure.suptitle(plots.wrapped(title, 110), fontsize=9)
     return figure
 
 
