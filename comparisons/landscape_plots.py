@@ -60,8 +60,7 @@ def panel(axis: Axes, values: xr.DataArray, edge: float = np.nan) -> None:
         axis.fill_between(values.step, there.min("seed"), there.max("seed"), color=color, alpha=0.2, linewidth=0)
     if (values > 0).all():
         axis.set_yscale("log")
-        if float(values.max()) < 1000 * float(values.min()):
-            plots.plain_numbers(axis.yaxis)
+        plots.plain_numbers(axis.yaxis)
     if np.isfinite(edge):
         axis.axhline(edge, color=EDGE.get_color(), linewidth=EDGE.get_linewidth())
 

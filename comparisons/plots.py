@@ -128,7 +128,10 @@ def wrapped(title: str, characters: int) -> str:
 
 
 def plain_numbers(axis: Axis) -> None:
-    """Of a logarithmic axis over a few decades: 0.5, 1, 2, 5 in place of powers of ten."""
+    """0.5, 1, 2, 5 in place of powers of ten, on a logarithmic axis that shows less than two and a half decades."""
+    low, high = axis.get_view_interval()
+    if high > 300 * low:
+        return
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

@@ -34,10 +34,8 @@ def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], tit
     if rows > 1:
         for axis, name in zip(grid[1], names, strict=True):
             sharpness(axis, dataset.sel(param=name))
-        low, high = sharpness_range(dataset)
-        grid[1, 0].set(ylabel=dataset["sharpness"].attrs["symbol"] + " at the optimum", ylim=(low, high))
-        if high < 300 * low:
-            plots.plain_numbers(grid[1, 0].yaxis)
+        grid[1, 0].set(ylabel=dataset["sharpness"].attrs["symbol"] + " at the optimum", ylim=sharpness_range(dataset))
+        plots.plain_numbers(grid[1, 0].yaxis)
     handles = legend(dataset)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(2 + len(names), 5, len(handles)))
     figure.suptitle(plots.wrapped(title, 62 * len(names)), fontsize=9)
@@ -65,10 +63,8 @@ def final_losses(axis: Axes, one: xr.Dataset, shown: tuple[float, float], optima
         for limit in _by_depth(one["final_loss_limit"]):
             axis.plot(rates, _drawable(limit.values, top), **plots.LIMIT)
     axis.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$", xlim=(rates[0], rates[-1]), ylim=shown)
-    if rates[-1] < 300 * rates[0]:
-        plots.plain_numbers(axis.xaxis)
-    if top < 300 * shown[0]:
-        plots.plain_numbers(axis.yaxis)
+    plots.plain_numbers(axis.xaxis)
+    plots.plain_numbers(axis.yaxis)
 
 
 def sharpness(axis: Axes, one: xr.Dataset) -> None:

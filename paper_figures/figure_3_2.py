@@ -91,6 +91,7 @@ def _against_width(axis: Axes, errors, found: list[Rate]):
     axis.set(xscale="log", yscale="log", xlabel="width $N$", title=law)
     axis.set_xticks(errors.width.values, [str(width) for width in errors.width.values])
     axis.xaxis.set_minor_formatter(NullFormatter())
+    plots.plain_numbers(axis.yaxis)
 
 
 def against_time(axis: Axes, errors: xr.DataArray, widths: np.ndarray) -> None:

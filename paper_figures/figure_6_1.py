@@ -60,6 +60,7 @@ def picture(runs: dict[str, xr.Dataset]) -> Figure:
         column[0].set_title("\n".join([COLUMNS[name], *transfer_plots.statements(str(one.param.values), shifts)]))
         transfer_plots.sharpness(column[1], one)
         column[1].set(ylim=transfer_plots.sharpness_range(run), ylabel=run["sharpness"].attrs["symbol"] + " at the optimum")
+        plots.plain_numbers(column[1].yaxis)
         column[1].legend(handles=transfer_plots.legend(run), loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     title = f"{plots.NAMES.get(str(runs['k1'].param.values[0]))}; {runs['k1'].attrs['title']}"
     figure.suptitle(plots.wrapped(title, 110), fontsize=9)

@@ -391,7 +391,7 @@ def test_sharpness_by_products_is_that_of_the_layers_factors(make, optimizer):
 
 
 ENOUGH = {  # networks, widths and depths at which noise and the next power are below the tolerance of the command
-    "conv": {"widths": (64, 128, 256), "seeds": 16},
+    "conv": {"widths": (128, 256, 512), "seeds": 16},
     "convnet": {"widths": (64, 128, 256), "seeds": 16},
     "resconvnet": {"widths": (64, 128, 256), "seeds": 16, "depths": (6, 12, 24, 48)},
     "vit": {"widths": (64, 128, 256), "seeds": 16, "depths": (4, 8, 16, 32)},
