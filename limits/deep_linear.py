@@ -28,7 +28,7 @@ from limits.fluctuations import Prediction
 from limits.linear_sweep import data_of, numbers_held, of_outputs, sweep
 from limits.parametrization import output_exponent
 from limits.precision import in_float64
-from limits.problem import Problem
+from limits.problem import Problem, refuse_augmentation
 from limits.trajectory import Trajectory
 
 
@@ -128,6 +128,7 @@ def check(problem: Problem) -> None:
 
 def _checked(problem, depth, *, kernels_too=False) -> int:
     """The number of hidden layers; refuses what has no such limit or does not fit this machine."""
+    refuse_augmentation(problem)
     model = problem.network
     if depth is None and (model.architecture, model.activation) != ("plain", "linear"):
         raise ValueError(f"model {problem.model!r} is not a deep linear network: linear3, linear4, … are")

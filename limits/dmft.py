@@ -34,7 +34,7 @@ from limits.linear2 import coordinates
 from limits.losses import LOSSES
 from limits.parametrization import gauge, input_multiplier, output_exponent
 from limits.precision import in_float64
-from limits.problem import Problem
+from limits.problem import Problem, refuse_augmentation
 from limits.size_algebra import Exponents
 from limits.trajectory import Trajectory
 
@@ -147,6 +147,7 @@ def _mean_and_error(of_runs):
 
 def check(problem: Problem) -> None:
     """Raises ValueError, in one line, for what has no such limit."""
+    refuse_augmentation(problem)
     model, scaling = problem.network, problem.scaling()
     if output_exponent(scaling) != 0.5:
         raise ValueError(f"{scaling.name} has another limit: this one is of μP's powers of the width, output exponent 1/2")

@@ -29,8 +29,6 @@ from limits.trajectory import Trajectory
 
 def theory(problem: Problem) -> ModuleType:
     """The module that knows the limit.  Raises ValueError, in one line, where none does."""
-    if problem.augment:
-        raise ValueError("no limit is known with augmentation")
     of = _theory(problem)
     of.check(problem)
     return of

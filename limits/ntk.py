@@ -28,7 +28,7 @@ from limits.activations import PIECEWISE_LINEAR
 from limits.losses import LOSSES
 from limits.parametrization import factors, gauge, output_exponent
 from limits.precision import in_float64
-from limits.problem import Problem
+from limits.problem import Problem, refuse_augmentation
 from limits.trajectory import Trajectory
 
 DENSE_ROWS = 500  # up to this size a matrix is decomposed, beyond it Lanczos (ARPACK, to rounding) takes over
@@ -85,6 +85,7 @@ def kernels(problem: Problem) -> tuple[Float[np.ndarray, "P P"], Float[np.ndarra
 
 def check(problem: Problem) -> None:
     """Raises ValueError, in one line, where there is no kernel limit: see ``solve``."""
+    refuse_augmentation(problem)
     if output_exponent(problem.scaling()) >= 0.5 and problem.trained == "all":
         raise ValueError(f"{problem.scaling().name} has no kernel limit: features move")
     if problem.weight_decay:

@@ -222,6 +222,12 @@ class Problem:
         return (2.0 / self.learning_rate - self.weight_decay) * (1.0 + beta) / (1.0 - beta)
 
 
+def refuse_augmentation(problem: Problem) -> None:
+    """What every theory asks first: none knows the limit of a network that sees other images at every step."""
+    if problem.augment:
+        raise ValueError("no limit is known with augmentation")
+
+
 def minibatches(rng: np.random.Generator, num_samples: int, batch_size: int, num_steps: int) -> Int[np.ndarray, "T b"]:
     """Sample indices of ``num_steps`` minibatches: every epoch a fresh shuffle, without its incomplete last batch."""
     _require(1 <= batch_size <= num_samples, "batch size", batch_size, f"from 1 to the {num_samples} samples")

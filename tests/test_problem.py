@@ -3,7 +3,20 @@
 import numpy as np
 import pytest
 
-from limits import OBSERVABLES, Problem, Trajectory, limit, minibatches
+from limits import (
+    OBSERVABLES,
+    Problem,
+    Trajectory,
+    deep_linear,
+    depth,
+    dmft,
+    fluctuations,
+    limit,
+    linear2,
+    meanfield,
+    minibatches,
+    ntk,
+)  # fmt: skip
 from limits.parametrization import factors, interpolated, laziness, output_exponent, output_multiplier, scaling
 from limits.trajectory import MEASURED
 
@@ -54,11 +67,19 @@ def test_problem_reads():
     assert problem.edge_of_stability == pytest.approx(2 * 1.5 / 0.5)
 
 
-def test_no_limit_with_augmentation():
-    problem = Problem(X, Y, image_shape=(3, 1, 1), augment=True)
-    for asked in (limit.theory, limit.solve, limit.predict):
+THEORIES = [
+    (linear2, "linear2", "mup"), (deep_linear, "linear3", "mup"), (ntk, "mlp3", "ntp"), (meanfield, "mlp2", "mup"),
+    (dmft, "mlp3", "mup"), (depth, "resmlp", "depth_mup"), (fluctuations, "linear2", "mup"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("theory", "model", "param"), THEORIES, ids=lambda given: getattr(given, "__name__", given))
+def test_no_limit_with_augmentation(theory, model, param):
+    problem = Problem(X, Y, model=model, parametrization=param, image_shape=(3, 1, 1), augment=True)
+    asked = [getattr(theory, name) for name in ("solve", "predict") if hasattr(theory, name)]
+    for ask in (limit.theory, limit.solve, limit.predict, *asked):
         with pytest.raises(ValueError, match="no limit is known with augmentation"):
-            asked(problem)
+            ask(problem)
 
 
 def test_no_step_needs_no_sample():
