@@ -411,7 +411,10 @@ def test_measured_exponents_are_the_derived_ones(model, optimizer, tmp_path):
 
 @pytest.mark.long
 def test_attention_starts_uniform_and_learns():
-    """Logits q·k/d in μP: N^{-1/2} at step 0, where q and k are independent; steps of sign descent change them by Θ(1)."""
+    """Logits q·k/d in μP: N^{-1/2} at step 0, where q and k are independent; steps of sign descent change them by Θ(1).
+
+    The change is the same for all heads and seeds, up to N^{-1/2}, which at these widths is more: the mean is looked at.
+    """
     problem, widths = Problem(*images(8, num_samples=4, num_outputs=1), "mup", "adam"), (64, 128, 256, 512)
     x = jnp.float32(problem.inputs)
 
@@ -431,19 +434,19 @@ def test_attention_starts_uniform_and_learns():
 
         def descend(_, params):
             slope = jax.grad(lambda p: jnp.mean((network.apply(p, x)[:, 0] - jnp.array([4.0, 4.0, 4.0, -4.0])) ** 2))(params)
-            return {r: jax.tree.map(lambda w, g: w - 0.2 * rate[r] * jnp.sign(g), params[r], slope[r]) for r in params}  # noqa: B023
+            return {r: jax.tree.map(lambda w, g: w - rate[r] * jnp.sign(g), params[r], slope[r]) for r in params}  # noqa: B023
 
         def measure(key):
             params = network.init(key)
             before, after = (logits(network, p) for p in (params, jax.lax.fori_loop(0, 3, descend, params)))
-            return std(before), std(after - before)
+            return before, (after - before).mean(axis=1)
 
-        found = jax.jit(lambda keys: jax.lax.map(measure, keys))(jax.random.split(jax.random.key(width), 6))
-        return [np.log(values).mean() for values in found]
+        start, change = jax.jit(lambda keys: jax.lax.map(measure, keys))(jax.random.split(jax.random.key(width), 32))
+        return np.log([std(start), std(change.mean(axis=0))])
 
     start, change = np.polyfit(np.log(widths), [sizes_at(width) for width in widths], 1)[0]
     assert start == pytest.approx(-0.5, abs=0.05)
-    assert change == pytest.approx(0.0, abs=0.1)
+    assert change == pytest.approx(0.0, abs=0.15)
 
 
 @pytest.mark.long
