@@ -1,6 +1,6 @@
 """Paper, Figures 1 and 4: SimpleConvNet in μP and in NTP, sharpness and loss against step, final loss against learning rate.
 
-    python -m comparisons.landscape --widths 16 32 64 128 --out results/figure_1_1/landscape && python -m comparisons.transfer --model conv --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128 --learning-rates 0.12 0.25 0.5 1 2 4 8 16 --seeds 3 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_1_1/transfer
+    python -m comparisons.landscape --widths 16 32 64 128 --out results/figure_1_1/landscape && python -m comparisons.transfer --model conv --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128 --learning-rates 0.5 1 2 4 8 16 32 64 --seeds 3 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_1_1/transfer
     python -m paper_figures.figure_1_1
 
 A row per parametrization.  In μP the sharpness climbs to the same edge of stability at every width, and the best learning rate
@@ -37,7 +37,7 @@ def recipe(results: Path) -> str:
         f"python -m comparisons.landscape --widths 16 32 64 128 --out {quoted(results)}/landscape &&"
         " python -m comparisons.transfer --model conv"
         " --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128"
-        " --learning-rates 0.12 0.25 0.5 1 2 4 8 16 --seeds 3 --richness 1 --sharpness-seeds 0 --no-limit"
+        " --learning-rates 0.5 1 2 4 8 16 32 64 --seeds 3 --richness 1 --sharpness-seeds 0 --no-limit"
         f" --out {quoted(results)}/transfer"
     )
 
@@ -66,8 +66,10 @@ def picture(along: xr.Dataset, swept: xr.Dataset) -> Figure:
         row[0].set_title(plots.NAMES.get(param, param))
         row[2].set_ylabel(transfer_plots.FINAL_LOSS)
         row[2].set_title("\n".join(transfer_plots.statements(param, shifts)))
-    for axis, label in zip(grid[-1], ("step", "step", r"learning rate $\eta_0$"), strict=True):
-        axis.set_xlabel(label)
+    for axis in grid[-1, :2]:
+        axis.set_xlabel("step")
+    for axis in grid[:-1, 2]:
+        axis.set_xlabel("")
     handles = [*landscape_plots.sizes(along), landscape_plots.EDGE]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     title = f"{along.attrs['title']}; final loss after {int(swept.step[-1])} steps"
