@@ -7,10 +7,9 @@ from jaxtyping import Array, Float
 
 from finite.networks import Network
 from finite.networks.build import build
+from finite.train import longest_basis
 from limits import Problem, Trajectory, limit, regimes
 from limits.precision import computing
-
-LONGEST_BASIS = 100  # vectors of a Lanczos run
 
 
 def keys(seed: int, width: int, seeds: int, depth: int | None = None) -> Array:
@@ -72,5 +71,5 @@ def max_matvecs(problem: Problem) -> int:
     """
     model, C = problem.network, problem.num_outputs
     if (model.architecture, model.depth, model.activation, problem.loss) != ("plain", 1, "linear", "mse"):
-        return LONGEST_BASIS
-    return min(LONGEST_BASIS, 3 * problem.num_inputs * C + C**2 + 2 * C + 8)
+        return longest_basis(problem)
+    return min(longest_basis(problem), 3 * problem.num_inputs * C + C**2 + 2 * C + 8)

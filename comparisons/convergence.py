@@ -118,6 +118,7 @@ def prepare(options: Options) -> Comparison:
     if len(set(widths)) < len(widths) or any(width < 1 for width in widths):
         raise ValueError(f"widths {_listed(widths)}: wanted different numbers, each at least 1")
     runs.check_seeds(options.seeds, options.seed)
+    runs.check_depths(options.model, (options.depth,))
     problem = options.problem(parametrization=options.param)
     problem = replace(problem, parametrization=problem.scaling())  # a file is read once
     known = cases.limit_is_known(problem)

@@ -33,7 +33,6 @@ from scipy.stats import t as student_t
 
 from comparisons import cases, command_line, plots, records, runs
 from finite import sizes as measured_sizes
-from finite.data import Data
 from finite.networks.build import build
 from limits import Problem, regimes
 from limits.models import read_model
@@ -96,20 +95,20 @@ class Options(runs.DataOptions):
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/coord_check-MODEL-DIGEST, one folder per set of options."""
 
-    def loaded(self) -> Data:
+    def loaded(self) -> runs.Shaped:
         """As the data has them; "probe" is made here."""
         if self.data != "probe":
             return super().loaded()
         rng, reads = np.random.default_rng(self.seed), read_model(self.model).reads
         if reads == "tokens":
             texts = rng.integers(VOCABULARY, size=(8, TOKENS)).astype(float)
-            return texts, rng.choice([-4.0, 4.0], size=(8, VOCABULARY))
+            return texts, rng.choice([-4.0, 4.0], size=(8, VOCABULARY)), None
         directions = rng.normal(size=(8, 2))
         on_circle = np.sqrt(2) * directions / np.linalg.norm(directions, axis=1, keepdims=True)
         if reads == "vectors":
-            return on_circle, 4.0 * (-1.0) ** np.arange(8)[:, None]
+            return on_circle, 4.0 * (-1.0) ** np.arange(8)[:, None], None
         targets = np.where(np.arange(8) % 4, 4.0, -4.0)  # with a mean: embeddings of places are common to all samples
-        return on_circle @ rng.normal(size=(2, PIXELS)), targets[:, None]
+        return on_circle @ rng.normal(size=(2, PIXELS)), targets[:, None], None
 
 
 @dataclass(frozen=True)
@@ -160,15 +159,14 @@ class Job:
     options: Options
     params: tuple[str, ...]
     sweeps: list[Sweep]
-    inputs: np.ndarray
-    targets: np.ndarray
+    data: runs.Shaped
     config: dict
 
     def problem(self, param: str, optimizer: str, depth: int) -> Problem:
-        o = self.options
+        o, (inputs, targets, shape) = self.options, self.data
         problem = Problem(
-            self.inputs, self.targets, param, optimizer, model=o.model, activation=o.activation, depth=depth,
-            block_size=o.block_size, loss=o.loss, learning_rate=o.learning_rate, num_steps=o.steps,
+            inputs, targets, param, optimizer, model=o.model, activation=o.activation, depth=depth,
+            block_size=o.block_size, loss=o.loss, image_shape=shape, learning_rate=o.learning_rate, num_steps=o.steps,
         )  # fmt: skip
         return replace(problem, parametrization=problem.scaling())  # a file is read once
 
@@ -208,10 +206,10 @@ def prepare(options: Options) -> Job:
     widths, depths = tuple(sorted(options.widths)), tuple(sorted(depths))
     sweeps = [Sweep(o, "N", widths, (depth,)) for o in options.optimizer for depth in (depths[:1] if residual else depths)]
     sweeps += [Sweep(o, "L", widths[1:2], depths) for o in options.optimizer if residual]
-    inputs, targets = options.load()
-    job = Job(options, params, sweeps, inputs, targets, {})
+    data = options.load_shaped()
+    job = Job(options, params, sweeps, data, {})
     problems = [problem for sweep in sweeps for problem in _problems(job, sweep.optimizer, sweep.depths[0])]
-    config = runs.config(options, inputs, targets) | {"exponents": [str(problem.parametrization) for problem in problems]}
+    config = runs.config(options, *data[:2]) | {"exponents": [str(problem.parametrization) for problem in problems]}
     config.pop("every")  # changes what is printed only
     return replace(job, config=config)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 import xarray as xr
@@ -26,7 +26,7 @@ from comparisons import cases, command_line, plots, records, runs
 from comparisons.landscape_plots import density, picture, table
 from comparisons.late import Late, late_values
 from finite.networks.build import build
-from finite.train import train
+from finite.train import check, train
 from limits import Problem
 from limits.trajectory import STORED
 
@@ -41,11 +41,13 @@ class Options(runs.TrainingOptions):
     param: tuple[str, ...] = ("mup", "ntp")
     """Side by side: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for residual models depth_mup,
     alpha1; or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
-    learning_rate: tuple[float, ...] = (0.5, 7.0)
-    """η0 of each parametrization, or one for all; the raw step is η0 γ²."""
+    learning_rate: tuple[float, ...] = ()
+    """η0 of each parametrization, or one for all; the raw step is η0 γ². Default 0.5, of ntp 7."""
     model: str = "conv"
     data: str = "patches10"
-    samples: int | None = 2000
+    samples: int | None = None
+    """P; default 2000 for patches10, 40 for gaussian, 256 for digits and texts, for other files what they have."""
+    patches: ClassVar[int] = 2000
     loss: Literal["mse", "cross_entropy"] = "cross_entropy"
     widths: tuple[int, ...] = (16, 64, 256)
     """Widths N, at least two; one with several depths."""
@@ -104,7 +106,7 @@ def landscape(options: Options) -> list[Late]:
     folder = runs.folder(options.out, f"landscape-{options.model}", run.config)
     with records.claim(folder, run.config, PROGRAM) as store:
         dataset = _trained(run, store)
-        records.write(dataset.assign_attrs(records.provenance()), folder / "landscape.nc")
+        records.write(dataset, folder / "landscape.nc")
         found = late_values(dataset)
         records.write_json([asdict(one) for one in found], folder / "landscape.json")
         plots.save(picture(dataset, found, run.title), folder / "landscape")
@@ -124,23 +126,25 @@ def prepare(options: Options) -> Run:
     if len(o.depths) > 1 and len(o.widths) > 1:
         raise ValueError(f"{len(o.widths)} widths and {len(o.depths)} depths: one of them grows, of the other give one")
     runs.check_seeds(o.seeds, o.seed)
-    if len(o.learning_rate) not in (1, len(o.param)):
+    if len(o.learning_rate) not in (0, 1, len(o.param)):
         raise ValueError(f"{len(o.learning_rate)} learning rates for {len(o.param)} parametrizations: one for each, or one")
     if o.steps < 1 or o.measure_every < 1 or o.steps % o.measure_every:
         raise ValueError(f"measure-every {o.measure_every}: wanted a divisor of the {o.steps} steps")
     unknown = [name for name in o.observables if name not in STORED]
     if unknown or not o.observables:
         raise ValueError(f"unknown observable {' '.join(unknown) or 'none'!r}; known: {', '.join(STORED)}")
-    rates = o.learning_rate * (len(o.param) // len(o.learning_rate))
+    usual = tuple(7.0 if param == "ntp" else 0.5 for param in o.param)
+    rates = o.learning_rate * (len(o.param) // max(len(o.learning_rate), 1)) or usual
     base = o.problem(parametrization=o.param[0], learning_rate=rates[0], depth=o.depths[0])
-    runs.check_depths(o)
+    runs.check_depths(o.model, o.depths)
     if o.curvature_samples < 1:
         raise ValueError(f"curvature-samples {o.curvature_samples} must be at least 1")
     problems = {}
     for (param, rate), depth in product(zip(o.param, rates, strict=True), o.depths):
         problem = replace(base, parametrization=param, learning_rate=rate, depth=depth)
         problems[param, depth] = replace(problem, parametrization=problem.scaling())  # a file is read once
-        build(problems[param, depth], min(o.widths))  # raises here what it cannot be
+        for width in sorted(o.widths):
+            check(problems[param, depth], build(problems[param, depth], width), o.observables)
     exponents = [str(problem.parametrization) for problem in problems.values()]
     return Run(o, problems, runs.config(o, base.inputs, base.targets) | {"exponents": exponents})
 
@@ -158,14 +162,15 @@ def _trained(run, store) -> xr.Dataset:
             report(1.0)
             return kept.isel(width=0).assign_coords(depth=size[1]) if deep else kept
 
-        rows = [xr.concat([cell(param, size) for size in run.sizes], run.growing) for param in params]
+        rows = [[cell(param, size) for size in run.sizes] for param in params]
     typical = [run.problems[param, run.options.depths[0]] for param in params]
     edges = [[problem.edge_of_stability, problem.preconditioned_edge_of_stability] for problem in typical]
-    dataset = xr.concat(rows, "param").assign_coords(param=list(params)).assign(
+    dataset = xr.concat([xr.concat(row, run.growing) for row in rows], "param").assign_coords(param=list(params)).assign(
         edge_of_stability=("param", [edge for edge, _ in edges], {"units": "1"}),
         preconditioned_edge_of_stability=("param", [edge for _, edge in edges], {"units": "1"}),
     )  # fmt: skip
-    return dataset.assign_attrs(title=run.title, configuration=json.dumps(run.config))
+    made = records.joined(one.attrs for row in rows for one in row)
+    return dataset.assign_attrs(made, title=run.title, configuration=json.dumps(run.config))
 
 
 def measured(

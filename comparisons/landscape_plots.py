@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from comparisons import plots
-from comparisons.late import LATE, TOLERATED, Late, first, followed, growing
+from comparisons.late import FLAT, LATE, TOLERATED, Late, first, followed, growing
 from comparisons.optimum import SIZES
 from finite.density import Density
 from limits import OBSERVABLES
@@ -56,9 +56,10 @@ def panel(axis: Axes, values: xr.DataArray, edge: float = np.nan) -> None:
     letter = growing(values)
     for size, color in plots.colors(values[letter].values):
         there = values.sel({letter: size})
-        axis.plot(values.step, there.mean("seed"), color=color)
-        axis.fill_between(values.step, there.min("seed"), there.max("seed"), color=color, alpha=0.2, linewidth=0)
-    if (values > 0).all():
+        mean, low, high = (reduced("seed", skipna=False) for reduced in (there.mean, there.min, there.max))
+        axis.plot(values.step, mean, color=color)  # ends where one diverges: those that are left are others on average
+        axis.fill_between(values.step, low, high, color=color, alpha=0.2, linewidth=0)
+    if ((values > 0) | values.isnull()).all() and values.notnull().any():
         axis.set_yscale("log")
         plots.plain_numbers(axis.yaxis)
     if np.isfinite(edge):
@@ -73,12 +74,13 @@ def table(found: list[Late], title: str) -> str:
     """The late values, for the terminal."""
     symbol, sizes = SIZES[found[0].growing], found[0].sizes
     form = f"{{:<9}} {{:<26}}{'{:>10}' * len(sizes)}  {{:>7}}  {{:<24}} {{}}".format
-    lines = [title, f"late: mean over seeds and steps from {LATE:g} of all on; super consistent: at most × {TOLERATED:g}", ""]
+    lines = [title, f"late: mean over seeds and steps from {LATE:g} of all on", ""]
     lines.append(form("param", "observable", *(f"{symbol} = {size}" for size in sizes), "ratio", f"{symbol}^exponent", ""))
     for one in found:
         law = f"{one.exponent:+.3f} [{one.interval[0]:+.3f}, {one.interval[1]:+.3f}]" if np.isfinite(one.exponent) else "–"
         values = (f"{value:.4g}" for value in one.values)
         lines.append(form(one.parametrization, one.observable, *values, _ratio(one), law, one.verdict))
+    lines.append(f"super consistent: ratio at most {TOLERATED:g}, and the exponent's whole interval within ±{FLAT:g}")
     return "\n".join(lines)
 
 

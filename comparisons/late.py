@@ -12,6 +12,7 @@ from limits.trajectory import STORED
 
 LATE = 0.75  # of the steps, from which on is late
 TOLERATED = 1.5  # times the lowest late value may the highest be
+FLAT = 0.1  # what moves no faster than N^0.1, by 7 % per doubling of the width, is flat: few widths alone would hide a law
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Late:
     growing               "width" or "depth"; ``sizes`` are the values it takes
     ratio                 the highest over the lowest of them
     exponent, interval    late value ∝ size^exponent, least squares over all networks, with its 95 % interval
-    verdict               "super consistent" (ratio at most ``TOLERATED``), "grows" or "falls" with the size, "undecided",
-                          or "diverged"
+    verdict               "super consistent" (ratio at most ``TOLERATED``, and the whole interval within ±``FLAT``), "grows" or
+                          "falls" with the size (the interval leaves out 0), "undecided", or "diverged"
     """
 
     parametrization: str
@@ -81,7 +82,7 @@ def _late(label, sizes, values: Float[np.ndarray, "sizes seeds"]) -> Late:
 
 def verdict(ratio: float, interval: tuple[float, float]) -> str:
     """Whether a late value is the same at all sizes."""
-    if ratio <= TOLERATED:
-        return "super consistent"
     low, high = interval
+    if ratio <= TOLERATED and max(-low, high) <= FLAT:
+        return "super consistent"
     return "grows" if low > 0 else "falls" if high < 0 else "undecided"

@@ -122,16 +122,21 @@ def _vertex(x, y):
     return 0.5 * (x[1] + (x[0] * right + x[2] * left) / (left + right)) if left + right else x[1]
 
 
-def rounding(initial_loss: float, precision: str) -> float:
-    """The loss below which there is only rounding: the outputs are rounded, not the loss."""
-    return (10 * np.finfo(precision).eps) ** 2 * initial_loss
+def rounding(initial_loss: float, precision: str, loss: str = "mse") -> float:
+    """The loss below which there is only rounding.
+
+    Of MSE it is that of the outputs, squared.  Cross-entropy is a difference of two numbers of the outputs' size, which where
+    it is that small, e^(−size), is below 20.
+    """
+    epsilon = float(np.finfo(precision).eps)
+    return 20 * epsilon if loss == "cross_entropy" else (10 * epsilon) ** 2 * initial_loss
 
 
 def _optimum(param, cell, size) -> tuple[Optimum, np.ndarray]:
     """The optimum of one size, and log best learning rates of the resamples (RESAMPLES,), infinite off the grid."""
     rates, losses = cell.learning_rate.values, cell["final_loss"].transpose("seed", "learning_rate").values
     initial = cell["initial_loss"].values
-    floor = rounding(initial.mean(), cell.attrs["precision"])
+    floor = rounding(initial.mean(), cell.attrs["precision"], cell.attrs.get("loss", "mse"))
     rng = np.random.default_rng([part for part in size if part is not None])
     resamples = rng.integers(len(losses), size=(RESAMPLES, len(losses)))
     brackets = [bracket(rates, losses[s].mean(axis=0), initial[s].mean(), floor)[1:] for s in resamples]

@@ -42,13 +42,13 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 @styled
 def save(figure: Figure, path: Path) -> None:
-    """``path`` with .png and with .pdf; written whole or not at all."""
+    """``path`` and .png, and .pdf; written whole or not at all."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once for both
     for ending, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
         temporary = path.with_name(f".{path.name}{ending}.partial")
         figure.savefig(temporary, format=ending[1:], metadata=metadata)
-        temporary.replace(path.with_suffix(ending))
+        temporary.replace(path.with_name(path.name + ending))
 
 
 @styled

@@ -21,6 +21,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,7 @@ def _plain(value):
     return str(value) if isinstance(value, Path) else value
 
 
+@cache
 def provenance() -> dict[str, str]:
     """What the numbers were computed with."""
     import jax
@@ -171,6 +173,12 @@ def provenance() -> dict[str, str]:
         "device": f"{device.platform}: {device.device_kind}",
         "platform": platform.platform(),
     }
+
+
+def joined(provenances: Iterable[dict[str, str]]) -> dict[str, str]:
+    """Of numbers that were computed at several times: each value that there is, "0.10.2; 0.12.0"."""
+    found = list(provenances)
+    return {name: "; ".join(dict.fromkeys(one[name] for one in found)) for name in provenance()}
 
 
 def _version(name):

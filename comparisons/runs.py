@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ from finite.patches import patches10
 from finite.text import Text, plays, read_text, windows
 from limits import Problem, minibatches
 
+Shaped = tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P C"], tuple[int, int, int] | None]  # None: not said
 WITH_DEPTH = ("mlp", "resmlp", "convnet", "resconvnet", "vit", "gpt")  # models that do not say it in their name
 
 
@@ -32,6 +33,8 @@ class DataOptions:
     CIFAR-10's binary version (its folder or .tar.gz); for gpt plays (four plays of Shakespeare) or FILE.txt."""
     samples: int | None = None
     """P; default 40 for gaussian, 256 for digits, patches10 and texts, for other files what they have."""
+    image_size: int | None = None
+    """A folder's pictures are cut to their central square and scaled to so many pixels a side; wanted where they differ."""
     inputs: int | None = None
     """D; default 10 for gaussian, 16 characters of a text, else what the data has."""
     outputs: int | None = None
@@ -40,35 +43,40 @@ class DataOptions:
     """Cross-entropy: the targets of gaussian and digits are classes then, one per output."""
     seed: int = 0
     """Of data, batches and networks."""
+    patches: ClassVar[int] = 256  # how many of patches10, if not told
 
     def load(self) -> Data:
         """Inputs (P, D) and targets (P, C).  Raises ValueError in one line that says what is wrong with the data."""
-        inputs, targets = self.loaded()
+        return self.load_shaped()[:2]
+
+    def load_shaped(self) -> Shaped:
+        """And of images their (H, W, channels), where the data says it."""
+        inputs, targets, shape = self.loaded()
         if self.loss == "cross_entropy" and not self.data.endswith(".npz"):
             targets = np.eye(targets.shape[1])[targets.argmax(axis=1)]  # of a centred one-hot vector: its class
-        return inputs, targets
+        return inputs, targets, shape
 
-    def loaded(self) -> Data:
+    def loaded(self) -> Shaped:
         """As the data has them."""
+        shape = None
         if self.data == "gaussian":
             sizes = _given(self.samples, 40), _given(self.inputs, 10), _given(self.outputs, 1)
-            return gaussian(self.seed, *sizes)
+            return *gaussian(self.seed, *sizes), shape
         if self.data == "digits":
             if self.inputs not in (None, 64):
                 raise ValueError(f"{self.inputs} inputs: the digits have 64")
-            return digits(_given(self.samples, 256), _given(self.outputs, 1), self.seed)
+            return *digits(_given(self.samples, 256), _given(self.outputs, 1), self.seed), shape
         if self.data == "plays" or self.data.endswith(".txt"):
             found = self._next_characters(plays() if self.data == "plays" else read_text(self.data))
-        elif self.data == "patches10":
-            found = patches10(_given(self.samples, 256), 0, self.seed).train(self.loss)
         elif self.data.endswith(".npz") and not holds_images(self.data):
-            return load_npz(self.data, self.samples, self.inputs, self.outputs)
+            return *load_npz(self.data, self.samples, self.inputs, self.outputs), shape
         else:
-            found = self._images(Path(self.data)).train(self.loss, self.samples, self.seed)
+            images = self._images(Path(self.data))
+            found, shape = images.train(self.loss, self.samples, self.seed), images.train_images.shape[1:]
         for what, wanted, size in (("inputs", self.inputs, found[0].shape[1]), ("outputs", self.outputs, found[1].shape[1])):
             if wanted not in (None, size):
                 raise ValueError(f"{wanted} {what}: {self.data} has {size}")
-        return found
+        return *found, shape
 
     def _next_characters(self, text: Text) -> Data:
         """Stretches of the text as tokens, and the character behind each, one-hot and centred."""
@@ -77,12 +85,16 @@ class DataOptions:
         return tokens.astype(float), np.eye(C)[following[:, -1]] - 1 / C
 
     def _images(self, path: Path) -> Images:
+        if self.image_size is not None and not path.is_dir():
+            raise ValueError(f"image-size {self.image_size}: only the pictures of a folder are scaled")
+        if self.data == "patches10":
+            return patches10(_given(self.samples, self.patches), 0, self.seed)
         if path.suffix == ".npz":
             return read_npz(path)
         if path.suffix == ".gz" or any((path / part / "data_batch_1.bin").is_file() for part in ("", "cifar-10-batches-bin")):
             return cifar10(path)
         if path.is_dir():
-            return read_folder(path)
+            return read_folder(path, self.image_size)
         raise ValueError(f"unknown data {self.data!r}; known: gaussian, digits, patches10, plays, a file that ends in .npz "
                          "or .txt, a folder of images, or CIFAR-10's binary version")  # fmt: skip
 
@@ -99,7 +111,7 @@ class TrainingOptions(DataOptions):
     steps: int = 20
     """Gradient steps."""
     richness: float = 1.0
-    """γ0: how far features move; 0 is the kernel regime."""
+    """γ0: how far features move; towards 0 is the kernel regime."""
     momentum: float = 0.0
     """Heavy-ball coefficient."""
     nesterov: bool = False
@@ -127,11 +139,12 @@ class TrainingOptions(DataOptions):
 
     def problem(self, **given) -> Problem:
         """The problem of these options, with what a command adds.  Raises ValueError in one line."""
-        inputs, targets = self.load()
+        inputs, targets, shape = self.load_shaped()
         own = {field.name: getattr(self, field.name) for field in fields(Problem) if hasattr(self, field.name)}
         del own["inputs"]  # of the options: their number
         drawn = batches(self.seed, len(inputs), self.batch_size, self.steps)
-        return Problem(inputs=inputs, targets=targets, num_steps=self.steps, batches=drawn, **own | given)
+        given = {"image_shape": shape, "num_steps": self.steps, "batches": drawn} | given
+        return Problem(inputs=inputs, targets=targets, **own | given)
 
     def described(self, problem: Problem) -> str:
         """For the title of a picture: model, optimiser, data and training."""
@@ -159,8 +172,8 @@ def check_seeds(seeds: int, seed: int) -> None:
     """Raises ValueError where the number of networks per width is below 2, or the seed below 0."""
     if seeds < 2:
         raise ValueError(f"{seeds} seeds: at least 2 are needed for an interval")
-    if seed < 0:
-        raise ValueError(f"seed {seed} must be at least 0")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed} must be at least 0 and below 2^32")
 
 
 def check_distinct(name: str, values: tuple, fewest: int) -> None:
@@ -179,11 +192,11 @@ def sized(options: TrainingOptions, problem: Problem) -> str:
     return text + (f", N = {options.widths[0]}" if len(options.widths) == 1 else "")
 
 
-def check_depths(options: TrainingOptions) -> None:
-    """Raises ValueError for several depths of a model that has one of its own."""
-    if len(options.depths) > 1 and options.model not in WITH_DEPTH:
-        listed = " ".join(map(str, options.depths))
-        raise ValueError(f"depths {listed}: {options.model} has its own; models of any depth: {', '.join(WITH_DEPTH)}")
+def check_depths(model: str, depths: tuple[int, ...], usual: tuple[int, ...] = (2,)) -> None:
+    """Raises ValueError for other depths than the usual, of a model that has one of its own."""
+    if depths != usual and model not in WITH_DEPTH:
+        listed = " ".join(map(str, depths))
+        raise ValueError(f"depths {listed}: {model} has its own; models of any depth: {', '.join(WITH_DEPTH)}")
 
 
 def batches(seed: int, num_samples: int, batch_size: int | None, num_steps: int) -> Int[np.ndarray, "T b"] | None:

@@ -78,6 +78,7 @@ class Work:
     seed        of the networks
     seeds       how many networks a size has
     precision   "float32" or "float64", of the networks
+    samples     the first so many samples have the curvature
     folder      the run's, as every worker sees it
     """
 
@@ -86,6 +87,7 @@ class Work:
     seed: int
     seeds: int
     precision: str
+    samples: int
     folder: Path
 
     def problem(self, param: str, depth: int, learning_rate: float | None = None) -> Problem:
@@ -111,12 +113,18 @@ class Work:
             pass
         raise records.Damaged(path, "is not what was written")
 
+    def provenance(self, rows: Sequence[Row]) -> dict[str, str]:
+        """What these cells, all there, were computed with."""
+        paths = (self.path(row, seed) for row in rows for seed in row.seeds)
+        return records.joined(json.loads(path.read_bytes())["provenance"] for path in paths)
+
     def write(self, row: Row, seed: int, values: dict[str, np.ndarray]) -> None:
         """Raises OSError where it cannot be written."""
         path, cell = self.path(row, seed), {name: [_number(one) for one in column.tolist()] for name, column in values.items()}
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{records.TEMPORARY}")
+        content = {"cell": cell, "sha256": _digest(cell), "provenance": records.provenance()}
         try:
-            temporary.write_text(json.dumps({"cell": cell, "sha256": _digest(cell)}) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -209,7 +217,7 @@ def _train(work, cells, wanted, report):
     trained = train(
         problem, build(problem, row.width), work.keys(row.width, row.depth, seeds), learning_rates=rates,
         precision=work.precision, observables=("loss", name) if row.sharpness else ("loss",),
-        max_matvecs=cases.max_matvecs(problem), progress=report,
+        curvature_samples=min(work.samples, problem.num_samples), max_matvecs=cases.max_matvecs(problem), progress=report,
     )  # fmt: skip
     for cell, one in zip(cells, trained, strict=True):
         values = {"loss": one["loss"]}

@@ -58,6 +58,8 @@ class Options(runs.TrainingOptions):
     at most twelve."""
     sharpness_seeds: int = 2
     """How many networks of each size are trained again, at the optimum, to follow their sharpness; 0: none."""
+    curvature_samples: int = 1024
+    """The sharpness is that of the loss of the first so many samples; of all if there are fewer."""
     limit: bool = True
     """Whether the infinite network is computed too, where it is known: sampled ones (mlp3, resmlp, ...) take minutes each."""
     richness: float = 4.0
@@ -133,11 +135,12 @@ def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
         sweep.ensure(prepared.work, prepared.rows(), engine, PROGRAM)
         dataset = losses(prepared).assign(limits_of(prepared, store).data_vars)
         optima, shifts = analyse(dataset)
+        rows = []
         if options.sharpness_seeds:
             rows = at_optima(prepared, optima)
             sweep.ensure(prepared.work, rows, engine, PROGRAM)
             dataset = dataset.assign(sharpness(prepared, rows).data_vars)
-        records.write(dataset.assign_attrs(records.provenance()), folder / "transfer.nc")
+        records.write(dataset.assign_attrs(prepared.work.provenance([*prepared.rows(), *rows])), folder / "transfer.nc")
         found = {"optima": [asdict(o) for o in optima], "shifts": [asdict(s) for s in shifts]}
         records.write_json(found, folder / "transfer.json")
         plots.save(picture(dataset, optima, shifts, prepared.title), folder / "transfer")
@@ -152,14 +155,14 @@ def prepare(options: Options) -> Sweep:
     _check(o)
     base = o.problem(parametrization=o.param[0], depth=o.depths[0], learning_rate=min(o.learning_rates),
                      measure_every=o.measure_every or _every(o.steps), top_k=1)  # fmt: skip
-    runs.check_depths(o)
+    runs.check_depths(o.model, o.depths)
     scalings = {}  # a file is read once
     for param, depth in product(o.param, o.depths):
         problem = replace(base, parametrization=param, depth=depth)
         scalings[param, problem.network.depth] = problem.scaling()
     config = runs.config(o, base.inputs, base.targets) | {"exponents": [str(one) for one in scalings.values()]}
     config = {name: value for name, value in config.items() if name not in WHERE}
-    prepared = Sweep(o, Work(base, scalings, o.seed, o.seeds, o.precision, o.out or Path()), config)
+    prepared = Sweep(o, Work(base, scalings, o.seed, o.seeds, o.precision, o.curvature_samples, o.out or Path()), config)
     for param, width, depth in prepared.sizes:
         build(prepared.work.problem(param, depth), width)  # raises here what it cannot be
     return prepared
@@ -175,6 +178,8 @@ def _check(o: Options) -> None:
         raise ValueError(f"{o.steps} steps: at least 1 is needed for a final loss")
     if o.measure_every is not None and (o.measure_every < 1 or o.steps % o.measure_every):
         raise ValueError(f"measure-every {o.measure_every}: wanted a divisor of the {o.steps} steps")
+    if o.curvature_samples < 1:
+        raise ValueError(f"curvature-samples {o.curvature_samples} must be at least 1")
     if not 0 <= o.sharpness_seeds <= o.seeds:
         raise ValueError(f"sharpness-seeds {o.sharpness_seeds} must be from 0 to the {o.seeds} seeds")
 
@@ -200,7 +205,7 @@ def losses(prepared: Sweep) -> xr.Dataset:
         "initial_loss": initial.assign_attrs(described, long_name="loss before the first step"),
         "loss": loss.assign_attrs(described, long_name="loss before the step"),
     })  # fmt: skip
-    attributes = {"title": prepared.title, "precision": prepared.options.precision}
+    attributes = {"title": prepared.title, "precision": prepared.options.precision, "loss": base.loss}
     return dataset.assign_attrs(attributes, configuration=json.dumps(prepared.config))
 
 

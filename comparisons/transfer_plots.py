@@ -74,8 +74,9 @@ def sharpness(axis: Axes, one: xr.Dataset) -> None:
         there = at_size(one, *size)
         values = there["sharpness"].dropna("seed", how="all")
         if values.sizes["seed"]:
-            axis.plot(one.step, values.mean("seed"), color=color)
-            axis.fill_between(one.step, values.min("seed"), values.max("seed"), color=color, alpha=0.15, linewidth=0)
+            mean, low, high = (reduced("seed", skipna=False) for reduced in (values.mean, values.min, values.max))
+            axis.plot(one.step, mean, color=color)
+            axis.fill_between(one.step, low, high, color=color, alpha=0.15, linewidth=0)
         if np.isfinite(edge := float(there["edge_of_stability"])):
             axis.axhline(edge, color=color if len(edges) > 1 else "gray", **EDGE)
     if "sharpness_limit" in one:

@@ -21,6 +21,8 @@ from jaxtyping import Array, Float
 from finite.networks import Apply, Architecture, LayerFactors, Params, is_layer_factors
 from limits.losses import MSE, Loss
 
+SAMPLES_AT_ONCE = 512  # whose loss is evaluated together: what that holds need not grow with the data
+
 Matvec = Callable[[Params], Params]
 
 
@@ -29,6 +31,20 @@ def loss(
 ) -> Float[Array, ""]:
     """L(θ): mean over samples, sum over outputs."""
     return of.mean(apply(params, inputs), targets)
+
+
+def loss_of_many(
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss = MSE
+) -> Float[Array, ""]:
+    """L(θ) of any number of samples, ``SAMPLES_AT_ONCE`` after the other; not to be differentiated."""
+    whole = len(inputs) // SAMPLES_AT_ONCE * SAMPLES_AT_ONCE
+    if len(inputs) <= SAMPLES_AT_ONCE:
+        return loss(apply, params, inputs, targets, of)
+    total = lambda x, y: jnp.sum(of.value(apply(params, x), y))  # noqa: E731
+    chunks = (array[:whole].reshape(-1, SAMPLES_AT_ONCE, array.shape[1]) for array in (inputs, targets))
+    sums = jax.lax.map(lambda chunk: total(*chunk), tuple(chunks))
+    rest = total(inputs[whole:], targets[whole:]) if whole < len(inputs) else 0.0
+    return (jnp.sum(sums) + rest) / len(inputs)
 
 
 def hessian(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from finite.curvature import SAMPLES_AT_ONCE
 from finite.networks import Network
 from finite.observe import DENSE_NTK_ROWS, DENSITY, HESSIAN, Program, kernels, size
 from limits.memory import physical
@@ -79,7 +80,8 @@ def footprint(problem: Problem, network: Network, program: Program, samples: int
     lanczos = (min(vectors, parameters) + 8) * parameters
     copies = 1 if network.layer_factors is None else problem.num_outputs  # each output has its way back
     batch = problem.num_samples if problem.batches is None else problem.batches.shape[1]
-    rows_at_once = max(8 * samples * copies, 3 * batch, 2 * problem.num_samples)  # curvature, a step, the loss
+    evaluated = min(problem.num_samples, SAMPLES_AT_ONCE)
+    rows_at_once = max(8 * samples * copies, 3 * batch, 2 * evaluated)  # curvature, a step, the loss
     signals = (network.depth + 1) * rows_at_once * network.places * network.width
     kernel = 4 * min(rows, DENSE_NTK_ROWS) ** 2
     framed = FRAMED * batch * problem.num_inputs if problem.augment else 0

@@ -47,7 +47,7 @@ def train(
     observables: Sequence[str] = MEASURED,
     curvature_samples: int | None = None,
     rtol: float = 1e-3,
-    max_matvecs: int = 100,
+    max_matvecs: int | None = None,
     warm_start: bool = True,
     probes: int = 16,
     density_probes: int = 8,
@@ -65,7 +65,8 @@ def train(
     observables   which of ``limits.trajectory.STORED`` to measure
     curvature_samples    all but the loss are measured on the first so many samples (default: all), which then stand for L
     rtol          relative tolerance of Lanczos eigenvalues; ``Trajectory.errors`` holds what was reached
-    max_matvecs   products after which a Lanczos run gives up, and vectors of the parameters' size that it may hold
+    max_matvecs   products after which a Lanczos run gives up, and vectors of the parameters' size that it may hold; default
+                  100, of many eigenvalues 20 and twice their number
     warm_start    start each Lanczos run from the eigenvectors of the measurement before
     probes        random vectors of the trace estimate, where the trace is not exact
     density_probes, density_steps    random vectors of the spectral density, and products with each: as many nodes, or as many
@@ -83,10 +84,14 @@ def train(
     """
     with computing(precision):
         vectorized = jax.default_backend() != "cpu" if vectorized is None else vectorized
-        numerics = rtol, max_matvecs, warm_start, probes, vectorized, density_probes, density_steps
+        longest = longest_basis(problem) if max_matvecs is None else max_matvecs
+        numerics = rtol, longest, warm_start, probes, vectorized, density_probes, density_steps
         program = Program(network.architecture, problem.loss, tuple(observables), problem.top_k, *numerics)
         samples = problem.num_samples if curvature_samples is None else curvature_samples
-        _check(problem, network, program, keys, learning_rates, initial, samples)
+        check(problem, network, program.observables, samples)
+        _check_networks(keys, learning_rates, initial)
+        if DENSITY & set(program.observables):
+            density.check(program.density_probes, program.density_steps)
         chosen = plan(problem, network, program, len(keys), samples, memory)
         LOG.info("%s", chosen)
         etas = _etas(problem, learning_rates, len(keys))
@@ -166,7 +171,7 @@ def _measure(program, update, data, curved, weights, state, starts, keys, index)
     """((values, errors, products) by observable; for every Lanczos run the vectors from which the next one starts)"""
 
     def measure(params, state, starts, key):
-        loss = curvature.loss(program.architecture.apply, params, *data, program.of)
+        loss = curvature.loss_of_many(program.architecture.apply, params, *data, program.of)
         healthy = jnp.isfinite(loss)
         params = jax.tree.map(lambda leaf: jnp.where(healthy, leaf, 0), params)  # no Lanczos run on a diverged network
         rescaled = *coordinates(program.architecture, update, params), update.preconditioner(state, params)
@@ -209,9 +214,15 @@ def _trajectories(steps, measurements):
     ]
 
 
-def _check(problem, network, program, keys, learning_rates, initial, samples):
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
-    unknown = [name for name in program.observables if name not in STORED]
+def longest_basis(problem: Problem) -> int:
+    """Products, and vectors, of a Lanczos run that is not told how many."""
+    return max(100, 20 + 2 * problem.top_k)
+
+
+def check(problem: Problem, network: Network, observables: Sequence[str] = MEASURED, curvature_samples: int = 1) -> None:
+    """Raises ValueError, in one line, for what ``train`` would refuse of these, before anything is computed."""
+    samples, shapes = curvature_samples, jax.eval_shape(network.init, jax.random.key(0))
+    unknown = [name for name in observables if name not in STORED]
     if unknown:
         raise ValueError(f"unknown observable {unknown[0]!r}; known: {', '.join(STORED)}")
     if not 1 <= samples <= problem.num_samples:
@@ -226,10 +237,11 @@ def _check(problem, network, program, keys, learning_rates, initial, samples):
         fits = False
     if not fits:
         raise ValueError(f"no network from {inputs.shape} to {problem.targets.shape}: build it for this problem")
-    if DENSITY & set(program.observables):
-        density.check(program.density_probes, program.density_steps)
-    if program.top_k > size(shapes):
-        raise ValueError(f"top_k {program.top_k} is more than the network's {size(shapes)} parameters")
+    if problem.top_k > size(shapes):
+        raise ValueError(f"top_k {problem.top_k} is more than the network's {size(shapes)} parameters")
+
+
+def _check_networks(keys, learning_rates, initial):
     if jnp.ndim(keys) != (1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else 2):
         raise ValueError("one key per network, along a leading axis: jax.random.split(key, number of networks)")
     if learning_rates is not None and len(learning_rates) != len(keys):

@@ -40,7 +40,8 @@ def read(path: Path, recipe: str) -> xr.Dataset | list:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """PNG and PDF.  Raises records.Refused where they cannot be written."""
+    """PNG and PDF, of a path without or with one of these endings.  Raises records.Refused where they cannot be written."""
+    path = path.with_suffix("") if path.suffix in (".png", ".pdf") else path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         plots.save(figure, path)

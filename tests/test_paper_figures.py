@@ -137,6 +137,14 @@ def test_one_parametrization_is_half_a_figure(results, tmp_path, capsys):
     assert "without ntp" in complaint(figure_19_2, ["--results", str(tmp_path)], capsys)
 
 
+def test_a_name_with_dots_stays_whole(results, tmp_path, capsys):
+    for name in ("mup_0.5", "mup_0.7", "pic.png"):
+        figure_6_2.main(["--results", str(results / figure_6_2.NAME), "--out", str(tmp_path / name)])
+    wanted = {f"{name}.{ending}" for name in ("mup_0.5", "mup_0.7", "pic") for ending in ("png", "pdf")}
+    assert {path.name for path in tmp_path.iterdir()} == wanted
+    assert str(tmp_path / "pic.pdf") in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
 def test_a_place_that_cannot_be_written(figure, results, tmp_path, capsys):
     (tmp_path / "file").write_text("")

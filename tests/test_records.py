@@ -186,6 +186,13 @@ def test_provenance_is_text_on_disk_too(tmp_path):
     assert records.read(tmp_path / "a.nc").attrs == provenance
 
 
+def test_provenance_of_several_runs_names_all():
+    once = records.provenance()
+    assert records.joined([once, once]) == once
+    later = once | {"jax": "99"}
+    assert records.joined([once, later, once]) == once | {"jax": f"{once['jax']}; 99"}
+
+
 # folders
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from comparisons import runs
+from comparisons import landscape, runs
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ def configured(options):
 def test_a_configuration_is_what_json_gives_back_and_has_all_but_the_folder():
     config = configured(Options(samples=6, out=Path("elsewhere")))
     assert json.loads(json.dumps(config)) == config
-    assert set(config) == {"widths", "data", "samples", "inputs", "outputs", "loss", "seed", "data_sha256"}
+    assert set(config) == {"widths", "data", "samples", "image_size", "inputs", "outputs", "loss", "seed", "data_sha256"}
     assert configured(Options(samples=6)) == config
 
 
@@ -82,6 +83,21 @@ def test_images_of_a_file_are_classes(pictures):
     np.testing.assert_allclose(centred, targets - 1 / 3)
     with pytest.raises(ValueError, match=r"7 inputs: .*pictures\.npz has 48"):
         Options(data=str(pictures), inputs=7).load()
+
+
+def test_images_keep_their_shape(tmp_path):
+    """3:4 in colour has as many numbers as a square in grey."""
+    images = np.random.default_rng(0).integers(256, size=(8, 6, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "all.npz", train_images=images, train_labels=np.arange(8) % 2)
+    for place, picture in enumerate(images):
+        (tmp_path / "folder" / "ab"[place % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "folder" / "ab"[place % 2] / f"{place}.png")
+    for data in ("all.npz", "folder"):
+        problem = landscape.prepare(landscape.Options(data=str(tmp_path / data), batch_size=4)).problems["mup", 2]
+        assert problem.image == (6, 8, 3)
+    assert Options(data=str(tmp_path / "folder"), image_size=4).load_shaped()[2] == (4, 4, 3)
+    with pytest.raises(ValueError, match="image-size 4: only the pictures of a folder are scaled"):
+        Options(data=str(tmp_path / "all.npz"), image_size=4).load()
 
 
 def test_embedded_photographs_are_classes():

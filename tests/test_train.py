@@ -18,6 +18,7 @@ from written_out import in_numpy as stored_weights
 from written_out import loss as stored_loss
 from written_out import outputs as stored_outputs
 
+from finite import curvature
 from finite import observe as observing
 from finite.data import digits
 from finite.networks.conv import conv
@@ -523,6 +524,34 @@ def test_as_many_eigenvalues_as_parameters():
     too_many = replace(problem, top_k=3)
     with pytest.raises(ValueError, match="top_k 3 is more than the network's 2 parameters"):
         train(too_many, mlp(too_many, 1), keys(1))
+
+
+def test_more_eigenvalues_than_a_basis_usually_has():
+    problem = a_problem(top_k=110, num_steps=0, measure_every=1)
+    network = mlp(problem, 64)
+    (got,) = train(problem, network, keys(1), precision="float64", observables=["hessian_eigenvalues"])
+    assert np.isfinite(got["hessian_eigenvalues"]).all()
+    assert np.isfinite(got.error("hessian_eigenvalues")).all()
+
+
+@pytest.mark.parametrize("samples", [1, 512, 1024, 1300])
+def test_the_loss_of_many_samples_is_taken_in_parts(samples):
+    problem = a_problem(num_samples=samples)
+    network = mlp(problem, WIDTH)
+    with computing("float64"):
+        data = network.init(keys(1)[0]), jnp.asarray(problem.inputs), jnp.asarray(problem.targets)
+        found, wanted = (jax.jit(partial(mean, network.apply))(*data) for mean in (curvature.loss_of_many, curvature.loss))
+    np.testing.assert_allclose(found, wanted, rtol=1e-13)
+
+
+def test_what_minibatches_need_does_not_grow_with_the_data():
+    def needed(samples):
+        problem = a_problem(num_samples=samples, batches=np.zeros((3, 8), int))
+        network = mlp(problem, 1024)
+        program = Program(network.architecture, "mse", ("loss",), 1, 1e-3, 100, True, 16, False)
+        return footprint(problem, network, program, 8)[1]
+
+    assert needed(50_000) == needed(5_000)
 
 
 def test_refusals():

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from scipy.special import logsumexp
 
 import finite.train
 from comparisons import records, sweep
-from comparisons.optimum import analyse, bracket, verdict
+from comparisons.optimum import analyse, bracket, rounding, verdict
 from comparisons.transfer import Options, limit, main, prepare
 from finite.networks.build import build
 from limits import linear2
+from limits.losses import LOSSES
 
 SMALL = ["--widths", "8", "16", "--seeds", "3", "--steps", "4", "--samples", "8", "--inputs", "3",
          "--learning-rates", "0.3", "1", "2", "1000", "--richness", "1"]  # fmt: skip
@@ -67,6 +69,17 @@ def test_losses_that_are_rounding_are_not_told_apart():
     best, low, high = bracket(np.array([1.0, 2.0, 4.0, 8.0]), loss, 1.0, floor=1e-12)
     assert (low, high) == (1.0, 8.0)
     assert best == pytest.approx(np.sqrt(8))
+
+
+def test_the_rounding_of_cross_entropy():
+    """Of well-trained classifiers, at several outputs of the size that this takes: below the floor, not far below."""
+    rng, worst, y = np.random.default_rng(0), 0.0, np.eye(10)[np.arange(64) % 10]
+    for margin in (12, 15, 18):
+        f = np.float32(rng.normal(size=(64, 10)) + margin * y)
+        exact = np.mean(logsumexp(np.float64(f), axis=1) - np.sum(y * f, axis=1))
+        worst = max(worst, abs(float(LOSSES["cross_entropy"].mean(jnp.asarray(f), jnp.float32(y))) - exact))
+    floor = rounding(np.log(10), "float32", "cross_entropy")
+    assert floor / 100 < worst < floor
 
 
 def synthetic(exponent, noise=0.3, widths=(32, 64, 128, 256), seeds=8):
@@ -356,6 +369,9 @@ def test_models_and_optimizers(options, tmp_path):
         (["--learning-rates", "1", "2", "nan"], "learning rates 1 2 nan: wanted"),
         (["--seeds", "1"], "1 seeds: at least 2"),
         (["--seed", "-1"], "seed -1 must be at least 0"),
+        (["--seed", "4294967296"], "seed 4294967296 must be at least 0 and below 2^32"),
+        (["--model", "mlp3", "--depth", "5"], "depths 5: mlp3 has its own"),
+        (["--curvature-samples", "0"], "curvature-samples 0 must be at least 1"),
         (["--steps", "0"], "0 steps: at least 1"),
         (["--richness", "0"], "richness 0 must be positive"),
         (["--momentum", "1"], "momentum 1 must be"),
