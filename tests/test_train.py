@@ -546,7 +546,7 @@ def test_the_loss_of_many_samples_is_taken_in_parts(samples):
 
 def test_what_minibatches_need_does_not_grow_with_the_data():
     def needed(samples):
-        problem = a_problem(num_samples=samples, batches=np.zeros((3, 8), int))
+        problem = a_problem(num_samples=samples, num_steps=3, batches=np.zeros((3, 8), int))
         network = mlp(problem, 1024)
         program = Program(network.architecture, "mse", ("loss",), 1, 1e-3, 100, True, 16, False)
         return footprint(problem, network, program, 8)[1]
