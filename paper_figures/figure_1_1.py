@@ -7,10 +7,10 @@ A row per parametrization.  In μP the sharpness climbs to the same edge of stab
 stays where it is; in NTP neither.
 
 The paper has CIFAR-10 and 50 epochs of batches of 128; here are 2000 crops of ten photographs (finite/patches.py), 256 steps,
-and 128 in the sweep.  With `--data DIR` and more `--steps` both commands do the paper's.  The figures of its appendix that
-show the same of other settings are the same script on other results: both commands with `--optimizer adam` (and its
-`--learning-rate`, `--observables loss preconditioned_sharpness`), `--momentum 0.9`, `--loss mse`, `--augment`,
-`--batch-size`, `--trained readout`, `--param mup sp` or `--model gpt --data plays`, then `--results DIR`.
+and 128 in the sweep.  With `--data DIR`, without `--samples` and with more `--steps` both commands do the paper's.  The
+figures of its appendix that show the same of other settings are the same script on other results: both commands with
+`--optimizer adam` (and its `--learning-rate`, `--observables loss preconditioned_sharpness`), `--momentum 0.9`, `--loss mse`,
+`--augment`, `--batch-size`, `--trained readout`, `--param mup sp` or `--model gpt --data plays`, then `--results DIR`.
 """  # noqa: E501  (a command that is to be copied)
 
 from pathlib import Path

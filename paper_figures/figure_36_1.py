@@ -70,7 +70,7 @@ def picture(runs: dict[str, tuple[xr.Dataset, xr.Dataset]]) -> Figure:
         landscape_plots.panel(column[1], one[SHOWN], landscape_plots.edge_of(one, "hessian_eigenvalues"))
         column[1].set(xlabel="step", ylabel=OBSERVABLES[SHOWN].symbol, xlim=(0, int(one.step[-1])))
         handles = [*landscape_plots.sizes(along), landscape_plots.EDGE]
-        column[1].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
+        column[1].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return figure
 
 

@@ -49,6 +49,8 @@ def draw(options: Options) -> None:
     for param, configuration in configurations.items():
         if configuration["param"] != param or rest[0] != rest[1]:
             raise Refused(f"{results}: mup and ntp differ in more than that; make the results with: {recipe(results)}")
+    if not all(f"{variable}_limit" in run for run in runs.values() for variable in ROWS):
+        raise Refused(f"{results}: without the limit; make the results with: {recipe(results)}")
     save(picture(runs, configurations["mup"]), options.out or results / NAME)
 
 

@@ -158,6 +158,7 @@ def test_a_place_that_cannot_be_written(figure, results, tmp_path, capsys):
         (figure_1_1, "transfer/transfer.nc", lambda run: run.isel(width=[0]), "the two runs differ in their width"),
         (figure_1_1, "landscape/landscape.nc", lambda run: run.drop_vars("hessian_eigenvalues"), "no sharpness was followed"),
         (figure_3_1, "landscape.nc", lambda run: run.drop_vars("ntk_eigenvalues"), "without ten eigenvalues"),
+        (figure_6_2, "mup/trajectories.nc", lambda run: run.drop_vars("residual_eigenvalues_limit"), "without the limit"),
         (figure_6_1, "k2/transfer.nc", lambda run: run.drop_vars("sharpness"), "not of several depths with their sharpness"),
         (figure_36_1, "depth/landscape/landscape.nc", lambda run: run.isel(depth=0), "no directional sharpness over depth"),
     ],
