@@ -1,6 +1,6 @@
 """Paper, Figures 1 and 4: SimpleConvNet in μP and in NTP, sharpness and loss against step, final loss against learning rate.
 
-    python -m comparisons.landscape --widths 16 32 64 128 --out results/figure_1_1/landscape && python -m comparisons.transfer --model conv --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128 --learning-rates 0.5 1 2 4 8 16 32 64 --seeds 3 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_1_1/transfer
+    python -m comparisons.landscape --widths 16 32 64 128 --out results/figure_1_1/landscape && python -m comparisons.transfer --model conv --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128 --learning-rates 0.5 1 2 4 8 16 32 64 128 --seeds 3 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_1_1/transfer
     python -m paper_figures.figure_1_1
 
 A row per parametrization.  In μP the sharpness climbs to the same edge of stability at every width, and the best learning rate
@@ -37,7 +37,7 @@ def recipe(results: Path) -> str:
         f"python -m comparisons.landscape --widths 16 32 64 128 --out {quoted(results)}/landscape &&"
         " python -m comparisons.transfer --model conv"
         " --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128"
-        " --learning-rates 0.5 1 2 4 8 16 32 64 --seeds 3 --richness 1 --sharpness-seeds 0 --no-limit"
+        " --learning-rates 0.5 1 2 4 8 16 32 64 128 --seeds 3 --richness 1 --sharpness-seeds 0 --no-limit"
         f" --out {quoted(results)}/transfer"
     )
 
