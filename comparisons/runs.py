@@ -38,7 +38,7 @@ class DataOptions:
     inputs: int | None = None
     """D; default 10 for gaussian, 16 characters of a text, else what the data has."""
     outputs: int | None = None
-    """C; default 1. digits: 1 is even or odd, C > 1 the classes 0 … C−1."""
+    """C; default 1, with cross-entropy 10. digits: 1 is even or odd, C > 1 the classes 0 … C−1."""
     loss: Literal["mse", "cross_entropy"] = "mse"
     """Cross-entropy: the targets of gaussian and digits are classes then, one per output."""
     seed: int = 0
@@ -58,14 +58,14 @@ class DataOptions:
 
     def loaded(self) -> Shaped:
         """As the data has them."""
-        shape = None
+        shape, classes = None, 1 if self.loss == "mse" else 10
         if self.data == "gaussian":
-            sizes = _given(self.samples, 40), _given(self.inputs, 10), _given(self.outputs, 1)
+            sizes = _given(self.samples, 40), _given(self.inputs, 10), _given(self.outputs, classes)
             return *gaussian(self.seed, *sizes), shape
         if self.data == "digits":
             if self.inputs not in (None, 64):
                 raise ValueError(f"{self.inputs} inputs: the digits have 64")
-            return *digits(_given(self.samples, 256), _given(self.outputs, 1), self.seed), shape
+            return *digits(_given(self.samples, 256), _given(self.outputs, classes), self.seed), shape
         if self.data == "plays" or self.data.endswith(".txt"):
             found = self._next_characters(plays() if self.data == "plays" else read_text(self.data))
         elif self.data.endswith(".npz") and not holds_images(self.data):

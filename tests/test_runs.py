@@ -109,6 +109,7 @@ def test_embedded_photographs_are_classes():
 @pytest.mark.parametrize(("data", "classes"), [("gaussian", 3), ("digits", 4)])
 def test_cross_entropy_makes_classes_of_targets(data, classes):
     usual, one_hot = (Options(data=data, samples=12, outputs=classes, loss=loss).load()[1] for loss in ("mse", "cross_entropy"))
+    assert Options(data=data, loss="cross_entropy").load()[1].shape[1] == 10
     assert (one_hot.argmax(axis=1) == usual.argmax(axis=1)).all()
     assert (np.sort(one_hot, axis=1)[:, -2:] == [0, 1]).all()
 
