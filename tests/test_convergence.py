@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,7 @@ def one_line(capsys) -> str:
 MISTAKES = {
     "unknown model": (["--model", "cnn"], "unknown model 'cnn'; known: linear2, linear3"),
     "one matrix": (["--model", "mlp1"], "a network has at least 2 weight matrices"),
-    "cross-entropy of one output": (["--loss", "cross_entropy"], "one output per class, at least 2"),
+    "cross-entropy of one output": (["--loss", "cross_entropy", "--outputs", "1"], "one output per class, at least 2"),
     "unknown parametrization": (["--param", "muP"], "muP"),
     "unknown option": (["--withs", "3"], "--withs"),
     "not a number": (["--widths", "many"], "many"),
@@ -193,7 +194,7 @@ def test_unwritable_folder_gets_one_line(tmp_path, capsys):
 def test_help_explains_every_option(capsys):
     assert stopped(["--help"]) == 0
     text = capsys.readouterr().out
-    for field in Options.__dataclass_fields__:
+    for field in (field.name for field in fields(Options)):
         assert f"--{field.replace('_', '-')}" in text
 
 
