@@ -72,7 +72,9 @@ class DataOptions:
             return *load_npz(self.data, self.samples, self.inputs, self.outputs), shape
         else:
             images = self._images(Path(self.data))
-            found, shape = images.train(self.loss, self.samples, self.seed), images.train_images.shape[1:]
+            count = _given(self.samples, len(images.train_images))  # in random order: the first ones have the curvature
+            drawn = () if self.data == "patches10" else (count, self.seed)  # that is drawn already
+            found, shape = images.train(self.loss, *drawn), images.train_images.shape[1:]
         for what, wanted, size in (("inputs", self.inputs, found[0].shape[1]), ("outputs", self.outputs, found[1].shape[1])):
             if wanted not in (None, size):
                 raise ValueError(f"{wanted} {what}: {self.data} has {size}")

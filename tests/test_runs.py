@@ -95,6 +95,8 @@ def test_images_keep_their_shape(tmp_path):
     for data in ("all.npz", "folder"):
         problem = landscape.prepare(landscape.Options(data=str(tmp_path / data), batch_size=4)).problems["mup", 2]
         assert problem.image == (6, 8, 3)
+    labels = Options(data=str(tmp_path / "folder")).load()[1].argmax(axis=1)
+    assert sorted(labels) != labels.tolist()  # a folder's first pictures are of one class
     assert Options(data=str(tmp_path / "folder"), image_size=4).load_shaped()[2] == (4, 4, 3)
     with pytest.raises(ValueError, match="image-size 4: only the pictures of a folder are scaled"):
         Options(data=str(tmp_path / "all.npz"), image_size=4).load()
@@ -102,6 +104,7 @@ def test_images_keep_their_shape(tmp_path):
 
 def test_embedded_photographs_are_classes():
     inputs, targets = Options(data="patches10", samples=20).load()
+    np.testing.assert_array_equal(targets.argmax(axis=1), np.arange(20) % 10)  # as they are drawn
     assert (inputs.shape, targets.shape) == ((20, 3072), (20, 10))
     assert Options(data="patches10", samples=20, loss="cross_entropy").load()[1].max() == 1.0
 
