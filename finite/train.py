@@ -221,12 +221,12 @@ def longest_basis(problem: Problem) -> int:
 
 def check(problem: Problem, network: Network, observables: Sequence[str] = MEASURED, curvature_samples: int = 1) -> None:
     """Raises ValueError, in one line, for what ``train`` would refuse of these, before anything is computed."""
-    samples, shapes = curvature_samples, jax.eval_shape(network.init, jax.random.key(0))
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
     unknown = [name for name in observables if name not in STORED]
     if unknown:
         raise ValueError(f"unknown observable {unknown[0]!r}; known: {', '.join(STORED)}")
-    if not 1 <= samples <= problem.num_samples:
-        raise ValueError(f"curvature_samples {samples} must be from 1 to the {problem.num_samples} samples")
+    if not 1 <= curvature_samples <= problem.num_samples:
+        raise ValueError(f"curvature_samples {curvature_samples} must be from 1 to the {problem.num_samples} samples")
     wanted = problem.scaling(network.scaling.architecture, network.depth), problem.richness, problem.trained
     if wanted != (network.scaling, network.richness, network.trained):
         raise ValueError("the network's exponents, richness or trained roles are not the problem's: build it for this problem")

@@ -223,7 +223,7 @@ class Problem:
 
 
 def refuse_augmentation(problem: Problem) -> None:
-    """What every theory asks first: none knows the limit of a network that sees other images at every step."""
+    """Raises ValueError with augmentation: no theory knows the limit of a network that sees other images at every step."""
     if problem.augment:
         raise ValueError("no limit is known with augmentation")
 
