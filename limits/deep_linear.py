@@ -28,8 +28,8 @@ from limits.fluctuations import Prediction
 from limits.linear_sweep import data_of, numbers_held, of_outputs, sweep
 from limits.parametrization import output_exponent
 from limits.precision import in_float64
-from limits.problem import Problem, refuse_augmentation
-from limits.trajectory import Trajectory
+from limits.problem import Problem, refuse_unknown_limit
+from limits.trajectory import Trajectory, hessian_left_open
 
 
 class Kernels(NamedTuple):
@@ -75,7 +75,8 @@ def solve(problem: Problem, *, depth: int | None = None) -> Trajectory:
     depth = _checked(problem, depth)
     data = data_of(problem)
     now, _ = sweep(data, depth, keep=False)
-    return Trajectory(problem.steps, _observables(problem, data, now))
+    why = "the theory of deep linear networks has kernels, not the Hessian"
+    return Trajectory(problem.steps, _observables(problem, data, now), left_open=hessian_left_open(why))
 
 
 def predict(problem: Problem, *, depth: int | None = None, draws: int = 1024, seed: int = 0) -> Prediction:
@@ -128,7 +129,7 @@ def check(problem: Problem) -> None:
 
 def _checked(problem, depth, *, kernels_too=False) -> int:
     """The number of hidden layers; refuses what has no such limit or does not fit this machine."""
-    refuse_augmentation(problem)
+    refuse_unknown_limit(problem)
     model = problem.network
     if depth is None and (model.architecture, model.activation) != ("plain", "linear"):
         raise ValueError(f"model {problem.model!r} is not a deep linear network: linear3, linear4, … are")
@@ -139,8 +140,6 @@ def _checked(problem, depth, *, kernels_too=False) -> int:
         raise ValueError(f"{problem.loss} has no closed limit here: loss mse has, or model mlp2 with activation linear")
     if problem.trained != "all":
         raise ValueError(f"only the {problem.trained} is trained: features stay, and the limit is that of ntk")
-    if problem.optimizer != "sgd":
-        raise ValueError(f"{problem.optimizer} acts on entries, this limit is of optimizer sgd, with or without momentum")
     scaling = problem.scaling("plain", depth)
     if output_exponent(scaling) != 0.5:
         raise ValueError(f"{scaling.name} has another limit: this one is of mup, output exponent 1/2")

@@ -43,7 +43,7 @@ def solve(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int 
         second = values[name] - _combined(weights(depths[1:]), of_depths[1:])
         third = (values[name] - of_depths[-1]) / depths[0] / depths[0]
         errors[name] = np.sqrt(second**2 + third**2 + _combined(weights(depths) ** 2, sampling**2))
-    return Trajectory(problem.steps, values, errors)
+    return Trajectory(problem.steps, values, errors, left_open=dmft.LEFT_OPEN)
 
 
 def weights(depths: list[int]) -> Float[np.ndarray, " n"]:

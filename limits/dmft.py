@@ -34,12 +34,13 @@ from limits.linear2 import coordinates
 from limits.losses import LOSSES
 from limits.parametrization import gauge, input_multiplier, output_exponent
 from limits.precision import in_float64
-from limits.problem import Problem, refuse_augmentation
+from limits.problem import Problem, refuse_unknown_limit
 from limits.size_algebra import Exponents
-from limits.trajectory import Trajectory
+from limits.trajectory import Trajectory, hessian_left_open
 
 TOLERANCE = 1e-3  # what is left out of sampled fields, where they move by one: a tenth of the error at 8192 samples
 EXACT_TOLERANCE = 1e-10
+LEFT_OPEN = hessian_left_open("mean-field theory of deep networks has kernels, not the Hessian")
 ROOM = 64  # fields that a matrix has room for at first (and at least four steps' worth); then it doubles
 
 require_memory = partial(memory.require, advice="fewer samples or steps")
@@ -97,7 +98,7 @@ def solve(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int 
         of_runs.append(_observables(kind, data, *found, problem.top_k))
         total = found if total is None else jax.tree.map(np.add, total, found)
     values = _observables(kind, data, *(sums / len(of_runs) for sums in total), problem.top_k)
-    return Trajectory(problem.steps, values, {} if kind.exact else _mean_and_error(of_runs)[1])
+    return Trajectory(problem.steps, values, {} if kind.exact else _mean_and_error(of_runs)[1], left_open=LEFT_OPEN)
 
 
 @in_float64
@@ -147,7 +148,7 @@ def _mean_and_error(of_runs):
 
 def check(problem: Problem) -> None:
     """Raises ValueError, in one line, for what has no such limit."""
-    refuse_augmentation(problem)
+    refuse_unknown_limit(problem)
     model, scaling = problem.network, problem.scaling()
     if output_exponent(scaling) != 0.5:
         raise ValueError(f"{scaling.name} has another limit: this one is of μP's powers of the width, output exponent 1/2")

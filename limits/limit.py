@@ -23,12 +23,13 @@ from jaxtyping import Float
 from limits import deep_linear, dmft, fluctuations, linear2, meanfield, ntk
 from limits.fluctuations import Prediction
 from limits.parametrization import output_exponent
-from limits.problem import Problem
+from limits.problem import Problem, refuse_unknown_limit
 from limits.trajectory import Trajectory
 
 
 def theory(problem: Problem) -> ModuleType:
     """The module that knows the limit.  Raises ValueError, in one line, where none does."""
+    refuse_unknown_limit(problem)
     of = _theory(problem)
     of.check(problem)
     return of

@@ -38,7 +38,7 @@ from limits import curvature
 from limits.curvature import OrderParameters
 from limits.parametrization import input_multiplier, laziness, output_exponent
 from limits.precision import computing, in_float64
-from limits.problem import Problem, refuse_augmentation
+from limits.problem import Problem, refuse_unknown_limit
 from limits.trajectory import Trajectory
 
 
@@ -102,7 +102,7 @@ def knows(problem: Problem) -> bool:
 
 def check(problem: Problem) -> None:
     """Raises ValueError, in one line, for another network, loss, optimiser or parametrization."""
-    refuse_augmentation(problem)
+    refuse_unknown_limit(problem)
     output_exponent(problem.scaling())
     if not knows(problem):
         raise ValueError(f"{problem.model}, {problem.loss}, {problem.trained} trained: this theory is of linear2, mse, all")

@@ -47,6 +47,9 @@ from limits.precision import in_float64
 from limits.problem import Problem
 from limits.trajectory import Trajectory
 
+NO_EDGE = dict.fromkeys(
+    ("hessian_min", "residual_eigenvalues", "hessian_trace"), "the bulk of the Hessian has no edge with this activation"
+)
 __all__ = ["HessianSpectrum", "hessian_spectra", "predict", "solve"]
 
 
@@ -73,7 +76,7 @@ def solve(problem: Problem, *, particles: int = 4096, repeats: int = 4, seed: in
     values = {name: np.mean(of, 0) for name, of in found.items()}
     errors = {name: np.std(of, 0, ddof=1) / np.sqrt(repeats) for name, of in found.items()}
     errors["hessian_eigenvalues"][in_bulk] = np.inf
-    return Trajectory(problem.steps, values, errors)
+    return Trajectory(problem.steps, values, errors, left_open=NO_EDGE)
 
 
 @in_float64

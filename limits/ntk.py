@@ -28,10 +28,11 @@ from limits.activations import PIECEWISE_LINEAR
 from limits.losses import LOSSES
 from limits.parametrization import factors, gauge, output_exponent
 from limits.precision import in_float64
-from limits.problem import Problem, refuse_augmentation
+from limits.problem import Problem, refuse_unknown_limit
 from limits.trajectory import Trajectory
 
 DENSE_ROWS = 500  # up to this size a matrix is decomposed, beyond it Lanczos (ARPACK, to rounding) takes over
+LEFT_OPEN = {"hessian_trace": "that of its residual part stays random at every width"}
 DRAWS = 1024  # of f(0), for the law of the cross-entropy
 
 
@@ -46,7 +47,7 @@ def solve(problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None 
     check(problem)
     start = _start(problem, initial_outputs)
     _, theta = kernels(problem)
-    return Trajectory(problem.steps, _observables(problem, theta, *_descend(problem, theta, start)))
+    return Trajectory(problem.steps, _observables(problem, theta, *_descend(problem, theta, start)), left_open=LEFT_OPEN)
 
 
 def loss_law(problem: Problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
@@ -85,7 +86,7 @@ def kernels(problem: Problem) -> tuple[Float[np.ndarray, "P P"], Float[np.ndarra
 
 def check(problem: Problem) -> None:
     """Raises ValueError, in one line, where there is no kernel limit: see ``solve``."""
-    refuse_augmentation(problem)
+    refuse_unknown_limit(problem)
     if output_exponent(problem.scaling()) >= 0.5 and problem.trained == "all":
         raise ValueError(f"{problem.scaling().name} has no kernel limit: features move")
     if problem.weight_decay:

@@ -29,7 +29,7 @@ from limits.activations import ACTIVATIONS
 from limits.losses import LOSSES, Loss
 from limits.parametrization import input_multiplier, output_exponent
 from limits.precision import in_float64
-from limits.problem import Problem, refuse_augmentation
+from limits.problem import Problem, refuse_unknown_limit
 
 
 class Neurons(NamedTuple):
@@ -72,7 +72,7 @@ class Functions(NamedTuple):
 
 def check(problem: Problem) -> None:
     """Raises ValueError, in one line, for problems without this limit: all but one hidden layer in μP, trained by SGD."""
-    refuse_augmentation(problem)
+    refuse_unknown_limit(problem)
     model = problem.network
     if (model.family, model.architecture, model.depth) != ("perceptron", "plain", 1):
         raise ValueError(f"{problem.model} of depth {model.depth}: the mean-field limit is one of one hidden layer")

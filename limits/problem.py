@@ -222,8 +222,10 @@ class Problem:
         return (2.0 / self.learning_rate - self.weight_decay) * (1.0 + beta) / (1.0 - beta)
 
 
-def refuse_augmentation(problem: Problem) -> None:
-    """Raises ValueError with augmentation: no theory knows the limit of a network that sees other images at every step."""
+def refuse_unknown_limit(problem: Problem) -> None:
+    """Raises ValueError for what no theory knows the limit of: Adam, and networks that see other images at every step."""
+    if problem.optimizer != "sgd":
+        raise ValueError(f"no limit is known with {problem.optimizer}: only of networks trained by sgd")
     if problem.augment:
         raise ValueError("no limit is known with augmentation")
 

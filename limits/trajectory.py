@@ -67,6 +67,13 @@ STORED = tuple(name for name in OBSERVABLES if name != "sharpness")  # what a tr
 MEASURED = tuple(name for name in STORED if OBSERVABLES[name].in_limits)  # what it holds in every room, if not told otherwise
 
 
+class NotKnown(KeyError):
+    """An observable that a trajectory does not have.  (The text of a KeyError is the repr of its key.)"""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectory(Mapping):
     """The observables at the measured steps of one network, or of the limit.
@@ -77,12 +84,14 @@ class Trajectory(Mapping):
     error); absent means exact to rounding.
     ``products[name]`` counts, at each step, the matrix-vector products that the value took: shared by observables of one
     Lanczos run; absent where there were none.
+    ``left_open[name]`` says why a theory does not know an observable.
     """
 
     steps: Int[np.ndarray, " T"]
     observables: dict[str, np.ndarray]
     errors: dict[str, np.ndarray] = field(default_factory=dict)
     products: dict[str, Int[np.ndarray, " T"]] = field(default_factory=dict)
+    left_open: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         for name, values in self.observables.items():
@@ -92,15 +101,23 @@ class Trajectory(Mapping):
                 raise ValueError(f"{name} of shape {values.shape} does not fit {len(self.steps)} measured steps")
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name == "sharpness":
-            return self.observables["hessian_eigenvalues"][:, 0]
-        return self.observables[name]
+        """Raises NotKnown, in one line, for an observable that it does not have."""
+        if (found := self.observables.get(_stored(name))) is None:
+            raise NotKnown(self._not_known(name))
+        return found[:, 0] if name == "sharpness" else found
 
     def error(self, name: str) -> np.ndarray:
-        """The measuring error of an observable, zeros where it is exact."""
-        if name == "sharpness":
-            return self.error("hessian_eigenvalues")[:, 0]
-        return self.errors.get(name, np.zeros_like(self.observables[name]))
+        """The measuring error of an observable, zeros where it is exact; raises as its value does."""
+        values = self[name]
+        if (stored := _stored(name)) not in self.errors:
+            return np.zeros_like(values)
+        return self.errors[stored][:, 0] if name == "sharpness" else self.errors[stored]
+
+    def _not_known(self, name) -> str:
+        if name not in OBSERVABLES:
+            return f"unknown observable {name!r}; known: {', '.join(OBSERVABLES)}"
+        why = self.left_open.get(_stored(name), "it was not measured")
+        return f"no {name} here: {why}; there are {', '.join(self)}"
 
     def __iter__(self) -> Iterator[str]:
         yield from self.observables
@@ -114,3 +131,14 @@ class Trajectory(Mapping):
     def diverged(self) -> np.ndarray:
         """(T,) whether the loss has stopped being finite at or before a measured step."""
         return np.logical_or.accumulate(~np.isfinite(self.observables["loss"]))
+
+
+def _stored(name):
+    """The observable that holds it."""
+    return "hessian_eigenvalues" if name == "sharpness" else name
+
+
+def hessian_left_open(why: str) -> dict[str, str]:
+    """``left_open`` of a theory of the loss and the NTK."""
+    unknown = "hessian_eigenvalues", "hessian_min", "residual_eigenvalues", "hessian_trace", "directional_sharpness"
+    return dict.fromkeys(unknown, why)

@@ -286,7 +286,7 @@ REFUSED = {
     "depth": ({}, {"depth": 0}, "depth 0 must be at least 1"),
     "ntp": ({"parametrization": "ntp"}, {"depth": 2}, "ntp has another limit: this one is of mup"),
     "sp": ({"parametrization": "sp"}, {"depth": 2}, "no limit is known for it"),
-    "adam": ({"optimizer": "adam"}, {"depth": 2}, "adam acts on entries, this limit is of optimizer sgd"),
+    "adam": ({"optimizer": "adam"}, {"depth": 2}, "no limit is known with adam: only of networks trained by sgd"),
 }
 
 

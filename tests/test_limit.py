@@ -50,7 +50,8 @@ def test_which_theory(param, model, options, module):
     ("param", "options", "message"),
     [
         ("sp", {}, "sp: not SGD at η0 γ² with factors 1/√fan-in and one γ; no limit is known for it"),
-        ("mup", {"optimizer": "adam"}, "mup: not SGD"),
+        ("mup", {"optimizer": "adam"}, "^no limit is known with adam: only of networks trained by sgd$"),
+        ("ntp", {"optimizer": "adamw", "model": "mlp3"}, "^no limit is known with adamw: only"),
         ("readout.multiplier=-5/4, input.learning_rate=3/2, readout.learning_rate=3/2", {}, "a limit exists for 0"),
         ("mup", {"model": "conv", "image_shape": (3, 1, 1)}, "no limit is known for conv in mup"),
         ("ntp", {"model": "conv", "image_shape": (3, 1, 1)}, "max pooling has no analytic kernel"),
@@ -100,6 +101,26 @@ def test_predictions():
     assert "sharpness" in predict(a_problem())
     assert "loss" in predict(a_problem("ntp"))
     assert predict(a_problem("ntp", "mlp3")) is None
+
+
+@pytest.mark.parametrize(
+    ("param", "model", "options", "name", "why"),
+    [
+        ("mup", "linear3", {}, "sharpness", "the theory of deep linear networks has kernels, not the Hessian"),
+        ("depth_mup", "resmlp", {"activation": "linear"}, "hessian_min", "mean-field theory of deep networks has kernels"),
+        ("mup", "mlp2", {"num_steps": 0}, "hessian_trace", "the bulk of the Hessian has no edge"),
+        ("ntp", "mlp2", {}, "hessian_trace", "residual part stays random"),
+    ],
+)
+def test_what_a_theory_leaves_open_it_says(param, model, options, name, why):
+    found = solve(a_problem(param, model, **options))
+    assert name not in found
+    for read in (found.__getitem__, found.error):
+        with pytest.raises(KeyError) as refusal:
+            read(name)
+        assert str(refusal.value).startswith(f"no {name} here: ")
+        assert why in str(refusal.value)
+        assert str(refusal.value).endswith(f"; there are {', '.join(found)}")
 
 
 def test_it_is_the_packages_own_door():

@@ -167,7 +167,7 @@ def test_divergence_is_data():
     [
         ({"parametrization": "ntp"}, {}, "ntp has another limit: this one is of μP"),
         ({"parametrization": "sp"}, {}, "no limit is known for it"),
-        ({"optimizer": "adam"}, {}, "no limit is known for it"),
+        ({"optimizer": "adam"}, {}, "no limit is known with adam"),
         ({"model": "mlp3"}, {}, "mlp3 of depth 2: the mean-field limit is one of one hidden layer"),
         ({"model": "resmlp", "parametrization": "depth_mup"}, {}, "resmlp of depth 2: the mean-field limit"),
         ({"trained": "readout"}, {}, "only the readout is trained"),

@@ -218,7 +218,7 @@ def test_same_problem_same_law():
         ({"parametrization": "mup"}, {}, "mup has no kernel limit: features move"),
         ({"parametrization": "depth_mup", "model": "resmlp"}, {}, "depth_mup has no kernel limit: features move"),
         ({"parametrization": "sp"}, {}, "no limit is known for it"),
-        ({"optimizer": "adam"}, {}, "no limit is known for it"),
+        ({"optimizer": "adam"}, {}, "no limit is known with adam"),
         ({"D": 64, "model": "conv"}, {}, "max pooling has no analytic kernel: average pooling has one"),
         ({"D": 64, "model": "vit"}, {}, "no kernel limit is known for vit"),
         ({"weight_decay": 0.1}, {}, "weight decay shrinks the kernel"),

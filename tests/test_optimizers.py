@@ -268,7 +268,7 @@ def test_products_are_counted():
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_limits_refuse_what_acts_on_entries(optimizer):
-    with pytest.raises(ValueError, match="no limit is known for it"):
+    with pytest.raises(ValueError, match=f"no limit is known with {optimizer}"):
         limit.theory(a_problem(parametrization="mup", weight_decay=0.0, batches=None, model="mlp", optimizer=optimizer))
 
 

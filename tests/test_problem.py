@@ -133,6 +133,10 @@ def test_trajectory_reads_by_name():
     assert set(trajectory) == {"loss", "hessian_eigenvalues", "sharpness"}
     assert trajectory.diverged.tolist() == [False, True]
     assert (trajectory.error("sharpness") == 0).all()
+    with pytest.raises(KeyError, match=r"^no hessian_min here: it was not measured; there are loss, hessian_eig"):
+        trajectory["hessian_min"]
+    with pytest.raises(KeyError, match=r"^unknown observable 'sharpnes'; known: loss, sharpness, "):
+        trajectory["sharpnes"]
     with pytest.raises(ValueError, match="unknown observable 'sharpnes'"):
         Trajectory(np.array([0]), {"sharpnes": np.zeros(1)})
     with pytest.raises(ValueError, match="does not fit"):
