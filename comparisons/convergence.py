@@ -228,12 +228,11 @@ def table(measured, grown, comparison: Comparison, unstable_after: int | None, s
     for rate in measured:
         if rate.observable in plots.SHOWN and rate.rank in (None, 1) and rate.step in steps:
             lines.append(_row(rate))
-    lines += ["", "super consistency: largest growth of the deviation from its start"]
+    lines += ["", "super consistency: largest growth of the deviation from its start, and what late values of all widths do"]
     for growth in grown:
         if growth.observable in plots.SHOWN and growth.rank in (None, 1):
-            low, high = growth.interval
-            name = _short_name(growth.observable)
-            lines.append(f"{name:<16}× {growth.largest:<8.3g} [{low:.3g}, {high:.3g}]  {growth.verdict}")
+            late = f"late × {growth.late.ratio:.3g}, ∝ N^{growth.late.exponent:+.2f}"
+            lines.append(f"{_short_name(growth.observable):<16}× {plots.largest(growth):<22} {late:<26} {growth.verdict}")
     if unstable_after is not None:
         lines += ["", f"the limit crosses the edge of stability at step {unstable_after}: no exponents after it"]
     return "\n".join(lines)

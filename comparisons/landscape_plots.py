@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from comparisons import plots
-from comparisons.late import FLAT, LATE, TOLERATED, Late, first, followed, growing
+from comparisons.late import Late, first, followed, growing
 from comparisons.optimum import SIZES
+from comparisons.super_consistency import APART, FLAT, LATE
 from finite.density import Density
 from limits import OBSERVABLES
 
@@ -80,7 +81,7 @@ def table(found: list[Late], title: str) -> str:
         law = f"{one.exponent:+.3f} [{one.interval[0]:+.3f}, {one.interval[1]:+.3f}]" if np.isfinite(one.exponent) else "–"
         values = (f"{value:.4g}" for value in one.values)
         lines.append(form(one.parametrization, one.observable, *values, _ratio(one), law, one.verdict))
-    lines.append(f"super consistent: ratio at most {TOLERATED:g}, and the exponent's whole interval within ±{FLAT:g}")
+    lines.append(f"super consistent: ratio at most {APART:g} and exponent within ±{FLAT:g}, each with its whole 95 % interval")
     return "\n".join(lines)
 
 

@@ -1,39 +1,24 @@
-"""The curvature late in training: whether it is the same at all sizes, that is, super consistent (Noci et al. 2024)."""
+"""The curvature late in training, at all sizes of a run: whether they agree (``comparisons.super_consistency``)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-import numpy as np
 import xarray as xr
-from jaxtyping import Float
-from scipy.stats import linregress
-from scipy.stats import t as student_t
 
+from comparisons.super_consistency import Agreement, agreement, late_steps, verdict
 from limits.trajectory import STORED
 
-LATE = 0.75  # of the steps, from which on is late
-TOLERATED = 1.5  # times the lowest late value may the highest be
-FLAT = 0.1  # what moves no faster than N^0.1, by 7 % per doubling of the width, is flat: few widths alone would hide a law
 
+@dataclass(frozen=True, kw_only=True)
+class Late(Agreement):
+    """An observable late in training.
 
-@dataclass(frozen=True)
-class Late:
-    """An observable late in training: its mean from ``LATE`` of the steps on, over seeds, at each width or depth.
-
-    growing               "width" or "depth"; ``sizes`` are the values it takes
-    ratio                 the highest over the lowest of them
-    exponent, interval    late value ∝ size^exponent, least squares over all networks, with its 95 % interval
-    verdict               "super consistent" (ratio at most ``TOLERATED``, and the whole interval within ±``FLAT``), "grows" or
-                          "falls" with the size (the interval leaves out 0), "undecided", or "diverged"
+    growing    "width" or "depth", of which ``sizes`` are the values
+    verdict    "super consistent", "grows" or "falls" with the size, "undecided", or "diverged"
     """
 
     parametrization: str
     observable: str
     growing: str
-    sizes: list[int]
-    values: list[float]
-    ratio: float
-    exponent: float
-    interval: tuple[float, float]
     verdict: str
 
 
@@ -54,35 +39,11 @@ def first(values: xr.DataArray) -> xr.DataArray:
 
 def late_values(dataset: xr.Dataset) -> list[Late]:
     """Of every parametrization and observable."""
-    late = dataset.isel(step=dataset.step.values >= LATE * int(dataset.step[-1]))
-    found, size = [], growing(dataset)
+    late, size = dataset.isel(step=late_steps(dataset.step.values)), growing(dataset)
+    found = []
     for param in dataset.param.values:
         for name in followed(dataset):
             values = first(late[name]).sel(param=param).mean("step", skipna=False).transpose(size, "seed").values
-            label = {"parametrization": str(param), "observable": name, "growing": size}
-            found.append(_late(label, dataset[size].values, values))
+            one = agreement(dataset[size].values, values)
+            found.append(Late(parametrization=str(param), observable=name, growing=size, verdict=verdict(one), **asdict(one)))
     return found
-
-
-def _late(label, sizes, values: Float[np.ndarray, "sizes seeds"]) -> Late:
-    mean = values.mean(axis=1)
-    record = label | {"sizes": sizes.tolist(), "values": mean.tolist()}
-    nowhere = np.nan, np.nan
-    if not np.isfinite(values).all():
-        return Late(**record, ratio=np.nan, exponent=np.nan, interval=nowhere, verdict="diverged")
-    size = np.abs(values)
-    if np.min(mean) * np.max(mean) <= 0 or size.min() == 0:
-        return Late(**record, ratio=np.inf, exponent=np.nan, interval=nowhere, verdict="undecided")
-    ratio = float(np.abs(mean).max() / np.abs(mean).min())
-    law = linregress(np.log(np.repeat(sizes, values.shape[1])), np.log(size.ravel()))
-    reach = law.stderr * student_t.ppf(0.975, values.size - 2)
-    interval = float(law.slope - reach), float(law.slope + reach)
-    return Late(**record, ratio=ratio, exponent=float(law.slope), interval=interval, verdict=verdict(ratio, interval))
-
-
-def verdict(ratio: float, interval: tuple[float, float]) -> str:
-    """Whether a late value is the same at all sizes."""
-    low, high = interval
-    if ratio <= TOLERATED and max(-low, high) <= FLAT:
-        return "super consistent"
-    return "grows" if low > 0 else "falls" if high < 0 else "undecided"

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from comparisons.rates import Rate, deviations, limit_component, reference_of, variable
-from comparisons.super_consistency import TOLERATED, Growth
+from comparisons.super_consistency import GROWN, Growth
 from limits import OBSERVABLES
 
 NAMES = {"mup": "μP", "ntp": "NTP", "sp": "SP", "depth_mup": "Depth-μP", "alpha1": "α = 1", "mean_field": "mean field"}
@@ -113,12 +113,17 @@ def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: 
             if width in magnitude.width.values:
                 axis.plot(dataset.step, magnitude.sel(width=width), color=color)
         found = next(g for g in grown if g.observable == name and g.rank in (None, 1))
-        ratio = "∞" if not np.isfinite(found.largest) else f"{found.largest:.2g}"
         axis.set(yscale="log", xlabel="step", ylabel=f"rms deviation of {_label(name)}")
-        axis.set_title(f"{_titled(dataset, name, reference)}\ngrows × {ratio}: {found.verdict}")
+        axis.set_title(f"{_titled(dataset, name, reference)}\nat most × {largest(found)}: {found.verdict}")
     _legend(figure, dataset, [])
-    figure.suptitle(f"{title}; reference: {reference}; super consistent: at most × {TOLERATED:g}", fontsize=9)
+    figure.suptitle(f"{title}; reference: {reference}; super consistent: at most × {GROWN:g}", fontsize=9)
     return figure
+
+
+def largest(found: Growth) -> str:
+    """The largest growth with its interval, where it has one."""
+    size, (low, high) = "∞" if np.isinf(found.largest) else f"{found.largest:.3g}", found.interval
+    return f"{size} [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else size
 
 
 def wrapped(title: str, characters: int) -> str:

@@ -1,29 +1,69 @@
-"""Does the deviation from the limit accumulate?  The time view of a comparison.
+"""Super consistency: the definition, its numbers, and how it is measured, for every command that speaks of it.
 
-At fixed width N let e_N(t) be the root mean square over seeds of o_N(t) − o_∞(t).  Its growth ratio
+Noci et al. (2024) call a quantity S_N(t) of networks of size N, followed along training, super consistent if
 
-    g(t) = exp mean_N log( e_N(t)/e_N(0) )
+    it agrees             large networks have nearly the same, |S_N(t) − S_∞(t)| ≪ |S_∞(t)|, and
+    does not accumulate   |S_N(t) − S_∞(t)| ≤ g(t) |S_N(0) − S_∞(0)|, where g does not increase in time.
 
-does not depend on N while o_N − o_∞ ~ N^{-1/2} at every t, and is predicted: std(t)/std(0).  An observable is called
-super consistent if g never exceeds ``TOLERATED`` (its whole 95 % interval, bootstrapped over seeds, stays below it), and
-accumulating if g does exceed it (interval above); between the two it is undecided.  (Noci et al. 2024.)
+In numbers, which are our choice:
+
+    it agrees             late in training, from ``LATE`` of the steps on, the highest mean over seeds of all sizes is at most
+                          ``APART`` times the lowest, and S ∝ size^exponent with an exponent within ±``FLAT``: few sizes alone
+                          would hide a law
+    does not accumulate   g never exceeds ``GROWN``: a deviation that doubles is still of the size that it started with
+
+each with its 95 % interval (``verdict``).  Agreement is between sizes and needs no limit (``agreement``).  Accumulation needs
+one, or what stands for it (``measure_growth``): where there is none, as in ``comparisons.late``, agreement decides.
 """
 
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float
+from scipy.stats import linregress
+from scipy.stats import t as student_t
 
+from comparisons.power_law import FEWEST_SEEDS
 from comparisons.rates import components, deviations, variable
 from limits.fluctuations import Prediction
 
-TOLERATED = 2.0
+LATE = 0.75
+APART = 1.5
+FLAT = 0.1  # 7 % per doubling of the size
+GROWN = 2.0
+
 RESAMPLES = 400
+ROUNDING = 1e-12  # of log g: what scatters less over the seeds has no interval to resample
+NOWHERE = (float("nan"), float("nan"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Late values of one observable, means over steps and seeds, of networks of different sizes.
+
+    ratio, at_most        the highest over the lowest, and the upper end of its 95 % interval
+    exponent, interval    late value ∝ size^exponent, least squares over all networks, with its 95 % interval
+    diverged              a late value is not finite, and there is nothing to compare
+    """
+
+    sizes: list[int]
+    values: list[float]
+    ratio: float = np.nan
+    at_most: float = np.nan
+    exponent: float = np.nan
+    interval: tuple[float, float] = NOWHERE
+    diverged: bool = False
 
 
 @dataclass(frozen=True)
 class Growth:
-    """One observable: g at each measured step, its largest value with interval, what is predicted for it, the verdict."""
+    """One observable: its deviation from the limit in time, g at each measured step, and whether it is super consistent.
+
+    largest, interval    the largest g after the start, with its 95 % interval; not a number with fewer seeds than
+                         ``FEWEST_SEEDS``
+    late                 whether the sizes agree late in training
+    """
 
     observable: str
     rank: int | str | None
@@ -32,10 +72,71 @@ class Growth:
     predicted_ratio: list[float] | None
     largest: float
     interval: tuple[float, float]
+    late: Agreement
     verdict: str
 
     def record(self) -> dict:
         return asdict(self)
+
+
+def verdict(late: Agreement, grown: tuple[float, float] | None = None) -> str:
+    """What is to be said of an observable; ``grown``, where there is a limit: the interval of its largest growth.
+
+    "diverged", "accumulates", "grows" or "falls" (with the size: the exponent's interval leaves out 0), "super consistent",
+    "too few seeds" (for an interval of the growth), "undecided"
+    """
+    low, high = late.interval
+    if late.diverged:
+        return "diverged"
+    if grown is not None and grown[0] > GROWN:
+        return "accumulates"
+    if not (late.at_most <= APART and max(-low, high) <= FLAT):
+        return "grows" if low > 0 else "falls" if high < 0 else "undecided"
+    if grown is None or grown[1] <= GROWN:
+        return "super consistent"
+    return "undecided" if np.isfinite(grown[0]) else "too few seeds"
+
+
+# Agreement -----------------------------------------------------------------------------------------------------------
+
+
+def late_steps(steps: np.ndarray) -> np.ndarray:
+    """Which of them are late."""
+    return steps >= LATE * np.max(steps, initial=0)
+
+
+def agreement(sizes: np.ndarray, values: Float[np.ndarray, "sizes seeds"]) -> Agreement:
+    """Of late values.  Of opposite signs, or zero somewhere but not everywhere, they have no ratio and no exponent."""
+    mean, size = values.mean(axis=1), np.abs(values)
+    found = {"sizes": [int(one) for one in sizes], "values": mean.tolist()}
+    if not np.isfinite(values).all() or values.size == 0:
+        return Agreement(**found, diverged=True)
+    if np.ptp(values) == 0:
+        return Agreement(**found, ratio=1.0, at_most=1.0, exponent=0.0, interval=(0.0, 0.0))
+    if np.min(mean) * np.max(mean) <= 0 or size.min() == 0:
+        return Agreement(**found, ratio=np.inf, at_most=np.inf)
+    ratio = float(np.abs(mean).max() / np.abs(mean).min())
+    law = linregress(np.log(np.repeat(sizes, size.shape[1])), np.log(size.ravel()))
+    reach = law.stderr * student_t.ppf(0.975, values.size - 2)
+    interval = float(law.slope - reach), float(law.slope + reach)
+    return Agreement(**found, ratio=ratio, at_most=ratio * _leeway(np.log(size)), exponent=float(law.slope), interval=interval)
+
+
+def _leeway(logs: Float[np.ndarray, "sizes seeds"]) -> float:
+    """By what factor the largest ratio of two sizes may be larger than it came out: Student's t, Bonferroni over all pairs."""
+    sizes, seeds = logs.shape
+    variance = logs.var(axis=1, ddof=1).mean() if seeds > 1 else np.nan
+    quantile = student_t.ppf(1 - 0.05 / (sizes * (sizes - 1)), sizes * (seeds - 1))
+    return float(np.exp(quantile * np.sqrt(2 * variance / seeds)))
+
+
+# Growth --------------------------------------------------------------------------------------------------------------
+#
+# At fixed width N let e_N(t) be the root mean square over seeds of o_N(t) − o_∞(t).  Its growth
+#
+#     g(t) = exp mean_N log( e_N(t)/e_N(0) )
+#
+# does not depend on N while o_N − o_∞ ~ N^-1/2 at every t, and is predicted: std(t)/std(0).
 
 
 def measure_growth(
@@ -49,24 +150,70 @@ def measure_growth(
             for component in components(dataset)]  # fmt: skip
 
 
-def growth_ratio(errors: np.ndarray) -> np.ndarray:
-    """g (T,) of errors (W, S, T); infinite where the start has no error at all (the loss of NTP, given f(0))."""
+def growth_ratio(errors: Float[np.ndarray, "W S T"]) -> Float[np.ndarray, " T"]:
+    """g of errors; infinite where the start has no error at all (the loss of NTP, given f(0))."""
     with np.errstate(divide="ignore", invalid="ignore"):
         magnitude = np.log(np.sqrt(np.mean(errors**2, axis=1)))
         ratio = np.exp(np.mean(magnitude - magnitude[:, :1], axis=0))
     return np.where(np.isnan(ratio), 1.0, ratio)
 
 
+def largest_growth(errors: Float[np.ndarray, "W S T"]) -> tuple[float, tuple[float, float]]:
+    """The largest g after the start and its 95 % interval.
+
+    Both ends are the largest of a band over the steps, in log g: bootstrap-t, resampling the seeds of all widths together, so
+    that they may be paired or not.  For max g to be below the lower end, g must be below the band at some step: the lower
+    ends hold at all steps at once, by the largest studentised distance.  Above the upper end it must be at the step of
+    its maximum: there each step's own quantile does.  A percentile bootstrap of the maximum itself covers 9 to 93 %.
+    """
+    ratio = growth_ratio(errors)[1:]
+    largest = float(ratio.max()) if ratio.size else 1.0
+    if not errors[..., 1:].any() or np.isinf(largest):  # from, or to, no deviation at all
+        return largest, (largest, largest)
+    if errors.shape[1] < FEWEST_SEEDS:
+        return largest, NOWHERE
+    low, high = _band(errors[..., [True, *(ratio > 0)]])
+    return largest, (float(np.exp(low.max())), float(np.exp(high.max())))
+
+
+def _band(errors: Float[np.ndarray, "W S T"]) -> tuple[np.ndarray, np.ndarray]:
+    """Of log g after the start: lower ends that hold together in 97.5 %, upper ends each of which holds in 97.5 %."""
+    squares, seeds = errors**2, errors.shape[1]
+    resamples = np.random.default_rng(0).multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
+    (log_g,), (error,) = _log_growth(squares, np.ones((1, seeds)))
+    drawn, errors_drawn = _log_growth(squares, resamples.astype(float))
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a resample without scatter
+        distance = np.nan_to_num((drawn - log_g) / errors_drawn)
+    below = np.quantile(distance.max(axis=1), 0.975, method="higher")
+    above = np.quantile(-distance, 0.975, axis=0, method="higher")
+    scatter = np.where(error > ROUNDING, error, 0.0)
+    return log_g - _times(below, scatter), log_g + _times(above, scatter)
+
+
+def _times(quantile, scatter):
+    """What does not scatter is known, however far off a resample without scatter is."""
+    return np.where(scatter > 0, quantile * np.where(scatter > 0, scatter, 1.0), 0.0)
+
+
+def _log_growth(squares: Float[np.ndarray, "W S T"], counts: Float[np.ndarray, "B S"]):
+    """log g (B, T − 1) of resamples that draw each seed so many times, and its standard error, linearised."""
+    widths, seeds, _ = squares.shape
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        means = np.einsum("bs,wst->bwt", counts, squares) / seeds
+        log_g = 0.5 * np.log(means[..., 1:] / means[..., :1]).mean(axis=1)
+        share = np.einsum("wst,bwt->bst", squares, 1 / means) / (2 * widths)
+        error = np.sqrt(np.einsum("bs,bst->bt", counts, (share[..., 1:] - share[..., :1]) ** 2) / (seeds * (seeds - 1)))
+    return log_g, error
+
+
 def _growth(dataset, name, rank, selection, reference, prediction):
     errors = deviations(dataset, name, selection, reference, "fluctuation").values
-    ratio = growth_ratio(errors)
-    largest, interval = np.max(ratio, initial=1.0), (np.inf, np.inf)
-    if np.isfinite(largest):
-        draws = np.random.default_rng(0).integers(errors.shape[1], size=(RESAMPLES, errors.shape[1]))
-        resampled = [growth_ratio(errors[:, seeds]).max() for seeds in draws]
-        interval = tuple(float(q) for q in np.quantile(resampled, (0.025, 0.975)))
-    return Growth(name, rank, dataset.step.values.tolist(), ratio.tolist(),
-                  _predicted(dataset, name, selection, prediction), float(largest), interval, _verdict(interval))  # fmt: skip
+    values = dataset[variable(name)].sel(selection).transpose("width", "seed", "step").values
+    late = agreement(dataset.width.values, values[..., late_steps(dataset.step.values)].mean(axis=2))
+    largest, interval = largest_growth(errors)
+    predicted, said = _predicted(dataset, name, selection, prediction), verdict(late, interval)
+    return Growth(name, rank, dataset.step.values.tolist(), growth_ratio(errors).tolist(), predicted,
+                  largest, interval, late, said)  # fmt: skip
 
 
 def _predicted(dataset, name, selection, prediction):
@@ -77,9 +224,3 @@ def _predicted(dataset, name, selection, prediction):
         std = std[:, selection["rank"] - 1 if "rank" in selection else int(selection["edge"] == "lower")]
     with np.errstate(divide="ignore", invalid="ignore"):
         return (std / std[0]).tolist()
-
-
-def _verdict(interval):
-    if interval[1] <= TOLERATED:
-        return "super consistent"
-    return "accumulates" if interval[0] > TOLERATED else "undecided"

@@ -5,7 +5,7 @@ import pytest
 
 from comparisons import rates, records
 from comparisons.rates import components, measure_rates, noise_floor
-from comparisons.super_consistency import growth_ratio, measure_growth
+from comparisons.super_consistency import measure_growth
 from limits import Trajectory
 from limits.fluctuations import Law, Prediction
 
@@ -115,13 +115,6 @@ def test_growth_is_what_was_put_in(growth, verdict):
 
 def test_growth_stops_at_the_edge():
     assert measure_growth(made_up(3.0), "theory", None, 4)[0].steps == [0, 4]
-
-
-def test_growth_from_nothing_is_infinite():
-    errors = np.ones((3, 5, 4))
-    errors[..., 0] = 0
-    assert growth_ratio(errors)[1:].tolist() == [np.inf] * 3
-    assert growth_ratio(np.zeros((3, 5, 4))).tolist() == [1.0] * 4
 
 
 def test_the_bias_of_a_mean_needs_its_control_variate():
