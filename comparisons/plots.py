@@ -114,7 +114,7 @@ def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: 
                 axis.plot(dataset.step, magnitude.sel(width=width), color=color)
         found = next(g for g in grown if g.observable == name and g.rank in (None, 1))
         axis.set(yscale="log", xlabel="step", ylabel=f"rms deviation of {_label(name)}")
-        axis.set_title(f"{_titled(dataset, name, reference)}\nat most × {largest(found)}: {found.verdict}")
+        axis.set_title(f"{_titled(dataset, name, reference)}\nat most × {largest(found)}\n{found.verdict}")
     _legend(figure, dataset, [])
     figure.suptitle(f"{title}; reference: {reference}; super consistent: at most × {GROWN:g}", fontsize=9)
     return figure
