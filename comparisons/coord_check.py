@@ -48,6 +48,7 @@ USUAL = {  # parametrizations, depths, learning rate
     "vit": (RESIDUAL, (2, 4, 8, 16), 0.2), "gpt": (RESIDUAL, (2, 4, 8, 16), 0.2),
 }  # fmt: skip
 PIXELS, TOKENS = 64, 6  # of the probes
+SURE = 7 / 8  # the probability of a probe's class
 VOCABULARY = 2  # as few outputs as there can be: of C, sharpness is by (1 + √(C/N))² above its power of N
 SHOWN = ("delta_h", "f", "delta_f", "weight_update_spectral", "sharpness")
 LABELS = {
@@ -80,14 +81,16 @@ class Options(runs.DataOptions):
     activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
     """Activation of mlp and resmlp."""
     learning_rate: float | None = None
-    """η0; default 0.2, for resconvnet, which is ten times as sharp, 0.02."""
+    """η0; default 0.2, for resconvnet, which is ten times as sharp, 0.02. With cross-entropy a tenth of it, so that f, which
+    may grow with the width, saturates no softmax yet: errors are then of one size at all widths."""
     steps: int = 3
     """Gradient steps."""
     seeds: int = 8
     """Networks of the largest width, at least two; up to 8 times as many of the narrower ones."""
     data: str = "probe"
     """probe (8 directions in a plane, for gpt 8 texts, targets ±4, so large that the noise of f(0) does not show in the
-    gradients), gaussian (linear teacher), digits (real 8×8 images), or FILE.npz with arrays inputs (P, D) and targets."""
+    gradients; with cross-entropy classes that are 7/8 sure, so that gradients stay however large f is), gaussian (linear
+    teacher), digits (real 8×8 images), or FILE.npz with arrays inputs (P, D) and targets."""
     precision: Literal["float32", "float64"] = "float32"
     """Of the networks."""
     every: bool = False
@@ -95,10 +98,17 @@ class Options(runs.DataOptions):
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/coord_check-MODEL-DIGEST, one folder per set of options."""
 
-    def loaded(self) -> runs.Shaped:
-        """As the data has them; "probe" is made here."""
+    def load_shaped(self) -> runs.Shaped:
+        """Inputs, targets and the images' shape; "probe" is made here."""
         if self.data != "probe":
-            return super().loaded()
+            return super().load_shaped()
+        inputs, targets, shape = self._probe()
+        if self.loss == "cross_entropy":
+            first = np.where(targets[:, :1] > 0, SURE, 1 - SURE)
+            targets = np.concatenate([first, 1 - first], axis=1)
+        return inputs, targets, shape
+
+    def _probe(self) -> runs.Shaped:
         rng, reads = np.random.default_rng(self.seed), read_model(self.model).reads
         if reads == "tokens":
             texts = rng.integers(VOCABULARY, size=(8, TOKENS)).astype(float)
@@ -190,6 +200,7 @@ def check(options: Options) -> list[Check]:
 def prepare(options: Options) -> Job:
     """Check the options.  Raises ValueError in one line."""
     usual_params, usual_depths, usual_rate = USUAL[options.model]
+    usual_rate *= 0.1 if options.loss == "cross_entropy" else 1.0
     options = replace(options, learning_rate=usual_rate if options.learning_rate is None else options.learning_rate)
     model = read_model(options.model, activation=options.activation, block_size=options.block_size)
     params, depths = options.param or usual_params, options.depths or usual_depths

@@ -45,7 +45,7 @@ class Command:
     impose: tuple[str, ...] = ()
     """Further equations, as role.quantity.N=power."""
     loss: Literal["mse", "cross_entropy"] = "mse"
-    """The loss under which your own exponents are classified."""
+    """Which is trained on: it decides the learning rate of sp, and the regime of your own exponents."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -111,12 +111,13 @@ def _answer(c: Command) -> str:
             raise ValueError("--impose needs one --param")
         solutions = [
             s
-            for s in table(optimizers, depth=c.depth, block_size=c.block_size)
+            for s in table(optimizers, depth=c.depth, block_size=c.block_size, loss=c.loss)
             if c.architecture in (None, s.architecture)
         ]
     else:
+        options = {"depth": c.depth, "block_size": c.block_size, "loss": c.loss}
         solutions = [
-            derive(c.param, o, kind, depth=c.depth, block_size=c.block_size, impose=[_equation(e) for e in c.impose])
+            derive(c.param, o, kind, **options, impose=[_equation(e) for e in c.impose])
             for o in optimizers
             for kind in _architectures(c)
         ]
@@ -133,7 +134,7 @@ def _architectures(c: Command) -> tuple[str, ...]:
 
 
 def _given(c: Command) -> str:
-    scaling = read_scaling(c.param, c.optimizer, c.architecture, depth=c.depth)
+    scaling = read_scaling(c.param, c.optimizer, c.architecture, depth=c.depth, loss=c.loss)
     if c.format == "text":
         return describe(scaling, c.depth, c.block_size, c.loss)
     return FORMATS[c.format](_rows(gauge(scaling, c.gauge)))

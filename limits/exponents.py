@@ -13,17 +13,20 @@ Nothing is typed in: another rule gives another answer.
 
     python -m limits.exponents --help
 
+The loss matters to SP alone (``limits.requirements``).
+
 Sources: Yang & Hu 2021 (abc-parametrizations), Yang et al. 2022 (Adam), Yang et al. 2023, Bordelon et al. 2023 (depth),
-Dey et al. 2025 (α = 1), Everett et al. 2024 (alignment).
+Dey et al. 2025 (α = 1), Everett et al. 2024 (alignment), Haas et al. 2025 (cross-entropy).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 
 import sympy as sp
 
+from limits.regimes import LOSSES
 from limits.requirements import Condition, Requirements, Setting, named
 from limits.size_algebra import (
     OPTIMIZERS,
@@ -71,8 +74,9 @@ def derive(
     block_size: int = 1,
     alignment: Alignment = STANDARD_ALIGNMENT,
     impose: Sequence[tuple[str, str, str, Fraction]] = (),
+    loss: str = "mse",
 ) -> Solution:
-    """Solve a parametrization's requirements (a name in ``PARAMETRIZATIONS``, or one's own).
+    """Solve a parametrization's requirements (a name in ``PARAMETRIZATIONS``, or one's own) for training on that loss.
 
     impose  further equations (role, "multiplier" | "init_std" | "learning_rate", "N" | "L", value).  ValueError, naming
             the conditions that conflict, when no exponents meet them all.
@@ -84,7 +88,9 @@ def derive(
         raise ValueError(f"{name} is about residual blocks: a plain network of growing depth has no such limit")
     roles = architecture(kind, depth, block_size)
     unknown = {role: _unknowns(role, wanted.depth_aware) for role in roles}
-    setting = Setting(roles, unknown, first_step(roles, unknown, optimizer, alignment), alignment)
+    first = first_step(roles, unknown, optimizer, alignment)
+    moved = unknown | {"readout": replace(unknown["readout"], init_std=first["readout"].update)}
+    setting = Setting(roles, unknown, first, first_step(roles, moved, optimizer, alignment), alignment, _known(loss))
     conditions = [c for requirement in wanted.conditions for c in requirement(setting)]
     conditions += [_imposed(unknown, *equation) for equation in impose]
     conditions = [c for c in conditions if c.expression != 0 and (wanted.depth_aware or c.letter == "N")]
@@ -115,10 +121,11 @@ def table(
     parametrizations: tuple[str, ...] = ("sp", "ntp", "mup", "mean_field", "depth_mup", "alpha1"),
     depth: int = 3,
     block_size: int = 1,
+    loss: str = "mse",
 ) -> tuple[Solution, ...]:
     """Every parametrization × optimiser × architecture that has a solution of numbers."""
     return tuple(
-        derive(name, optimizer, kind, depth=depth, block_size=block_size)
+        derive(name, optimizer, kind, depth=depth, block_size=block_size, loss=loss)
         for name in parametrizations
         for optimizer in optimizers
         for kind in ("plain", "residual")
@@ -222,6 +229,12 @@ def _optimizer(optimizer: str | Optimizer) -> Optimizer:
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
     return OPTIMIZERS[optimizer]
+
+
+def _known(loss: str) -> str:
+    if loss not in LOSSES:
+        raise ValueError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
+    return loss
 
 
 def _assumptions(kind: str, optimizer: Optimizer, alignment: Alignment) -> tuple[str, ...]:

@@ -45,13 +45,16 @@ QUANTITIES = ("multiplier", "init_std", "learning_rate")
 ARCHITECTURES = ("plain", "residual")
 
 
-def scaling(name: str, optimizer: str = "sgd", architecture: str = "plain", *, depth: int = 3) -> Scaling:
+def scaling(
+    name: str, optimizer: str = "sgd", architecture: str = "plain", *, depth: int = 3, loss: str = "mse"
+) -> Scaling:
     """A parametrization by name, as derived.
 
     ``depth`` matters only as one hidden layer (plain, no hidden matrix) or more: the largest stable global learning
-    rate of SP and NTP under Adam differs.
+    rate of SP and NTP under Adam differs, and of SP with cross-entropy.  ``loss`` matters to SP only.
     """
-    table = _stored(one_hidden_layer=depth == 1)
+    _known("loss", loss, regimes.LOSSES)
+    table = _stored(depth == 1, loss)
     rule = SAME_EXPONENTS.get(optimizer, optimizer)
     if (name, rule, architecture) not in table:
         _known("parametrization", name, {key[0] for key in table})
@@ -62,7 +65,7 @@ def scaling(name: str, optimizer: str = "sgd", architecture: str = "plain", *, d
 
 
 def read_scaling(
-    text: str, optimizer: str | None = None, architecture: str | None = None, *, depth: int = 3
+    text: str, optimizer: str | None = None, architecture: str | None = None, *, depth: int = 3, loss: str = "mse"
 ) -> Scaling:
     """A parametrization by name, from a TOML file, or inline.
 
@@ -74,18 +77,20 @@ def read_scaling(
                                                                 inline; a bare power is one of N
 
     What is not given is the base's, or the zeroth power without a base.  ValueError, in one line, for what is not known
-    or not rational, and for an optimiser or an architecture other than the given one.
+    or not rational, and for an optimiser or an architecture other than the given one.  ``depth`` and ``loss`` are of the
+    name, or of the base (``scaling``).
     """
     if text.endswith(".toml"):
         given = _toml(Path(text))
     elif "=" in text:
         given = _inline(text)
     else:
-        return scaling(text, optimizer or "sgd", architecture or "plain", depth=depth)
+        return scaling(text, optimizer or "sgd", architecture or "plain", depth=depth, loss=loss)
     head = {key: given.pop(key) for key in ("name", "base", "optimizer", "architecture") if key in given}
     optimizer = _agreed("optimizer", head, optimizer, "sgd", OPTIMIZERS)
     architecture = _agreed("architecture", head, architecture, "plain", ARCHITECTURES)
-    roles = dict(scaling(head["base"], optimizer, architecture, depth=depth).roles) if "base" in head else {}
+    based = "base" in head
+    roles = dict(scaling(head["base"], optimizer, architecture, depth=depth, loss=loss).roles) if based else {}
     for role, quantities in given.items():
         _known("role", role, ROLES)
         if not isinstance(quantities, Mapping):
@@ -200,11 +205,16 @@ SAME_EXPONENTS = {"momentum": "sgd", "sign": "adam"}  # the same rule (a test ho
 
 
 @cache
-def _stored(one_hidden_layer: bool) -> dict[tuple[str, str, str], dict[str, Exponents]]:
-    """The derivation's results, written by ``python -m limits.exponents --format json --block-size 2 [--depth 1]``."""
-    name = "exponents_one_hidden_layer.json" if one_hidden_layer else "exponents.json"
-    table: dict[tuple[str, str, str], dict[str, Exponents]] = {}
-    for record in json.loads((files("limits") / name).read_text(encoding="utf-8")):
+def _stored(one_hidden_layer: bool, loss: str) -> dict[tuple[str, str, str], dict[str, Exponents]]:
+    """The derivation's results, written by ``python -m limits.exponents --format json --block-size 2 [--depth 1]``.
+
+    Those that are others with cross-entropy: ``… --param sp --loss cross_entropy``.
+    """
+    name, table = "exponents_one_hidden_layer.json" if one_hidden_layer else "exponents.json", {}
+    records = json.loads((files("limits") / name).read_text(encoding="utf-8"))
+    if loss == "cross_entropy":
+        records += json.loads((files("limits") / f"cross_entropy_{name}").read_text(encoding="utf-8"))
+    for record in records:
         key = record["parametrization"], record["optimizer"], record["architecture"]
         powers = {q: Power(Fraction(record[q]["N"]), Fraction(record[q]["L"])) for q in QUANTITIES}
         table.setdefault(key, {})[record["role"]] = Exponents(**powers)

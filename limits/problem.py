@@ -157,7 +157,7 @@ class Problem:
         given, architecture = self.parametrization, architecture or self.network.architecture
         depth = self.network.depth if depth is None else depth
         if isinstance(given, str):
-            return read_scaling(given, self.rule, architecture, depth=depth)
+            return read_scaling(given, self.rule, architecture, depth=depth, loss=self.loss)
         if given.architecture != architecture:
             raise ValueError(f"the exponents of {given.name} are for a {given.architecture} network, not a {architecture} one")
         return given

@@ -5,7 +5,9 @@ exponent is linear in the unknowns, and returns *conditions*: exponent = 0 for "
 ``PARAMETRIZATIONS`` holds each named parametrization as its list of requirements; ``limits.exponents`` solves them.
 
 SP and NTP are conventions rather than answers: SP has no multipliers and He initialisation, NTP N(0,1) weights and
-1/√fan-in, both one learning rate for all; what is derived for them is the largest such rate that keeps Δf = O(1).
+1/√fan-in, both one learning rate for all.  What is derived for them is the largest such rate: in NTP, the kernel regime,
+the largest that keeps Δf = O(1), and in SP the largest that trains.  With MSE that is the same; with cross-entropy, whose
+∂L/∂f is bounded, f may grow as long as features do not (controlled divergence, Haas et al. 2025, arXiv 2505.22491).
 μP asks that every layer's update move its features and the output by Θ(1); the depth parametrizations ask it of the L
 residual blocks together, and of the branches at step 0 (Depth-μP) or of each block's inside (α = 1).
 """
@@ -33,12 +35,17 @@ class Condition:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a requirement may speak of: the roles, their unknown exponents, and all sizes of the first step."""
+    """What a requirement may speak of: the roles, their unknown exponents, all sizes of the first step, and the loss.
+
+    ``second`` is a step whose backward pass runs through what the readout has moved by in the first one.
+    """
 
     roles: Mapping[str, Role]
     exponents: Mapping[str, Exponents]
     first: Mapping[str, FirstStep]
+    second: Mapping[str, FirstStep]
     alignment: Alignment
+    loss: str
 
 
 def preactivations(s: Setting) -> list[Condition]:
@@ -99,6 +106,18 @@ def output_changes_bounded(s: Setting) -> list[Condition]:
     return [c for name in s.roles for c in _bounded(f"{name}: its Δf", s.first[name].on_f)]
 
 
+def features_bounded(s: Setting) -> list[Condition]:
+    """No role's update moves features by more than Θ(1), nor does the next one, through the readout as it has moved."""
+    hidden = [name for name in s.roles if name != "readout"]
+    first = [c for name in hidden for c in _bounded(f"{name}: own Δ", s.first[name].on_stream)]
+    return first + [c for n in hidden for c in _bounded(f"{n}: own Δ after the readout's", s.second[n].on_stream)]
+
+
+def trains(s: Setting) -> list[Condition]:
+    """No role's update makes grow what the loss feels: with MSE f, with cross-entropy the features only."""
+    return output_changes_bounded(s) if s.loss == "mse" else features_bounded(s)
+
+
 def unit_init(s: Setting) -> list[Condition]:
     """All weights N(0,1)."""
     return [c for name, e in s.exponents.items() for c in _of_order_one(f"{name}: init_std", e.init_std)]
@@ -130,11 +149,11 @@ class Requirements:
     maximise: bool = False
 
 
-_LARGEST_STABLE_RATE = (preactivations, output_at_init, one_learning_rate, output_changes_bounded)
+_ONE_RATE = (preactivations, output_at_init, one_learning_rate)
 _MAXIMAL = (preactivations, output_at_init_bounded, features_reach_output, maximal_updates)
 PARAMETRIZATIONS = {
-    "sp": Requirements("SP", (unit_multiplier, *_LARGEST_STABLE_RATE), maximise=True),
-    "ntp": Requirements("NTP", (unit_init, *_LARGEST_STABLE_RATE), maximise=True),
+    "sp": Requirements("SP", (unit_multiplier, *_ONE_RATE, trains), maximise=True),
+    "ntp": Requirements("NTP", (unit_init, *_ONE_RATE, output_changes_bounded), maximise=True),
     "mup": Requirements("μP", _MAXIMAL),
     "mean_field": Requirements("mean field", (unit_init, *_MAXIMAL)),
     "depth_mup": Requirements("Depth-μP", (*_MAXIMAL, branches_visible, blocks_bounded), depth_aware=True),

@@ -9,9 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from comparisons import coord_check, records
+from comparisons import cases, coord_check, records
 from comparisons.coord_check import Options, Sweep, check, checked, fit, prepare, table
+from finite.networks.build import build
+from finite.train import train
+from limits import Problem
 
+SP_AT_HALF = "base=sp, input.learning_rate=-1/2, hidden.learning_rate=1/2, readout.learning_rate=1/2"  # of N(0, 1) weights
 SMALL = {"widths": (64, 128, 256), "optimizer": ("sgd",), "depths": (1,), "seeds": 4}
 
 
@@ -86,6 +90,30 @@ def test_an_interrupted_run_goes_on(small, capsys):
     out = capsys.readouterr().out
     assert re.search(r"mup, sgd, L = 1: \d+ of 13 exponents agree", out)
     assert "mup, sgd: feature learning" in out  # classified before it runs
+
+
+def test_controlled_divergence(tmp_path):
+    """SP with cross-entropy, at N^{-1/2}: the last features move by Θ(1) at every width, and f grows."""
+    options = Options(**SMALL | {"depths": (2,), "seeds": 8}, loss="cross_entropy", param=("sp",), out=tmp_path / "run")
+    found = {(c.quantity, c.layer): c for c in check(options)}
+    assert found["delta_h", "hidden 2"].exponent == pytest.approx(0, abs=0.15)
+    assert found["delta_f", "readout"].exponent == pytest.approx(0.5, abs=0.15)
+    assert found["delta_f", "readout"].derived == 0.5
+
+
+def test_what_trains_with_cross_entropy_does_not_with_squares():
+    """SP at N^{-1/2}, widths 64 and 1024."""
+    rng = np.random.default_rng(0)
+    inputs, classes = rng.normal(size=(16, 4)), np.eye(2)[np.arange(16) % 2]
+    final = {}
+    for loss, param in (("cross_entropy", "sp"), ("mse", SP_AT_HALF)):
+        problem = Problem(inputs, classes, param, model="mlp3", activation="relu", loss=loss, learning_rate=10.0, num_steps=40,
+                          measure_every=40)  # fmt: skip
+        found = [train(problem, build(problem, width), cases.keys(0, width, 2), observables=["loss"]) for width in (64, 1024)]
+        final[loss] = [np.max([one["loss"][-1] / one["loss"][0] for one in of_width]) for of_width in found]
+    assert max(final["cross_entropy"]) < 0.5
+    assert final["mse"][0] < 1  # at N = 64 it does
+    assert not final["mse"][1] < 10  # or not finite
 
 
 def test_divergence_is_data(tmp_path):

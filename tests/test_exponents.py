@@ -16,6 +16,7 @@ from scaled_network import Network, slopes
 from limits import exponent_tables, exponents, regimes, requirements
 from limits.exponents import derive
 from limits.parametrization import gauge, interpolated, output_exponent, read_scaling, scaling
+from limits.regimes import LOSSES
 from limits.requirements import PARAMETRIZATIONS, Requirements, blocks_learn
 from limits.size_algebra import (
     OPTIMIZERS,
@@ -202,12 +203,16 @@ def test_contradictions_are_named():
 # The stored results
 
 
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_the_stored_table_is_the_derivation(depth):
+def test_the_stored_table_is_the_derivation(depth, loss):
     for block_size in (1, 3):
-        for solution in exponents.table(depth=depth, block_size=block_size):
-            stored = scaling(solution.parametrization, solution.optimizer.name, solution.architecture, depth=depth)
+        for solution in exponents.table(depth=depth, block_size=block_size, loss=loss):
+            key = solution.parametrization, solution.optimizer.name, solution.architecture
+            stored = scaling(*key, depth=depth, loss=loss)
             assert {r: stored[r] for r in solution.canonical} == solution.canonical
+            other = scaling(*key, depth=depth, loss=next(name for name in LOSSES if name != loss))
+            assert (other == stored) == (solution.parametrization != "sp")
 
 
 def test_the_table_takes_little_time():
@@ -306,13 +311,36 @@ def test_what_blows_up_first():
 
 def test_controlled_divergence():
     """Haas et al. 2025: under cross-entropy SP is stable up to η ∝ N^{-1/2} (SGD), N^{-1} (Adam)."""
-    for optimizer in ("sgd", "adam"):
-        assert regimes.classify(regimes.case(scaling("sp", optimizer), loss="cross_entropy")).border.N == HALF
-        at_border = faster(scaling("sp", optimizer), Power(N=HALF))
+    for optimizer, power in {"sgd": -HALF, "adam": F(-1)}.items():
+        at_border = scaling("sp", optimizer, loss="cross_entropy")
+        assert gauge(at_border, "multiplier")["hidden"].learning_rate == Power(N=power)
+        assert at_border.roles == faster(scaling("sp", optimizer), Power(N=HALF)).roles
+        assert read_scaling("base=sp", optimizer, loss="cross_entropy").roles == at_border.roles
         verdict = regimes.classify(regimes.case(at_border, loss="cross_entropy"))
         assert verdict.regime == "controlled divergence"
         assert verdict.layers["hidden 3"] == "moves"
         assert regime(at_border, loss="mse") == "unstable"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("sizes", [*({"depth": d} for d in (1, 2, 3, 5)), *({"block_size": k} for k in (1, 2, 3))], ids=str)
+def test_the_rate_with_cross_entropy_is_the_largest_that_trains(optimizer, sizes):
+    """By three steps in numbers of ``regimes``, which the derivation's two in symbols know nothing of."""
+    kind = "plain" if "depth" in sizes else "residual"
+    given = scaling("sp", optimizer, kind, depth=sizes.get("depth", 3), loss="cross_entropy")
+    border = regimes.classify(regimes.case(given, loss="cross_entropy", **sizes)).border.N
+    assert border == 0
+    if kind == "plain":
+        assert regime(given, loss="cross_entropy", **sizes) == "controlled divergence"
+        assert regime(faster(given, Power(N=F(1, 100))), loss="cross_entropy", **sizes) == "unstable"
+    last = "stream" if kind == "residual" else f"hidden {sizes['depth']}" if sizes["depth"] > 1 else "input"
+    assert regimes.predicted(regimes.case(given, loss="cross_entropy", **sizes))["delta_h"][last].N == 0
+
+
+def test_an_unknown_loss():
+    for ask in (lambda: scaling("sp", loss="huber"), lambda: derive("sp", loss="huber")):
+        with pytest.raises(ValueError, match=r"unknown loss 'huber'; known: (mse, cross_entropy|cross_entropy, mse)"):
+            ask()
 
 
 def test_regimes_per_layer():
@@ -417,6 +445,8 @@ def test_command_line(capsys):
     explained = run(capsys, "--param", "mup", "--optimizer", "adam", "--architecture", "plain", "--explain")
     assert re.search(r"hidden: own Δ +N:  a_hidden \+ c_hidden \+ 1 = 0", explained)
     assert "1/2 for W_0 x, 1 for ΔW x" in explained
+    in_sp = run(capsys, "--param", "sp", "--loss", "cross_entropy", "--gauge", "multiplier")
+    assert re.search(r"sp +sgd +plain +hidden +1 +N\^\(-1/2\) +N\^\(-1/2\)\n", in_sp)
     described = run(capsys, "--param", "base=ntp, readout.learning_rate=-1", "--optimizer", "sgd")
     assert "base=ntp, readout.learning_rate=-1, sgd, plain, mse: kernel" in described
 

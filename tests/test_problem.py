@@ -1,5 +1,7 @@
 """Problem and Trajectory: what they accept, and one clear line for what they do not."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ from limits import (
     minibatches,
     ntk,
 )  # fmt: skip
-from limits.parametrization import factors, interpolated, laziness, output_exponent, output_multiplier, scaling
+from limits.parametrization import factors, gauge, interpolated, laziness, output_exponent, output_multiplier, scaling
 from limits.trajectory import MEASURED
 
 X, Y = np.ones((4, 3)), np.ones((4, 2))
@@ -80,6 +82,13 @@ def test_no_limit_with_augmentation(theory, model, param):
     for ask in (limit.theory, limit.solve, limit.predict, *asked):
         with pytest.raises(ValueError, match="no limit is known with augmentation"):
             ask(problem)
+
+
+def test_the_loss_decides_the_rate_of_sp():
+    for given in ("sp", "base=sp"):
+        problems = [Problem(X, Y / 2, given, model="mlp3", loss=loss) for loss in ("mse", "cross_entropy")]
+        rates = [gauge(problem.scaling(), "multiplier")["hidden"].learning_rate.N for problem in problems]
+        assert rates == [-1, Fraction(-1, 2)]
 
 
 def test_no_step_needs_no_sample():
