@@ -14,13 +14,15 @@ from comparisons.super_consistency import APART, FLAT, LATE
 from finite.density import Density
 from limits import OBSERVABLES
 
-EDGE = Line2D([], [], color="firebrick", linewidth=0.9, label="edge of stability")
+EDGE = Line2D([], [], **plots.EDGE)
+RANGE = "range over seeds"
 RESOLUTION = 400  # points of a density, whose window is one fiftieth of what is shown
 
 
 @plots.styled
 def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
     """A row per observable, a column per parametrization, a colour per size: mean over the seeds, and their range."""
+    dataset = plots.drawable(dataset)
     names, params = followed(dataset), [str(param) for param in dataset.param.values]
     figure = Figure(figsize=(1.25 * plots.PANEL[0] * len(params) + 0.4, 0.85 * plots.PANEL[1] * len(names) + 0.9),
                     layout="constrained")  # fmt: skip
@@ -34,9 +36,8 @@ def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
         row[0].set_ylabel(OBSERVABLES[name].symbol.replace("_k", "_1"))
     for axis in grid[-1]:
         axis.set(xlabel="step", xlim=(0, int(dataset.step[-1])))
-    handles = [*sizes(dataset), EDGE]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
-    figure.suptitle(plots.wrapped(title, 62 * len(params)), fontsize=9)
+    plots.legend_below(figure, [*sizes(dataset), EDGE, plots.band(RANGE)])
+    figure.suptitle(title, fontsize=9)
     return figure
 
 
@@ -61,10 +62,9 @@ def panel(axis: Axes, values: xr.DataArray, edge: float = np.nan) -> None:
         axis.plot(values.step, mean, color=color)  # ends where one diverges: those that are left are others on average
         axis.fill_between(values.step, low, high, color=color, alpha=0.2, linewidth=0)
     if ((values > 0) | values.isnull()).all() and values.notnull().any():
-        axis.set_yscale("log")
+        plots.logarithmic(axis)
         plots.plain_numbers(axis.yaxis)
-    if np.isfinite(edge):
-        axis.axhline(edge, color=EDGE.get_color(), linewidth=EDGE.get_linewidth())
+    plots.mark_edge(axis, edge)
 
 
 def _ratio(late):
@@ -102,9 +102,8 @@ def density(dataset: xr.Dataset, title: str) -> Figure:
         row[0].set_ylabel("density of eigenvalues")
     for axis in grid[-1]:
         axis.set_xlabel(r"$\gamma^2\lambda(H)$")
-    handles = sizes(dataset)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
-    figure.suptitle(plots.wrapped(title, 62 * len(params)), fontsize=9)
+    plots.legend_below(figure, [*sizes(dataset), plots.band("standard error")])
+    figure.suptitle(title, fontsize=9)
     return figure
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import xarray as xr
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from comparisons.rates import Rate, deviations, limit_component, reference_of, variable
@@ -25,8 +27,13 @@ STYLE = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "legend.frameon": False,
     "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.4, "savefig.dpi": 200,
 }  # fmt: skip
+EDGE = {"color": "firebrick", "linewidth": 0.9, "label": "edge of stability"}
 LIMIT = {"color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 5}
 PANEL = (2.9, 2.7)  # inches
+HUGE = 1e100  # what is larger has diverged; from 1e300 on matplotlib's own arithmetic overflows
+DECADES = 30  # of a logarithmic axis at most: below that is rounding
+FAR = 6  # times as high as the curves, or as low, an edge is told in words
+SHORTEST, FILLED = 12, 0.98  # characters of a line of a title, and how much of its room it may fill
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -43,6 +50,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 @styled
 def save(figure: Figure, path: Path) -> None:
     """``path`` and .png, and .pdf; written whole or not at all."""
+    fit_titles(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once for both
     for ending, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
@@ -54,6 +62,7 @@ def save(figure: Figure, path: Path) -> None:
 @styled
 def dynamics(dataset: xr.Dataset, edge_of_stability: float, title: str) -> Figure:
     """Each shown observable against step: mean over seeds with its spread, one colour per width, the limit dashed."""
+    dataset = drawable(dataset)
     figure, axes = _panels(len(SHOWN))
     for axis, (name, selection) in zip(axes, SHOWN.items(), strict=True):
         values = dataset[variable(name)].sel(selection)
@@ -67,10 +76,11 @@ def dynamics(dataset: xr.Dataset, edge_of_stability: float, title: str) -> Figur
             axis.plot(dataset.step, limit, **LIMIT)
         axis.set(xlabel="step", ylabel=_label(name), title=OBSERVABLES[name].label)
         if name == "loss":
-            axis.set_yscale("log")
-            axis.set_ylim(bottom=max(axis.get_ylim()[0], 0.3 * float(np.nanmin(values.mean("seed")))))
-    _mark_edge(axes[1], edge_of_stability)
-    _legend(figure, dataset, ["limit"] if f"{variable('loss')}_limit" in dataset else [])
+            lowest = values.mean("seed").where(lambda mean: mean > 0).min()  # the spread may reach below any loss
+            logarithmic(axis, bottom=0.3 * float(lowest))
+    mark_edge(axes[1], edge_of_stability)
+    limits = [Line2D([], [], label="limit", **LIMIT)] if f"{variable('loss')}_limit" in dataset else []
+    legend_below(figure, [*widths(dataset), *limits, Line2D([], [], **EDGE), band("standard deviation over seeds")])
     figure.suptitle(title, fontsize=9)
     return figure
 
@@ -78,7 +88,7 @@ def dynamics(dataset: xr.Dataset, edge_of_stability: float, title: str) -> Figur
 @styled
 def rates(dataset: xr.Dataset, measured: Sequence[Rate], reference: str, title: str, steps: Sequence[int]) -> Figure:
     """Error against width at several steps: points, fitted lines with their band, predicted lines; one row per kind."""
-    kinds = ("fluctuation", "bias")
+    kinds, dataset = ("fluctuation", "bias"), drawable(dataset)
     figure, grid = _panels(len(SHOWN), len(kinds))
     table = {(r.observable, r.rank, r.kind, r.step): r for r in measured}
     for row, kind in zip(grid, kinds, strict=True):
@@ -87,17 +97,19 @@ def rates(dataset: xr.Dataset, measured: Sequence[Rate], reference: str, title: 
             rank = None if name in ("loss", "sharpness") else selection.get("rank")
             for step, color in zip(steps, matplotlib.colormaps["plasma"](np.linspace(0.05, 0.8, len(steps))), strict=True):
                 draw_rate(axis, errors.sel(step=step), table[name, rank, kind, step], kind, color)
-            axis.set(xscale="log", yscale="log", xlabel="width $N$", title=_titled(dataset, name, reference))
+            axis.set(xscale="log", xlabel="width $N$", title=_titled(dataset, name, reference))
+            logarithmic(axis)
             axis.set_ylabel(r"rms over seeds of $o_N-o_\infty$" if kind == "fluctuation" else r"|mean over seeds of $o_N-o_\infty$|")  # noqa: E501
             axis.set_xticks(errors.width.values, [str(w) for w in errors.width.values], rotation=45)
             axis.tick_params(axis="x", which="minor", bottom=False)
             axis.xaxis.set_minor_formatter(NullFormatter())
     handles = [Line2D([], [], marker="o", linestyle="-", color=matplotlib.colormaps["plasma"](x), label=f"step {step}")
                for step, x in zip(steps, np.linspace(0.05, 0.8, len(steps)), strict=True)]  # fmt: skip
-    handles += [Line2D([], [], color="gray", label="fit"),
+    handles += [Line2D([], [], color="gray", label="fit"), band("95 % of its exponent"),
                 Line2D([], [], color="gray", linestyle=":", label="predicted"),
-                Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label="no exponent")]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+                Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="",
+                       label="no exponent: the table says why")]  # fmt: skip
+    legend_below(figure, handles)
     figure.suptitle(f"{title}; reference: {reference}", fontsize=9)
     return figure
 
@@ -105,6 +117,7 @@ def rates(dataset: xr.Dataset, measured: Sequence[Rate], reference: str, title: 
 @styled
 def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: str) -> Figure:
     """|o_N(t) − o_∞(t)| against step per width, and in the title of each panel the verdict."""
+    dataset = drawable(dataset)
     figure, axes = _panels(len(SHOWN))
     for axis, (name, selection) in zip(axes, SHOWN.items(), strict=True):
         errors = deviations(dataset, name, selection, reference, "fluctuation")
@@ -113,9 +126,10 @@ def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: 
             if width in magnitude.width.values:
                 axis.plot(dataset.step, magnitude.sel(width=width), color=color)
         found = next(g for g in grown if g.observable == name and g.rank in (None, 1))
-        axis.set(yscale="log", xlabel="step", ylabel=f"rms deviation of {_label(name)}")
+        axis.set(xlabel="step", ylabel=f"rms deviation of {_label(name)}")
+        logarithmic(axis)
         axis.set_title(f"{_titled(dataset, name, reference)}\nat most × {largest(found)}\n{found.verdict}")
-    _legend(figure, dataset, [])
+    legend_below(figure, widths(dataset))
     figure.suptitle(f"{title}; reference: {reference}; super consistent: at most × {GROWN:g}", fontsize=9)
     return figure
 
@@ -127,9 +141,86 @@ def largest(found: Growth) -> str:
 
 
 def wrapped(title: str, characters: int) -> str:
-    """In lines of about as many characters, broken after a comma or semicolon only: "batch 64" stays together."""
-    together = re.sub(r"(?<![,;]) ", "\N{NO-BREAK SPACE}", title)
-    return textwrap.fill(together, characters, break_on_hyphens=False, break_long_words=False)
+    """In lines of at most so many characters, broken after commas and semicolons: "batch 64" stays together.
+
+    A part that is longer is broken at its spaces, not within $…$, and a word that is longer anywhere.
+    """
+    return "\n".join(_packed(line, characters) for line in title.split("\n"))
+
+
+def _packed(line, characters):
+    held = re.sub(r"\$[^$]*\$", lambda formula: formula[0].replace(" ", "\0"), line)
+    parts = [part for text in re.split(r"(?<=[,;]) ", held)
+             for part in textwrap.wrap(text, characters, break_on_hyphens=False)]  # fmt: skip
+    lines = parts[:1]
+    for part in parts[1:]:
+        if len(lines[-1]) + 1 + len(part) <= characters:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part)
+    return "\n".join(lines).replace("\0", " ")
+
+
+def fit_titles(figure: Figure) -> None:
+    """Breaks the figure's title, and those of its panels, into lines that end where the figure, or the panel, does.
+
+    What they take in height is added to the figure's.
+    """
+    added = [_broken(text, figure.bbox.width) for text in figure.texts]
+    rows = {}
+    for axis in figure.axes:
+        spec = axis.get_subplotspec()
+        row, columns = (spec.rowspan.start, spec.get_gridspec().ncols / len(spec.colspan)) if spec else (0, 1)
+        rows[row] = max(rows.get(row, 0.0), _broken(axis.title, figure.bbox.width / columns))
+    figure.set_figheight(figure.get_figheight() + (sum(added) + sum(rows.values())) / figure.dpi)
+
+
+def _broken(text, room) -> float:
+    """How much higher a text has become by being broken so that it fits, in pixels."""
+    whole, height = text.get_text(), text.get_window_extent().height
+    characters = max(map(len, whole.split("\n")))
+    while characters > SHORTEST and text.get_window_extent().width > FILLED * room:
+        characters -= 2
+        text.set_text(wrapped(whole, characters))
+    return text.get_window_extent().height - height
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Under all panels, in as many columns as the figure is wide; it grows by all rows but the first."""
+    for columns in range(len(handles), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+        box = legend.get_window_extent()
+        if columns == 1 or box.width <= figure.bbox.width:
+            break
+        legend.remove()
+    rows = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + box.height * (1 - 1 / rows) / figure.dpi)
+
+
+def band(what: str) -> Patch:
+    """The handle of a shaded band."""
+    return Patch(facecolor="gray", alpha=0.3, linewidth=0, label=f"band: {what}")
+
+
+def widths(dataset: xr.Dataset) -> list[Line2D]:
+    """A handle per width."""
+    return [Line2D([], [], color=color, label=f"N = {width}") for width, color in colors(dataset.width.values)]
+
+
+def drawable(dataset: xr.Dataset) -> xr.Dataset:
+    """Not a number where a value is not finite or beyond ``HUGE``: it has diverged, and its line ends there."""
+    return dataset.map(lambda values: values.where(abs(values) < HUGE) if values.dtype.kind == "f" else values, keep_attrs=True)
+
+
+def logarithmic(axis: Axes, bottom: float = 0.0) -> None:
+    """A logarithmic y axis, from ``bottom`` on and ``DECADES`` long at most; where nothing above zero is drawn it says so."""
+    drawn = np.concatenate([np.empty(0), *(np.asarray(line.get_ydata(), float) for line in axis.lines)])
+    if not np.any(drawn > 0):
+        axis.text(0.5, 0.5, "nothing above zero", transform=axis.transAxes, ha="center", color="gray")
+        return
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, 10.0**-DECADES * high, bottom if np.isfinite(bottom) else 0.0), high)
 
 
 def plain_numbers(axis: Axis) -> None:
@@ -153,13 +244,20 @@ def draw_rate(axis: Axes, errors: xr.DataArray, rate: Rate, kind: str, color) ->
                   markersize=3.5, linestyle="", elinewidth=0.8, fillstyle="full" if fitted else "none")  # fmt: skip
     ends = np.geomspace(errors.width.values.min(), errors.width.values.max(), 30)
     if fitted:
-        axis.plot(ends, rate.fitted_prefactor * ends**rate.exponent, color=color)
+        axis.plot(ends, _power(rate.fitted_prefactor, ends, rate.exponent), color=color)
         pivot = np.exp(np.mean(np.log(errors.width.values)))
-        level = rate.fitted_prefactor * pivot**rate.exponent
-        band = [level * (ends / pivot) ** slope for slope in rate.interval]
-        axis.fill_between(ends, np.minimum(*band), np.maximum(*band), color=color, alpha=0.15, linewidth=0)
+        level = _power(rate.fitted_prefactor, pivot, rate.exponent)
+        sides = [_power(level, ends / pivot, slope) for slope in rate.interval]
+        axis.fill_between(ends, np.minimum(*sides), np.maximum(*sides), color=color, alpha=0.15, linewidth=0)
     if rate.predicted_prefactor is not None and rate.predicted_prefactor > 0:
-        axis.plot(ends, rate.predicted_prefactor * ends**rate.predicted_exponent, color=color, linestyle=":")
+        axis.plot(ends, _power(rate.predicted_prefactor, ends, rate.predicted_exponent), color=color, linestyle=":")
+
+
+def _power(prefactor, widths, exponent):
+    """Not a number where it is beyond ``HUGE``."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = prefactor * np.asarray(widths, float) ** exponent
+        return np.where(np.abs(values) < HUGE, values, np.nan)
 
 
 def _panels(columns, rows=1):
@@ -181,18 +279,14 @@ def _titled(dataset, name, reference):
     return OBSERVABLES[name].label + ("" if used == reference else f", against N = {dataset.width.values[-1]}")
 
 
-def _mark_edge(axis, height):
-    """The line 2/η0, if it is near enough not to squash the curves; else its height in words."""
-    if height < 6 * axis.get_ylim()[1]:
-        axis.axhline(height, color="firebrick", linewidth=0.9)
-        axis.annotate("edge of stability", (0.02, height), xycoords=("axes fraction", "data"), color="firebrick",
-                      fontsize=7, va="bottom")  # fmt: skip
+def mark_edge(axis: Axes, height: float) -> None:
+    """The line 2/η0, if it is near enough not to squash the curves; else its height in words.  Nothing if there is none."""
+    if not np.isfinite(height):
+        return
+    low, top = axis.get_ylim()
+    if top / FAR < height < FAR * top:
+        axis.axhline(height, **EDGE)
+        axis.set_ylim(min(low, height / 1.2), max(top, 1.2 * height))
     else:
-        axis.annotate(f"edge of stability at {height:.3g}", (0.02, 1.0), xycoords="axes fraction", color="firebrick",
+        axis.annotate(f"edge of stability at {height:.3g}", (0.02, 0.98), xycoords="axes fraction", color=EDGE["color"],
                       fontsize=7, va="top")  # fmt: skip
-
-
-def _legend(figure, dataset, more):
-    handles = [Line2D([], [], color=color, label=f"N = {width}") for width, color in colors(dataset.width.values)]
-    handles += [Line2D([], [], label=label, **LIMIT) for label in more]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))

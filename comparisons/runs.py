@@ -163,7 +163,7 @@ class TrainingOptions(DataOptions):
         sizes = f"P = {problem.num_samples}, D = {problem.num_inputs}, C = {problem.num_outputs}"
         loss = "" if self.loss == "mse" else ", cross-entropy"
         training = ", ".join([f"γ0 = {self.richness:g}", *more])
-        return f"{name}{deep}{activation}, {self.optimizer}, {self.data}{loss}, {sizes}, {training}"
+        return f"{name}{deep}{activation}, {self.optimizer}, {Path(self.data).name}{loss}, {sizes}, {training}"
 
 
 def _given(value, usual):

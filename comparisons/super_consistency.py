@@ -209,7 +209,9 @@ def _log_growth(squares: Float[np.ndarray, "W S T"], counts: Float[np.ndarray, "
 def _growth(dataset, name, rank, selection, reference, prediction):
     errors = deviations(dataset, name, selection, reference, "fluctuation").values
     values = dataset[variable(name)].sel(selection).transpose("width", "seed", "step").values
-    late = agreement(dataset.width.values, values[..., late_steps(dataset.step.values)].mean(axis=2))
+    at_the_end = values[..., late_steps(dataset.step.values)]
+    without_end = np.full(at_the_end.shape[:2], np.nan)  # diverged before the first step
+    late = agreement(dataset.width.values, at_the_end.mean(axis=2) if at_the_end.size else without_end)
     largest, interval = largest_growth(errors)
     predicted, said = _predicted(dataset, name, selection, prediction), verdict(late, interval)
     return Growth(name, rank, dataset.step.values.tolist(), growth_ratio(errors).tolist(), predicted,

@@ -36,9 +36,8 @@ def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], tit
             sharpness(axis, dataset.sel(param=name))
         grid[1, 0].set(ylabel=dataset["sharpness"].attrs["symbol"] + " at the optimum", ylim=sharpness_range(dataset))
         plots.plain_numbers(grid[1, 0].yaxis)
-    handles = legend(dataset)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(2 + len(names), 5, len(handles)))
-    figure.suptitle(plots.wrapped(title, 62 * len(names)), fontsize=9)
+    plots.legend_below(figure, legend(dataset))
+    figure.suptitle(title, fontsize=9)
     return figure
 
 
@@ -58,7 +57,8 @@ def final_losses(axis: Axes, one: xr.Dataset, shown: tuple[float, float], optima
         axis.plot(rates, mean, color=color)
         axis.fill_between(rates, *np.quantile(_drawable(there.values, top), (0.25, 0.75), axis=0), where=mean < top,
                           color=color, alpha=0.15, linewidth=0)  # fmt: skip
-        axis.plot(best[size], 0.97, transform=axis.get_xaxis_transform(), color=color, marker="v", markersize=5, alpha=0.8)
+        axis.plot(best[size], 0.97, transform=axis.get_xaxis_transform(), color=color, marker="v", markersize=5, alpha=0.8,
+                  clip_on=False)  # fmt: skip  (one at the end of the grid is whole)
     if has_limit(one):
         for limit in _by_depth(one["final_loss_limit"]):
             axis.plot(rates, _drawable(limit.values, top), **plots.LIMIT)

@@ -1,22 +1,126 @@
-"""What all pictures share."""
+"""What all pictures share: titles, legends and axes that fit, whatever was measured."""
 
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from comparisons import plots
+from comparisons import landscape_plots, late, plots, rates, records, super_consistency
+from limits import Trajectory
+
+STEPS, WIDTHS, SEEDS = np.array([0, 5, 10]), (8, 16, 32), 5
+KINDS = {
+    "usual": lambda rng, shape: 1 + 0.1 * rng.normal(size=shape),
+    "zero": lambda _, shape: np.zeros(shape),
+    "constant": lambda _, shape: np.full(shape, 0.3),
+    "negative": lambda rng, shape: -1 - rng.random(shape),
+    "huge": lambda rng, shape: 10.0 ** rng.uniform(20, 308, shape),
+    "tiny": lambda rng, shape: 10.0 ** rng.uniform(-320, -100, shape),
+    "infinite": lambda _, shape: np.full(shape, np.inf),
+    "diverged": lambda rng, shape: np.where(rng.random(shape) < 0.5, np.nan, 10.0 ** rng.uniform(-9, 300, shape)),
+}
+
+
+def measured(kinds, seed):
+    """A run of three observables whose values are of these kinds, with their limit and deviations."""
+    rng = np.random.default_rng(seed)
+
+    def trajectories(number):
+        return {width: [Trajectory(STEPS, {name: KINDS[kind](rng, (len(STEPS), *((2,) if name != "loss" else ())))
+                                           for name, kind in kinds.items()}) for _ in range(number)]
+                for width in WIDTHS}  # fmt: skip
+
+    values = records.from_trajectories(trajectories(SEEDS))
+    with np.errstate(all="ignore"):
+        deviations = (values - 1).rename({name: f"{name}_deviation" for name in values.data_vars})
+    limit = records.from_trajectories(trajectories(1)).isel(width=0, seed=0, drop=True)
+    limit = limit.rename({name: f"{name}_limit" for name in limit.data_vars})
+    return values.merge(deviations).merge(limit).assign_attrs(epsilon=1e-7)
+
+
+def drawn(figure):
+    """Laid out as it would be saved: every text inside the figure."""
+    plots.fit_titles(figure)
+    figure.draw_without_rendering()
+    assert np.isfinite([axis.get_ylim() for axis in figure.axes]).all()
+    return figure
+
+
+def sticks_out(figure):
+    """The titles and legends that are wider than the figure, or end outside it."""
+    titles = [text for axis in figure.axes for text in [axis.title]] + figure.texts
+    boxes = [artist.get_window_extent() for artist in [*titles, *figure.legends]]
+    return [box for box in boxes if box.x0 < -1 or box.x1 > figure.bbox.width + 1]
+
+
+kinds_of_values = st.fixed_dictionaries(
+    {name: st.sampled_from(list(KINDS)) for name in ("loss", "hessian_eigenvalues", "ntk_eigenvalues")}
+)
+
+
+@given(kinds=kinds_of_values, seed=st.integers(0, 99), edge=st.sampled_from([np.nan, 1e-9, 4.0, 1e200]))
+@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
+def test_every_picture_can_be_drawn_whatever_was_measured(kinds, seed, edge):
+    dataset = measured(kinds, seed)
+    with np.errstate(all="ignore"):
+        fitted = rates.measure_rates(dataset, "theory", None, None)
+        grown = super_consistency.measure_growth(dataset, "theory", None, None)
+        several = dataset[list(kinds)].expand_dims(param=["mup"]).assign(
+            edge_of_stability=("param", [edge]), preconditioned_edge_of_stability=("param", [edge]))  # fmt: skip
+        lately = late.late_values(several)
+    drawn(plots.dynamics(dataset, edge, "a title"))
+    drawn(plots.rates(dataset, fitted, "theory", "a title", [0, 5, 10]))
+    drawn(plots.growth(dataset, grown, "theory", "a title"))
+    drawn(landscape_plots.picture(several, lately, "a title"))
+
+
+@pytest.mark.parametrize("panels", [1, 2, 5])
+def test_titles_and_legends_end_where_the_figure_does(panels):
+    figure = Figure(figsize=(2.6 * panels, 3), layout="constrained")
+    for axis in np.ravel(figure.subplots(1, panels)):
+        axis.set_title("NTP: late × 1.09, falls with the size of the network, in several words")
+    path = "/a/long/folder/" + "name" * 20
+    figure.suptitle(f"conv, cross-entropy, {path}, P = 512, D = 3072, C = 10, γ0 = 1, warm-up 100, batch 64; N = 8, 48 steps")
+    plots.legend_below(figure, [Line2D([], [], label=f"N = {2**n}") for n in range(9)] + [plots.band("range over seeds")])
+    assert not sticks_out(drawn(figure))
+    assert len(figure.legends) == 1
+
+
+@pytest.mark.parametrize(("edge", "line"), [(3.0, True), (1e3, False), (1e-3, False), (np.nan, False)])
+def test_an_edge_far_from_the_curves_is_told_in_words(edge, line):
+    axis = Figure().subplots()
+    axis.plot([0, 1], [1, 2])
+    axis.set_ylim(0, 2.2)
+    plots.mark_edge(axis, edge)
+    assert (len(axis.lines) == 2) == line
+    assert axis.get_ylim()[1] < 4
+    assert bool(axis.texts) == (not line and np.isfinite(edge))
+
+
+def test_what_cannot_be_on_a_logarithmic_axis_says_so():
+    axis = Figure().subplots()
+    axis.plot([0, 1], [0, -2])
+    plots.logarithmic(axis)
+    assert (axis.get_yscale(), axis.texts[0].get_text()) == ("linear", "nothing above zero")
 
 
 def test_titles_break_after_commas_and_semicolons_only():
     title = "conv, cross-entropy, P = 512, D = 3072, batch 64; N = 8, 48 steps"
     lines = plots.wrapped(title, 30).split("\n")
-    assert [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines] == [
+    assert lines == [
         "conv, cross-entropy, P = 512,",
         "D = 3072, batch 64; N = 8,",
         "48 steps",
     ]
 
 
-def test_a_long_word_stays_whole():
-    assert plots.wrapped("of a network, " + "x" * 50, 20).split("\n")[1] == "x" * 50
+def test_what_is_too_long_for_a_line_is_broken_where_it_hurts_least():
+    assert plots.wrapped("of a network, " + "x" * 25, 20).split("\n") == ["of a network,", "x" * 20, "x" * 5]
+    assert plots.wrapped("the best of all networks", 14).split("\n") == ["the best of", "all networks"]
+    assert plots.wrapped(r"optimum $\propto N^{+0.03}$, transfers", 30).split("\n") == [
+        r"optimum $\propto N^{+0.03}$,", "transfers"]  # fmt: skip
 
 
 def labels(low, high):
