@@ -13,9 +13,10 @@ import pytest
 from jaxtyping import install_import_hook
 
 matplotlib.use("Agg")
-install_import_hook(["limits", "finite", "comparisons"], "typecheck.checked")
+if "SUPERCONSISTENCY_UNCHECKED" not in os.environ:  # tests/benchmarks/device.py: no beartype there
+    install_import_hook(["limits", "finite", "comparisons"], "typecheck.checked")
 
-import limits  # noqa: E402  (after the hook)
+import limits  # after the hook
 
 HERE = Path(__file__).resolve().parent.parent
 assert Path(limits.__file__).resolve().parent == HERE / "limits", f"another distribution's limits: {limits.__file__}"

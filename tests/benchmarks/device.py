@@ -1,0 +1,162 @@
+"""One accelerator, measured in a few minutes: what it is, what every part of the package reaches on it, what it gets wrong.
+
+    PYTHONPATH=. python tests/benchmarks/device.py [--minutes 8] [--out DIR] [--parts card conv …]
+
+Parts (``device_parts.py`` has them), the most telling first, each in a process and a time limit of its own:
+
+    card      what is there, and the peaks of matrix products, memory and small programs
+    conv      SimpleConvNet at growing width: seconds per step and per measurement, part of the peak, and what else was possible
+    main      the main job unchanged, then wider networks, compilation apart
+    lanczos   eigenvalues of 1.8 and 100 million parameters: time over (products × one product)
+    checks    results against the CPU's, and tests in process
+    memory    what was planned, what was used, the largest width that fits
+    figure    figure 1's rows at a tenth of the paper's length
+
+A part that fails, hangs or is killed names its fault, and the next one runs; time that is left over goes to those after it.
+In DIR (default results/device) results.json and table.txt are written anew after every part, log.txt has what parts said that
+did not pass, figure.png is figure 1's.  The same command again runs what has not passed.  On a CPU all sizes are tiny.
+Exit status 0 if all parts passed, 1 if not, 2 for a mistake at the command line.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import device_parts
+
+SHARES = {"card": 35, "conv": 135, "main": 110, "lanczos": 45, "checks": 55, "memory": 45, "figure": 55}  # of the time
+RESERVE = 3.0  # seconds, to end in
+
+
+def main(arguments=None) -> int:
+    given = _parse(arguments)
+    until = time.time() + 60 * given.minutes
+    given.out.mkdir(parents=True, exist_ok=True)
+    records = read(given.out)
+    waiting = [name for name in SHARES if name in given.parts and records.get(name, {}).get("verdict") != "passed"]
+    while waiting:
+        name = waiting[0]
+        share = SHARES[name] / sum(SHARES[other] for other in waiting)
+        limit = (until - RESERVE - time.time()) * share
+        records[name] = run(name, limit, size(records), given.out)
+        write(records, given.out)
+        waiting.pop(0)
+    print(table(records))
+    return int(any(records[name]["verdict"] != "passed" for name in given.parts))
+
+
+def _parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=8, help="for all parts together")
+    parser.add_argument("--out", type=Path, default=Path("results/device"))
+    parser.add_argument("--parts", nargs="+", choices=SHARES, default=list(SHARES))
+    given = parser.parse_args(arguments)
+    if not given.minutes > 0:
+        parser.error(f"--minutes {given.minutes:g}: wanted a positive number")
+    return given
+
+
+def size(records) -> str:
+    """Tiny on a CPU; "full" where the first part could not even say what there is."""
+    found = {row["what"]: row["value"] for row in records.get("card", {}).get("rows", [])}
+    return "tiny" if found.get("platform") == "cpu" else "full"
+
+
+def run(name: str, limit: float, size: str, out: Path) -> dict:
+    """One part, in a process of its own: this one never touches the device, whose memory is free for each."""
+    if limit < 1:
+        return {"verdict": "out of time", "seconds": 0.0, "rows": []}
+    started = time.time()
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+", errors="replace") as complained:
+        status = _status(name, limit, size, out, said, complained)
+        rows, errors = (_read_back(stream) for stream in (said, complained))
+    rows = [json.loads(line) for line in rows.splitlines() if line.endswith("}")]  # the last one may have been cut off
+    found = verdict(status, rows, errors)
+    if found != "passed":
+        with (out / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(f"=== {name}: {found}\n{errors[-20000:]}\n")
+    return {"verdict": found, "seconds": round(time.time() - started, 1), "rows": rows}
+
+
+def _status(name, limit, size, out, said, complained):
+    """The exit status, None where the time was over; what the part itself has started ends with it.
+
+    A fork: what is imported is so once for all parts.  JAX starts its threads when it first sees the device, in the child.
+    """
+    part = multiprocessing.get_context("fork").Process(target=_alone, args=(name, limit, size, out, said, complained))
+    part.start()
+    try:
+        part.join(limit)
+        return part.exitcode
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(part.pid, signal.SIGKILL)
+        part.join()
+
+
+def _alone(name, limit, size, out, said, complained):
+    """In the child: rows to ``said``, whatever else is printed to ``complained``."""
+    os.setsid()
+    signal.alarm(int(limit) + 10)  # should its parent be gone
+    for descriptor in (1, 2):
+        os.dup2(complained.fileno(), descriptor)
+    sys.exit(device_parts.run(name, time.time() + limit, size, out, said))
+
+
+def _read_back(stream):
+    stream.seek(0)
+    return stream.read()
+
+
+def verdict(status: int | None, rows: list[dict], errors: str) -> str:
+    """passed, out of time, or failed and a line that says why."""
+    if faults := [f"{row['what']}: {row['fault']}" for row in rows if "fault" in row]:
+        more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
+        return f"failed: {faults[0]}{more}"
+    if status in (None, device_parts.OUT_OF_TIME):
+        return "out of time"
+    if status == 0:
+        return "passed"
+    last = next((line.strip() for line in reversed(errors.splitlines()) if line.strip()), "it said nothing")
+    killed = f"killed by {signal.Signals(-status).name}; " if status < 0 else ""
+    return f"failed: {killed}{last[:300]}"
+
+
+def read(out: Path) -> dict[str, dict]:
+    """The parts that have run before, by name."""
+    path = out / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write(records: dict[str, dict], out: Path) -> None:
+    for name, text in {"results.json": json.dumps(records, indent=1, ensure_ascii=False), "table.txt": table(records)}.items():
+        new = out / f"{name}.new"
+        new.write_text(text + "\n", encoding="utf-8")
+        new.replace(out / name)
+
+
+def table(records: dict[str, dict]) -> str:
+    """Every part with its verdict, every number with its unit."""
+    lines = []
+    for name, record in records.items():
+        lines += ["", f"{name}: {record['verdict']} ({record['seconds']:.0f} s)"]
+        lines += [f"  {row['what']:<84}{_shown(row)}" for row in record["rows"]]
+    return "\n".join(lines[1:])
+
+
+def _shown(row):
+    if "fault" in row:
+        return f"FAULT {row['fault']}"
+    value = f"{row['value']:.4g}" if isinstance(row["value"], float) else row["value"]
+    return f"{value} {row['unit']}".rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,753 @@
+"""The parts of ``device.py``, each a function of a report, a size ("tiny" or "full") and the folder of results.
+
+A row is a number with its unit, or a fault; they go out one by one, so that what was found before a fault or the end of the
+time is kept.
+"""
+
+import contextlib
+import gzip
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import lanczos
+import numpy as np
+import optax
+import pytest
+import xarray as xr
+from jax.flatten_util import ravel_pytree
+
+from comparisons import convergence
+from finite import curvature
+from finite.lanczos import extremes
+from finite.networks import by_role
+from finite.networks.build import build
+from finite.networks.conv import convolution, neighbourhoods, of_images, pooled, read_out
+from finite.observe import Program
+from finite.patches import patches10
+from finite.side_by_side import footprint, plan
+from finite.train import train
+from limits import Problem, minibatches
+from limits.losses import LOSSES
+from limits.precision import computing
+from limits.trajectory import MEASURED
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 2**30
+OUT_OF_TIME = 3  # the exit status
+
+
+class OutOfTime(Exception):
+    """What is left does not fit."""
+
+
+class Report:
+    """Where a part says what it has found, and how long it may still take."""
+
+    def __init__(self, until, stream):
+        self.until, self.stream = until, stream
+
+    def left(self):
+        return self.until - time.time()
+
+    def row(self, what, value, unit=""):
+        value = value if isinstance(value, str) else float(value)
+        print(json.dumps({"what": what, "value": value, "unit": unit}), file=self.stream, flush=True)
+
+    def fault(self, what, said):
+        line = " ".join(str(said).split())[:300]
+        print(json.dumps({"what": what, "fault": line}), file=self.stream, flush=True)
+
+    @contextlib.contextmanager
+    def attempt(self, what, seconds=3.0):
+        """Something that takes about so long.  Where it fails, it says so, and the rest goes on."""
+        if self.left() < seconds:
+            raise OutOfTime(what)
+        try:
+            yield
+        except OutOfTime:
+            raise
+        except Exception as fault:
+            traceback.print_exc()
+            self.fault(what, f"{type(fault).__name__}: {fault}")
+
+
+def seconds(function, repeats=5):
+    """Median of one call whose result is ready, after one that compiles."""
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+# card ---------------------------------------------------------------------------------------------------------------------
+
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16", "BF16_BF16_F32")  # of the option jax_default_matmul_precision
+PRODUCTS = 8
+PACKAGES = ("jax", "jaxlib", "numpy", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cublas", "nvidia-cudnn-cu13")
+
+
+def card(report, size, out):
+    device = jax.devices()[0]
+    report.row("platform", device.platform)
+    report.row("device", f"{len(jax.local_devices())} × {device.device_kind}, python {platform.python_version()}")
+    report.row("driver", _driver())
+    report.row("versions", ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name))))
+    stats = device.memory_stats() or {}
+    report.row("memory that JAX may use", stats.get("bytes_limit", 0) / GIB, "GiB")
+    n, numbers = {"tiny": (256, 2**16), "full": (8192, 2**28)}[size]
+    for option in PRECISIONS:
+        with report.attempt(f"product of float32, precision {option}"):
+            what = f"product of float32 matrices, {n} × {n}, jax_default_matmul_precision {option}"
+            report.row(what, peak(n, option) / 1e12, "TFLOP/s")
+            report.row(f"    its relative error at {n // 4} × {n // 4}", rounding(n // 4, option))
+    with report.attempt("product of bfloat16"):
+        report.row(f"product of bfloat16 matrices, {n} × {n}", peak(n, "default", jnp.bfloat16) / 1e12, "TFLOP/s")
+    with report.attempt("product of float64"), jax.enable_x64(True):
+        report.row(f"product of float64 matrices, {n // 2} × {n // 2}", peak(n // 2, "highest", jnp.float64) / 1e12, "TFLOP/s")
+    with report.attempt("memory"):
+        report.row("memory, read and written", bandwidth(numbers) / 1e9, "GB/s")
+    with report.attempt("small programs"):
+        for name, found in small_programs().items():
+            report.row(name, 1e6 * found, "µs")
+
+
+def _driver():
+    if not shutil.which("nvidia-smi"):
+        return "no nvidia-smi"
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
+
+
+def _version(name):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(name)
+
+
+def peak(n, option, dtype=jnp.float32):
+    """Operations per second of products of random matrices."""
+    a, b = (jax.random.normal(jax.random.key(i), (n, n), dtype) / jnp.asarray(n**0.5, dtype) for i in (0, 1))
+    with jax.default_matmul_precision(option):
+        product = jax.jit(lambda a, b: jax.lax.fori_loop(0, PRODUCTS, lambda _, b: a @ b, b))
+        return PRODUCTS * 2 * n**3 / seconds(lambda: product(a, b))
+
+
+def rounding(n, option):
+    """|ab − exact|/|exact|: says in which format the products really were."""
+    a, b = np.random.default_rng(0).normal(size=(2, n, n)).astype(np.float32)
+    with jax.default_matmul_precision(option):
+        found = np.asarray(jax.jit(jnp.matmul)(a, b), np.float64)
+    exact = np.float64(a) @ np.float64(b)
+    return np.linalg.norm(found - exact) / np.linalg.norm(exact)
+
+
+def bandwidth(numbers):
+    x = jax.random.normal(jax.random.key(0), (numbers,), jnp.float32)
+    return 2 * 4 * numbers / seconds(partial(jax.jit(lambda x: x + 1), x))
+
+
+def small_programs(turns=1000):
+    """Seconds of a call, and of a turn of a loop, that compute next to nothing; its length compiled in, or an argument."""
+    x = jnp.ones(8)
+    loop = jax.jit(lambda x, turns: jax.lax.fori_loop(0, turns, lambda _, x: jnp.cos(x), x))
+    known = jax.jit(lambda x: jax.lax.fori_loop(0, turns, lambda _, x: jnp.cos(x), x))
+    return {"a call of a small program": seconds(partial(jax.jit(jnp.cos), x), 20),
+            "a turn of a loop of known length": seconds(partial(known, x)) / turns,
+            "a turn of a loop of any length": seconds(partial(loop, x, jnp.asarray(turns))) / turns}  # fmt: skip
+
+
+# conv ---------------------------------------------------------------------------------------------------------------------
+
+NETWORKS, BATCH, SAMPLES = 8, 128, 256
+OBSERVED = ("loss", "hessian_eigenvalues")
+
+
+def photographs(samples=SAMPLES, batch=BATCH, model="conv", **changes):
+    """SimpleConvNet on embedded photographs, cross-entropy, μP, curvature of the largest eigenvalue."""
+    inputs, targets = patches10(samples).train("cross_entropy")
+    batches = minibatches(np.random.default_rng(1), samples, batch, changes.get("num_steps", 1))
+    given = {"parametrization": "mup", "model": model, "loss": "cross_entropy", "learning_rate": 0.1, "top_k": 1}
+    return Problem(inputs, targets, batches=batches, **given | changes)
+
+
+def operations(width, batch):
+    """Of products, in one step of SimpleConvNet: forward, and back to weights and to signals; no way back to the images."""
+    first = 2 * batch * 16 * 16 * 27 * width
+    second = 2 * batch * 2 * 2 * 9 * width * width
+    readout = 2 * batch * width * 10
+    return 2 * first + 3 * (second + readout)
+
+
+def conv(report, size, out):
+    widths, steps, samples, batch = {"tiny": ((8,), 2, 8, 4), "full": ((1024, 256, 64, 512, 128), 20, SAMPLES, BATCH)}[size]
+    n = {"tiny": 256, "full": 8192}[size]
+    report.row("device", jax.devices()[0].device_kind)
+    peaks = {option: peak(n, option) for option in PRECISIONS[:2]}
+    for option, found in peaks.items():
+        report.row(f"peak, {option}", found / 1e12, "TFLOP/s")
+    problem = photographs(samples, batch, num_steps=8 * steps)
+    for width in widths:
+        count = operations(width, batch)
+        report.row(f"N = {width}: operations in one step of one network", count / 1e9, "GFLOP")
+        for vectorized in (True, False):
+            name = f"N = {width}, {NETWORKS} networks {'in a batch' if vectorized else 'one after the other'}"
+            curved = vectorized or (size == "full" and width == widths[0])
+            with report.attempt(name, 10):
+                step, measured, products = of_training(problem, width, steps, vectorized, curved)
+                report.row(f"{name}: one step of one", 1e3 * step, "ms")
+                report.row("    of the float32 peak", 100 * count / step / peaks["float32"], "%")
+                if measured:
+                    report.row("    one measurement of one", 1e3 * measured, "ms")
+                    report.row("    products in it", products)
+        with report.attempt(f"N = {width}: plain loop", 6):
+            for networks in (NETWORKS, 1):
+                step = of_loop(problem, width, steps, "package", "highest", networks)
+                report.row(f"N = {width}, a plain loop, {networks} at once: one step of one", 1e3 * step, "ms")
+                report.row("    of the float32 peak", 100 * count / step / peaks["float32"], "%")
+        if width == widths[0]:
+            with report.attempt("products alone", 4):
+                report.row(f"N = {width}, {NETWORKS} at once: its products alone", 1e3 * of_products(width, batch, steps), "ms")
+            _profile(report, problem, width, steps)
+            _alternatives(report, problem, width, steps, count, peaks, _cases_of(size))
+
+
+def _profile(report, problem, width, steps, most=12):
+    """What the device does in a step of a plain loop, by JAX's profiler; where it says nothing, so does this."""
+    with report.attempt("profile", 8), tempfile.TemporaryDirectory() as folder:
+        of_loop(problem, width, steps, "package", "highest", NETWORKS, folder)
+        spent = kernels(Path(folder))
+        for name, took in sorted(spent.items(), key=lambda one: -one[1])[:most]:
+            report.row(f"    {name}"[:80], f"{1e3 * took / steps / NETWORKS:.4g} ms, {took / sum(spent.values()):.0%}")
+
+
+def kernels(folder):
+    """Seconds of each operation in a trace: of the accelerator's own events, where it has any."""
+    events = [event for path in folder.rglob("*.trace.json.gz")
+              for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]]  # fmt: skip
+    places = {event["pid"]: event["args"]["name"] for event in events if event.get("name") == "process_name"}
+    devices = {pid for pid, name in places.items() if "/device:" in name} or set(places)
+    spent = {}
+    for event in events:
+        operation = event.get("args", {}).get("hlo_op", "while")
+        if event.get("ph") == "X" and event["pid"] in devices and not operation.startswith("while"):
+            name = f"{operation} {event['name']}" if event["name"] != operation else operation
+            spent[name] = spent.get(name, 0.0) + 1e-6 * event["dur"]
+    return spent
+
+
+def of_training(problem, width, steps, vectorized, curved):
+    """(seconds of a step, of a measurement, its products), of one network; the latter None if not ``curved``.
+
+    ``train`` says when a measurement is ready: between two lie the steps and one measurement.  Twice as many steps tell
+    them apart; every call has the same shapes.  With curvature as many at once as ``train`` plans.
+    """
+    network, keys = build(problem, width), jax.random.split(jax.random.key(0), NETWORKS)
+
+    def gaps(every, **options):
+        times = []
+        options |= {"vectorized": vectorized, "rtol": 1e-2, "progress": lambda _: times.append(time.perf_counter())}
+        got = train(replace(problem, measure_every=every), network, keys, **options)
+        return np.median(np.diff(times)[1:] if len(times) > 3 else np.diff(times)), got
+
+    short, long = (gaps(every, observables=["loss"], memory=1e18)[0] for every in (steps, 2 * steps))
+    step = (long - short) / steps
+    if not curved:
+        return step / NETWORKS, None, None
+    gap, got = gaps(steps, observables=list(OBSERVED))
+    products = np.mean([one.products["hessian_eigenvalues"] for one in got])
+    chunk = len(_plan(problem, width, NETWORKS, vectorized=vectorized).rows()[0])
+    return step / NETWORKS, (gap / chunk - steps * step / NETWORKS), products
+
+
+def four_dimensional(x, kernel, stride):
+    return jax.checkpoint(lambda x, kernel: neighbourhoods(x, stride) @ kernel)(x, kernel)
+
+
+def two_dimensional(x, kernel, stride):
+    def product(x, kernel):
+        seen = neighbourhoods(x, stride)
+        return (seen.reshape(-1, seen.shape[-1]) @ kernel).reshape(*seen.shape[:-1], -1)
+
+    return jax.checkpoint(product)(x, kernel)
+
+
+def xla(layout):
+    """XLA's own convolution, channels last ("NHWC") or first."""
+
+    def convolve(x, kernel, stride):
+        kernel = kernel.reshape(3, 3, x.shape[-1], -1)
+        first = layout == "NCHW"
+        x = x.transpose(0, 3, 1, 2) if first else x
+        numbers = (layout, "HWIO", layout)
+        y = jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=numbers) / 3
+        return y.transpose(0, 2, 3, 1) if first else y
+
+    return convolve
+
+
+def windows(x, kernel, stride):
+    """Where windows do not overlap, by reshape."""
+    P, rows, columns, channels = x.shape
+    if stride < 3 or rows % stride or columns % stride:
+        return two_dimensional(x, kernel, stride)
+
+    def product(x, kernel):
+        cut = x.reshape(P, rows // stride, stride, columns // stride, stride, channels)[:, :, :3, :, :3]
+        seen = cut.transpose(0, 1, 3, 2, 4, 5).reshape(-1, 9 * channels) / 3
+        return (seen @ kernel).reshape(P, rows // stride, columns // stride, -1)
+
+    return jax.checkpoint(product)(x, kernel)
+
+
+CONVOLUTIONS = {
+    "package": convolution, "patches @ kernel in 4-D": four_dimensional, "patches @ kernel in 2-D": two_dimensional,
+    "XLA NHWC": xla("NHWC"), "XLA NCHW": xla("NCHW"), "windows by reshape, max before ReLU": windows,
+}  # fmt: skip
+
+
+def forward(name, image, params, inputs):
+    """SimpleConvNet with that convolution."""
+    convolve = CONVOLUTIONS[name]
+
+    def layer(x):
+        return jax.nn.relu(pooled(x, "max")) if "max before" in name else pooled(jax.nn.relu(x), "max")
+
+    x = layer(convolve(of_images(inputs, image), params["input"], 2))
+    return read_out(layer(convolve(x, params["hidden"], 4)), params["readout"]).output
+
+
+def of_loop(problem, width, steps, name, option, networks, trace=None):
+    """Seconds of a step of one network in a loop written by hand: the network, a gradient, optax's SGD."""
+    network, keys = build(problem, width), jax.random.split(jax.random.key(0), networks)
+    params = jax.jit(jax.vmap(lambda key: by_role(network.numbers("multiplier"), network.init(key))))(keys)
+    optimizer, data = optax.sgd(0.1), tuple(jnp.asarray(array, jnp.float32) for array in (problem.inputs, problem.targets))
+    batches = jnp.asarray(problem.batches)
+
+    def step(t, now, data, batches):
+        x, y = (array[batches[t]] for array in data)
+        gradient = jax.grad(lambda p: LOSSES[problem.loss].mean(forward(name, problem.image, p, x), y))(now[0])
+        updates, state = optimizer.update(gradient, now[1], now[0])
+        return optax.apply_updates(now[0], updates), state
+
+    def trained(params, data, batches):
+        return jax.lax.fori_loop(0, steps, lambda t, now: step(t, now, data, batches), (params, optimizer.init(params)))[0]
+
+    with jax.default_matmul_precision(option):
+        run = jax.jit(jax.vmap(trained, (0, None, None)) if networks > 1 else
+                      lambda p, *rest: trained(jax.tree.map(lambda leaf: leaf[0], p), *rest))  # fmt: skip
+        took = seconds(lambda: run(params, data, batches), 3) / steps / networks
+        if trace:
+            with jax.profiler.trace(trace):
+                jax.block_until_ready(run(params, data, batches))
+        return took
+
+
+def of_products(width, batch, steps):
+    """Seconds of the products of a step of one network, of a batch of networks, and nothing else."""
+    shapes = [(batch * 256, 27, width), (batch * 4, 9 * width, width)]
+    keys = jax.random.split(jax.random.key(0), 4)
+    pairs = [
+        (jax.random.normal(keys[2 * i], (NETWORKS, rows, m)), jax.random.normal(keys[2 * i + 1], (NETWORKS, m, n)) / m)
+        for i, (rows, m, n) in enumerate(shapes)
+    ]
+
+    def turn(_, weights):
+        new = []
+        for i, ((x, _), w) in enumerate(zip(pairs, weights, strict=True)):
+            y = x @ w
+            more = jnp.sum(jax.lax.optimization_barrier(y @ jnp.swapaxes(w, 1, 2))) if i else 0.0
+            new.append(1e-3 * jnp.swapaxes(x, 1, 2) @ y / len(x) + 1e-20 * more)
+        return new
+
+    with jax.default_matmul_precision("highest"):
+        loop = jax.jit(lambda weights: jax.lax.fori_loop(0, steps, turn, weights))
+        return seconds(lambda: loop([w for _, w in pairs]), 3) / steps / NETWORKS
+
+
+# main ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(report, size, out):
+    """The main job in a process of its own, before this one takes the device's memory."""
+    tiny = ["--widths", "4", "6", "8", "--seeds", "2", "--steps", "4"] if size == "tiny" else []
+    with tempfile.TemporaryDirectory() as folder, report.attempt("main job"):
+        words = ["comparisons.convergence", "--model", "linear2", "--param", "mup", *tiny]
+        took, _ = command(report, words, Path(folder), cold=not tiny)
+        report.row("the main job, from the command to the pictures", took, "s")
+        with xr.open_dataset(Path(folder) / "trajectories.nc") as dataset:
+            for width in dataset.width.values:
+                report.row(f"    N = {width}, compilation included", float(dataset.seconds.sel(width=width)), "s")
+        rates = json.loads((Path(folder) / "rates.json").read_text())
+        loss = [rate for rate in rates if rate["observable"] == "loss" and rate["exponent"] is not None]
+        for rate in loss[-2:]:
+            low, high = rate["interval"]
+            found = f"{rate['exponent']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            report.row(f"    exponent of the loss, {rate['kind']}, step {rate['step']}", found)
+    report.row("device", jax.devices()[0].device_kind)
+    widths, seeds = {"tiny": ((8,), 2), "full": ((4096, 8192, 16384, 32768, 65536), 8)}[size]
+    options = convergence.Options(seeds=seeds, steps=4 if size == "tiny" else 20)
+    problem = convergence.prepare(options).problem
+    for width in widths:
+        with report.attempt(f"N = {width}", 10):
+            first, again = of_width(problem, width, options)
+            report.row(f"N = {width}, {seeds} networks, {options.steps} steps, all observables", again, "s")
+            report.row("    compilation apart", first - again, "s")
+
+
+def command(report, words, folder, cold):
+    """(seconds, standard output) of ``python -m``; cold: nothing compiled is taken from before."""
+    env = os.environ | ({"JAX_ENABLE_COMPILATION_CACHE": "false"} if cold else {})
+    started = time.perf_counter()
+    try:
+        done = subprocess.run([sys.executable, "-m", *words, "--out", str(folder)], cwd=ROOT, env=env, capture_output=True,
+                              text=True, timeout=max(report.left() - 2, 1))  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise OutOfTime(words[0]) from None
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise RuntimeError(f"status {done.returncode}: {lines[-1]}")
+    return time.perf_counter() - started, done.stdout
+
+
+def of_width(problem, width, options):
+    """(seconds the first time, and again) of one width as the main job has it."""
+    network, keys = build(problem, width), jax.random.split(jax.random.key(width), options.seeds)
+    given = {"observables": MEASURED, "rtol": convergence.tolerance(replace(options, widths=(width,)))}
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        train(problem, network, keys, **given)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+# lanczos ------------------------------------------------------------------------------------------------------------------
+
+
+def eigenvalues(report, size, out):
+    report.row("device", jax.devices()[0].device_kind)
+    sizes = {"tiny": [((16, 16, 16, 4), 8)], "full": [((3072, 512, 512, 10), 512), ((3072, 8576, 8576, 10), 512)]}[size]
+    for widths, samples in sizes:
+        count = sum(a * b + b for a, b in itertools.pairwise(widths))
+        name = f"{count / 1e6:.3g} million parameters"
+        with report.attempt(name, 8), computing("float32"):
+            data, hvp = lanczos.network(widths, samples)
+            runs = lanczos.candidates(data, hvp, 64)
+            values, products = runs["ours"]()
+            loop, ours = (float(np.median([_timed(runs[name]) for _ in range(3)])) for name in ("loop", "ours"))
+            product = loop / lanczos.LOOP
+            report.row(f"{name}: one Hessian-vector product, {samples} samples", 1e3 * product, "ms")
+            report.row(f"    of the top {lanczos.TOP} eigenvalues to {lanczos.RTOL:g}: products", products)
+            report.row("    whole", 1e3 * ours, "ms")
+            report.row("    over products × one product", ours / (products * product))
+            if not np.isfinite(values).all():
+                report.fault(name, f"eigenvalues {values}")
+
+
+def _timed(function):
+    function()
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+# checks -------------------------------------------------------------------------------------------------------------------
+
+TOLERANCES = {"float64": 1e-8, "float32": 2e-3}  # relative, to the largest number of an observable
+TESTS = ("tests/test_train.py", "tests/test_lanczos.py", "tests/test_finite_curvature.py")
+CHOSEN = ("loop_written_out or dense_matrices or chunks_change or side_by_side or batched_lanczos or float32_is_close"
+          " or divergence or explicit_initial or exact_zeros or taken_in_parts or augmented_training"
+          " or test_lanczos or test_finite_curvature")  # fmt: skip
+FEW = "exact_zeros or taken_in_parts"
+
+
+def checks(report, size, out):
+    report.row("device", jax.devices()[0].device_kind)
+    for precision, tolerance in TOLERANCES.items():
+        for name, problem, width in _cases():
+            if size == "tiny" and (precision == "float64") != name.startswith("two"):
+                continue
+            with report.attempt(f"{name}, {precision}", 5):
+                _agrees(report, f"{name}, {precision}: device against CPU", *against_cpu(problem, width, precision), tolerance)
+    with report.attempt("lanczos"):
+        _agrees(report, "lanczos on a dense matrix, float64, against LAPACK", *lanczos_of_dense(), 1e-9)
+    with report.attempt("curvature"):
+        _agrees(report, "Hessian, Gauss-Newton and residual products, float64, against dense ones", *products_of_dense(), 1e-9)
+    with report.attempt("side by side"):
+        _agrees(report, "seeds in chunks of two, float64, against one by one", *in_chunks(), 1e-8)
+    with report.attempt("sharding"):
+        _agrees(report, f"seeds over {len(jax.local_devices())} devices, float64, against one by one", *sharded(), 1e-8)
+    with report.attempt("tests", 8):
+        _run_tests(report, FEW if size == "tiny" else CHOSEN)
+
+
+def _cases():
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(12, 5)), rng.normal(size=(12, 2))
+    common = {"num_steps": 8, "measure_every": 4, "learning_rate": 0.3}
+    yield "two tanh layers, MSE", Problem(inputs, targets, model="mlp3", activation="tanh", top_k=1, **common), 6
+    yield "SimpleConvNet, cross-entropy", photographs(16, 8, num_steps=4, measure_every=2), 8
+
+
+def against_cpu(problem, width, precision):
+    """All observables of two networks: as a batch on the device, one after the other on this machine's CPU."""
+    network, keys = build(problem, width), jax.random.split(jax.random.key(0), 2)
+    given = {"precision": precision, "rtol": 1e-9 if precision == "float64" else 1e-4, "max_matvecs": 48}
+    given["observables"] = ["loss", "hessian_eigenvalues", "directional_sharpness"]
+    here = train(problem, network, keys, vectorized=True, **given)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        there = train(problem, network, jax.device_put(keys, jax.local_devices(backend="cpu")[0]), vectorized=False, **given)
+    return _flat(here), _flat(there)
+
+
+def _flat(trajectories):
+    """{observable: numbers of all networks}"""
+    return {name: np.stack([one[name] for one in trajectories]) for name in trajectories[0].observables}
+
+
+def _agrees(report, what, found, wanted, tolerance):
+    worst, name = max((_deviation(found[name], wanted[name]), name) for name in wanted)
+    report.row(what, f"{worst:.1e} (tolerance {tolerance:.0e}, worst: {name})")
+    if not worst <= tolerance:
+        report.fault(what, f"{name} deviates by {worst:.1e}, more than {tolerance:.0e}")
+
+
+def _deviation(found, wanted):
+    return float(np.nan_to_num(np.max(np.abs(found - wanted)) / np.max(np.abs(wanted)), nan=np.inf))
+
+
+def lanczos_of_dense(n=200, top=5):
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    matrix = (rotation * rng.normal(size=n)) @ rotation.T
+    with computing("float64"):
+        there = jnp.asarray(matrix)
+        run = jax.jit(lambda m, v: extremes(lambda v: m @ v, v, top=top, bottom=1, rtol=1e-12, max_matvecs=n).values)
+        found = np.asarray(run(there, jnp.ones(n)))
+    exact = np.linalg.eigvalsh(matrix)
+    return {"values": found}, {"values": np.r_[exact[::-1][:top], exact[0]]}
+
+
+def products_of_dense():
+    """Of a small network, on the device, against dense matrices from plain differentiation on a CPU."""
+    _, problem, _ = next(_cases())
+
+    def both(device):
+        with computing("float64"), jax.default_device(device):
+            network = build(problem, 4)
+            params = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), network.init(jax.random.key(0)))
+            x, y = jnp.asarray(problem.inputs), jnp.asarray(problem.targets)
+            yield network.apply, params, x, y
+
+    device, cpu = jax.local_devices()[0], jax.local_devices(backend="cpu")[0]
+    found, wanted = {}, {}
+    for apply, params, x, y in both(device):
+        flat, unravel = ravel_pytree(params)
+        v = unravel(jnp.cos(jnp.arange(flat.size)))
+        operators = {"hessian": curvature.hessian(apply, params, x, y), "residual": curvature.residual(apply, params, x, y),
+                     "gauss_newton": curvature.gauss_newton(apply, params, x)}  # fmt: skip
+        found = {name: np.asarray(ravel_pytree(operator(v))[0]) for name, operator in operators.items()}
+    for apply, params, x, y in both(cpu):
+        flat, unravel = ravel_pytree(params)
+        v, of = np.cos(np.arange(flat.size)), lambda flat: apply(unravel(flat), x)  # noqa: B023
+        hessian = np.asarray(jax.hessian(lambda flat: jnp.sum((of(flat) - y) ** 2) / (2 * len(x)))(flat))  # noqa: B023
+        jacobian = np.asarray(jax.jacfwd(lambda flat: of(flat).ravel())(flat))  # noqa: B023
+        gauss_newton = jacobian.T @ jacobian / len(x)
+        wanted = {"hessian": hessian @ v, "gauss_newton": gauss_newton @ v, "residual": (hessian - gauss_newton) @ v}
+    return found, wanted
+
+
+def in_chunks():
+    """Five seeds of which two fit at once, the last chunk filled up; and alone."""
+    _, problem, width = next(_cases())
+    network, keys = build(problem, width), jax.random.split(jax.random.key(0), 5)
+    program = Program(network.architecture, problem.loss, ("loss",), 2, 1e-3, 100, True, 16, True)
+    with computing("float64"):
+        memory = 2.5 * sum(footprint(problem, network, program, problem.num_samples))
+    given = {"precision": "float64", "observables": ["loss"]}
+    chunked = train(problem, network, keys, vectorized=True, memory=memory, **given)
+    return _flat(chunked), _flat([train(problem, network, keys[i : i + 1], vectorized=False, **given)[0] for i in range(5)])
+
+
+def sharded():
+    _, problem, width = next(_cases())
+    devices = len(jax.local_devices())
+    network, keys = build(problem, width), jax.random.split(jax.random.key(0), 2 * devices)
+    given = {"precision": "float64", "observables": ["loss"]}
+    return tuple(_flat(train(problem, network, keys, vectorized=batched, **given)) for batched in (True, False))
+
+
+def _run_tests(report, chosen):
+    """The package's own tests of training, Lanczos and curvature, in this process, on this device."""
+    os.environ["SUPERCONSISTENCY_UNCHECKED"] = "1"  # shapes and types are checked where beartype is
+    os.chdir(ROOT)
+    passed = []
+
+    class Watch:
+        @staticmethod
+        def pytest_runtest_setup(item):
+            if report.left() < 8:
+                item.session.shouldstop = "out of time"
+
+        @staticmethod
+        def pytest_runtest_logreport(report):
+            note(report)
+
+    def note(one):
+        if one.failed:
+            said = str(one.longrepr).strip().splitlines() or ["failed"]
+            report.fault(one.nodeid, next((line[1:].strip() for line in said if line.startswith("E ")), said[-1]))
+        elif one.passed and one.when == "call":
+            passed.append(one.nodeid)
+
+    words = ["-o", "addopts=", "-o", "filterwarnings=", "-p", "no:cacheprovider", "-q", "-k", chosen, *TESTS]
+    with contextlib.redirect_stdout(sys.stderr):
+        status = pytest.main(words, plugins=[Watch])
+    report.row("tests in process that passed", len(passed))
+    if report.left() < 8:
+        raise OutOfTime("tests")
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        report.fault("tests", f"pytest ended with {status!r}")
+
+
+# memory -------------------------------------------------------------------------------------------------------------------
+
+
+def memory(report, size, out):
+    """Ascending, so that the largest use so far is that of the run just made."""
+    report.row("device", jax.devices()[0].device_kind)
+    tiny = size == "tiny"
+    cases = [(4, 2), (8, 2)] if tiny else [(64, 8), (256, 8), (512, 8), (1024, None)]
+    samples, batch = (8, 4) if tiny else (SAMPLES, BATCH)
+    problem = photographs(samples, batch, num_steps=2, measure_every=2)
+    report.row("limit", _limit() / GIB, "GiB")
+    for width, networks in cases:
+        planned = _plan(problem, width, networks or 4096)
+        networks = networks or -(-planned.networks // planned.chunks)
+        with report.attempt(f"N = {width}, {networks} networks", 8):
+            bytes_ = networks * _bytes(problem, width)
+            report.row(f"N = {width}, {networks} networks with curvature: planned", bytes_ / GIB, "GiB")
+            _train_some(problem, width, networks, OBSERVED)
+            report.row("    used at most so far", _used() / GIB, "GiB")
+    largest = cases[-1][0]
+    _widest(report, problem, 2 * largest, 2 * largest if tiny else 2**20, OBSERVED)
+    _widest(report, problem, 4 * largest, 4 * largest if tiny else 2**20, ("loss",))
+
+
+def _program(network, observed, vectorized=True):
+    return Program(network.architecture, "cross_entropy", observed, 1, 1e-2, 100, True, 16, vectorized)
+
+
+def _plan(problem, width, networks, observed=OBSERVED, vectorized=True):
+    network = build(problem, width)
+    return plan(problem, network, _program(network, observed, vectorized), networks, problem.num_samples, None)
+
+
+def _bytes(problem, width, observed=OBSERVED):
+    network = build(problem, width)
+    return sum(footprint(problem, network, _program(network, observed), problem.num_samples))
+
+
+def _train_some(problem, width, networks, observed):
+    """Whatever the plan says of it."""
+    keys = jax.random.split(jax.random.key(0), networks)
+    given = {"observables": list(observed), "rtol": 1e-2, "vectorized": True, "memory": 1e18}
+    return train(problem, build(problem, width), keys, **given)
+
+
+def _limit():
+    stats = jax.devices()[0].memory_stats()
+    return stats["bytes_limit"] if stats else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _used():
+    """At most so far, by the device; by this process where the device does not tell."""
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _widest(report, problem, width, most, observed):
+    """The largest width that fits, by doubling: as planned, and as tried."""
+    what, planned, fits, took = " and ".join(observed), None, None, 0.0
+    for w in (width * 2**i for i in range(20) if width * 2**i <= most):
+        try:
+            _plan(problem, w, 1, observed)
+        except MemoryError:
+            break
+        planned = w
+    report.row(f"largest width of one network that was planned to fit, {what}", planned or 0)
+    while width <= most:
+        if report.left() < 10 + 5 * took:
+            report.row(f"    N = {width} was not tried, for lack of time", "")
+            raise OutOfTime(f"N = {width}")
+        start = time.perf_counter()
+        try:
+            _train_some(problem, width, 1, observed)
+        except Exception as fault:
+            if "RESOURCE_EXHAUSTED" not in str(fault) and not isinstance(fault, MemoryError):
+                report.fault(f"N = {width}, {what}", f"{type(fault).__name__}: {fault}")
+            report.row(f"    N = {width} does not fit, planned", _bytes(problem, width, observed) / GIB, "GiB")
+            break
+        took, fits = time.perf_counter() - start, width
+        bytes_ = _bytes(problem, width, observed) / GIB
+        report.row(f"    N = {width} fits, planned {bytes_:.3g} GiB, used at most so far", _used() / GIB, "GiB")
+        width *= 2
+    report.row(f"largest width of one network that fits, {what}", fits or 0)
+
+
+# figure -------------------------------------------------------------------------------------------------------------------
+
+PAPER_STEPS = 50 * 391  # epochs of batches of 128 of CIFAR-10's 50 000
+
+
+def figure(report, size, out):
+    """``comparisons.landscape`` with figure 1's settings: sharpness and loss against step, μP above NTP."""
+    steps, every = {"tiny": (4, 2), "full": (PAPER_STEPS // 10 // 17 * 17, PAPER_STEPS // 10 // 17)}[size]
+    sizes = {"tiny": ["--widths", "4", "8", "--samples", "16", "--batch-size", "8", "--curvature-samples", "8"],
+             "full": ["--widths", "64", "256", "1024", "--samples", "10000", "--curvature-samples", "1000"]}[size]  # fmt: skip
+    words = ["comparisons.landscape", *sizes, "--steps", str(steps), "--measure-every", str(every)]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with report.attempt("landscape"):
+                took, said = command(report, words, Path(folder), False)
+                report.row(f"figure 1's rows of {steps} steps", took, "s")
+                shutil.copy(Path(folder) / "landscape.png", out / "figure.png")
+                for late in json.loads((Path(folder) / "landscape.json").read_text()):
+                    report.row(f"    {late['param']}, late {late['observable']}", json.dumps(late, ensure_ascii=False))
+                print(said, file=sys.stderr)
+        except OutOfTime:
+            done = sorted(path.stem for path in (Path(folder) / "cells").glob("*.nc"))
+            report.row("    finished", " ".join(done) or "nothing")
+            raise
+
+
+PARTS = {"card": card, "conv": conv, "main": main, "lanczos": eigenvalues, "checks": checks, "memory": memory, "figure": figure}
+
+
+def run(name: str, until: float, size: str, out: Path, stream) -> int:
+    """One part; its exit status."""
+    try:
+        size = "tiny" if name == "card" and jax.default_backend() == "cpu" else size
+        PARTS[name](Report(until, stream), size, out)
+    except OutOfTime as what:
+        print(f"out of time before {what}", file=sys.stderr)
+        return OUT_OF_TIME
+    return 0
