@@ -29,14 +29,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import device_parts
-
 SHARES = {"card": 35, "conv": 135, "main": 110, "lanczos": 45, "checks": 55, "memory": 45, "figure": 55}  # of the time
 RESERVE = 3.0  # seconds, to end in
+OUT_OF_TIME = 3  # the exit status of a part that has left something out
 
 
 def main(arguments=None) -> int:
     given = _parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a part does not outlive this
     until = time.time() + 60 * given.minutes
     given.out.mkdir(parents=True, exist_ok=True)
     records = read(given.out)
@@ -71,8 +71,6 @@ def size(records) -> str:
 
 def run(name: str, limit: float, size: str, out: Path) -> dict:
     """One part, in a process of its own: this one never touches the device, whose memory is free for each."""
-    if limit < 1:
-        return {"verdict": "out of time", "seconds": 0.0, "rows": []}
     started = time.time()
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+", errors="replace") as complained:
         status = _status(name, limit, size, out, said, complained)
@@ -90,12 +88,15 @@ def _status(name, limit, size, out, said, complained):
 
     A fork: what is imported is so once for all parts.  JAX starts its threads when it first sees the device, in the child.
     """
+    import device_parts  # noqa: F401  not for --help
+
     part = multiprocessing.get_context("fork").Process(target=_alone, args=(name, limit, size, out, said, complained))
     part.start()
     try:
-        part.join(limit)
+        part.join(max(limit, 0))
         return part.exitcode
     finally:
+        part.kill()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(part.pid, signal.SIGKILL)
         part.join()
@@ -103,11 +104,17 @@ def _status(name, limit, size, out, said, complained):
 
 def _alone(name, limit, size, out, said, complained):
     """In the child: rows to ``said``, whatever else is printed to ``complained``."""
+    import device_parts
+
     os.setsid()
-    signal.alarm(int(limit) + 10)  # should its parent be gone
+    signal.alarm(max(int(limit), 0) + 10)  # should its parent be gone
     for descriptor in (1, 2):
         os.dup2(complained.fileno(), descriptor)
-    sys.exit(device_parts.run(name, time.time() + limit, size, out, said))
+    try:
+        device_parts.run(name, time.time() + limit, size, out, said)
+    except device_parts.OutOfTime as what:
+        print(f"out of time before {what}", file=sys.stderr)
+        sys.exit(OUT_OF_TIME)
 
 
 def _read_back(stream):
@@ -120,7 +127,7 @@ def verdict(status: int | None, rows: list[dict], errors: str) -> str:
     if faults := [f"{row['what']}: {row['fault']}" for row in rows if "fault" in row]:
         more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
         return f"failed: {faults[0]}{more}"
-    if status in (None, device_parts.OUT_OF_TIME):
+    if status in (None, OUT_OF_TIME):
         return "out of time"
     if status == 0:
         return "passed"

@@ -48,7 +48,6 @@ from limits.trajectory import MEASURED
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
-OUT_OF_TIME = 3  # the exit status
 
 
 class OutOfTime(Exception):
@@ -727,12 +726,14 @@ def figure(report, size, out):
     with tempfile.TemporaryDirectory() as folder:
         try:
             with report.attempt("landscape"):
-                took, said = command(report, words, Path(folder), False)
+                took, _ = command(report, words, Path(folder), False)
                 report.row(f"figure 1's rows of {steps} steps", took, "s")
                 shutil.copy(Path(folder) / "landscape.png", out / "figure.png")
                 for late in json.loads((Path(folder) / "landscape.json").read_text()):
-                    report.row(f"    {late['param']}, late {late['observable']}", json.dumps(late, ensure_ascii=False))
-                print(said, file=sys.stderr)
+                    said = "values {values}, ratio {ratio:.3g}, exponent {exponent:+.2f} {interval}, {verdict}"
+                    found = said.format_map(late)
+                    what = f"{late['parametrization']}, late {late['observable']}"
+                    report.row(f"    {what} at N = {late['sizes']}", found)
         except OutOfTime:
             done = sorted(path.stem for path in (Path(folder) / "cells").glob("*.nc"))
             report.row("    finished", " ".join(done) or "nothing")
@@ -742,12 +743,7 @@ def figure(report, size, out):
 PARTS = {"card": card, "conv": conv, "main": main, "lanczos": eigenvalues, "checks": checks, "memory": memory, "figure": figure}
 
 
-def run(name: str, until: float, size: str, out: Path, stream) -> int:
-    """One part; its exit status."""
-    try:
-        size = "tiny" if name == "card" and jax.default_backend() == "cpu" else size
-        PARTS[name](Report(until, stream), size, out)
-    except OutOfTime as what:
-        print(f"out of time before {what}", file=sys.stderr)
-        return OUT_OF_TIME
-    return 0
+def run(name: str, until: float, size: str, out: Path, stream) -> None:
+    """One part, its rows to ``stream``.  Raises OutOfTime where something was left out, and what the part raises."""
+    size = "tiny" if name == "card" and jax.default_backend() == "cpu" else size
+    PARTS[name](Report(until, stream), size, out)

@@ -1,0 +1,112 @@
+"""tests/benchmarks/device.py: what it makes of parts that end in every way, and all its parts on a CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
+ABSENT = ("neural_tangents", "beartype", "matfree", "frozendict", "xdist")  # on the machine that the program is for
+
+ENDINGS = """
+import os, sys, time
+import device, device_parts
+
+def well(report, size, out):
+    report.row("size", size)
+    report.row("number", 1.5, "s")
+
+def badly(report, size, out):
+    with report.attempt("first"):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of\\nmemory")
+    report.row("second", 2)
+
+def at_once(report, size, out):
+    raise ValueError("no such thing")
+
+def killed(report, size, out):
+    report.row("before", 3)
+    os.kill(os.getpid(), 9)
+
+def hanging(report, size, out):
+    report.row("before", 4)
+    print('{"half a row', end="", file=report.stream, flush=True)
+    time.sleep(600)
+
+def late(report, size, out):
+    with report.attempt("the rest", 1e6):
+        raise AssertionError
+
+def card(report, size, out):
+    report.row("platform", "cpu")
+
+parts = {"card": card, "well": well, "badly": badly, "at_once": at_once, "killed": killed, "late": late, "hanging": hanging}
+device_parts.PARTS = parts
+device.SHARES = dict.fromkeys(parts, 1) | {"hanging": 1e-9}
+from jax._src import xla_bridge
+status = device.main(sys.argv[1:])
+assert not xla_bridge.backends_are_initialized(), "the parent touched the device"
+sys.exit(status)
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """The environment of a machine on which these packages cannot be imported."""
+    folder = tmp_path_factory.mktemp("absent")
+    for name in ABSENT:
+        (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name={name!r})\n")
+    root = BENCHMARKS.parents[1]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    return kept | {"PYTHONPATH": os.pathsep.join(map(str, (folder, BENCHMARKS, root))), "JAX_PLATFORMS": "cpu"}
+
+
+def run(environment, *command):
+    return subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True)
+
+
+def test_every_ending_has_its_verdict_and_the_next_part_runs(elsewhere, tmp_path):
+    """All that the program imports is imported here without the absent packages; the second time only what has not passed."""
+    (tmp_path / "program.py").write_text(ENDINGS)
+    first = run(elsewhere, tmp_path / "program.py", "--minutes", 2, "--out", tmp_path / "out")
+    records = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert first.returncode == 1, first.stderr
+    assert {name: record["verdict"] for name, record in records.items()} == {
+        "card": "passed",
+        "well": "passed",
+        "badly": "failed: first: RuntimeError: RESOURCE_EXHAUSTED: out of memory",
+        "at_once": "failed: ValueError: no such thing",
+        "killed": "failed: killed by SIGKILL; it said nothing",
+        "late": "out of time",
+        "hanging": "out of time",
+    }
+    assert [row["value"] for name in ("well", "badly", "killed") for row in records[name]["rows"] if "value" in row] == [
+        "tiny", 1.5, 2.0, 3.0]  # fmt: skip
+    assert "out of time before the rest" in (tmp_path / "out" / "log.txt").read_text()
+    shown = (tmp_path / "out" / "table.txt").read_text()
+    assert first.stdout == shown
+    assert "FAULT RuntimeError" in shown
+    assert "1.5 s\n" in shown
+    again = run(elsewhere, tmp_path / "program.py", "--minutes", 2, "--out", tmp_path / "out", "--parts", "card", "well")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == records
+
+
+def test_mistakes_are_one_line(elsewhere):
+    done = run(elsewhere, BENCHMARKS / "device.py", "--minutes", 0)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("--minutes 0: wanted a positive number")
+
+
+@pytest.mark.slow
+def test_all_parts_pass_on_a_cpu(elsewhere, tmp_path):
+    """More minutes than it takes on a quiet machine: one."""
+    done = run(elsewhere, BENCHMARKS / "device.py", "--minutes", 20, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "table.txt", "figure.png"}
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert len(records) == 7
+    assert all(record["verdict"] == "passed" and record["rows"] for record in records.values())
