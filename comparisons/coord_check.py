@@ -10,6 +10,7 @@ each size's exponent, and puts it beside the derived one (``limits.regimes.predi
 
 The fit: least squares of the mean over seeds of log size against log width, with a 95 % interval from the spread over
 seeds.  A check agrees within ``TOLERANCE``; it differs where its whole interval does; between the two it is undecided.
+Behind the step at which exponents of one's own blow up nothing is compared: the table says what blew up, and when.
 """
 
 import time
@@ -50,6 +51,8 @@ USUAL = {  # parametrizations, depths, learning rate
 PIXELS, TOKENS = 64, 6  # of the probes
 SURE = 7 / 8  # the probability of a probe's class
 VOCABULARY = 2  # as few outputs as there can be: of C, sharpness is by (1 + √(C/N))² above its power of N
+AT_STEP_0 = ("h", "f", "gradient", "sharpness")
+NOT_COMPARED = "not compared: "
 SHOWN = ("delta_h", "f", "delta_f", "weight_update_spectral", "sharpness")
 LABELS = {
     "h": r"$h$ at step 0", "f": r"$f$ at step 0", "delta_h": r"$\Delta h$", "delta_f": r"$\Delta f$",
@@ -84,7 +87,7 @@ class Options(runs.DataOptions):
     """η0; default 0.2, for resconvnet, which is ten times as sharp, 0.02. With cross-entropy a tenth of it, so that f, which
     may grow with the width, saturates no softmax yet: errors are then of one size at all widths."""
     steps: int = 3
-    """Gradient steps."""
+    """Gradient steps; exponents that blow up after k of them are compared up to k."""
     seeds: int = 8
     """Networks of the largest width, at least two; up to 8 times as many of the narrower ones."""
     data: str = "probe"
@@ -147,7 +150,8 @@ class Sweep:
 class Check:
     """size ≈ N^exponent (or L^exponent) at fixed depth (or width): the fit, its 95 % interval, the derived exponent.
 
-    verdict     "agrees", "differs", "undecided", or why there is no exponent
+    derived     not a number where nothing is compared
+    verdict     "agrees", "differs", "undecided", why there is no exponent, or "not compared: …", after a blow-up
     """
 
     parametrization: str
@@ -160,6 +164,10 @@ class Check:
     interval: tuple[float, float]
     derived: float
     verdict: str
+
+    @property
+    def compared(self) -> bool:
+        return not self.verdict.startswith(NOT_COMPARED)
 
 
 @dataclass(frozen=True)
@@ -280,13 +288,17 @@ def checked(job: Job, sweep: Sweep, cells: Sequence[xr.Dataset]) -> Iterator[Che
     """One check per parametrization, quantity and layer; a layer that not all networks have is left out."""
     for param in job.params:
         problem = job.problem(param, sweep.optimizer, sweep.depths[0])
-        derived = regimes.predicted(cases.derived(problem), job.options.steps)
+        case, steps = cases.derived(problem), job.options.steps
+        derived, blow_up = regimes.predicted(case, steps), regimes.blow_up(case, sweep.letter, steps)
         for quantity, layer in _entries(cells[0]):
             sizes = [_values(cell, param, quantity, layer) for cell in cells]
             wanted = float(getattr(_of_layer(derived[quantity], layer), sweep.letter))
             exponent, interval = fit(sweep.growing, sizes)
             label = param, sweep.optimizer, sweep.letter, sweep.fixed, quantity, layer
-            yield Check(*label, exponent, interval, wanted, _verdict(exponent, interval, wanted))
+            if blow_up and blow_up[0] < steps and quantity not in AT_STEP_0:
+                yield Check(*label, exponent, interval, np.nan, NOT_COMPARED + blow_up[1])
+            else:
+                yield Check(*label, exponent, interval, wanted, _verdict(exponent, interval, wanted))
 
 
 def _of_layer(derived, layer):
@@ -334,25 +346,29 @@ def _verdict(exponent, interval, derived):
 
 
 def table(checks: Sequence[Check], every: bool = False) -> str:
-    """One line per parametrization, optimiser and sweep, and one per check that does not agree (or per check)."""
+    """One line per parametrization, optimiser and sweep, one per check that does not agree (or per check), and one that says
+    what is not compared and why.
+    """
     groups: dict[tuple, list[Check]] = {}
     for one in checks:
         groups.setdefault((one.parametrization, one.optimizer, one.fixed), []).append(one)
     lines = []
     for (param, optimizer, fixed), members in groups.items():
-        agree = [one for one in members if one.verdict == "agrees"]
+        agree, left_out = [one for one in members if one.verdict == "agrees"], [one for one in members if not one.compared]
         worst = max((abs(one.exponent - one.derived) for one in agree), default=float("nan"))
-        head = f"{param}, {optimizer}, {fixed}: {len(agree)} of {len(members)} exponents agree"
+        head = f"{param}, {optimizer}, {fixed}: {len(agree)} of {len(members) - len(left_out)} exponents agree"
         lines.append(head + (f", within {worst:.3f}" if agree else ""))
-        lines += [_row(one) for one in members if every or one.verdict != "agrees"]
+        lines += [_row(one) for one in members if every or (one.compared and one.verdict != "agrees")]
+        lines += [f"    {len(left_out)} {left_out[0].verdict}, and from there on no power is left"] if left_out else []
     return "\n".join(lines)
 
 
 def _row(one: Check) -> str:
     low, high = one.interval
-    mark = "  " if one.verdict == "agrees" else "✗ "
+    mark = "✗ " if one.compared and one.verdict != "agrees" else "  "
+    derived = f"derived {one.letter}^{one.derived:<+6.2f} " if one.compared else ""
     return (f"  {mark}{one.quantity:<24}{one.layer:<15}{one.letter}^{one.exponent:<+8.3f}[{low:+.3f}, {high:+.3f}]  "
-            f"derived {one.letter}^{one.derived:<+6.2f} {one.verdict}")  # fmt: skip
+            f"{derived}{one.verdict}")  # fmt: skip
 
 
 # The picture ----------------------------------------------------------------------------------------------------------
@@ -360,7 +376,10 @@ def _row(one: Check) -> str:
 
 @plots.styled
 def picture(job: Job, optimizer: str, cells: dict, checks: Sequence[Check]) -> Figure:
-    """Size against width or depth, one row per sweep; points are networks, lines the derived power through their middle."""
+    """Size against width or depth, one row per sweep; points are networks, lines the derived power through their middle.
+
+    What is not compared is left out, and the title says why: after a blow-up sizes span all decades there are.
+    """
     sweeps = [sweep for sweep in job.sweeps if sweep.optimizer == optimizer]
     figure = Figure(figsize=(2.5 * len(SHOWN), 2.4 * len(sweeps) + 0.7), layout="constrained")
     grid = figure.subplots(len(sweeps), len(SHOWN), squeeze=False)
@@ -372,6 +391,8 @@ def picture(job: Job, optimizer: str, cells: dict, checks: Sequence[Check]) -> F
             layer = _shown_layer([n for q, n in _entries(datasets[0]) if q == quantity])
             for rank, param in enumerate(job.params):
                 one = found[param, sweep.fixed, quantity, layer]
+                if not one.compared:
+                    continue
                 with np.errstate(divide="ignore", over="ignore"):
                     logs = [np.log(_values(cell, param, quantity, layer)).mean() for cell in datasets]
                 size = 2 + 5 * (1 - rank / len(job.params))  # those drawn later leave the earlier ones visible
@@ -381,7 +402,8 @@ def picture(job: Job, optimizer: str, cells: dict, checks: Sequence[Check]) -> F
                 axis.set_yscale("log")
             else:
                 axis.set_yticks([])
-                axis.text(0.5, 0.5, "diverged", transform=axis.transAxes, ha="center")
+                compared = any(found[param, sweep.fixed, quantity, layer].compared for param in job.params)
+                axis.text(0.5, 0.5, "diverged" if compared else "not compared", transform=axis.transAxes, ha="center")
             axis.set_title(LABELS[quantity] + ("" if layer == "readout" else f", {layer}"))
             low, high = axis.get_ylim()
             if 0 < high < 30 * low:  # what is flat is to look flat
@@ -394,10 +416,11 @@ def picture(job: Job, optimizer: str, cells: dict, checks: Sequence[Check]) -> F
                for param, color in colors.items()]
     handles += [Line2D([], [], color="gray", label="derived exponent"),
                 Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label="does not agree")]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    plots.legend_below(figure, handles)
     o = job.options
     title = f"{o.model}, {optimizer}, {o.activation}, {o.data} data, η0 = {o.learning_rate:g}, {o.steps} steps"
-    figure.suptitle(f"{title}; geometric mean over seeds", fontsize=9)
+    reasons = dict.fromkeys(f"{one.parametrization}, {one.verdict}" for one in found.values() if not one.compared)
+    figure.suptitle("\n".join([f"{title}; geometric mean over seeds", *reasons]), fontsize=9)
     return figure
 
 

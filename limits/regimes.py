@@ -253,8 +253,8 @@ def classify(case: Case) -> Verdict:
     layers = {name: _motion(history, name) for name in history[-1].h if name != "readout"}
     border = _border(case)
     output = history[-1].delta_h["readout"]
-    if blow_up := _first_blow_up(history, case.loss):
-        return Verdict("unstable", blow_up, layers, border)
+    if found := _first_blow_up(history, case.loss):
+        return Verdict("unstable", found[1], layers, border)
     logits = largest(history[0].h["readout"], output)
     if max(logits.N, logits.L) > 0:
         moving = "features move" if "moves" in layers.values() else "features are frozen"
@@ -267,16 +267,25 @@ def classify(case: Case) -> Verdict:
     return Verdict("feature learning", "Δf = Θ(1) and the last features move by Θ(1)", layers, border)
 
 
-def _first_blow_up(history: list[Sizes], loss: str) -> str | None:
+def blow_up(case: Case, letter: str, num_steps: int = NUM_STEPS) -> tuple[int, str] | None:
+    """(step, what grows how) of the first thing that grows in N at fixed L, or in L at fixed N, within so many steps.
+
+    Up to that step sizes are powers as derived.  Behind it each step multiplies the exponents, until numbers overflow.
+    """
+    flat, _ = _without_explosion(case)
+    return _first_blow_up(sizes(flat, num_steps), case.loss, letter)
+
+
+def _first_blow_up(history: list[Sizes], loss: str, letters: str = "NL") -> tuple[int, str] | None:
     for step, now in enumerate(history):
         watched = {f"h of {n}": s for n, s in now.h.items() if n != "readout"} if step == 0 else {}
         watched |= {f"Δh of {n}": s for n, s in _features(now).items()}
         if loss == "mse":
             watched |= {"f": now.h["readout"]} if step == 0 else {"Δf": now.delta_h["readout"]}
         for name, size in watched.items():
-            if max(size.N, size.L) > 0:
-                growth = " and ".join(f"{x}^{p}" for x, p in (("N", size.N), ("L", size.L)) if p > 0)
-                return f"{name} grows as {growth} " + ("at initialisation" if step == 0 else f"after step {step}")
+            if any(getattr(size, letter) > 0 for letter in letters):
+                growth = " and ".join(f"{x}^{p}" for x, p in (("N", size.N), ("L", size.L)) if x in letters and p > 0)
+                return step, f"{name} grows as {growth} " + ("at initialisation" if step == 0 else f"after step {step}")
     return None
 
 

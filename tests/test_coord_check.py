@@ -135,6 +135,28 @@ def test_a_parametrization_of_ones_own(tmp_path, capsys):
     assert [c.exponent for c in checks] == pytest.approx([c.derived for c in checks], abs=0.1)
 
 
+def test_after_a_blow_up_nothing_is_compared(tmp_path, monkeypatch):
+    """The README's example: of what is measured at step 0 the exponents agree, of the rest there is a line that says why."""
+    figures, unstable = [], "base=mup, readout.multiplier=-1/2"
+    monkeypatch.setattr(coord_check.plots, "save", lambda figure, path: figures.append(figure))
+    checks = check(Options(**SMALL, param=("mup", "ntp", unstable), learning_rate=2.0, out=tmp_path / "run"))
+    left_out = [c for c in checks if not c.compared]
+    assert {c.parametrization for c in left_out} == {unstable}
+    assert {c.verdict for c in left_out} == {"not compared: Δh of input grows as N^1/2 after step 1"}
+    assert np.isnan([c.derived for c in left_out]).all()
+    mine = [c for c in checks if c.parametrization == unstable and c.compared]
+    assert {c.quantity for c in mine} == {"h", "f", "gradient", "sharpness"}
+    assert [c for c in mine if abs(c.exponent - c.derived) > 0.2] == []
+    assert len(left_out) + len(mine) == 13
+    shown = table(checks)
+    assert shown.count("Δh of input grows as N^1/2 after step 1") == 1
+    assert "7 not compared: " in shown
+    assert "7 not compared: " in table([replace(c) for c in mine + left_out], every=True)
+    for axis in figures[0].axes:
+        low, high = axis.get_ylim()
+        assert high / low < 1e4, axis.get_title()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -207,7 +207,8 @@ def test_contradictions_are_named():
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_the_stored_table_is_the_derivation(depth, loss):
     for block_size in (1, 3):
-        for solution in exponents.table(depth=depth, block_size=block_size, loss=loss):
+        names = {"parametrizations": ("sp", "ntp")} if loss == "cross_entropy" else {}
+        for solution in exponents.table(**names, depth=depth, block_size=block_size, loss=loss):
             key = solution.parametrization, solution.optimizer.name, solution.architecture
             stored = scaling(*key, depth=depth, loss=loss)
             assert {r: stored[r] for r in solution.canonical} == solution.canonical
@@ -307,6 +308,23 @@ def test_what_blows_up_first():
     verdict = regimes.classify(regimes.case(read_scaling("base=ntp, hidden.multiplier=-1/4")))
     assert verdict.reason == "h of hidden 2 grows as N^1/4 at initialisation"
     assert -inf == verdict.border.N
+
+
+@pytest.mark.parametrize("text", ["base=mup, readout.multiplier=-1/2", "base=mup, readout.init_std=1/4", "ntp", "base=sp"])
+def test_the_step_of_a_blow_up(text):
+    """The first one after which something has a positive power, by the sizes that are predicted for so many steps."""
+    case, steps = regimes.case(read_scaling(text), loss="mse"), range(4)
+    watched = [[p.N for q in ("h", "f", "delta_h", "delta_f") for p in regimes.predicted(case, k)[q].values()] for k in steps]
+    first = next((k for k in steps if max(watched[k]) > 0), None)
+    found = regimes.blow_up(case, "N")
+    assert (None if found is None else found[0]) == first
+    assert found is None or found[1] == regimes.classify(case).reason
+
+
+def test_a_blow_up_in_depth_is_none_in_width():
+    case = regimes.case(read_scaling("base=depth_mup, block.learning_rate.L=0", "adam", "residual"))
+    assert regimes.blow_up(case, "L") == (1, "Δh of stream grows as L^1/2 after step 1")
+    assert regimes.blow_up(case, "N") is None
 
 
 def test_controlled_divergence():
