@@ -1,39 +1,46 @@
-"""From a dataclass to a command: typed options, a help line each, and one line of error for a user's mistake."""
+"""From a dataclass to a command that ends, whatever happens, in one line: a user's mistake, an interruption, a full disk."""
 
 import contextlib
-import io
 import logging
 import os
-import re
+import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import ClassVar, NoReturn, TypeVar
 
-import tyro
 from tqdm import tqdm
 
-from comparisons.records import Damaged, Refused
+from comparisons.records import Damaged, Refused, Unwritten
+from limits.arguments import read, stop
 
 Options = TypeVar("Options")
+PATIENCE = 4.0  # seconds from an interruption until the process ends, whatever it is computing
 
 
 def run(options: type[Options], command: Callable[[Options], None], prog: str, arguments: Sequence[str] | None = None):
     """Parse the arguments and run the command.
 
-    A mistake (bad option, ValueError, a folder that cannot be used) ends with one line on standard error and status 2;
-    an interruption with one line and the status of the signal.
+    A mistake (bad option, ValueError, a folder that cannot be used, a package that is not there) ends with one line on
+    standard error and status 2; a disk that takes no more too, at once; an interruption with one line and the status of the
+    signal.
     """
-    parsed = _parse(options, prog, arguments)
+    parsed = read(options, prog, arguments)
     _say_once(prog)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        command(parsed)
-    except (ValueError, MemoryError, OSError, Refused, Damaged) as mistake:
-        _stop(prog, str(mistake) or type(mistake).__name__, 2)
+        with _interruptible(prog):
+            command(parsed)
+            sys.stdout.flush()
+    except BrokenPipeError:  # `… | head` has read enough
+        _give_up_output()
+    except Unwritten as refusal:
+        _leave(prog, str(refusal), 2)
+    except (ValueError, ImportError, MemoryError, OSError, Refused, Damaged) as mistake:
+        _give_up_output()
+        stop(prog, _told(mistake))
     except KeyboardInterrupt as interruption:
-        status = 128 + (interruption.args[0] if interruption.args else signal.SIGINT)
-        _leave(prog, "interrupted; the same command goes on from here", status)
+        _leave_interrupted(prog, interruption.args[0] if interruption.args else signal.SIGINT)
 
 
 def _say_once(prog):
@@ -53,34 +60,59 @@ def _say_once(prog):
     log.setLevel(logging.INFO)
 
 
-def _parse(options, prog, arguments):
-    complaint = io.StringIO()
+@contextlib.contextmanager
+def _interruptible(prog):
+    """SIGINT and SIGTERM raise KeyboardInterrupt, and where that does not help, end the process after ``PATIENCE``.
+
+    Python hears of signals between two steps of its main thread only, and XLA's may take minutes.  Signals that are ignored
+    (nohup) stay so.
+    """
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in heard}
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    woken = signal.set_wakeup_fd(writing)  # the system's own handler writes there at once
+    threading.Thread(target=_watch, args=(prog, reading), daemon=True).start()
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(options, prog=prog, args=arguments)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    _stop(prog, _first_statement(complaint.getvalue()) + f"; see {prog} --help", 2)
-
-
-def _first_statement(box: str) -> str:
-    """What a framed message says, without its frame and what follows its first rule."""
-    statement = re.split(r"│\s*─{5,}", box)[0]
-    body = [line.strip("│╭╮╰╯─ ") for line in statement.splitlines() if not line.startswith(("╭", "╰"))]
-    return " ".join(" ".join(body).split()).rstrip(".")
+        yield
+    finally:
+        signal.set_wakeup_fd(woken)
+        os.close(writing)  # the thread stands down
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(number, _) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
-def _stop(prog, line, status) -> NoReturn:
-    print(f"{prog}: {' '.join(line.split())}", file=sys.stderr, flush=True)
-    raise SystemExit(status)
+def _watch(prog, reading):
+    with open(reading, "rb", buffering=0) as pipe:
+        number = pipe.read(1)
+        if number and (not select.select([pipe], [], [], PATIENCE)[0] or pipe.read(1)):  # a second one does not wait
+            _leave_interrupted(prog, number[0])
+
+
+def _told(mistake):
+    if isinstance(mistake, OSError) and mistake.strerror:
+        return f"{mistake.filename}: {mistake.strerror}" if mistake.filename else mistake.strerror
+    return str(mistake) or type(mistake).__name__
+
+
+def _give_up_output():
+    """What standard output does not take (a full disk, a reader that has gone) is not tried, and complained of, once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _leave_interrupted(prog, number) -> NoReturn:
+    _leave(prog, "interrupted; the same command goes on from here", 128 + number)
 
 
 def _leave(prog, line, status) -> NoReturn:
-    """As ``_stop``, without waiting for threads that are still computing: what they have not finished is not on disk."""
+    """Without waiting for threads that are still computing: what they have not finished is not on disk."""
     print(f"{prog}: {line}", file=sys.stderr, flush=True)
+    _give_up_output()
     os._exit(status)

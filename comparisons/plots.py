@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from comparisons import records
 from comparisons.rates import Rate, deviations, limit_component, reference_of, variable
 from comparisons.super_consistency import GROWN, Growth
 from limits import OBSERVABLES
@@ -49,14 +50,15 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 @styled
 def save(figure: Figure, path: Path) -> None:
-    """``path`` and .png, and .pdf; written whole or not at all."""
+    """``path`` and .png, and .pdf; written whole or not at all.  Raises records.Unwritten."""
     fit_titles(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once for both
     for ending, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
         temporary = path.with_name(f".{path.name}{ending}.partial")
-        figure.savefig(temporary, format=ending[1:], metadata=metadata)
-        temporary.replace(path.with_name(path.name + ending))
+        with records.writing(path.with_name(path.name + ending)):
+            figure.savefig(temporary, format=ending[1:], metadata=metadata)
+            temporary.replace(path.with_name(path.name + ending))
 
 
 @styled

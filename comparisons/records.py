@@ -28,6 +28,8 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
+import finite
+import limits
 from limits.trajectory import OBSERVABLES, Trajectory
 
 try:
@@ -47,16 +49,38 @@ class Damaged(Exception):
         self.path, self.why = path, why
 
 
+class Outdated(Damaged):
+    """A file that another version of this package has written, whose numbers may be others."""
+
+
 class Refused(Exception):
     """A folder that cannot take these results.  The message is one line."""
+
+
+class Unwritten(Refused):
+    """A file that cannot be written: a full disk, a quota.  It ends the run at once, for the next one could not be either."""
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """For the length of a ``with``, raises Unwritten for what the system refuses."""
+    try:
+        yield
+    except OSError as fault:
+        raise Unwritten(f"{path}: cannot be written: {fault.strerror or _one_line(fault)}") from None
 
 
 # Files --------------------------------------------------------------------------------------------------------------
 
 
 def write(dataset: xr.Dataset, path: str | Path) -> None:
-    """A NetCDF4 file and its digest.  Raises OSError where they cannot be written."""
-    _publish(Path(path), lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf"))
+    """A NetCDF4 file and its digest.  Raises Unwritten.
+
+    Made in memory first: HDF5 that meets a full disk neither says so nor ends in peace.
+    """
+    content = io.BytesIO()
+    dataset.to_netcdf(content, engine="h5netcdf")
+    _publish(Path(path), content.getbuffer())
 
 
 def read(path: str | Path) -> xr.Dataset:
@@ -70,9 +94,9 @@ def read(path: str | Path) -> xr.Dataset:
 
 
 def write_json(value, path: str | Path) -> None:
-    """A JSON file and its digest; arrays become lists, and what is not finite becomes null."""
+    """A JSON file and its digest; arrays become lists, and what is not finite becomes null.  Raises Unwritten."""
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    _publish(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    _publish(Path(path), text.encode())
 
 
 def read_json(path: str | Path):
@@ -84,32 +108,24 @@ def read_json(path: str | Path):
         raise Damaged(Path(path), f"not a JSON file: {_one_line(fault)}") from None
 
 
-def _publish(path: Path, fill: Callable[[Path], object]) -> None:
+def _publish(path: Path, content: bytes | memoryview) -> None:
+    digest = _digest_line(content, path.name).encode()
+    with writing(path):
+        # the digest before the file itself: alone it is an unfinished cell, a file without a digest would be damage
+        _replace(path, content, before=lambda: _replace(_sidecar(path), digest))
+
+
+def _replace(path, content, before=lambda: None):
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        fill(temporary)
-        digest = _digest_line(temporary.read_bytes(), path.name)
-        _rename(temporary, path, before=lambda: _publish_digest(path, digest))
+        temporary.write_bytes(content)
+        _to_disk(temporary)
+        before()
+        os.replace(temporary, path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _publish_digest(path, line):
-    # before the file itself: a digest without a file is an unfinished cell, a file without a digest would be damage
-    temporary = path.with_name(f".{path.name}.sha256.{secrets.token_hex(4)}{TEMPORARY}")
-    try:
-        temporary.write_text(line, encoding="utf-8")
-        _rename(temporary, _sidecar(path))
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _rename(temporary, path, before=lambda: None):
-    _to_disk(temporary)
-    before()
-    os.replace(temporary, path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        _to_disk(path.parent)
 
 
 def _to_disk(path):
@@ -161,18 +177,40 @@ def _plain(value):
 
 
 @cache
-def provenance() -> dict[str, str]:
-    """What the numbers were computed with."""
-    import jax
+def sources() -> str:
+    """Of which this is: the release, and eight digits of a digest of the files in which numbers are computed.
 
-    versions = {name: _version(name) for name in ("superconsistency", "jax", "numpy")}
-    device = jax.devices()[0]
+    A release does not say what a clone holds that was pulled, or changed, since.
+    """
+    digest = hashlib.sha256()
+    for room in (limits, finite):
+        home = Path(room.__file__).parent
+        for path in sorted(path for ending in ("py", "json") for path in home.rglob(f"*.{ending}")):
+            digest.update(path.relative_to(home).as_posix().encode() + path.read_bytes())
+    return f"{limits.__version__}+{digest.hexdigest()[:8]}"
+
+
+@cache
+def provenance() -> dict[str, str]:
+    """What the numbers were computed with.  Raises Refused where JAX has no device."""
+    device = _device()
     return {
-        **versions,
+        "superconsistency": sources(),
+        **{name: importlib.metadata.version(name) for name in ("jax", "numpy")},
         "python": platform.python_version(),
         "device": f"{device.platform}: {device.device_kind}",
         "platform": platform.platform(),
     }
+
+
+def _device():
+    import jax
+
+    try:
+        return jax.devices()[0]
+    except (RuntimeError, AssertionError) as fault:  # an assertion: JAX_PLATFORMS=cuda without JAX for CUDA
+        wanted = f"JAX finds no device with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        raise Refused(f"{wanted}: {_one_line(fault)}" if str(fault) else f"{wanted}; leave it out for the CPU") from None
 
 
 def joined(provenances: Iterable[dict[str, str]]) -> dict[str, str]:
@@ -181,11 +219,11 @@ def joined(provenances: Iterable[dict[str, str]]) -> dict[str, str]:
     return {name: "; ".join(dict.fromkeys(one[name] for one in found)) for name in provenance()}
 
 
-def _version(name):
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+def require_same_sources(path: Path, provenance: Mapping) -> None:
+    """Raises Outdated where what a file holds was computed by other sources than these."""
+    there = provenance.get("superconsistency", "an unknown version")
+    if there != sources():
+        raise Outdated(path, f"was computed by superconsistency {there}, this is {sources()}")
 
 
 # Trajectories as labelled arrays ------------------------------------------------------------------------------------
@@ -298,23 +336,25 @@ class Store:
         return self.folder / "cells" / f"{name}.nc"
 
     def finished(self, name: str) -> bool:
-        """Whether this cell is there and whole.  Raises Damaged where it is there but is not what was written."""
+        """Whether this cell is there and whole.  Raises Damaged where it is there but is not what these sources wrote."""
         if not self.cell(name).exists():
             return False
         self.read(name)
         return True
 
     def read(self, name: str) -> xr.Dataset:
-        """Raises Damaged."""
-        return read(self.cell(name))
+        """Raises Damaged, and Outdated."""
+        dataset = read(self.cell(name))
+        require_same_sources(self.cell(name), dataset.attrs)
+        return dataset
 
     def write(self, name: str, dataset: xr.Dataset) -> None:
         """One cell, with its provenance.  A damaged one is replaced."""
         write(dataset.assign_attrs(provenance()), self.cell(name))
 
     def kept(self, name: str, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
-        """The cell; computed and written where it is not there, or damaged, which one line on standard error says."""
-        dataset = self._whole(self.cell(name))
+        """The cell; computed and written where it is not there, or damaged, or of another version, which one line says."""
+        dataset = self._whole(self.cell(name), lambda: self.read(name))
         if dataset is None:
             self.write(name, compute())
             dataset = self.read(name)  # a run that was interrupted here goes on with the same
@@ -324,16 +364,17 @@ class Store:
         """These cells along their widths as trajectories.nc; the cells stay.  Raises Damaged."""
         merged = xr.concat([self.read(name) for name in names], dim="width", join="exact", data_vars="minimal",
                            coords="minimal", compat="override", combine_attrs="drop_conflicts")  # fmt: skip
-        self._whole(self.folder / "trajectories.nc")  # replaced in any case, but its user wants to know of damage
-        write(merged, self.folder / "trajectories.nc")
+        whole = self.folder / "trajectories.nc"
+        self._whole(whole, lambda: read(whole))  # replaced in any case, but its user wants to know of damage
+        write(merged, whole)
         return merged
 
-    def _whole(self, path):
-        """What the file holds; None where it is not there, or damaged, which one line on standard error says."""
+    def _whole(self, path, read):
+        """What the file holds; None where it is not there, or not of use, which one line on standard error says."""
         if not path.exists():
             return None
         try:
-            return read(path)
+            return read()
         except Damaged as damage:
             tqdm.write(f"{self.program}: {damage}; it is computed again", file=sys.stderr)  # above the progress bars
 
@@ -344,9 +385,10 @@ def claim(folder: str | Path, config: Mapping, program: str = "comparisons") -> 
 
     ``config`` is all that the numbers depend on, as JSON has it; ``program`` is who gives notice of damaged cells.
     Temporaries of a killed run are removed.
-    Raises Refused where the folder holds anything else, is in use by another run, or cannot be written.
+    Raises Refused where the folder holds anything else, is in use by another run, or cannot be written, or without a device.
     """
     folder, config = Path(folder), _plain(config)
+    provenance()  # raises here, before anything is written
     with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -103,15 +103,18 @@ class Work:
         return self.folder / "cells" / size / f"{row.learning_rate!r}-{seed}{'-sharpness' if row.sharpness else ''}.json"
 
     def read(self, row: Row, seed: int) -> dict[str, np.ndarray]:
-        """What the cell holds, each (measured steps,).  Raises records.Damaged."""
+        """What the cell holds, each (measured steps,).  Raises records.Damaged, and Outdated."""
         path = self.path(row, seed)
         try:
             found = json.loads(path.read_bytes())
-            if found["sha256"] == _digest(found["cell"]):
-                return {name: np.array(values, dtype=float) for name, values in found["cell"].items()}
+            whole, made = found["sha256"] == _digest(found["cell"]), dict(found["provenance"])
+            values = {name: np.array(values, dtype=float) for name, values in found["cell"].items()}
         except (OSError, ValueError, KeyError, TypeError):
-            pass
-        raise records.Damaged(path, "is not what was written")
+            whole = False
+        if not whole:
+            raise records.Damaged(path, "is not what was written")
+        records.require_same_sources(path, made)
+        return values
 
     def provenance(self, rows: Sequence[Row]) -> dict[str, str]:
         """What these cells, all there, were computed with."""
@@ -119,13 +122,14 @@ class Work:
         return records.joined(json.loads(path.read_bytes())["provenance"] for path in paths)
 
     def write(self, row: Row, seed: int, values: dict[str, np.ndarray]) -> None:
-        """Raises OSError where it cannot be written."""
+        """Raises records.Unwritten."""
         path, cell = self.path(row, seed), {name: [_number(one) for one in column.tolist()] for name, column in values.items()}
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{records.TEMPORARY}")
         content = {"cell": cell, "sha256": _digest(cell), "provenance": records.provenance()}
         try:
-            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-            temporary.replace(path)
+            with records.writing(path):
+                temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+                temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -198,10 +202,12 @@ def _part(report, done, count, part):
 
 
 def _twice(attempt, name):
-    """None, or in a line what went wrong the second time.  An interruption is no failure."""
+    """None, or in a line what went wrong the second time.  Interruptions are no failures, and a full disk ends the run."""
     for again in (True, False):
         try:
             return attempt()
+        except records.Unwritten:
+            raise
         except Exception as fault:  # whatever it is: the other cells do not suffer from it
             line = f"{name}: {' '.join(str(fault).split()) or type(fault).__name__}"
         if again:
@@ -349,6 +355,8 @@ def _on_cluster(engine, work, groups):
         futures = {client.submit(run, shared, group, pure=False): group for group in groups}
         for future in as_completed(futures):
             fault = future.exception()
+            if isinstance(fault, records.Unwritten):
+                raise fault
             yield futures[future], future.result() if fault is None else [f"{futures[future]}: {fault}"]
 
 

@@ -1,5 +1,10 @@
 """Infinite width: the theory.  No random network is ever built here."""
 
+__version__ = "0.2.0"  # of the distribution superconsistency (pyproject.toml reads it here); it changes with the numbers
+
+import limits.start  # noqa: F401  (before what takes seconds)
+
+# isort: split
 from limits import curvature, deep_linear, depth, dmft, fluctuations, linear2, meanfield, ntk
 from limits.limit import predict, solve
 from limits.problem import Problem, minibatches
@@ -23,3 +28,8 @@ __all__ = [
     "predict",
     "solve",
 ]  # fmt: skip
+
+
+def __dir__():
+    """Without what only stands here because a file of its name was imported."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

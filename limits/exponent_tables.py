@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-import tyro
-
 from limits import regimes
+from limits.arguments import read, stop
 from limits.exponents import Solution, derive, table
 from limits.parametrization import QUANTITIES, Scaling, gauge, rational, read_scaling
 from limits.requirements import PARAMETRIZATIONS
 from limits.size_algebra import Power
 
+PROGRAM = "python -m limits.exponents"
 COLUMNS = ("parametrization", "optimizer", "architecture", "role", *QUANTITIES)
 
 
@@ -50,14 +50,13 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print what the command asks for; one line on stderr and exit status 2 for wrong input."""
-    command = tyro.cli(Command, args=arguments, prog="python -m limits.exponents")
+    command = read(Command, PROGRAM, arguments)
     try:
         print(_answer(command), flush=True)
     except BrokenPipeError:  # `… | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        stop(PROGRAM, str(error))
 
 
 def records(solutions: Sequence[Solution], gauge_quantity: str = "init_std") -> list[dict]:

@@ -4,6 +4,9 @@
 are missing, it says with which command they are made.  (The paper's table of exponents: `python -m limits.exponents`.)
 """
 
+import comparisons  # noqa: F401  (before what takes seconds: limits/start.py)
+
+# isort: split
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +43,9 @@ def read(path: Path, recipe: str) -> xr.Dataset | list:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """PNG and PDF, of a path without or with one of these endings.  Raises records.Refused where they cannot be written."""
+    """PNG and PDF, of a path without or with one of these endings.  Raises records.Unwritten."""
     path = path.with_suffix("") if path.suffix in (".png", ".pdf") else path
-    try:
+    with records.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         plots.save(figure, path)
-    except OSError as fault:
-        raise records.Refused(f"{path}: cannot be written: {fault.strerror}") from None
     print(f"figure in {path}.png and {path}.pdf")

@@ -6,14 +6,21 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 
+import limits
 from comparisons import records
 from comparisons.records import Damaged, Refused, claim
 from limits.trajectory import OBSERVABLES, Trajectory
+
+try:
+    import resource
+except ImportError:  # not a Unix
+    resource = None
 
 CONFIG = {"case": "linear2", "learning_rate": 0.5, "widths": [8, 16], "seeds": 3}
 STEPS = np.array([0, 5, 10])
@@ -172,9 +179,26 @@ def test_damaged_json(tmp_path):
 
 
 def test_a_failed_write_leaves_what_was_there(written, monkeypatch):
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", lambda self, path, **_: path.write_text("half") / 0)
+    monkeypatch.setattr(Path, "write_bytes", lambda self, content: self.write_text("half") / 0)
     with pytest.raises(ZeroDivisionError):
         records.write(one_width(16), written)
+    assert records.read(written).width == 8
+    assert sorted(p.name for p in written.parent.iterdir()) == ["a.nc", "a.nc.sha256"]
+
+
+@pytest.mark.skipif(resource is None, reason="no limits of resources on this system")
+@pytest.mark.parametrize("write", [lambda path: records.write(one_width(16), path),
+                                   lambda path: records.write_json(list(range(9999)), path)])  # fmt: skip
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(written, write):
+    """A file that may not grow beyond four kilobytes: the system's own refusal, after part of it is written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(records.Unwritten) as fault:
+            write(written)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(fault.value) == f"{written}: cannot be written: File too large"
     assert records.read(written).width == 8
     assert sorted(p.name for p in written.parent.iterdir()) == ["a.nc", "a.nc.sha256"]
 
@@ -240,6 +264,32 @@ def test_a_damaged_cell_is_computed_again_with_one_line(tmp_path, capsys):
         assert store.finished("8")
         notice = capsys.readouterr().err
     assert notice == f"the program: {store.cell('8')}: does not have the digest in 8.nc.sha256; it is computed again\n"
+
+
+def test_a_cell_of_another_version_is_named_and_computed_again(tmp_path, monkeypatch, capsys):
+    old = records.sources()
+    with claim(tmp_path, CONFIG, "the program") as store:
+        store.kept("8", lambda: one_width(8))
+        monkeypatch.setattr(records, "sources", lambda: "9.9.9+00000000")
+        monkeypatch.setattr(records, "provenance", lambda: {"superconsistency": records.sources()})
+        with pytest.raises(records.Outdated):
+            store.finish(["8"])
+        assert store.kept("8", lambda: one_width(16)).width == 16
+        assert store.kept("8", lambda: pytest.fail("computed again")).width == 16
+    assert capsys.readouterr().err == (f"the program: {store.cell('8')}: was computed by superconsistency {old}, this is "
+                                       "9.9.9+00000000; it is computed again\n")  # fmt: skip
+
+
+def test_the_version_is_of_the_release_and_of_the_files(monkeypatch):
+    release, _, digest = records.sources().partition("+")
+    assert release == limits.__version__
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "linear2.py"))
+    records.sources.cache_clear()
+    changed = records.sources()
+    records.sources.cache_clear()
+    assert changed.startswith(f"{release}+")
+    assert changed != f"{release}+{digest}"
 
 
 def test_a_cell_that_cannot_be_computed_leaves_nothing(tmp_path):
@@ -337,7 +387,7 @@ import os, signal, sys
 import xarray as xr
 from comparisons import records
 
-records.provenance = dict
+records.provenance = lambda: {"superconsistency": records.sources()}
 calls = 0
 
 def run(folder, at):

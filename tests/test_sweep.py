@@ -12,9 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import limits
 from comparisons import records, runs, sweep
 from comparisons.sweep import Engine, Group, Row
 from comparisons.transfer import Options, main, prepare
+
+try:
+    import resource
+except ImportError:  # not a Unix
+    resource = None
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--widths", "8", "16", "--seeds", "3", "--steps", "4", "--samples", "8", "--inputs", "3", "--param", "mup",
@@ -156,6 +162,32 @@ def test_what_fails_twice_is_told_at_the_end_and_tried_by_the_next_run(finished,
     assert not (tmp_path / "run" / "transfer.nc").exists()
     main([*SMALL, "--out", str(tmp_path / "run")])
     assert_same(tmp_path / "run", finished)
+
+
+@pytest.mark.skipif(resource is None, reason="no limits of resources on this system")
+def test_a_full_disk_ends_the_sweep_at_the_first_cell(work, row, monkeypatch):
+    trained, true = [], sweep.train
+    monkeypatch.setattr(sweep, "train", lambda problem, *rest, **options: (trained.append(problem),
+                                                                           true(problem, *rest, **options))[1])  # fmt: skip
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(records.Unwritten, match=r"0\.3-0\.json: cannot be written: File too large"):
+            sweep.ensure(work, [row, row._replace(learning_rate=1.0)], Engine(), "test")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(trained) == 1
+    assert not list(work.path(row, 0).parent.iterdir())
+
+
+def test_a_cell_of_another_version_is_trained_again(work, row, monkeypatch):
+    work.write(row, 0, {"loss": np.ones(3)})
+    monkeypatch.setattr(records, "sources", lambda: "9.9.9+00000000")
+    lines = []
+    assert work.missing(row, lines.append) == [0, 1, 2]
+    (line,) = lines
+    assert f"{work.path(row, 0)}: was computed by superconsistency {limits.__version__}+" in line
+    assert line.endswith("this is 9.9.9+00000000; it is computed again")
 
 
 def test_an_interruption_is_no_failure(work, row, monkeypatch):

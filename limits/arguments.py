@@ -1,0 +1,59 @@
+"""From a dataclass to the options of a command: `--help`, `--version`, and one line for what cannot be read."""
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import NoReturn, TypeVar
+
+import tyro
+
+import limits
+
+Options = TypeVar("Options")
+
+
+def read(options: type[Options], program: str, arguments: Sequence[str] | None = None) -> Options:
+    """The options that the arguments, by default the command's own, say.
+
+    Ends the command, with status 0, after `--help` and `--version`, and with status 2, after one line on standard error, where
+    they cannot be read.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if "--version" in arguments:
+        print(f"superconsistency {limits.__version__}")
+        raise SystemExit(0)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(options, prog=program, args=arguments)
+    except SystemExit as end:
+        if not end.code:
+            raise
+    statement = _first_statement(complaint.getvalue())
+    stop(program, f"{statement}{_meant(options, statement)}; see {program} --help")
+
+
+def stop(program: str, line: str) -> NoReturn:
+    """Ends a command after a mistake of its user's."""
+    print(f"{program}: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def _first_statement(box: str) -> str:
+    """What a framed message says below its title and before its first rule, whatever the frame is drawn with."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    rules = [number for number, line in enumerate(lines) if re.fullmatch("[─╰╯-]{5,}", line)]
+    first = rules[0] == 0  # without box characters the title has a line of its own, and a rule below
+    return " ".join(" ".join(lines[first : rules[first]]).split()).rstrip(".")
+
+
+def _meant(options, statement):
+    """The option that is nearest to the unknown one, if one is near."""
+    known = [f"--{field.name.replace('_', '-')}" for field in fields(options)]
+    unknown = re.match(r"Unrecognized options: (--[^\s=]+)", statement)
+    near = difflib.get_close_matches(unknown[1].replace("_", "-"), known, 1) if unknown else []
+    return f": did you mean {near[0]}?" if near else ""

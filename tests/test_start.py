@@ -1,0 +1,77 @@
+"""The first moments of a command and what surrounds it: each a process of its own, in which JAX is a harmful stand-in."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import limits.start  # noqa: F401  (registers how to spell)
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("limits.exponents", "comparisons.convergence", "comparisons.coord_check", "comparisons.landscape",
+            "comparisons.transfer", "paper_figures.figure_1_1")  # fmt: skip
+
+
+def start(module, folder, harm, **environment):
+    """`python -m module` where `import jax` does that."""
+    (folder / "jax").mkdir()
+    (folder / "jax" / "__init__.py").write_text(harm)
+    return python(module, folder, **environment)
+
+
+def python(module, folder, **environment):
+    """`python -m module` in which the folder's modules come first."""
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), **environment}
+    return subprocess.run([sys.executable, "-m", module], cwd=folder, env=found, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_interrupted_while_it_imports(module, tmp_path):
+    done = start(module, tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"python -m {module}: interrupted\n")
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_a_setting_that_a_library_refuses(module, tmp_path):
+    done = start(module, tmp_path, "raise ValueError('invalid truth value')")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"python -m {module}: invalid truth value\n")
+
+
+def test_our_own_faults_keep_their_traceback(tmp_path):
+    done = start(COMMANDS[0], tmp_path, "1 / 0")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_terminal_that_knows_no_greek(tmp_path):
+    done = start(COMMANDS[0], tmp_path, "print('η0 × γ²'); raise SystemExit", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "eta0 x gamma2\n", "")
+
+
+def test_spelling():
+    assert "μP: N^(−1/2), Δ é ✗ 漢".encode("ascii", "spelled") == b"muP: N^(-1/2), delta e no ?"
+    assert "µ² × η".encode("latin-1", "spelled") == "µ² × eta".encode("latin-1")
+
+
+def test_no_screen_is_asked_for(tmp_path):
+    harm = "import matplotlib.backends, os; print(os.environ.get('MPLBACKEND')); raise SystemExit"
+    assert start(COMMANDS[1], tmp_path, harm, MPLBACKEND="nonsense").stdout == "None\n"
+
+
+@pytest.mark.parametrize("module", COMMANDS[1:])
+@pytest.mark.parametrize("others", ["def hit(): ...", None], ids=["another", "removed"])
+def test_another_distribution_is_in_the_place_of_limits(module, others, tmp_path):
+    (tmp_path / "limits").mkdir()
+    for room in ("finite", "comparisons", "paper_figures"):
+        (tmp_path / room).symlink_to(ROOT / room)
+    if others:
+        (tmp_path / "limits" / "__init__.py").write_text(others)
+    found = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run([sys.executable, "-m", module], cwd=tmp_path, env=found, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert f"another distribution's here ({tmp_path / 'limits' / '__init__.py' if others else 'removed'})" in done.stderr
+    assert "pip uninstall limits" in done.stderr
+    assert "pip install --force-reinstall" in done.stderr
