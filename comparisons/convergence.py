@@ -49,17 +49,21 @@ class Options(runs.TrainingOptions):
     """Hidden layers of mlp, convolutions of convnet, blocks of the others."""
     seeds: int = 32
     """Networks per width, at least two."""
-    measure_every: int = 4
-    """Steps between two measurements."""
+    measure_every: int | None = None
+    """Steps between two measurements; default 4, or all steps if they are fewer."""
     learning_rate: float = 0.5
     """η0; the raw step is η0 γ², the edge of stability 2/η0."""
     reference: Literal["theory", "largest-width"] | None = None
     """What is subtracted: the limit (default where it is known; from an observable that it leaves open, the largest
     network), or from all the largest network (the paper's way; biased)."""
-    top_k: int = 3
-    """How many leading eigenvalues are followed."""
+    top_k: int | None = None
+    """How many leading eigenvalues are followed; default 3, or as many as the narrowest network has parameters."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/MODEL-PARAM-DIGEST, one folder per set of options."""
+
+    def adapted(self) -> "Options":
+        options = super().adapted()
+        return replace(options, measure_every=min(4, max(self.steps, 1))) if self.measure_every is None else options
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Comparison:
 def compare(options: Options) -> list[rates.Rate]:
     """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
     comparison = prepare(options)
-    problem = comparison.problem
+    options, problem = comparison.options, comparison.problem
     if runs.slug(options.param) != options.param:  # one of the user's own
         print(cases.regime(problem), flush=True)
     folder = runs.folder(options.out, f"{options.model}-{runs.slug(options.param)}", comparison.config)
@@ -114,12 +118,15 @@ def compare(options: Options) -> list[rates.Rate]:
 
 def prepare(options: Options) -> Comparison:
     """Check the options and build the problem.  Raises ValueError in one line."""
+    options = options.adapted()
     widths = options.widths
     if len(set(widths)) < len(widths) or any(width < 1 for width in widths):
         raise ValueError(f"widths {_listed(widths)}: wanted different numbers, each at least 1")
     runs.check_seeds(options.seeds, options.seed)
     runs.check_depths(options.model, (options.depth,))
-    problem = options.problem(parametrization=options.param)
+    if options.measure_every > max(options.steps, 1) and options.steps >= 0:
+        raise ValueError(f"measure-every {options.measure_every}: there are {options.steps} steps")
+    problem = options.problem(parametrization=options.param, top_k=1 if options.top_k is None else options.top_k)
     problem = replace(problem, parametrization=problem.scaling())  # a file is read once
     known = cases.limit_is_known(problem)
     reference = options.reference or ("theory" if known else "largest-width")
@@ -129,6 +136,9 @@ def prepare(options: Options) -> Comparison:
     if len(widths) < fewest:
         raise ValueError(f"{len(widths)} widths: a fit against {reference} needs at least {fewest}")
     smallest = min(widths) * (problem.num_inputs + problem.num_outputs)
+    if options.top_k is None:
+        options = replace(options, top_k=min(3, smallest))
+        problem = replace(problem, top_k=options.top_k)
     if options.top_k > smallest:
         raise ValueError(f"top-k {options.top_k}: a network of width {min(widths)} has only {smallest} parameters")
     settings = {"reference": reference, "exponents": str(problem.scaling())}

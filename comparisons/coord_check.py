@@ -101,6 +101,11 @@ class Options(runs.DataOptions):
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/coord_check-MODEL-DIGEST, one folder per set of options."""
 
+    def without_effect(self) -> dict[str, str]:
+        drawn = ("samples", "inputs", "outputs", "image_size") if self.data == "probe" else ()
+        layers = {name: why for name, why in runs.without_effect_on(self.model).items() if name != "pooling"}
+        return super().without_effect() | layers | dict.fromkeys(drawn, "the data probe has its own")
+
     def load_shaped(self) -> runs.Shaped:
         """Inputs, targets and the images' shape; "probe" is made here."""
         if self.data != "probe":
@@ -192,6 +197,7 @@ class Job:
 def check(options: Options) -> list[Check]:
     """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
     job = prepare(options)
+    options = job.options
     print(classified(job), flush=True)
     folder = runs.folder(options.out, f"coord_check-{options.model}", job.config)
     with records.claim(folder, job.config, PROGRAM) as store:
@@ -207,6 +213,7 @@ def check(options: Options) -> list[Check]:
 
 def prepare(options: Options) -> Job:
     """Check the options.  Raises ValueError in one line."""
+    options = options.adapted()
     usual_params, usual_depths, usual_rate = USUAL[options.model]
     usual_rate *= 0.1 if options.loss == "cross_entropy" else 1.0
     options = replace(options, learning_rate=usual_rate if options.learning_rate is None else options.learning_rate)
@@ -215,6 +222,8 @@ def prepare(options: Options) -> Job:
     runs.check_distinct("parametrizations", params, 1)
     runs.check_distinct("optimizers", options.optimizer, 1)
     runs.check_distinct("widths", options.widths, FEWEST)
+    if max(options.widths) * 1000 + max(depths) >= 2**32:  # of which the keys are made
+        raise ValueError(f"widths {max(options.widths)}: wanted below {2**32 // 1000}")
     residual = model.architecture == "residual"
     runs.check_distinct("depths", depths, FEWEST if residual else 1)
     if options.model == "conv" and depths != usual_depths:

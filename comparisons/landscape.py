@@ -25,13 +25,17 @@ import xarray as xr
 from comparisons import cases, command_line, plots, records, runs
 from comparisons.landscape_plots import density, picture, table
 from comparisons.late import Late, late_values
+from finite.arrays import holds_classes
+from finite.images import holds_images
 from finite.networks.build import build
 from finite.train import check, train
 from limits import Problem
-from limits.trajectory import STORED
+from limits.trajectory import OBSERVABLES, STORED
 
 PROGRAM = "python -m comparisons.landscape"
 DENSITY = ("density_nodes", "density_weights")
+RANKED = {name for name in STORED if OBSERVABLES[name].axis == "rank"}
+LANCZOS = {*RANKED, "residual_eigenvalues", "hessian_min", "preconditioned_sharpness"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +48,12 @@ class Options(runs.TrainingOptions):
     learning_rate: tuple[float, ...] = ()
     """η0 of each parametrization, or one for all; the raw step is η0 γ². Default 0.5, of ntp 7."""
     model: str = "conv"
-    data: str = "patches10"
     samples: int | None = None
-    """P; default 2000 for patches10, 40 for gaussian, 256 for digits and texts, for other files what they have."""
+    """P, drawn at random, as they come; default 2000 for patches10, 40 for gaussian, 256 for digits and texts, for other files
+    all."""
     patches: ClassVar[int] = 2000
-    loss: Literal["mse", "cross_entropy"] = "cross_entropy"
+    loss: Literal["mse", "cross_entropy"] | None = None
+    """Default cross_entropy; mse for FILE.npz whose targets are no classes."""
     widths: tuple[int, ...] = (16, 64, 256)
     """Widths N, at least two; one with several depths."""
     depths: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--depth"])] = (2,)
@@ -56,9 +61,11 @@ class Options(runs.TrainingOptions):
     seeds: int = 2
     """Networks per size, at least two."""
     steps: int = 256
-    measure_every: int = 32
-    """Steps between two measurements, a divisor of the steps."""
-    batch_size: int | None = 128
+    measure_every: int | None = None
+    """Steps between two measurements, a divisor of the steps; by default one that leaves about eight."""
+    batch_size: int | Literal["all"] | None = None
+    """Samples per minibatch; default 128, or all of them if there are no more."""
+    usual_batch: ClassVar[int | None] = 128
     observables: tuple[str, ...] = ("loss", "hessian_eigenvalues")
     """What is followed: loss, hessian_eigenvalues, hessian_min, gauss_newton_eigenvalues, residual_eigenvalues,
     ntk_eigenvalues, hessian_trace, directional_sharpness, preconditioned_sharpness, gradient_noise."""
@@ -72,6 +79,29 @@ class Options(runs.TrainingOptions):
     """Relative, of the eigenvalues."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/landscape-MODEL-DIGEST, one folder per set of options."""
+
+    def adapted(self) -> "Options":
+        options = super().adapted()
+        if self.measure_every is None:
+            options = replace(options, measure_every=runs.usual_interval(self.steps))
+        return options if self.loss else replace(options, loss=options.usual_loss)
+
+    @property
+    def usual_data(self) -> str:
+        """patches10, also for models of vectors."""
+        return "plays" if self.network.reads == "tokens" else "patches10"
+
+    @property
+    def usual_loss(self) -> str:
+        numbers = self.suffix == ".npz" and not holds_images(self.data) and not holds_classes(self.data)
+        return "mse" if numbers else "cross_entropy"
+
+    def without_effect(self) -> dict[str, str]:
+        wanted = set(self.observables)
+        curved = self.density or wanted - {"loss"}
+        asked = {"curvature_samples": curved, "top_k": wanted & RANKED, "tolerance": wanted & LANCZOS}
+        why = f"nothing that depends on it is among the observables {' '.join(self.observables)}"
+        return super().without_effect() | {name: why for name, names in asked.items() if not names}
 
 
 @dataclass(frozen=True)
@@ -100,6 +130,7 @@ class Run:
 def landscape(options: Options) -> list[Late]:
     """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
     run = prepare(options)
+    options = run.options
     for param in options.param:
         if runs.slug(param) != param:  # one of the user's own
             print(cases.regime(run.problems[param, options.depths[0]]), flush=True)
@@ -119,7 +150,7 @@ def landscape(options: Options) -> list[Late]:
 
 def prepare(options: Options) -> Run:
     """Check the options and build the problems.  Raises ValueError in one line."""
-    o = options
+    o = options.adapted()
     runs.check_distinct("parametrizations", o.param, 1)
     runs.check_distinct("depths", o.depths, 1)
     runs.check_distinct("widths", o.widths, 1 if len(o.depths) > 1 else 2)
@@ -128,8 +159,9 @@ def prepare(options: Options) -> Run:
     runs.check_seeds(o.seeds, o.seed)
     if len(o.learning_rate) not in (0, 1, len(o.param)):
         raise ValueError(f"{len(o.learning_rate)} learning rates for {len(o.param)} parametrizations: one for each, or one")
-    if o.steps < 1 or o.measure_every < 1 or o.steps % o.measure_every:
-        raise ValueError(f"measure-every {o.measure_every}: wanted a divisor of the {o.steps} steps")
+    if o.steps < 1:
+        raise ValueError(f"{o.steps} steps: at least 1 is needed")
+    runs.check_interval(o.measure_every, o.steps)
     unknown = [name for name in o.observables if name not in STORED]
     if unknown or not o.observables:
         raise ValueError(f"unknown observable {' '.join(unknown) or 'none'!r}; known: {', '.join(STORED)}")
@@ -137,6 +169,8 @@ def prepare(options: Options) -> Run:
     rates = o.learning_rate * (len(o.param) // max(len(o.learning_rate), 1)) or usual
     base = o.problem(parametrization=o.param[0], learning_rate=rates[0], depth=o.depths[0])
     runs.check_depths(o.model, o.depths)
+    if not 0 < o.tolerance < 1:
+        raise ValueError(f"tolerance {o.tolerance:g} must be above 0 and below 1")
     if o.curvature_samples < 1:
         raise ValueError(f"curvature-samples {o.curvature_samples} must be at least 1")
     problems = {}

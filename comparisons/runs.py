@@ -2,37 +2,49 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from math import isfinite, isqrt
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from finite.arrays import load_npz
 from finite.cifar10 import cifar10
-from finite.data import Data, digits, gaussian, load_npz
+from finite.data import Data, digits, gaussian
 from finite.images import Images, holds_images, read_folder, read_npz
 from finite.patches import patches10
 from finite.text import Text, plays, read_text, windows
 from limits import Problem, minibatches
+from limits.models import Model, read_model
 
 Shaped = tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P C"], tuple[int, int, int] | None]  # None: not said
 WITH_DEPTH = ("mlp", "resmlp", "convnet", "resconvnet", "vit", "gpt")  # models that do not say it in their name
+NAMED = ("gaussian", "digits", "patches10", "plays", "probe")  # data that is no file
+UNRECORDED = ("out", "dry_run")  # options on which no number depends
+MEASUREMENTS = 8  # after the first one, where a command is not told how many
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """The options that say what is learned; the options of a command inherit them."""
+    """The options that say what is learned; the options of a command inherit them.
 
-    data: str = "gaussian"
-    """gaussian (linear teacher), digits (1797 real 8×8 images), patches10 (32×32 colour crops of ten photographs), FILE.npz
-    with arrays inputs (P, D) and targets, or train_images and train_labels, a folder of images (one subfolder per class),
-    CIFAR-10's binary version (its folder or .tar.gz); for gpt plays (four plays of Shakespeare) or FILE.txt."""
+    A default that is None adapts to what was given: ``adapted``.
+    """
+
+    data: str | None = None
+    """gaussian (linear teacher; default), digits (1797 real 8×8 images; default of models of images), patches10 (32×32 colour
+    crops of ten photographs). FILE.npz: inputs (P, D) or images (P, H, W) or (P, H, W, 3), bytes or reals in [0, 1]; targets
+    reals (P,) or (P, C), or integers (P,), labels from 0 or 1; or train_images and train_labels. A folder: pictures in one
+    subfolder per class, or train/ and val/ or test/ that are such folders (transparent is white); or CIFAR-10's binary version,
+    its .tar.gz too. For gpt: plays (four plays of Shakespeare; its default) or FILE.txt in UTF-8, every character a token."""
     samples: int | None = None
-    """P; default 40 for gaussian, 256 for digits, patches10 and texts, for other files what they have."""
+    """P, drawn at random, as they come; default 40 for gaussian, 256 for digits, patches10 and texts, for other files all."""
     image_size: int | None = None
     """A folder's pictures are cut to their central square and scaled to so many pixels a side; wanted where they differ."""
     inputs: int | None = None
@@ -43,7 +55,32 @@ class DataOptions:
     """Cross-entropy: the targets of gaussian and digits are classes then, one per output."""
     seed: int = 0
     """Of data, batches and networks."""
+    dry_run: bool = False
+    """Only say how many cells there are to compute, and about how many minutes and GiB that takes; nothing is written."""
     patches: ClassVar[int] = 256  # how many of patches10, if not told
+
+    def adapted(self) -> "DataOptions":
+        """With the defaults that follow from what was given, and every ~ written out; the same again if it is asked again.
+
+        Raises ValueError, in one line, for a number that is not finite or too large, and for an option without effect.
+        """
+        given = {field.name: _at_home(getattr(self, field.name)) for field in fields(self)}
+        for name, value in given.items():
+            _check_numbers(name, value)
+        options = replace(self, **given)
+        options = options if options.data else replace(options, data=options.usual_data)
+        _check_effects(options)
+        return options
+
+    @property
+    def usual_data(self) -> str:
+        """Where there is no model."""
+        return "gaussian"
+
+    def without_effect(self) -> dict[str, str]:
+        """Options that change nothing beside the others, and why."""
+        folder = self.data not in NAMED and Path(self.data).is_dir() and not _holds_cifar10(Path(self.data))
+        return {} if folder else {"image_size": "only the pictures of a folder are scaled"}
 
     def load(self) -> Data:
         """Inputs (P, D) and targets (P, C).  Raises ValueError in one line that says what is wrong with the data."""
@@ -51,54 +88,87 @@ class DataOptions:
 
     def load_shaped(self) -> Shaped:
         """And of images their (H, W, channels), where the data says it."""
-        inputs, targets, shape = self.loaded()
-        if self.loss == "cross_entropy" and not self.data.endswith(".npz"):
+        options = self.adapted()
+        inputs, targets, shape = options.loaded()
+        if options.loss == "cross_entropy" and options.suffix != ".npz":
             targets = np.eye(targets.shape[1])[targets.argmax(axis=1)]  # of a centred one-hot vector: its class
+        for what, wanted, size in (("inputs", self.inputs, inputs.shape[1]), ("outputs", self.outputs, targets.shape[1])):
+            if wanted not in (None, size):
+                raise ValueError(f"{wanted} {what}: {options.data} has {size}")
         return inputs, targets, shape
+
+    @property
+    def suffix(self) -> str:
+        """How the name of the data ends, in small letters."""
+        return Path(self.data).suffix.lower()
 
     def loaded(self) -> Shaped:
         """As the data has them."""
-        shape, classes = None, 1 if self.loss == "mse" else 10
+        classes = 1 if self.loss == "mse" else 10
         if self.data == "gaussian":
             sizes = _given(self.samples, 40), _given(self.inputs, 10), _given(self.outputs, classes)
-            return *gaussian(self.seed, *sizes), shape
+            return *gaussian(self.seed, *sizes), None
         if self.data == "digits":
             if self.inputs not in (None, 64):
                 raise ValueError(f"{self.inputs} inputs: the digits have 64")
-            return *digits(_given(self.samples, 256), _given(self.outputs, classes), self.seed), shape
-        if self.data == "plays" or self.data.endswith(".txt"):
-            found = self._next_characters(plays() if self.data == "plays" else read_text(self.data))
-        elif self.data.endswith(".npz") and not holds_images(self.data):
-            return *load_npz(self.data, self.samples, self.inputs, self.outputs), shape
-        else:
-            images = self._images(Path(self.data))
-            count = _given(self.samples, len(images.train_images))  # in random order: the first ones have the curvature
-            drawn = () if self.data == "patches10" else (count, self.seed)  # that is drawn already
-            found, shape = images.train(self.loss, *drawn), images.train_images.shape[1:]
-        for what, wanted, size in (("inputs", self.inputs, found[0].shape[1]), ("outputs", self.outputs, found[1].shape[1])):
-            if wanted not in (None, size):
-                raise ValueError(f"{wanted} {what}: {self.data} has {size}")
-        return *found, shape
+            return *digits(_given(self.samples, 256), _given(self.outputs, classes), self.seed), None
+        if self.data == "plays" or self.suffix == ".txt":
+            return *self._next_characters(plays() if self.data == "plays" else read_text(self.data)), None
+        if self.suffix == ".npz" and not holds_images(self.data):
+            return load_npz(self.data, self.loss, self.samples, self.seed)
+        images = self._images(Path(self.data))
+        count = _given(self.samples, len(images.train_images))  # in random order: the first ones have the curvature
+        drawn = () if self.data == "patches10" else (count, self.seed)  # that is drawn already
+        return *images.train(self.loss, *drawn), images.train_images.shape[1:]
 
     def _next_characters(self, text: Text) -> Data:
         """Stretches of the text as tokens, and the character behind each, one-hot and centred."""
-        tokens, following = windows(text.train_tokens, _given(self.inputs, 16), _given(self.samples, 256), self.seed)
+        length = _given(self.inputs, min(16, len(text.train_tokens) - 1))
+        samples = _given(self.samples, min(256, max(len(text.train_tokens) - length, 1)))
+        tokens, following = windows(text.train_tokens, length, samples, self.seed)
         C = len(text.vocabulary)
         return tokens.astype(float), np.eye(C)[following[:, -1]] - 1 / C
 
     def _images(self, path: Path) -> Images:
-        if self.image_size is not None and not path.is_dir():
-            raise ValueError(f"image-size {self.image_size}: only the pictures of a folder are scaled")
         if self.data == "patches10":
             return patches10(_given(self.samples, self.patches), 0, self.seed)
-        if path.suffix == ".npz":
+        if self.suffix == ".npz":
             return read_npz(path)
-        if path.suffix == ".gz" or any((path / part / "data_batch_1.bin").is_file() for part in ("", "cifar-10-batches-bin")):
+        if self.suffix == ".gz" or _holds_cifar10(path):
             return cifar10(path)
         if path.is_dir():
             return read_folder(path, self.image_size)
         raise ValueError(f"unknown data {self.data!r}; known: gaussian, digits, patches10, plays, a file that ends in .npz "
                          "or .txt, a folder of images, or CIFAR-10's binary version")  # fmt: skip
+
+
+def _holds_cifar10(path):
+    return any((path / part / "data_batch_1.bin").is_file() for part in ("", "cifar-10-batches-bin"))
+
+
+def _at_home(value: Any) -> Any:
+    """Texts and paths, also of a tuple, with ~ written out, as a shell does only where it stands alone."""
+    if isinstance(value, tuple):
+        return tuple(_at_home(one) for one in value)
+    return type(value)(os.path.expanduser(value)) if isinstance(value, str | Path) and str(value)[:1] == "~" else value
+
+
+def _check_numbers(name, value):
+    """Raises ValueError where one is not finite, or beyond what an array on the device can be long."""
+    option = name.replace("_", "-")
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, float) and not isfinite(one):
+            raise ValueError(f"{option} {one:g}: wanted a finite number")
+        if isinstance(one, int) and abs(one) >= 2**31 and name != "seed":
+            raise ValueError(f"{option} {one}: wanted a number below 2^31")
+
+
+def _check_effects(options):
+    """Raises ValueError for an option that was given and has no effect."""
+    for name, why in options.without_effect().items():
+        value = getattr(options, name)
+        if value != type(options).__dataclass_fields__[name].default:
+            raise ValueError(f"{name.replace('_', '-')} {value}: {why}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +194,8 @@ class TrainingOptions(DataOptions):
     """Steps over which the learning rate grows to η0."""
     schedule: Literal["constant", "cosine"] = "constant"
     """What follows: η0, or a cosine down to 0 at the last step."""
-    batch_size: int | None = None
-    """Samples per minibatch; all of them if not given."""
+    batch_size: int | Literal["all"] | None = None
+    """Samples per minibatch; default all of them."""
     activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
     """Activation of mlp... and resmlp."""
     block_size: int = 1
@@ -138,13 +208,38 @@ class TrainingOptions(DataOptions):
     """readout: all other weights stay where they start (random features)."""
     precision: Literal["float32", "float64"] = "float32"
     """Of the networks; the limit is always float64."""
+    usual_batch: ClassVar[int | None] = None  # all of them
+
+    @property
+    def network(self) -> Model:
+        """Without its depth."""
+        return read_model(self.model, activation=self.activation, block_size=self.block_size, pooling=self.pooling)
+
+    @property
+    def usual_data(self) -> str:
+        """What the model reads; images of a given size are white noise."""
+        images = "digits" if self.inputs is None else "gaussian"
+        return {"vectors": "gaussian", "images": images, "tokens": "plays"}[self.network.reads]
+
+    def without_effect(self) -> dict[str, str]:
+        return super().without_effect() | without_effect_on(self.model) | self._schedule_without_effect()
+
+    def _schedule_without_effect(self):
+        covered = 0 < self.steps <= self.warmup_steps
+        return {"schedule": f"nothing follows a warm-up of {self.warmup_steps} steps of {self.steps}"} if covered else {}
+
+    def batch(self, num_samples: int) -> int | None:
+        """Samples per minibatch, None for all of them; a default that is more than there are is all of them."""
+        if self.batch_size is None:
+            return None if self.usual_batch is None or num_samples <= self.usual_batch else self.usual_batch
+        return None if self.batch_size == "all" else self.batch_size
 
     def problem(self, **given) -> Problem:
         """The problem of these options, with what a command adds.  Raises ValueError in one line."""
         inputs, targets, shape = self.load_shaped()
         own = {field.name: getattr(self, field.name) for field in fields(Problem) if hasattr(self, field.name)}
         del own["inputs"]  # of the options: their number
-        drawn = batches(self.seed, len(inputs), self.batch_size, self.steps)
+        drawn = batches(self.seed, len(inputs), self.batch(len(inputs)), self.steps)
         given = {"image_shape": shape, "num_steps": self.steps, "batches": drawn} | given
         return Problem(inputs=inputs, targets=targets, **own | given)
 
@@ -157,13 +252,30 @@ class TrainingOptions(DataOptions):
         more += [f"λ = {self.weight_decay:g}"] if self.weight_decay else []
         more += [f"warm-up {self.warmup_steps}"] if self.warmup_steps else []
         more += [self.schedule] if self.schedule != "constant" else []
-        more += [f"batch {self.batch_size}"] if self.batch_size else []
+        more += [] if problem.batches is None else [f"batch {problem.batches.shape[1]}"]
         more += ["augmented"] if self.augment else []
         more += ["readout only"] if self.trained == "readout" else []
         sizes = f"P = {problem.num_samples}, D = {problem.num_inputs}, C = {problem.num_outputs}"
         loss = "" if self.loss == "mse" else ", cross-entropy"
         training = ", ".join([f"γ0 = {self.richness:g}", *more])
         return f"{name}{deep}{activation}, {self.optimizer}, {Path(self.data).name}{loss}, {sizes}, {training}"
+
+
+def without_effect_on(model: str) -> dict[str, str]:
+    """Options of layers that the model does not have, and why."""
+    chosen = {
+        "activation": (model == "resmlp" or model.startswith("mlp"), "has its own"),
+        "block_size": (model in ("resmlp", "resconvnet"), "has its own; of resmlp and resconvnet it can be chosen"),
+        "pooling": (model in ("conv", "convnet", "resconvnet"), "has none"),
+    }
+    return {name: f"{model} {why}" for name, (has, why) in chosen.items() if not has}
+
+
+def usual_interval(steps: int) -> int:
+    """Steps between two measurements: the divisor of the steps that leaves nearly ``MEASUREMENTS`` of them."""
+    small = [n for n in range(1, isqrt(max(steps, 1)) + 1) if steps % n == 0]
+    counts = sorted({*small, *(steps // n for n in small)}, reverse=True)
+    return max(steps, 1) // min(counts, key=lambda count: max(count / MEASUREMENTS, MEASUREMENTS / max(count, 1)))
 
 
 def _given(value, usual):
@@ -201,6 +313,12 @@ def check_depths(model: str, depths: tuple[int, ...], usual: tuple[int, ...] = (
         raise ValueError(f"depths {listed}: {model} has its own; models of any depth: {', '.join(WITH_DEPTH)}")
 
 
+def check_interval(measure_every: int, steps: int) -> None:
+    """Raises ValueError where it does not divide the steps."""
+    if measure_every < 1 or steps % measure_every:
+        raise ValueError(f"measure-every {measure_every}: wanted a divisor of the {steps} steps")
+
+
 def batches(seed: int, num_samples: int, batch_size: int | None, num_steps: int) -> Int[np.ndarray, "T b"] | None:
     """The samples of every step, None for all of them.  Raises ValueError for a batch larger than the data, or empty."""
     if batch_size is None:
@@ -209,8 +327,10 @@ def batches(seed: int, num_samples: int, batch_size: int | None, num_steps: int)
 
 
 def config(options: DataOptions, inputs: Float[np.ndarray, "P D"], targets: Float[np.ndarray, "P C"]) -> dict:
-    """All that the numbers depend on, as JSON has it: every option but ``out``, and the SHA-256 of the data."""
-    settings = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "out"}
+    """All that the numbers depend on, as JSON has it: every option that has an effect, and the SHA-256 of the data."""
+    options = options.adapted()
+    unrecorded = {*UNRECORDED, *options.without_effect()}
+    settings = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in unrecorded}
     lists = {name: list(value) for name, value in settings.items() if isinstance(value, tuple)}
     return settings | lists | {"data_sha256": hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest()}
 

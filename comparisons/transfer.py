@@ -32,7 +32,6 @@ from limits import OBSERVABLES
 from limits.limit import solve
 
 PROGRAM = "python -m comparisons.transfer"
-MEASUREMENTS = 12  # after the first one, if not told otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class Options(runs.TrainingOptions):
     """Networks per size and learning rate, at least two."""
     measure_every: int | None = None
     """Steps between two measurements of the loss, and of the sharpness, a divisor of the steps; by default one that leaves
-    at most twelve."""
+    about eight."""
     sharpness_seeds: int = 2
     """How many networks of each size are trained again, at the optimum, to follow their sharpness; 0: none."""
     curvature_samples: int = 1024
@@ -71,6 +70,16 @@ class Options(runs.TrainingOptions):
     its jobqueue.yaml describes: slurm, pbs, sge, lsf, oar, htcondor, moab. It sees the same folder. Needs the extra cluster."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/transfer-MODEL-DIGEST, one folder per set of options."""
+
+    def adapted(self) -> "Options":
+        options = super().adapted()
+        return replace(options, measure_every=runs.usual_interval(self.steps)) if self.measure_every is None else options
+
+    def without_effect(self) -> dict[str, str]:
+        found = {} if self.sharpness_seeds else {"curvature_samples": "with sharpness-seeds 0 no curvature is measured"}
+        if self.cluster not in (None, *sweep.JOB_QUEUES):
+            found["processes"] = f"the scheduler {self.cluster} has its own workers"
+        return super().without_effect() | found
 
 
 WHERE = ("processes", "cluster")  # options on which no number depends
@@ -125,6 +134,7 @@ def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
     Raises sweep.Failed where cells failed, after all others are kept.
     """
     prepared = prepare(options)
+    options = prepared.options
     engine = sweep.Engine(options.processes, options.cluster)
     for param in options.param:
         if runs.slug(param) != param:  # one of the user's own
@@ -151,10 +161,10 @@ def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
 
 def prepare(options: Options) -> Sweep:
     """Check the options and build the problem.  Raises ValueError in one line."""
-    o = options
+    o = options.adapted()
     _check(o)
     base = o.problem(parametrization=o.param[0], depth=o.depths[0], learning_rate=min(o.learning_rates),
-                     measure_every=o.measure_every or _every(o.steps), top_k=1)  # fmt: skip
+                     top_k=1)  # fmt: skip
     runs.check_depths(o.model, o.depths)
     scalings = {}  # a file is read once
     for param, depth in product(o.param, o.depths):
@@ -176,16 +186,11 @@ def _check(o: Options) -> None:
     runs.check_seeds(o.seeds, o.seed)
     if o.steps < 1:
         raise ValueError(f"{o.steps} steps: at least 1 is needed for a final loss")
-    if o.measure_every is not None and (o.measure_every < 1 or o.steps % o.measure_every):
-        raise ValueError(f"measure-every {o.measure_every}: wanted a divisor of the {o.steps} steps")
+    runs.check_interval(o.measure_every, o.steps)
     if o.curvature_samples < 1:
         raise ValueError(f"curvature-samples {o.curvature_samples} must be at least 1")
     if not 0 <= o.sharpness_seeds <= o.seeds:
         raise ValueError(f"sharpness-seeds {o.sharpness_seeds} must be from 0 to the {o.seeds} seeds")
-
-
-def _every(steps):
-    return next(every for every in range(1, steps + 1) if steps % every == 0 and steps // every <= MEASUREMENTS)
 
 
 # Results --------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
+
+from limits import memory
 
 DIGITS = Path(__file__).with_name("digits.npz")
 DIGITS_SHA256 = "b2dab7b501728c22e9119ad76740b2e17c77a231e42d1e592380d90886f1a05e"
@@ -24,11 +26,12 @@ def gaussian(seed: int, samples: int, inputs: int, outputs: int = 1) -> Data:
 
     c, close to 1/√D, makes mean(Y²) = 1 over all samples and outputs; nothing is centred, there is no label noise.
     The first rows of X for P samples are X for fewer samples with the same seed.
-    Raises ValueError where a size is below 1.
+    Raises ValueError where a size is below 1, MemoryError where they are too large for this machine.
     """
     for name, size in (("samples", samples), ("inputs", inputs), ("outputs", outputs)):
         if size < 1:
             raise ValueError(f"{size} {name}: wanted at least 1")
+    memory.require((samples + outputs) * (inputs + outputs), f"{samples} samples of {inputs} inputs and {outputs} outputs need")
     rng = np.random.default_rng(seed)
     teacher = rng.standard_normal((inputs, outputs))
     x = rng.standard_normal((samples, inputs))
@@ -60,22 +63,14 @@ def digits(samples: int, outputs: int = 1, seed: int = 0) -> Data:
     return x / _root_mean_square(x), _digit_targets(labels[chosen], outputs)
 
 
-def load_npz(
-    path: str | Path, samples: int | None = None, inputs: int | None = None, outputs: int | None = None
-) -> Data:
-    """The arrays ``inputs`` (P, D) and ``targets`` (P,) or (P, C), of integers or reals, of an .npz file, as they are.
+def drawn(count: int, samples: int, seed: int, what: str = "samples") -> Int[np.ndarray, " samples"]:
+    """Which of ``count`` are taken: ``samples`` different ones at random, as they come, in random order.
 
-    ``samples``, ``inputs``, ``outputs``: sizes P, D, C that the file must have, where given.
-    Raises DataError, a ValueError, for whatever is wrong with the file.
+    With the same seed, fewer are the first of more.  Raises ValueError for more than there are, or fewer than one.
     """
-    x, y = (_matrix(path, name, values) for name, values in read_arrays(path, ("inputs", "targets")).items())
-    if len(x) != len(y):
-        raise DataError(f"{path}: {len(x)} inputs but {len(y)} targets, wanted one target row per input row")
-    found = {"samples": len(x), "inputs": x.shape[1], "outputs": y.shape[1]}
-    for name, wanted in (("samples", samples), ("inputs", inputs), ("outputs", outputs)):
-        if wanted is not None and wanted != found[name]:
-            raise DataError(f"{path}: it has {found[name]} {name}, and {wanted} were asked for")
-    return x, y
+    if not 1 <= samples <= count:
+        raise ValueError(f"{samples} samples: there are from 1 to {count} {what}")
+    return np.random.default_rng(seed).permutation(count)[:samples]
 
 
 def embedded(path: Path, sha256: str) -> dict[str, np.ndarray]:
@@ -140,17 +135,3 @@ def _embedded_digits() -> tuple[UInt8[np.ndarray, "1797 8 8"], UInt8[np.ndarray,
     """Images of grey levels 0 … 16, and the digits that they show."""
     arrays = embedded(DIGITS, DIGITS_SHA256)
     return arrays["images"], arrays["labels"]
-
-
-def _matrix(path, name, values):
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
-        raise DataError(f"{path}: {name} hold {getattr(values, 'dtype', 'no numbers')}, wanted integers or reals")
-    if name == "targets" and values.ndim == 1:
-        values = values[:, None]
-    if values.ndim != 2 or 0 in values.shape:
-        raise DataError(f"{path}: {name} of shape {values.shape}, wanted a matrix with one row per sample")
-    with np.errstate(over="ignore"):  # a long double beyond the range of float64: not finite, and refused as such
-        values = values.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise DataError(f"{path}: {name} hold {np.count_nonzero(~np.isfinite(values))} values that are not finite")
-    return values

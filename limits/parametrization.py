@@ -17,6 +17,7 @@ initial output vanishes.
 """
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ from limits.size_algebra import (
 )
 
 QUANTITIES = ("multiplier", "init_std", "learning_rate")
+LARGEST_POWER = 16  # of a size: what is derived stays below 2
 ARCHITECTURES = ("plain", "residual")
 
 
@@ -77,16 +79,16 @@ def read_scaling(
                                                                 inline; a bare power is one of N
 
     What is not given is the base's, or the zeroth power without a base.  ValueError, in one line, for what is not known
-    or not rational, and for an optimiser or an architecture other than the given one.  ``depth`` and ``loss`` are of the
+    not rational or beyond ±16, and for an optimiser or an architecture other than the given one.  ``depth`` and ``loss`` are of the
     name, or of the base (``scaling``).
     """
-    if text.endswith(".toml"):
-        given = _toml(Path(text))
+    if text.lower().endswith(".toml"):
+        given = _toml(Path(os.path.expanduser(text)))
     elif "=" in text:
         given = _inline(text)
     else:
         return scaling(text, optimizer or "sgd", architecture or "plain", depth=depth, loss=loss)
-    head = {key: given.pop(key) for key in ("name", "base", "optimizer", "architecture") if key in given}
+    head = {key: _text(key, given.pop(key)) for key in ("name", "base", "optimizer", "architecture") if key in given}
     optimizer = _agreed("optimizer", head, optimizer, "sgd", OPTIMIZERS)
     architecture = _agreed("architecture", head, architecture, "plain", ARCHITECTURES)
     based = "base" in head
@@ -100,7 +102,7 @@ def read_scaling(
             e = roles.get(role, Exponents())
             power = _power(f"{role}.{quantity}", power, getattr(e, quantity))
             roles[role] = replace(e, **{quantity: power})
-    return Scaling(str(head.get("name", text)), optimizer, architecture, roles)
+    return Scaling(head.get("name", text), optimizer, architecture, roles)
 
 
 def gauge(given: Scaling, quantity: str = "init_std") -> Scaling:
@@ -157,12 +159,20 @@ def _agreed(kind: str, head: Mapping, wanted: str | None, usual: str, names) -> 
     return given
 
 
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key} = {value!r}: wanted a text")
+    return value
+
+
 def _toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a byte order mark
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8: byte {error.object[error.start]:#04x}, {error.reason}") from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -192,13 +202,17 @@ def _power(where: str, value: Any, base: Power) -> Power:
 
 
 def rational(where: str, value: Any) -> Fraction:
-    """ "-1/2", 0.5 or 1 as a fraction; ValueError for what is none."""
+    """ "-1/2", 0.5 or 1 as a fraction; ValueError for what is none, and for what is too large to be a power of a size."""
     try:
+        text = str(value).strip()
         if isinstance(value, bool):
             raise ValueError
-        return Fraction(str(value).strip())
-    except (ValueError, ZeroDivisionError):
+        found = Fraction(text if "/" in text else repr(float(text)))  # by a float: the digits of 1e999999 would fill the memory
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"{where} = {value!r} is not a rational number") from None
+    if abs(found) > LARGEST_POWER:
+        raise ValueError(f"{where} = {text[:20]}: wanted a power from -{LARGEST_POWER} to {LARGEST_POWER}")
+    return found
 
 
 SAME_EXPONENTS = {"momentum": "sgd", "sign": "adam"}  # the same rule (a test holds it), stored once

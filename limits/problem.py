@@ -129,7 +129,7 @@ class Problem:
             _require(0 <= beta < 1, "beta", beta, "at least 0 and below 1")
         _require(self.epsilon > 0, "epsilon", self.epsilon, "positive")
         _require(self.weight_decay >= 0, "weight decay", self.weight_decay, "at least 0")
-        _require(self.num_steps >= 0, "number of steps", self.num_steps, "at least 0")
+        _require(0 <= self.num_steps < 2**31, "number of steps", self.num_steps, "at least 0 and below 2^31")
         _require(self.measure_every >= 1, "measure_every", self.measure_every, "at least 1")
         _require(self.top_k >= 1, "top_k", self.top_k, "at least 1")
         if self.batches is not None:

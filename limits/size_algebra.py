@@ -21,6 +21,7 @@ Assumed everywhere: input dimension, outputs, batch, steps and block size are of
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
 from typing import Any
 
 HALF = Fraction(1, 2)
@@ -43,8 +44,11 @@ class Power:
         return Power(self.N * exponent, self.L * exponent)
 
     def __call__(self, width: float, depth: float = 1) -> float:
-        """The number at this width and depth."""
-        return float(width) ** float(self.N) * float(depth) ** float(self.L)
+        """The number at this width and depth; infinite where no float is so large."""
+        try:
+            return float(width) ** float(self.N) * float(depth) ** float(self.L)
+        except OverflowError:
+            return inf
 
     def __str__(self) -> str:
         factors = [f"{x}^{{{p}}}" if p != 1 else x for x, p in (("N", self.N), ("L", self.L)) if p != 0]

@@ -154,6 +154,16 @@ MISTAKES = {
     "unknown data": (["--data", "cifar"], "unknown data 'cifar'"),
     "missing file": (["--data", "nowhere.npz"], "nowhere.npz: no such file"),
     "theory where there is none": (["--model", "mlp3", "--param", "sp", "--reference", "theory"], "no limit is known for mlp3"),
+    "measured after the end": (["--measure-every", "5"], "measure-every 5: there are 4 steps"),
+    "width beyond 32 bits": (["--widths", "8", "16", "4294967296"], "widths 4294967296: wanted a number below 2^31"),
+    "not finite": (["--weight-decay", "nan"], "weight-decay nan: wanted a finite number"),
+    "infinite": (["--richness", "inf"], "richness inf: wanted a finite number"),
+    "no size": (["--image-size", "0"], "image-size 0: only the pictures of a folder are scaled"),
+    "no activation": (["--activation", "relu"], "activation relu: linear2 has its own"),
+    "no blocks": (["--block-size", "2", "--model", "mlp2"], "block-size 2: mlp2 has its own; of resmlp and resconvnet it can"),
+    "no pooling": (["--pooling", "average"], "pooling average: linear2 has none"),
+    "no cosine": (["--warmup-steps", "4", "--schedule", "cosine"], "schedule cosine: nothing follows a warm-up of 4 steps of 4"),
+    "exponent of 9999": (["--param", "base=mup, input.multiplier=9999"], "input.multiplier = 9999: wanted a power from -16 to 16"),
     "top-k beyond the parameters": (["--top-k", "33", "--inputs", "3"], "only 32 parameters"),
 }
 
@@ -168,7 +178,7 @@ def test_mistakes_get_one_line(arguments, message, tmp_path, capsys):
 
 BAD_FILES = {
     "P does not match": (dict(inputs=np.ones((4, 3)), targets=np.ones(5)), [], "4 inputs but 5 targets"),
-    "D is not the one asked for": (dict(inputs=np.ones((4, 2)), targets=np.ones(4)), [], "2 inputs, and 3 were asked"),
+    "D is not the one asked for": (dict(inputs=np.ones((4, 2)), targets=np.ones(4)), [], "3 inputs: "),
     "not a number": (dict(inputs=np.full((8, 3), np.nan), targets=np.ones(8)), [], "not finite"),
     "pickled": (dict(inputs=np.array([{}], object), targets=np.ones(1)), [], "never loaded"),
 }

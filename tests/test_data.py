@@ -1,7 +1,4 @@
-"""The data: normalised as documented, reproducible, and every faulty file refused in one line that names it."""
-
-import pickle
-import zipfile
+"""The data that is made or embedded: normalised as documented, reproducible, and refused where it is damaged."""
 
 import numpy as np
 import pytest
@@ -95,103 +92,15 @@ def test_damaged_digits_are_refused(damage, tmp_path, monkeypatch):
         data.digits(10)
 
 
-X, Y = np.arange(12.0).reshape(6, 2), np.arange(6)
+def test_drawn_samples_are_different_ones_and_fewer_are_the_first_of_more():
+    np.testing.assert_array_equal(np.sort(data.drawn(9, 9, seed=1)), np.arange(9))
+    np.testing.assert_array_equal(data.drawn(9, 9, seed=1)[:4], data.drawn(9, 4, seed=1))
+    assert (data.drawn(9, 9, seed=1) != data.drawn(9, 9, seed=2)).any()
+    for samples in (0, 10):
+        with pytest.raises(ValueError, match=f"{samples} samples: there are from 1 to 9 pictures"):
+            data.drawn(9, samples, 0, "pictures")
 
 
-@pytest.mark.parametrize("targets", [Y, Y[:, None].astype(np.float32), np.stack([Y, -Y], 1)])
-def test_load_npz_returns_what_is_there(targets, tmp_path):
-    np.savez(tmp_path / "a.npz", inputs=X.astype(np.uint8), targets=targets, other=np.array("ignored"))
-    x, y = data.load_npz(str(tmp_path / "a.npz"), samples=6, inputs=2, outputs=targets[0].size)
-    assert (x.dtype, y.dtype) == (np.float64, np.float64)
-    np.testing.assert_array_equal(x, X)
-    np.testing.assert_array_equal(y, targets.reshape(6, -1))
-
-
-def npz(**arrays):
-    return lambda path: np.savez(path, **arrays)
-
-
-def member(name, content):
-    def write(path):
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("targets.npy", b"")
-            archive.writestr(name, content)
-
-    return write
-
-
-def nameless(path):
-    with path.open("wb") as file:
-        np.save(file, X)
-
-
-def truncated(path):
-    np.savez(path, inputs=X, targets=Y)
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def flipped(path):
-    np.savez(path, inputs=X, targets=Y)
-    content = bytearray(path.read_bytes())
-    content[content.index(X.tobytes())] ^= 1
-    path.write_bytes(content)
-
-
-HUGE = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,)}".ljust(118)
-
-
-@pytest.mark.parametrize(
-    ("write", "line"),
-    [
-        (lambda path: None, "no such file"),
-        (lambda path: path.mkdir(), "no such file"),
-        (lambda path: path.write_bytes(b""), "cannot be read"),
-        (lambda path: path.write_text("1,2,3\n4,5,6\n"), "cannot be read"),
-        (lambda path: path.write_bytes(pickle.dumps({"inputs": X})), "pickled objects"),
-        (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)), "cannot be read"),
-        (nameless, "one array without a name"),
-        (truncated, "cannot be read"),
-        (flipped, "cannot be read"),
-        (member("inputs", "text"), "hold no numbers"),
-        (member("inputs.npy", "text"), "hold no numbers|cannot be read"),
-        (member("inputs.npy", HUGE), "cannot be read"),
-        (npz(inputs=X), "no array targets; it has inputs"),
-        (npz(x=X, y=Y), "no array inputs or targets; it has x, y"),
-        (npz(), "no array inputs or targets; it has none"),
-        (npz(inputs=X, targets=Y[:-1]), "6 inputs but 5 targets"),
-        (npz(inputs=np.array([{}, []], dtype=object), targets=Y), "pickled objects"),
-        (npz(inputs=np.where(X == 3, np.nan, X), targets=Y), "inputs hold 1 values that are not finite"),
-        (npz(inputs=X, targets=np.where(Y < 2, np.inf, Y)), "targets hold 2 values that are not finite"),
-        (npz(inputs=np.full((6, 2), np.longdouble("1e4000")), targets=Y), "inputs hold 12 values that are not finite"),
-        (npz(inputs=X * 1j, targets=Y), "inputs hold complex128"),
-        (npz(inputs=X, targets=np.array(list("abcdef"))), "targets hold <U1"),
-        (npz(inputs=X, targets=Y > 2), "targets hold bool"),
-        (npz(inputs=X[:, :0], targets=Y), "inputs of shape"),
-        (npz(inputs=X[:0], targets=Y[:0]), "inputs of shape"),
-        (npz(inputs=X[..., None], targets=Y), "inputs of shape"),
-        (npz(inputs=X[:, 0], targets=Y), "inputs of shape"),
-        (npz(inputs=X, targets=Y[:, None, None]), "targets of shape"),
-        (npz(inputs=X, targets=np.float64(1)), "targets of shape"),
-    ],
-)
-def test_load_npz_refuses_in_one_line_that_names_the_file(write, line, tmp_path):
-    path = tmp_path / "faulty.npz"
-    write(path)
-    with pytest.raises(data.DataError, match=line) as refusal:
-        data.load_npz(path)
-    assert str(refusal.value).startswith(f"{path}: ")
-    assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("wanted", [{"samples": 5}, {"inputs": 3}, {"outputs": 2}])
-def test_load_npz_refuses_other_sizes_than_asked_for(wanted, tmp_path):
-    np.savez(tmp_path / "a.npz", inputs=X, targets=Y)
-    (name, size), = wanted.items()
-    with pytest.raises(data.DataError, match=rf"a\.npz: it has \d {name}, and {size} were asked for"):
-        data.load_npz(tmp_path / "a.npz", **wanted)
-
-
-def test_load_npz_refuses_names_that_no_file_can_have():
-    for path in ("a\0b.npz", "a" * 5000):
-        with pytest.raises(data.DataError, match=r"no such file|cannot be read"):
-            data.load_npz(path)
+def test_more_than_the_memory_is_refused_before_it_is_made():
+    with pytest.raises(MemoryError, match=r"1000000000000 samples of 10 inputs and 1 outputs need about"):
+        data.gaussian(0, 10**12, 10)

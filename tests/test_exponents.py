@@ -421,6 +421,10 @@ def test_a_parametrization_of_ones_own(tmp_path):
         ("base=mup, hidden=1", "hidden = '1': wanted multiplier, init_std, learning_rate of the role"),
         ("optimizer=lion, base=mup", "unknown optimizer 'lion'; known: adam, momentum, sgd, sign"),
         ("architecture=cnn, base=mup", "unknown architecture 'cnn'; known: plain, residual"),
+        ("base=mup, hidden.learning_rate=9999", "hidden.learning_rate = 9999: wanted a power from -16 to 16"),
+        ("base=mup, hidden.learning_rate=-99/2", "hidden.learning_rate = -99/2: wanted a power from -16 to 16"),
+        ("base=mup, hidden.learning_rate=1e999999999", "hidden.learning_rate = '1e999999999' is not a rational number"),
+        ("base=mup, hidden.learning_rate=inf", "hidden.learning_rate = 'inf' is not a rational number"),
         ("nowhere.toml", "nowhere.toml: No such file or directory"),
         ("optimizer=adam, base=mup", "these exponents are for optimizer adam, not for sgd"),
     ],
@@ -429,6 +433,47 @@ def test_wrong_input_gets_one_line(text, message):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read_scaling(text, "sgd" if "adam" in text else None)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'name = ["a"]', "name = ['a']: wanted a text"),
+        (b'base = ["mup"]', "base = ['mup']: wanted a text"),
+        (b"optimizer = {a = 1}", "optimizer = {'a': 1}: wanted a text"),
+        (b'name = ""', "name = '': wanted a text"),
+        (b"hidden = [1]", "hidden = [1]: wanted multiplier, init_std, learning_rate of the role"),
+        (b"[[hidden]]\nmultiplier = 1", "hidden = [{'multiplier': 1}]: wanted multiplier"),
+        (b"[hidden]\nmultiplier = [1]", "hidden.multiplier = [1] is not a rational number"),
+        (b"[hidden]\nmultiplier = {N = [1]}", "hidden.multiplier.N = [1] is not a rational number"),
+        (b"[hidden]\nmultiplier = 1e9", "hidden.multiplier = 1000000000.0: wanted a power from -16 to 16"),
+        (b"[hidden]\nmultiplier = nan", "hidden.multiplier = nan is not a rational number"),
+        (b"[hidden]\nmultiplier = true", "hidden.multiplier = True is not a rational number"),
+        (b"[hidden]\nmultiplier = 1979-05-27", "is not a rational number"),
+        ("name = 'ä'".encode("latin-1"), "mine.toml: not a text in UTF-8: byte 0xe4"),
+        ("name = 'a'".encode("utf-16"), "mine.toml: not a text in UTF-8: byte 0xff"),
+        (b"= 1", "mine.toml: Invalid"),
+        (b"a = " + b"9" * 5000, "mine.toml: Exceeds the limit"),
+        (b"a = " + b"[" * 5000, "mine.toml: "),
+    ],
+)
+def test_wrong_files_get_one_line(content, message, tmp_path):
+    (tmp_path / "mine.toml").write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        read_scaling(str(tmp_path / "mine.toml"))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_begin_with_a_mark_or_lie_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "MINE.TOML").write_bytes(b'\xef\xbb\xbfname = "mine"\nbase = "mup"')
+    assert read_scaling("~/MINE.TOML").roles == scaling("mup").roles
+
+
+def test_a_power_beyond_all_floats_is_infinite():
+    """Of a size that a network does not have: 16 is allowed of each of its factors."""
+    assert Power(N=F(400))(2**20) == float("inf")
+    assert Power(N=F(-400))(2**20) == 0
 
 
 def test_what_a_case_refuses(tmp_path):

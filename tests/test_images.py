@@ -1,7 +1,10 @@
 """Images: what a network is given of them, .npz files and folders of pictures, every fault named in one line."""
 
 import pickle
+import struct
 import tracemalloc
+import zlib
+from itertools import product
 
 import numpy as np
 import pytest
@@ -69,6 +72,8 @@ def test_all_samples_come_in_order_and_some_are_drawn_without_repetition():
         (lambda: images(test_images=PIXELS[6:, 1:]), r"test images of shape \(3, 5, 3\), wanted \(4, 5, 3\)"),
         (lambda: images(train_labels=LABELS[:5]), "6 training images but 5 labels"),
         (lambda: images(test_labels=LABELS[6:] + 1), "a test label is 3, wanted 0 to 2"),
+        (lambda: images(train_labels=0 * LABELS[:6], test_labels=0 * LABELS[6:], classes=("a",)).train(),
+         "all images are of one class, a"),
         (lambda: images(train_labels=LABELS[:6] - 1), "a training label is -1, wanted 0 to 2"),
     ],
 )
@@ -99,6 +104,21 @@ def test_an_npz_file_comes_back(tmp_path):
     assert found.classes == NAMES
 
 
+def test_labels_from_one_and_reals_in_place_of_bytes(tmp_path):
+    """Labels 1 … C have no empty class 0; reals have more digits than bytes, and keep them."""
+    reals = PIXELS / 255 * 0.999
+    np.savez(tmp_path / "a.npz", train_images=reals, train_labels=LABELS + 1, test_images=PIXELS, test_labels=LABELS + 1)
+    found = read_npz(tmp_path / "a.npz")
+    assert found.classes == ("1", "2", "3")
+    np.testing.assert_array_equal(found.train_labels, LABELS)
+    np.testing.assert_array_equal(found.test_labels, LABELS)
+    np.testing.assert_allclose(found.train()[0], 2 * reals.reshape(9, -1) - 1, atol=1e-15)
+    np.testing.assert_array_equal(found.test()[0], network_inputs(PIXELS))
+    np.savez(tmp_path / "b.npz", train_images=PIXELS, train_labels=LABELS + 1, classes=np.array(NAMES))
+    named = read_npz(tmp_path / "b.npz")
+    assert (named.classes, named.train_labels.tolist()) == (NAMES, LABELS.tolist())
+
+
 def test_grey_images_and_columns_of_labels_and_no_test_set_and_no_names(tmp_path):
     np.savez(tmp_path / "a.npz", train_images=PIXELS[..., 0], train_labels=LABELS[:, None].astype(np.uint8))
     found = read_npz(tmp_path / "a.npz")
@@ -110,15 +130,20 @@ def test_grey_images_and_columns_of_labels_and_no_test_set_and_no_names(tmp_path
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"train_images": PIXELS[:6] / 255}, "train_images hold float64, wanted uint8"),
+        ({"train_images": PIXELS[:6] / 1.0}, r"train_images go over 0 … 255; wanted .* or reals from 0 to 1"),
+        ({"train_images": PIXELS[:6].astype(int) + 1}, "train_images go over 1 … 256; wanted integers from 0 to 255"),
+        ({"train_images": np.where(PIXELS[:6] == 7, np.nan, PIXELS[:6] / 255)}, "train_images go over nan … nan"),
+        ({"train_images": PIXELS[:6] > 100}, "train_images hold bool, wanted integers or reals"),
         ({"train_images": PIXELS[:6].reshape(6, -1)}, r"train_images of shape \(6, 60\), wanted \(n, H, W\)"),
         ({"test_images": np.moveaxis(PIXELS[6:], -1, 1)}, r"test_images of shape \(3, 3, 4, 5\)"),
         ({"train_labels": LABELS[:6] * 1.0}, "train_labels hold float64, wanted integers"),
         ({"train_labels": np.eye(3, dtype=int)[LABELS[:6]]}, r"train_labels of shape \(6, 3\)"),
         ({"train_labels": np.array(3)}, r"train_labels of shape \(\), wanted one label per image"),
         ({"train_labels": LABELS[:5]}, "6 training images but 5 labels"),
-        ({"train_labels": np.array([0, 1, 2, 0, 1, 10**12])}, "a training label is 1000000000000, wanted classes numbered"),
-        ({"train_labels": np.array([0, 1, 2, 0, 1, 2**63], np.uint64)}, "a training label is -"),
+        ({"train_labels": np.array([0, 1, 2, 0, 1, 10**12])}, r"labels 0, 1, 2, 1000000000000: wanted classes numbered"),
+        ({"train_labels": np.array([0, 1, 3, 0, 1, 3])}, "labels 0, 1, 3: wanted .* from 0 or from 1, none left out"),
+        ({"train_labels": np.arange(6) * 2}, "labels 0, 2, 4, 6, … 10: wanted"),
+        ({"train_labels": np.array([0, 1, 2, 0, 1, 2**63], np.uint64)}, "labels -9223372036854775808, 0, 1, 2: wanted"),
         ({"test_labels": np.array([0, 1, 3])}, "a test label is 3, wanted 0 to 2"),
         ({"test_labels": None}, "come together"),
         ({"train_labels": None}, "no array train_labels; it has train_images"),
@@ -201,6 +226,80 @@ def test_pictures_stand_upright(tmp_path):
     np.testing.assert_array_equal(read_folder(tmp_path).train_images[0], np.rot90(PIXELS[0], -1))
 
 
+def deep_png(pixels):
+    """A PNG of 16 bits (H, W, channels), written by hand: Pillow writes no colours of that depth."""
+    height, width, channels = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+DEEP = RNG.integers(0, 65536, (4, 5, 4)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_become_the_nearest_eight(channels, tmp_path):
+    """Cut off, half of them would be one too small."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "1.png").write_bytes(deep_png(DEEP[..., :channels]))
+    expected = np.broadcast_to(np.round(DEEP[..., :channels] / 257), (4, 5, 3))
+    np.testing.assert_array_equal(read_folder(tmp_path).train_images[0], expected)
+    assert (expected != DEEP[..., :channels] >> 8).any()
+
+
+def test_what_is_transparent_shows_white_and_not_its_hidden_colour(tmp_path):
+    hidden = np.concatenate([PIXELS[0], np.zeros((4, 5, 1), np.uint8)], axis=-1)
+    hidden[0, 0, 3], hidden[1, 1] = 255, (0, 100, 200, 51)
+    put(tmp_path / "x", "1.png", hidden)
+    put(tmp_path / "x", "2.webp", hidden, lossless=True, exact=True)
+    palette = Image.fromarray(PIXELS[0, ..., 0]).convert("P")
+    palette.save(tmp_path / "x" / "3.png", transparency=int(np.asarray(palette)[2, 2]))
+    (tmp_path / "x" / "4.png").write_bytes(deep_png(hidden.astype(np.uint16) * 257))
+    found = read_folder(tmp_path).train_images
+    expected = np.full((4, 5, 3), 255)
+    expected[0, 0], expected[1, 1] = PIXELS[0, 0, 0], 0.8 * 255 + 0.2 * np.array([0, 100, 200])
+    for place in (0, 1, 3):
+        np.testing.assert_array_equal(found[place], expected)
+    assert (found[2, 2, 2] == 255).all()
+
+
+@pytest.mark.parametrize("ending", ["webp", "bmp", "tiff", "ppm", "PNG"])
+def test_every_format_without_loss_is_read(ending, tmp_path):
+    put(tmp_path / "x", f"1.{ending}", PIXELS[0], **{"lossless": True} if ending == "webp" else {})
+    np.testing.assert_array_equal(read_folder(tmp_path).train_images[0], PIXELS[0])
+
+
+def test_what_is_passed_over_is_named(tmp_path, caplog):
+    for part, name in product(("Train", "validation", "test"), NAMES):
+        put(tmp_path / part / name, "1.png", PIXELS[ord(name) % 9])
+    for path in (tmp_path / "readme.md", tmp_path / "Train" / "a" / "2.raw", tmp_path / "Train" / "a" / ".hidden"):
+        path.write_text("no picture")
+    with caplog.at_level("INFO", "finite"):
+        found = read_folder(tmp_path)
+    assert (len(found.train_images), len(found.test_images), found.classes) == (3, 3, NAMES)
+    assert caplog.messages == [f"{tmp_path}: passed over validation, no pictures of a class",
+                               f"{tmp_path}: passed over readme.md, no pictures of a class",
+                               f"{tmp_path / 'Train' / 'a'}: passed over 2.raw, no pictures of a class"]  # fmt: skip
+
+
+@pytest.mark.parametrize("beside", [(), ("val",), ("valid", "test")])
+def test_the_training_images_are_those_of_train(beside, tmp_path):
+    """Its subfolders are the classes, whatever lies beside it; a test set without classes has no labels."""
+    for place, part in enumerate(("train", *beside)):
+        for name in NAMES[:2]:
+            put(tmp_path / part / name, f"{place}.png", PIXELS[place])
+    put(tmp_path / "test" / "a" if "test" in beside else tmp_path / "test", "9.png", PIXELS[5])
+    found = read_folder(tmp_path)
+    np.testing.assert_array_equal(found.train_images, [PIXELS[0], PIXELS[0]])
+    assert (found.classes, found.train_labels.tolist()) == (("a", "b"), [0, 1])
+    tested = {(): [], ("val",): [1, 1], ("valid", "test"): [2, 5, 2]}[beside]
+    assert [PIXELS.tolist().index(image.tolist()) for image in found.test_images] == tested
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-30])
 
@@ -214,13 +313,16 @@ def flip(path):
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
-        (cut, "cannot be read as a PNG or JPEG picture"),
-        (flip, "cannot be read as a PNG or JPEG picture"),
+        (cut, "cannot be read as a PNG picture"),
+        (flip, "cannot be read as a PNG picture"),
         (lambda path: path.write_bytes(b""), "cannot be read"),
         (lambda path: path.write_bytes(b"GIF89a" + bytes(20)), "cannot be read"),
         (lambda path: path.write_bytes(pickle.dumps(PIXELS)), "cannot be read"),
-        (lambda path: Image.fromarray(PIXELS[0]).save(path, format="GIF"), "cannot be read"),
-        (lambda path: Image.fromarray(PIXELS[0, ..., 0].astype(np.uint16)).save(path), "more than 8 bits"),
+        (lambda path: Image.fromarray(PIXELS[0]).save(path, format="JPEG2000"), "cannot be read"),
+        (lambda path: Image.fromarray(PIXELS[0, ..., 0] / np.float32(255)).save(path, format="TIFF"), "reals; wanted 8 or 16"),
+        (lambda path: path.write_bytes(deep_png(DEEP[..., :2])), "16 bits per pixel and channel, laid out as LA;16B"),
+        (lambda path: Image.fromarray(PIXELS[0]).save(
+            path, format="GIF", save_all=True, append_images=[Image.fromarray(PIXELS[1])]), "2 pictures in one file"),
         (lambda path: Image.fromarray(PIXELS[0, 1:]).save(path), r"5×3 pixels, 4\.png has 5×4; with a size given"),
     ],
 )
@@ -237,7 +339,14 @@ def test_faulty_pictures_are_named_in_one_line(damage, line, pictures):
     ("make", "line"),
     [
         (lambda root: None, "no subfolders, wanted one per class"),
-        (lambda root: (root / "cats").mkdir(), "cats: no pictures, wanted files that end in .png, .jpg, .jpeg"),
+        (lambda root: (root / "cats").mkdir(), "cats: no pictures, wanted files that end in .png, .jpg, .jpeg, .webp"),
+        (lambda root: put(root / "train", "1.png", PIXELS[0]), "train: no subfolders, wanted one per class"),
+        (lambda root: [(root / name / "cats").mkdir(parents=True) for name in ("train", "test", "dogs", "cats")],
+         "train, test beside cats, dogs: wanted either splits .train, val, test.*, or a subfolder per class"),
+        (lambda root: [(root / name / "cats").mkdir(parents=True) for name in ("val", "test")],
+         "val, test: wanted one folder train, and at most one val and one test"),
+        (lambda root: [(root / name / "cats").mkdir(parents=True) for name in ("train", "valid", "validation")],
+         "train, valid, validation: wanted one folder train"),
         (lambda root: [(root / half / name).mkdir(parents=True) for half, name in (("train", "cats"), ("test", "dogs"))],
          "its subfolders are not those of"),
     ],

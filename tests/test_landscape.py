@@ -130,7 +130,8 @@ def test_the_density_of_augmented_images(tmp_path):
 
 
 def test_a_divergence_is_a_result(tmp_path):
-    found = landscape(small(tmp_path / "there", learning_rate=(1e4,), param=("mup",), observables=("loss",), loss="mse"))
+    found = landscape(small(tmp_path / "there", learning_rate=(1e4,), param=("mup",), observables=("loss",), loss="mse",
+                            curvature_samples=256))  # fmt: skip
     assert [one.verdict for one in found] == ["diverged"]
 
 
@@ -147,6 +148,11 @@ def test_a_divergence_is_a_result(tmp_path):
         ({"model": "gpt"}, "is no token"),
         ({"model": "vit", "widths": (8, 12)}, "width 12 is no multiple of the 8 heads"),
         ({"top_k": 10**6}, "top_k 1000000 is more than the network's 536 parameters"),
+        ({"tolerance": float("nan")}, "tolerance nan: wanted a finite number"),
+        ({"tolerance": 0.0}, "tolerance 0 must be above 0 and below 1"),
+        ({"observables": ("loss",)}, "curvature-samples 6: nothing that depends on it is among the observables loss"),
+        ({"observables": ("loss", "gradient_noise"), "top_k": 2}, "top-k 2: nothing that depends on it is among"),
+        ({"observables": ("loss", "gradient_noise"), "tolerance": 0.1}, "tolerance 0.1: nothing that depends on it is among"),
         ({"batch_size": 17}, "batch size 17 must be from 1 to the 16 samples"),
     ],
 )
@@ -168,6 +174,28 @@ def test_usual_learning_rates():
     assert Options(data="digits").load()[0].shape == (256, 64)
 
 
+@pytest.mark.parametrize(("steps", "every"), [(256, 32), (48, 6), (7, 1), (101, 101), (1, 1), (20, 2)])
+def test_a_default_interval_divides_the_steps(steps, every):
+    assert Options(steps=steps).adapted().measure_every == every
+
+
+@pytest.mark.parametrize(("model", "data"), [("conv", "patches10"), ("vit", "patches10"), ("gpt", "plays"), ("mlp2", "patches10")])
+def test_defaults_follow_what_was_given(model, data):
+    """64 samples are less than the usual batch: a batch is all of them."""
+    run = prepare(Options(model=model, samples=64, widths=(8, 16), param=("mup",)))
+    (problem,) = run.problems.values()
+    assert (run.options.data, run.options.loss) == (data, "cross_entropy")
+    assert (problem.num_samples, problem.batches) == (64, None)
+
+
+def test_numbers_to_be_learned_have_the_squared_loss(tmp_path):
+    for targets, loss in ((np.arange(6.0), "mse"), (np.arange(6) % 2, "cross_entropy")):
+        np.savez(tmp_path / "a.NPZ", inputs=np.ones((6, 2)), targets=targets)
+        (tmp_path / "a.NPZ.npz").rename(tmp_path / "a.NPZ")
+        run = prepare(Options(data=str(tmp_path / "a.NPZ"), model="mlp2", widths=(8, 16), param=("mup",)))
+        assert run.options.loss == run.problems["mup", 2].loss == loss
+
+
 def test_a_curve_ends_where_a_network_diverges_and_its_axis_stays_logarithmic():
     values = xr.DataArray([[[np.nan, 1, 10], [np.nan, 3, np.nan]]], {"width": [8]}, ("width", "seed", "step"))
     axis = Figure().subplots()
@@ -178,5 +206,5 @@ def test_a_curve_ends_where_a_network_diverges_and_its_axis_stays_logarithmic():
 
 def test_own_exponents_are_classified(tmp_path, capsys):
     own = "base=mup, hidden.learning_rate=1"
-    landscape(replace(small(tmp_path / "there"), param=(own,), observables=("loss",), steps=2))
+    landscape(replace(small(tmp_path / "there"), param=(own,), observables=("loss",), steps=2, curvature_samples=256))
     assert capsys.readouterr().out.startswith("base=mup")

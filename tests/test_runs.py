@@ -1,6 +1,7 @@
 """What the commands share: one configuration, one digest, one folder; batches by the seed; one bar over threads."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,9 +23,9 @@ def configured(options):
 
 
 def test_a_configuration_is_what_json_gives_back_and_has_all_but_the_folder():
-    config = configured(Options(samples=6, out=Path("elsewhere")))
+    config = configured(Options(samples=6, dry_run=True, out=Path("elsewhere")))
     assert json.loads(json.dumps(config)) == config
-    assert set(config) == {"widths", "data", "samples", "image_size", "inputs", "outputs", "loss", "seed", "data_sha256"}
+    assert set(config) == {"widths", "data", "samples", "inputs", "outputs", "loss", "seed", "data_sha256"}
     assert configured(Options(samples=6)) == config
 
 
@@ -49,6 +50,40 @@ def test_batches_follow_the_seed():
     assert runs.batches(0, 8, 4, -1).shape == (0, 4)
     np.testing.assert_array_equal(runs.batches(3, 8, 4, 5), runs.batches(3, 8, 4, 5))
     assert (runs.batches(3, 8, 4, 5) != runs.batches(4, 8, 4, 5)).any()
+
+
+def test_what_a_home_is_written_out_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = Options(data="~/mine.txt", out=Path("~/there")).adapted()
+    assert (options.data, options.out) == (f"{tmp_path}/mine.txt", tmp_path / "there")
+    assert Options(data="mine~.txt").adapted().data == "mine~.txt"
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"samples": 2**31}, "samples 2147483648: wanted a number below 2^31"),
+        ({"widths": (8, 2**32)}, "widths 4294967296: wanted"),
+        ({"image_size": 0}, "image-size 0: only the pictures of a folder are scaled"),
+    ],
+)
+def test_numbers_too_large_and_options_without_effect_are_refused(given, line):
+    with pytest.raises(ValueError, match=re.escape(line)):
+        Options(**given).adapted()
+
+
+def test_the_users_own_arrays(tmp_path):
+    """Labels from 1 are classes under both losses, some are drawn, images keep their shape; small letters or capitals."""
+    images, labels = np.arange(72, dtype=np.uint8).reshape(6, 3, 4), np.arange(6) % 3 + 1
+    np.savez(tmp_path / "a.npz", inputs=images, targets=labels)
+    (tmp_path / "a.npz").rename(tmp_path / "A.NPZ")
+    for loss in ("mse", "cross_entropy"):
+        inputs, targets, shape = Options(data=str(tmp_path / "A.NPZ"), samples=5, loss=loss).load_shaped()
+        assert (inputs.shape, targets.shape, shape) == ((5, 12), (5, 3), (3, 4, 1))
+        row = ((inputs[:, 0] + 1) * 127.5).round().astype(int) // 12
+        np.testing.assert_array_equal(targets.argmax(axis=1), row % 3)
+    with pytest.raises(ValueError, match=r"2 outputs: .*A\.NPZ has 3"):
+        Options(data=str(tmp_path / "A.NPZ"), outputs=2).load()
 
 
 def test_values_that_are_distinct_and_positive():
@@ -118,7 +153,7 @@ def test_cross_entropy_makes_classes_of_targets(data, classes):
 
 
 def test_the_character_behind_a_stretch_of_text(tmp_path):
-    file = tmp_path / "mine.txt"
+    file = tmp_path / "mine.TXT"
     file.write_text("abcabcabc" * 20)
     tokens, targets = Options(data=str(file), samples=9, inputs=4, loss="cross_entropy").load()
     assert tokens.shape == (9, 4)
