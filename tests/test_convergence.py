@@ -162,8 +162,8 @@ MISTAKES = {
     "no activation": (["--activation", "relu"], "activation relu: linear2 has its own"),
     "no blocks": (["--block-size", "2", "--model", "mlp2"], "block-size 2: mlp2 has its own; of resmlp and resconvnet it can"),
     "no pooling": (["--pooling", "average"], "pooling average: linear2 has none"),
-    "no cosine": (["--warmup-steps", "4", "--schedule", "cosine"], "schedule cosine: nothing follows a warm-up of 4 steps of 4"),
-    "exponent of 9999": (["--param", "base=mup, input.multiplier=9999"], "input.multiplier = 9999: wanted a power from -16 to 16"),
+    "no cosine": (["--warmup-steps", "4", "--schedule", "cosine"], "schedule cosine: nothing follows a warm-up of 4"),
+    "exponent of 9999": (["--param", "base=mup, input.multiplier=9999"], "input.multiplier = 9999: wanted a power from"),
     "top-k beyond the parameters": (["--top-k", "33", "--inputs", "3"], "only 32 parameters"),
 }
 

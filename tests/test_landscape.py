@@ -179,7 +179,7 @@ def test_a_default_interval_divides_the_steps(steps, every):
     assert Options(steps=steps).adapted().measure_every == every
 
 
-@pytest.mark.parametrize(("model", "data"), [("conv", "patches10"), ("vit", "patches10"), ("gpt", "plays"), ("mlp2", "patches10")])
+@pytest.mark.parametrize(("model", "data"), [("conv", "patches10"), ("vit", "patches10"), ("gpt", "plays")])
 def test_defaults_follow_what_was_given(model, data):
     """64 samples are less than the usual batch: a batch is all of them."""
     run = prepare(Options(model=model, samples=64, widths=(8, 16), param=("mup",)))
