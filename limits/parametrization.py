@@ -78,9 +78,9 @@ def read_scaling(
         base=mup, hidden.learning_rate=-1/2, block.multiplier.L=-1
                                                                 inline; a bare power is one of N
 
-    What is not given is the base's, or the zeroth power without a base.  ValueError, in one line, for what is not known
-    not rational or beyond ±16, and for an optimiser or an architecture other than the given one.  ``depth`` and ``loss`` are of the
-    name, or of the base (``scaling``).
+    What is not given is the base's, or the zeroth power without a base.  ValueError, in one line, for what is not known,
+    not rational or beyond ±16, and for an optimiser or an architecture other than the given one.  ``depth`` and ``loss`` are
+    of the name, or of the base (``scaling``).
     """
     if text.lower().endswith(".toml"):
         given = _toml(Path(os.path.expanduser(text)))
