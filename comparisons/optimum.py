@@ -1,7 +1,7 @@
 """Where the lowest final loss lies on a grid of learning rates, to what accuracy, and how that moves with the size.
 
-The optimum is the vertex of the parabola, in log loss against log η0, through the lowest learning rate of the grid and
-its neighbours; loss means its mean over seeds.  See ``bracket`` for what cannot be resolved so.
+The optimum is the minimum of a polynomial, in log loss against log η0, fitted to the learning rates of the grid around the
+lowest loss (``minimum``); loss means its mean over seeds.  See ``bracket`` for what cannot be resolved so.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,18 @@ from itertools import product
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from numpy.polynomial import Polynomial
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
-TOLERATED = 0.1  # an optimum that moves no faster than N^0.1, by 7 % per doubling of the width, transfers
-RESAMPLES = 400
+from comparisons.super_consistency import FLAT
+
+TOLERATED = FLAT  # an optimum that moves no faster than that transfers
+NEAR = 0.5  # the fit sees losses up to e^0.5 times the lowest, and two learning rates on either side
+DEGREE = 4  # of the polynomial: lower where fewer than two points would be left to say how well it fits
+FEWEST_POINTS = 4
+RESAMPLES = 1000
 SIZES = {"width": "N", "depth": "L"}
 
 
@@ -53,8 +59,8 @@ def analyse(dataset: xr.Dataset) -> tuple[list[Optimum], list[Shift]]:
     """The optimum of every parametrization and size, and how it moves with the width and with the depth.
 
     ``dataset`` has final_loss (param, width, seed, learning_rate), with a dimension ``depth`` where there are several.
-    Intervals: bootstrap over the seeds of each size, stretched as Student's t stretches a Gaussian's for so few seeds;
-    in each resample an optimum that is only bracketed is drawn from its bracket, evenly in log η0.
+    Intervals: of a minimum, Student's t (``minimum``).  An optimum that is only bracketed is drawn from its bracket, evenly
+    in log η0, for each of many resamples of its seeds.  Networks of different sizes are independent.
     """
     optima, shifts = [], []
     for param in dataset.param.values:
@@ -133,20 +139,90 @@ def rounding(initial_loss: float, precision: str, loss: str = "mse") -> float:
 
 
 def _optimum(param, cell, size) -> tuple[Optimum, np.ndarray]:
-    """The optimum of one size, and log best learning rates of the resamples (RESAMPLES,), infinite off the grid."""
+    """The optimum of one size, and log best learning rates it may as well be (RESAMPLES,), infinite off the grid."""
     rates, losses = cell.learning_rate.values, cell["final_loss"].transpose("seed", "learning_rate").values
-    initial = cell["initial_loss"].values
+    initial, mean = cell["initial_loss"].values, losses.mean(axis=0)
     floor = rounding(initial.mean(), cell.attrs["precision"], cell.attrs.get("loss", "mse"))
     rng = np.random.default_rng([part for part in size if part is not None])
+    best, low, high = bracket(rates, mean, initial.mean(), floor)
+    if low == high:
+        best, interval, draws = _fitted(rates, losses, np.isfinite(mean) & (mean < initial.mean()) & (mean > floor), best, rng)
+    else:
+        interval, draws = _bracketed(rates, losses, initial, floor, (best, low, high), rng)
+    return Optimum(param, *size, best, interval, float(mean[nearest(rates, best)])), draws
+
+
+def _fitted(rates, losses, usable, best, rng):
+    """Of a vertex: the minimum of the fit, or where there is none, what lies around losses as good as the lowest."""
+    x, around = np.log(rates), neighbourhood(losses.mean(axis=0), usable)
+    found = minimum(x[around], losses[:, around])
+    if found is None:
+        low, high = (float(end) for end in np.concatenate([[0.0], rates, [np.inf]])[[around.start, around.stop + 1]])
+        with np.errstate(divide="ignore"):
+            draws = _draws(*np.log([[low], [high]]), rng.random(RESAMPLES), np.log(best), len(losses))
+        return best, (low, high), draws
+    place, error = found
+    reach, draws = student_t.ppf(0.975, len(losses) - 1) * error, place + error * rng.standard_t(len(losses) - 1, RESAMPLES)
+    low, high = (float(end) for end in np.exp([place - reach, place + reach]))
+    if low < rates[0]:
+        low, draws = 0.0, np.where(draws < x[0], -np.inf, draws)
+    if high > rates[-1]:
+        high, draws = np.inf, np.where(draws > x[-1], np.inf, draws)
+    return float(np.exp(place)), (low, high), draws
+
+
+def neighbourhood(loss: Float[np.ndarray, " L"], usable: Bool[np.ndarray, " L"]) -> slice:
+    """Around the lowest of the usable losses: those that are less than e^``NEAR`` times it, and two on either side."""
+    lowest = int(np.argmin(np.where(usable, loss, np.inf)))
+    near = usable & (loss < np.exp(NEAR) * loss[lowest])
+    near[max(lowest - 2, 0) : lowest + 3] |= usable[max(lowest - 2, 0) : lowest + 3]
+    apart = np.flatnonzero(~near)
+    return slice(int(np.max(apart, where=apart < lowest, initial=-1)) + 1,
+                 int(np.min(apart, where=apart > lowest, initial=len(loss))))  # fmt: skip
+
+
+def minimum(x: Float[np.ndarray, " L"], losses: Float[np.ndarray, "S L"]) -> tuple[float, float] | None:
+    """Where log of the mean loss, as a polynomial in x, has its minimum, and the standard error of that.
+
+    Seeds are paired: a seed has one network at all learning rates, and what is common to them moves no minimum.  The error
+    is linear in what each seed contributes, and in how much more the points scatter about the polynomial than the seeds
+    explain: a polynomial is not the truth.  None where there is no minimum, or its curvature is not significant (5 %).
+    """
+    seeds, points = losses.shape
+    if points < FEWEST_POINTS:
+        return None
+    mean, degree, centred = losses.mean(axis=0), min(DEGREE, points - 2), x - x.mean()
+    powers = np.vander(centred, degree + 1, increasing=True)
+    fit = np.linalg.pinv(powers)  # log losses (L,) to coefficients
+    curve = Polynomial(fit @ np.log(mean))
+    slope, curvature = curve.deriv(1), curve.deriv(2)
+    places = [float(root.real) for root in slope.roots() if abs(root.imag) < 1e-9 and centred[0] < root.real < centred[-1]
+              and curvature(root.real) > 0]  # fmt: skip
+    if not places:
+        return None
+    place = min(places, key=curve)
+    share = losses / mean - 1
+    covariance = share.T @ share / (seeds * (seeds - 1))
+    hat = np.eye(points) - powers @ fit
+    unexplained = np.sum((hat @ np.log(mean)) ** 2) - np.trace(hat @ covariance)
+    covariance = covariance + np.eye(points) * max(unexplained, 0.0) / (points - degree - 1)
+    of_slope, of_curvature = (np.array([Polynomial(row).deriv(order)(place) for row in np.eye(degree + 1)]) @ fit
+                              for order in (1, 2))  # fmt: skip
+    doubt = student_t.ppf(0.975, seeds - 1) * np.sqrt(of_curvature @ covariance @ of_curvature)
+    if curvature(place) <= doubt:
+        return None
+    return float(x.mean() + place), float(np.sqrt(of_slope @ covariance @ of_slope) / curvature(place))
+
+
+def _bracketed(rates, losses, initial, floor, found, rng):
+    """Of what ``bracket`` left open: the interval, and draws, of resampled seeds."""
+    best, low, high = found
     resamples = rng.integers(len(losses), size=(RESAMPLES, len(losses)))
     brackets = [bracket(rates, losses[s].mean(axis=0), initial[s].mean(), floor)[1:] for s in resamples]
-    best, low, high = bracket(rates, losses.mean(axis=0), initial.mean(), floor)
     with np.errstate(divide="ignore"):
         draws = _draws(*np.log(brackets).T, rng.random(RESAMPLES), np.log(best), len(losses))
     spread = np.exp(np.quantile(draws, (0.025, 0.975), method="nearest"))
-    at_best = losses.mean(axis=0)[nearest(rates, best)]
-    interval = float(min(low, spread[0])), float(max(high, spread[1]))
-    return Optimum(param, *size, best, interval, float(at_best)), draws
+    return (float(min(low, spread[0])), float(max(high, spread[1]))), draws
 
 
 def _optimum_of_limit(param, one, depth) -> Optimum:

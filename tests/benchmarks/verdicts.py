@@ -1,0 +1,74 @@
+"""How often the verdicts on learning-rate transfer are right, over synthetic sweeps whose optimum is known.
+
+    PYTHONPATH=. python tests/benchmarks/verdicts.py [--sets 200]
+
+Sweeps of four widths: mean log loss is a curve of log η0 with its minimum at 1.2 (N/90)^exponent; each network has 3 % noise of
+its own, and each seed a factor of 10 % that is the same at all learning rates.  (Verdicts on growth: coverage.py.)
+"""
+
+import argparse
+from collections.abc import Iterator
+
+import numpy as np
+import xarray as xr
+
+from comparisons.optimum import TOLERATED, analyse
+from comparisons.transfer import Options
+
+CURVES = {
+    "parabola": lambda z: z**2,
+    "flat parabola": lambda z: 0.1 * z**2,
+    "steep on the right": lambda z: 0.25 * (np.exp(np.minimum(1.5 * z, 4)) - 1 - 1.5 * z),
+    "flat, then a wall": lambda z: 0.1 * (np.exp(np.minimum(2 * z, 5)) - 1 - 2 * z),
+    "a valley": lambda z: np.log1p(z**2),
+    "nearly a kink": lambda z: 0.5 * np.hypot(z, np.sqrt(0.1)),
+}  # log loss against log η0, from its minimum
+GRIDS = {"of the command": np.array(Options().learning_rates), "factors of two": 2.0 ** np.arange(-3, 5)}
+WIDTHS = np.array([32, 64, 128, 256])
+EXPONENTS = {"stays": 0.0, "moves by more than tolerated": 1.1 * TOLERATED, "moves": 3 * TOLERATED}
+NOISE, OF_A_SEED = 0.03, 0.1
+
+
+def sweeps(curve, rates, exponent, sets, seeds, noise=NOISE) -> xr.Dataset:
+    """As many sweeps, a "parametrization" each."""
+    rng, optimum = np.random.default_rng(0), np.log(1.2) + exponent * np.log(WIDTHS / 90)
+    mean = CURVES[curve](np.log(rates) - optimum[:, None, None])
+    own = noise * rng.standard_normal((sets, len(WIDTHS), seeds, len(rates)))
+    common = OF_A_SEED * rng.standard_normal((sets, len(WIDTHS), seeds, 1))
+    return xr.Dataset(
+        {"final_loss": (("param", "width", "seed", "learning_rate"), np.exp(mean + own + common)),
+         "initial_loss": (("param", "width", "seed"), np.full((sets, len(WIDTHS), seeds), 1e3))},
+        {"param": [str(one) for one in range(sets)], "width": WIDTHS, "learning_rate": rates}, {"precision": "float32"},
+    )  # fmt: skip
+
+
+def transfer(sets: int, seeds: int = 8, grids=tuple(GRIDS), curves=tuple(CURVES)) -> Iterator[tuple]:
+    """(grid, curve, way of the optimum): shares that say "transfers", "does not transfer", and of true ones in the intervals.
+
+    Those are the exponent's, and the optima's.
+    """
+    for grid in grids:
+        for curve in curves:
+            for name, exponent in EXPONENTS.items():
+                optima, shifts = analyse(sweeps(curve, GRIDS[grid], exponent, sets, seeds))
+                said = [np.mean([s.verdict == verdict for s in shifts]) for verdict in ("transfers", "does not transfer")]
+                known = [s.interval for s in shifts if np.isfinite(s.exponent)] or [(np.nan, np.nan)]
+                covered = np.mean([low <= exponent <= high for low, high in known])
+                found = np.mean([o.interval[0] <= 1.2 * (o.width / 90) ** exponent <= o.interval[1] for o in optima])
+                yield grid, curve, name, *said, covered, found
+
+
+def print_transfer(sets, seeds):
+    print(f"transfer: {sets} sweeps a row, {len(WIDTHS)} widths, {seeds} seeds, {NOISE:.0%} noise; tolerated N^±{TOLERATED:g}")
+    print(f"{'grid':<16}{'curve':<20}{'optimum':<30}{'transfers':>10}{'does not':>10}{'exponent in':>13}{'optimum in':>12}")
+    for grid, curve, name, *shares in transfer(sets, seeds):
+        transfers, does_not, exponent, optimum = (f"{share:.3f}" for share in shares)
+        print(f"{grid:<16}{curve:<20}{name:<30}{transfers:>10}{does_not:>10}{exponent:>13}{optimum:>12}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sets", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=8)
+    given = parser.parse_args()
+    print_transfer(given.sets, given.seeds)
