@@ -251,6 +251,27 @@ def kernels(folder):
     return spent
 
 
+def _cases_of(size):
+    """(convolution, precision, networks at once), the most telling first."""
+    others = [name for name in CONVOLUTIONS if name != "package"]
+    if size == "tiny":
+        return [(name, "highest", 1) for name in others]
+    cases = [(name, "highest", NETWORKS) for name in others] + [("package", "tensorfloat32", NETWORKS)]
+    cases += [(name, "highest", 1) for name in others] + [(name, "tensorfloat32", 1) for name in CONVOLUTIONS]
+    return cases + [(name, "tensorfloat32", NETWORKS) for name in others] + [("package", "BF16_BF16_F32", NETWORKS)]
+
+
+def _alternatives(report, problem, width, steps, count, peaks, cases):
+    """The same step made otherwise."""
+    for name, option, networks in cases:
+        what = f"N = {width}, {name}, {option}, {networks} at once"
+        with report.attempt(what, 8):
+            step = of_loop(problem, width, steps, name, option, networks)
+            report.row(f"{what}: one step of one", 1e3 * step, "ms")
+            peak_name = "float32" if option == "highest" else "tensorfloat32"
+            report.row(f"    of the {peak_name} peak", 100 * count / step / peaks[peak_name], "%")
+
+
 def of_training(problem, width, steps, vectorized, curved):
     """(seconds of a step, of a measurement, its products), of one network; the latter None if not ``curved``.
 
