@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": _gelu,
 }
 PIECEWISE_LINEAR = {"linear", "relu"}
+KINKED = {"relu"}  # φ' = 1 where h > 0, else 0
 
 
 def check(name: str) -> None:

@@ -35,6 +35,7 @@ from limits.losses import LOSSES
 from limits.parametrization import gauge, input_multiplier, output_exponent
 from limits.precision import in_float64
 from limits.problem import Problem, refuse_unknown_limit
+from limits.repeats import errors_of, first_ranks
 from limits.size_algebra import Exponents
 from limits.trajectory import Trajectory, hessian_left_open
 
@@ -86,19 +87,23 @@ def solve(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int 
     """The limit of the problem's network: loss, NTK and Gauss-Newton eigenvalues at the measured steps.
 
     samples   S, a power of two
-    repeats   independent runs; values are those of their mean outputs and NTK, errors the standard error from their spread
+    repeats   independent runs; values are those of their mean outputs and NTK, errors those of ``limits.repeats``: the true
+              value is within twice the error in 95 % of draws
 
     For linear activations the limit is exact, and neither means anything.  Raises ValueError, in one line, for what has no
     such limit, and MemoryError for what does not fit this machine: at once, or later if fields need more room than usual.
     """
     kind, data = _read(problem, samples, repeats)
-    total, of_runs = None, []
+    total, of_runs, ranks = None, [], problem.top_k + problem.num_outputs
     for run in _runs(problem, kind, data, samples, repeats, seed):
         found = _outputs_and_ntk(data, run)
-        of_runs.append(_observables(kind, data, *found, problem.top_k))
+        of_runs.append(_observables(kind, data, *found, ranks))
         total = found if total is None else jax.tree.map(np.add, total, found)
-    values = _observables(kind, data, *(sums / len(of_runs) for sums in total), problem.top_k)
-    return Trajectory(problem.steps, values, {} if kind.exact else _mean_and_error(of_runs)[1], left_open=LEFT_OPEN)
+    values = _observables(kind, data, *(sums / len(of_runs) for sums in total), ranks)
+    of_repeats = {name: np.stack([run[name] for run in of_runs]) for name in values}
+    errors = {} if kind.exact else errors_of(values, of_repeats, averaged=repeats)
+    values, errors = (first_ranks(of, problem.top_k) for of in (values, errors))
+    return Trajectory(problem.steps, values, errors, left_open=LEFT_OPEN)
 
 
 @in_float64

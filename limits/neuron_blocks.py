@@ -32,9 +32,10 @@ IN_BULK = "in bulk"
 
 
 class Measurement(NamedTuple):
-    """At one time: loss · Θ/P and BᵀΘB/P, Θ the rescaled NTK · γ²gᵀHg/|g|² · R_i · F_i."""
+    """At one time: loss · r = ∂L/∂f · Θ/P and BᵀΘB/P, Θ the rescaled NTK · γ²gᵀHg/|g|² · R_i · F_i."""
 
     loss: Float[Array, ""]
+    error: Float[Array, "P C"]
     ntk: Float[Array, "PC PC"]
     gauss_newton: Float[Array, "PC PC"]
     directional_sharpness: Float[Array, ""]
@@ -123,6 +124,7 @@ def measure(of: Functions, population: Population, z: Neurons) -> Measurement:
     theta = particles.ntk(of, population, z)
     return Measurement(
         particles.loss(of, population, z),
+        particles.error_signal(of, population, z),
         theta,
         particles.gauss_newton(of, population, z, theta),
         particles.directional_sharpness(of, population, z),

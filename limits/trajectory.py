@@ -80,8 +80,9 @@ class Trajectory(Mapping):
 
     ``trajectory[name]`` is a float array whose first axis is ``steps`` (index t is before step t); some observables have a
     second one (``Observable.axis``).  All curvature is rescaled by γ².  After a divergence the values are not finite.
-    ``errors[name]``, of the same shape, bounds what the measuring itself got wrong (a Lanczos residual, a standard
-    error); absent means exact to rounding.
+    ``errors[name]``, of the same shape, bounds what the measuring itself got wrong: a Lanczos residual, a distance to a
+    bound, or, where something is sampled, a standard error of which twice is enough in 95 % (``limits.repeats``); absent
+    means exact to rounding, infinite that the theory leaves it open.
     ``products[name]`` counts, at each step, the matrix-vector products that the value took: shared by observables of one
     Lanczos run; absent where there were none.
     ``left_open[name]`` says why a theory does not know an observable.
