@@ -101,7 +101,7 @@ def density(dataset: xr.Dataset, title: str) -> Figure:
             axis.set_title(f"{plots.NAMES.get(param, param)}, step {step}")
         row[0].set_ylabel("density of eigenvalues")
     for axis in grid[-1]:
-        axis.set_xlabel(r"$\gamma^2\lambda(H)$")
+        axis.set_xlabel(r"$\lambda(H)$")
     plots.legend_below(figure, [*sizes(dataset), plots.band("standard error")])
     figure.suptitle(title, fontsize=9)
     return figure

@@ -26,7 +26,7 @@ class Descent:
     decay: dict[str, Array]  # by role: λ, 0 where the role is not trained; in units of ``gradient`` within Adam's gradient
     rates: dict[str, Array]  # by role, over η0
     gradient: dict[str, Array]  # by role: the unit of Adam's gradients
-    metric: dict[str, Array]  # by role: curvature is that of the coordinates weights/√metric
+    metric: dict[str, Array]  # by role: M of ``limits.problem``, of the acting weights
 
     def transformation(self) -> optax.GradientTransformation:
         """The recursions of ``limits.problem``."""
@@ -43,7 +43,7 @@ class Descent:
         return optax.chain(in_units, adam, at_rates, decay, down)
 
     def preconditioner(self, state: optax.OptState, params: Params) -> Params:
-        """P, by which a gradient is divided on top of the metric: √v̂ + ε of Adam, 1 of SGD; not a number before step 0."""
+        """P of ``limits.problem``: √v̂/s + ε of Adam, 1 of SGD; not a number before step 0."""
         if self.optimizer == "sgd":
             return jax.tree.map(jnp.ones_like, params)
         moments = optax.tree.get(state, "ScaleByAdamState")
@@ -55,9 +55,6 @@ def descent(problem: Problem, network: Network) -> Descent:
     """The problem's optimiser on the network's acting weights, in the precision of the scope.
 
     Rates of θ turned into rates of multiplier · θ: the gradient shrinks by the multiplier, the update grows by it.
-
-    The metric is what a step per η0 amounts to per gradient: the rate itself for SGD, the rate over the gradient's size
-    for Adam.
     """
     names = ("multiplier", "init_std", "learning_rate", "gradient")
     multiplier, std, rate, gradient = (network.numbers(name) for name in names)

@@ -2,8 +2,8 @@
 
     observe(program, network, params, preconditioner, data, starts, key) -> {name: Measured}, starts
 
-Pure functions of arrays, to be compiled together; ``Program`` says what is compiled.  Curvature is measured in the
-coordinates in which every learning rate is η0 (``coordinates``): there it is the rescaled one.
+Pure functions of arrays, to be compiled together; ``Program`` says what is compiled.  Curvature is measured in coordinates
+in which it is the rescaled one of ``limits.problem`` (``coordinates``).
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ class Measured(NamedTuple):
 
 
 def coordinates(architecture, update, params):
-    """(architecture, params) in the coordinates u = params/√metric, in which every step is η0 times the gradient."""
+    """(architecture, params) in the coordinates params/√M."""
     root = {role: jnp.sqrt(number) for role, number in update.metric.items()}
     return acting_through(architecture, root), by_role({role: 1.0 / number for role, number in root.items()}, params)
 

@@ -9,20 +9,25 @@ Conventions, stated once and used in every room
     update      m ← β m + g,   θ ← θ − η m,   m = 0 at step 0         heavy ball;   Nesterov: θ ← θ − η (g + β m)
     rate        η = η0 min(1, (t+1)/W) at step t                      W steps of linear warm-up
                 times (1 + cos π(t−W)/(T−W))/2 from step W on         "cosine", T the number of steps
-    curvature   rescaled: γ² times the Hessian of L (all samples), so that the edge of stability is 2/η0 − λ
-                at every width (2(1+β)/η0 − λ with momentum β)
+    curvature   rescaled, of all samples' L:   H = √M ∇²L √M = G + R,   G = √M Jᵀ(∂²L/∂f²)J √M,   NTK = J M Jᵀ/P,
+                J = ∂f/∂θ;   M the metric: γ² here, so that the edge of stability is 2/η0 − λ at every width
+                (2(1+β)/η0 − λ with momentum β)
     time        τ = η0 · step
 
 Weight decay λ is in units of 1/τ (the raw coefficient is λ/γ²): it means the same at every width.
 
 So for SGD in a parametrization with one output multiplier γ.  In general every role of weights has its own learning rate
-η0 r_role (``limits.parametrization.factors``), which stands where γ² stands above, and rescaled curvature is √r ∇²L √r:
-that of the coordinates θ/√r, in which all learning rates are η0.  AdamW (Loshchilov & Hutter 2019):
+η0 r_role (``limits.parametrization.factors``), which stands where γ² stands above: M is diagonal, r_role for all weights of
+a role.  AdamW (Loshchilov & Hutter 2019):
 
     update      θ ← θ − η (r_role m̂/(√v̂ + ε s_role) + λ θ),   s_role the size of the role's gradient entries at step 0
+    metric      M = r_role/s_role:   θ ← θ − η (M m̂/P + λ θ),   P = √v̂/s_role + ε of order one
 
 m̂ and v̂ the means of g = ∇L_b and g² without their bias.  Adam (Kingma & Ba 2015) has the decay within,
 g = ∇L_b + λ (s_role/σ_role) θ, σ_role the standard deviation of the role's weights at step 0; both are one where λ = 0.
+
+Whatever the optimiser, rescaled is: in the coordinates θ/√M, in which a step is η times the gradient, √M ∇L, over P, and
+P = 1 with SGD.  So the edge of stability is one of P^(-1/2) H P^(-1/2), the preconditioned Hessian: of H itself with SGD only.
 """
 
 from dataclasses import dataclass
@@ -54,7 +59,7 @@ class Problem:
     image_shape       (H, W, channels) of inputs that are images, in this order; None: a square, grey or of three channels
     trained           "all", or "readout": all other weights stay where they start (random features)
     loss              "mse", or "cross_entropy", whose targets are probability vectors
-    learning_rate     η0, order one; the raw step is η0 γ²
+    learning_rate     η0, order one; the raw step is η0 γ² (of a role η0 r_role)
     warmup_steps      W, over which the learning rate grows to η0
     schedule          what follows: "constant", or "cosine" down to 0 at num_steps
     richness          γ0

@@ -29,33 +29,36 @@ class Observable:
         return self.axis in ("rank", "edge")
 
 
+RESCALED = ("H = √M ∇²L √M, M = γ² of SGD with one multiplier, by role its learning rate r, of Adam r/s, s the size of a "
+            "gradient entry at step 0: the conventions of limits/problem.py")  # fmt: skip
 OBSERVABLES = {
     o.name: o
     for o in (
         Observable("loss", r"$\mathcal{L}$", "loss", "1/(2P) Σ_p |f(x_p) − y_p|² over all samples"),
-        Observable("sharpness", r"$\gamma^2\lambda_1(H)$", "sharpness", "hessian_eigenvalues, the first"),
-        Observable("hessian_eigenvalues", r"$\gamma^2\lambda_k(H)$", "Hessian eigenvalues",
-                   "γ² times the top_k algebraically largest eigenvalues of ∇²L", axis="rank"),
-        Observable("hessian_min", r"$\gamma^2\lambda_{\min}(H)$", "smallest Hessian eigenvalue",
-                   "γ² times the algebraically smallest eigenvalue of ∇²L"),
-        Observable("gauss_newton_eigenvalues", r"$\gamma^2\lambda_k(G)$", "Gauss-Newton eigenvalues",
-                   "γ² times the top_k eigenvalues of G = (1/P) Σ_p JᵀJ, J = ∂f(x_p)/∂θ", axis="rank"),
-        Observable("residual_eigenvalues", r"$\gamma^2\lambda_\pm(R)$", "edges of the residual part",
-                   "γ² times the largest and the smallest eigenvalue of R = ∇²L − G, in this order", axis="edge"),
+        Observable("sharpness", r"$\lambda_1(H)$", "sharpness", f"the largest eigenvalue of {RESCALED}"),
+        Observable("hessian_eigenvalues", r"$\lambda_k(H)$", "Hessian eigenvalues",
+                   f"the top_k algebraically largest eigenvalues of {RESCALED}", axis="rank"),
+        Observable("hessian_min", r"$\lambda_{\min}(H)$", "smallest Hessian eigenvalue",
+                   f"the algebraically smallest eigenvalue of {RESCALED}"),
+        Observable("gauss_newton_eigenvalues", r"$\lambda_k(G)$", "Gauss-Newton eigenvalues",
+                   "the top_k eigenvalues of G = (1/P) Σ_p √M Jᵀ(∂²ℓ/∂f²)J √M, J = ∂f(x_p)/∂θ, a part of "
+                   f"{RESCALED}", axis="rank"),
+        Observable("residual_eigenvalues", r"$\lambda_\pm(R)$", "edges of the residual part",
+                   f"the largest and the smallest eigenvalue of R = H − G, in this order; {RESCALED}", axis="edge"),
         Observable("ntk_eigenvalues", r"$\lambda_k(\Theta)/P$", "NTK eigenvalues",
-                   "the top_k eigenvalues of γ² J Jᵀ/P, of size PC × PC over all samples and outputs", axis="rank"),
-        Observable("hessian_trace", r"$\gamma^2\,\mathrm{tr}\,H$", "Hessian trace", "γ² tr ∇²L"),
-        Observable("directional_sharpness", r"$\gamma^2 g^\top H g/|g|^2$", "directional sharpness",
-                   "γ² gᵀ(∇²L)g/|g|² along the full gradient g = ∇L; not a number where g = 0"),
+                   f"the top_k eigenvalues of J M Jᵀ/P, of size PC × PC over all samples and outputs; {RESCALED}", axis="rank"),
+        Observable("hessian_trace", r"$\mathrm{tr}\,H$", "Hessian trace", f"the trace of {RESCALED}"),
+        Observable("directional_sharpness", r"$g^\top H g/|g|^2$", "directional sharpness",
+                   f"gᵀHg/|g|² along the full gradient g = √M ∇L; not a number where g = 0; {RESCALED}"),
         Observable("preconditioned_sharpness", r"$\lambda_1(P^{-1/2}HP^{-1/2})$", "preconditioned sharpness",
-                   "the largest eigenvalue of P^{-1/2} H P^{-1/2}, H = γ²∇²L, P = √(ν/(1−β2^t)) + ε of Adam before step t "
-                   "in units of a gradient entry at step 0 (not a number at t = 0), P = 1 of SGD", in_limits=False),
-        Observable("gradient_noise", r"$\gamma^2\,\mathrm{tr}\,\Sigma$", "gradient noise",
-                   "γ² (1/P) Σ_p |∇ℓ_p − ∇L|², ℓ_p the loss of one sample: the variance of a step's gradient is this over "
-                   "the size of its batch", in_limits=False),
-        Observable("density_nodes", r"$\gamma^2\theta_j$", "nodes of the spectral density",
-                   "where a quadrature of the density of the eigenvalues of γ²∇²L has its masses: Σ_j w_j f(θ_j) stands for "
-                   "their mean (1/n) Σ_i f(λ_i); of each random vector in turn, in ascending order",
+                   "the largest eigenvalue of P^{-1/2} H P^{-1/2}, P = √v̂/s + ε of Adam before step t (not a number at t = 0), "
+                   f"P = 1 of SGD; {RESCALED}", in_limits=False),
+        Observable("gradient_noise", r"$\mathrm{tr}\,\Sigma$", "gradient noise",
+                   "(1/P) Σ_p |√M (∇ℓ_p − ∇L)|², ℓ_p the loss of one sample: the variance of a step's gradient is this over "
+                   f"the size of its batch; M as in {RESCALED}", in_limits=False),
+        Observable("density_nodes", r"$\theta_j$", "nodes of the spectral density",
+                   "where a quadrature of the density of the eigenvalues of H has its masses: Σ_j w_j f(θ_j) stands for their "
+                   f"mean (1/n) Σ_i f(λ_i); of each random vector in turn, in ascending order; {RESCALED}",
                    axis="node", in_limits=False),
         Observable("density_weights", r"$w_j$", "weights of the spectral density",
                    "the masses w_j at density_nodes; those of each random vector have the same sum, all together 1",
@@ -79,7 +82,8 @@ class Trajectory(Mapping):
     """The observables at the measured steps of one network, or of the limit.
 
     ``trajectory[name]`` is a float array whose first axis is ``steps`` (index t is before step t); some observables have a
-    second one (``Observable.axis``).  All curvature is rescaled by γ².  After a divergence the values are not finite.
+    second one (``Observable.axis``).  All curvature is rescaled (``limits.problem``).  After a divergence values are not
+    finite.
     ``errors[name]``, of the same shape, bounds what the measuring itself got wrong: a Lanczos residual, a distance to a
     bound, or, where something is sampled, a standard error of which twice is enough in 95 % (``limits.repeats``); absent
     means exact to rounding, infinite that the theory leaves it open.

@@ -22,7 +22,7 @@ from paper_figures import Options, quoted, read, save
 NAME = Path(__file__).stem
 PROGRAM = f"python -m paper_figures.{NAME}"
 RANKS = (1, 5, 10)
-ROWS = {"hessian_eigenvalues": r"$\gamma^2\lambda_{%d}(H)$", "ntk_eigenvalues": r"$\lambda_{%d}(\Theta)/P$"}
+ROWS = {"hessian_eigenvalues": r"$\lambda_{%d}(H)$", "ntk_eigenvalues": r"$\lambda_{%d}(\Theta)/P$"}
 
 
 def recipe(results: Path) -> str:

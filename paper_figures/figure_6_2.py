@@ -26,8 +26,8 @@ NAME = Path(__file__).stem
 PARAMS = ("mup", "ntp")
 PROGRAM = f"python -m paper_figures.{NAME}"
 ROWS = {
-    "gauss_newton_eigenvalues": ({"rank": 1}, r"Gauss-Newton part $\gamma^2\lambda_{\max}(G)$"),
-    "residual_eigenvalues": ({"edge": "upper"}, r"residual part $\gamma^2\lambda_{\max}(R)$"),
+    "gauss_newton_eigenvalues": ({"rank": 1}, r"Gauss-Newton part $\lambda_{\max}(G)$"),
+    "residual_eigenvalues": ({"edge": "upper"}, r"residual part $\lambda_{\max}(R)$"),
 }  # variable: (its component, its label)
 
 

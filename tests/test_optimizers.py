@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from written_out import descend, descend_with_squares, in_numpy, loss, numbers
+from written_out import descend, descend_with_squares, in_numpy, loss, numbers, outputs
 
 from finite.data import digits
 from finite.descent import Descent
@@ -18,6 +18,7 @@ from finite.train import train
 from limits import limit
 from limits.precision import computing
 from limits.problem import Problem, minibatches
+from limits.trajectory import OBSERVABLES, STORED
 
 WIDTH, DEPTH, STEPS = 6, 2, 12
 ADAM = {"optimizer": "adam", "betas": (0.8, 0.9), "epsilon": 0.3}
@@ -173,26 +174,58 @@ def test_edges_in_numbers():
     assert replace(sgd, nesterov=True, weight_decay=0.2).edge_of_stability == pytest.approx(1.5 - 0.2)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_preconditioned_sharpness_is_that_of_the_dense_matrix(optimizer):
-    """√S ∇²L √S, S the learning rate of every weight over √v̂ + ε; of all samples, v̂ of the batches trained on."""
-    problem = a_problem(**ADAM | {"optimizer": optimizer}, num_steps=STEPS, measure_every=4)
-    observables = ["loss", "preconditioned_sharpness", "hessian_eigenvalues"]
-    network, got = trained(problem, observables=observables, rtol=1e-9)
-    of = numbers("sp", problem.rule, WIDTH, DEPTH, problem.richness)
-    expected = []
+@pytest.mark.parametrize("variant", ["sgd", "heavy ball", "adam", "adamw"])
+def test_curvature_is_that_of_the_dense_matrices(variant):
+    """As the conventions of ``limits.problem`` say it, in SP, where every role has its own rate r and its own gradient's
+    size s; of all samples, v̂ of the batches trained on.  ReLU: tr R is 0, so no trace is estimated.
+    """
+    problem = a_problem(**{"sgd": {}, **VARIANTS}[variant], measure_every=4)
+    network, of = mlp(problem, WIDTH, DEPTH, "relu"), numbers("sp", problem.rule, WIDTH, DEPTH, problem.richness)
+    names = [name for name in STORED if OBSERVABLES[name].axis != "node"]
+    (got,) = train(problem, network, jax.random.key(0)[None], precision="float64", rtol=1e-9, observables=names)
     with computing("float64"):
-        for weights, squares in list(descend_with_squares(problem, start_of(network), of, "tanh"))[::4]:
-            flat, unravel = ravel_pytree(weights)
-            hessian = jax.hessian(lambda w: loss(unravel(w), of.multiplier, problem.inputs, problem.targets, "tanh"))  # noqa: B023
-            root = np.sqrt(step_per_gradient(problem, of, squares))
-            matrix = root[:, None] * hessian(flat) * root
-            expected.append(np.linalg.eigvalsh(matrix)[-1] if np.isfinite(matrix).all() else np.nan)
-    np.testing.assert_allclose(got["preconditioned_sharpness"], expected, rtol=1e-7)
-    if optimizer == "sgd":
-        np.testing.assert_allclose(got["preconditioned_sharpness"], got["sharpness"], rtol=1e-7)
-    else:
+        states = list(descend_with_squares(problem, start_of(network), of, "relu"))[::4]
+        expected = [dense_curvature(problem, of, *state) for state in states]
+    for name in names:
+        np.testing.assert_allclose(got[name], [one[name] for one in expected], rtol=1e-7, atol=1e-10, err_msg=name)
+    if problem.rule == "adam":
         assert got.error("preconditioned_sharpness")[0] == np.inf
+    else:
+        np.testing.assert_allclose(got["preconditioned_sharpness"], got["sharpness"], rtol=1e-7)
+
+
+def dense_curvature(problem, of, weights, squares):
+    """Every observable, from the Hessian and the Jacobian of the network written out, of weights as stored."""
+    (flat, unravel), k, adam = ravel_pytree(weights), problem.top_k, problem.rule == "adam"
+
+    def f(w):
+        return outputs(unravel(w), of.multiplier, problem.inputs, "relu")
+
+    def losses(w):
+        return jnp.sum((f(w) - problem.targets) ** 2, axis=1) / 2
+
+    def of_role(number):
+        return ravel_pytree({role: jax.tree.map(lambda w: np.full_like(w, number(role)), weights[role]) for role in weights})[0]  # noqa: B023
+
+    M = of_role(lambda role: of.rate[role] / (of.gradient[role] if adam else 1.0))
+    P = ravel_pytree(squares)[0] ** 0.5 / of_role(of.gradient.get) + problem.epsilon if adam else np.ones_like(flat)
+    H = np.sqrt(M)[:, None] * jax.hessian(lambda w: jnp.mean(losses(w)))(flat) * np.sqrt(M)
+    J = jax.jacobian(f)(flat).reshape(problem.targets.size, -1) * np.sqrt(M)
+    G, rows = J.T @ J / problem.num_samples, jax.jacobian(losses)(flat) * np.sqrt(M)
+    g, preconditioned = rows.mean(0), H / np.sqrt(P[:, None] * P)
+    spectrum, residual = np.linalg.eigvalsh(H)[::-1], np.linalg.eigvalsh(H - G)[::-1]
+    return {
+        "loss": jnp.mean(losses(flat)),
+        "hessian_eigenvalues": spectrum[:k],
+        "hessian_min": spectrum[-1],
+        "gauss_newton_eigenvalues": np.linalg.eigvalsh(G)[::-1][:k],
+        "residual_eigenvalues": residual[[0, -1]],
+        "ntk_eigenvalues": np.linalg.eigvalsh(J @ J.T / problem.num_samples)[::-1][:k],
+        "hessian_trace": np.trace(H),
+        "directional_sharpness": g @ H @ g / (g @ g),
+        "preconditioned_sharpness": np.linalg.eigvalsh(preconditioned)[-1] if np.isfinite(preconditioned).all() else np.nan,
+        "gradient_noise": np.sum((rows - g) ** 2) / problem.num_samples,
+    }
 
 
 @pytest.mark.slow
@@ -209,29 +242,6 @@ def test_adam_settles_at_the_edge_of_stability():
         assert sharpness[1] < edge / 10
         np.testing.assert_allclose(sharpness[-8:], edge, rtol=0.15)
         assert got["loss"][-1] < 1e-3 * got["loss"][0]
-
-
-def step_per_gradient(problem, of, squares):
-    """Of every weight, per η0."""
-    adam = problem.rule == "adam"
-    P = {role: jax.tree.map(lambda v: np.sqrt(v) + problem.epsilon * of.gradient[role] if adam else np.ones_like(v), v)  # noqa: B023
-         for role, v in squares.items()}  # fmt: skip
-    return ravel_pytree({role: jax.tree.map(lambda p: of.rate[role] / p, p) for role, p in P.items()})[0]  # noqa: B023
-
-
-def test_gradient_noise_is_the_covariance_of_the_samples():
-    problem = a_problem(num_steps=4, measure_every=4, batches=None)
-    network, got = trained(problem, observables=["loss", "gradient_noise"])
-    of = numbers("sp", "sgd", WIDTH, DEPTH, problem.richness)
-    expected = []
-    with computing("float64"):
-        for weights in list(descend(problem, start_of(network), of, "tanh"))[::4]:
-            pairs = [(x[None], y[None]) for x, y in zip(problem.inputs, problem.targets, strict=True)]
-            rows = [jax.grad(loss)(weights, of.multiplier, *pair, "tanh") for pair in pairs]
-            rows = np.stack([ravel_pytree({r: jax.tree.map(lambda g: g * np.sqrt(of.rate[r]), row[r]) for r in row})[0]  # noqa: B023
-                             for row in rows])  # fmt: skip
-            expected.append(np.trace(np.cov(rows.T, bias=True)))
-    np.testing.assert_allclose(got["gradient_noise"], expected, rtol=1e-9)
 
 
 def test_curvature_on_the_first_samples():
