@@ -26,13 +26,18 @@ import xarray as xr
 from comparisons import cases, command_line, plots, rates, records, runs, super_consistency
 from finite.networks.build import build
 from finite.train import train
-from limits import Problem, Trajectory, fluctuations, limit
+from limits import Problem, Trajectory, exponent_tables, fluctuations, limit
 from limits.precision import one_lapack_thread
 from limits.trajectory import MEASURED
 
 PROGRAM = "python -m comparisons.convergence"
 EPSILON = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
 RESOLVE = 0.05  # eigenvalues are computed to this fraction of the smallest gap that a fit has to see
+MEANING = {  # of a variable's suffix in trajectories.nc
+    "limit": ("at infinite width", "value at infinite width"),
+    "deviation": ("network minus limit", "value of the network minus that of its limit (in NTP, of the one with its f(0))"),
+    "first_order": ("predicted deviation", "part of the deviation that is linear in that of the initial Gram matrix"),
+}
 TOLERANCES = {"float32": (3e-6, 1e-3), "float64": (1e-12, 1e-3)}  # the tightest and the loosest relative tolerance
 
 
@@ -99,7 +104,8 @@ def compare(options: Options) -> list[rates.Rate]:
         try:
             known = comparison.limit_is_known
             prediction = pool.submit(lambda: limit.predict(problem) if known else None)
-            with runs.Progress([*(["limit"] if known else []), *options.widths], "networks") as progress:
+            cells = ({"limit": "limit"} if known else {}) | {width: f"N = {width}" for width in options.widths}
+            with runs.Progress(cells, "networks") as progress:
                 typical = _limit(comparison, store, progress.report("limit")) if known else None
                 dataset = _networks(comparison, store, prediction, typical, pool, progress)
         finally:
@@ -141,16 +147,21 @@ def prepare(options: Options) -> Comparison:
         problem = replace(problem, top_k=options.top_k)
     if options.top_k > smallest:
         raise ValueError(f"top-k {options.top_k}: a network of width {min(widths)} has only {smallest} parameters")
-    settings = {"reference": reference, "exponents": str(problem.scaling())}
+    settings = {"reference": reference, "exponents": exponent_tables.rows(problem.scaling())}
     config = runs.config(options, problem.inputs, problem.targets) | settings
     return Comparison(options, problem, reference, config)
 
 
 def _limit(comparison, store, report) -> Trajectory:
     """The limit, read where it is there and whole, else integrated."""
-    kept = store.kept("limit", lambda: records.from_trajectories({0: [limit.solve(comparison.problem)]}))
+
+    def integrated():
+        report(0.0)
+        return _of_limit(limit.solve(comparison.problem))
+
+    kept = store.kept("limit", integrated)
     report(1.0)
-    return _determined(records.to_trajectories(kept)[0][0])
+    return _determined(records.to_trajectory(kept))
 
 
 def _determined(typical: Trajectory) -> Trajectory:
@@ -177,6 +188,7 @@ def _networks(comparison, store, prediction, typical, pool, progress) -> xr.Data
 def _cell(comparison, width, prediction, typical, report: Callable[[float], None]) -> xr.Dataset:
     """All networks of one width, measured, and their deviations from the limit."""
     options, problem = comparison.options, comparison.problem
+    report(0.0)
     network, keys = build(problem, width), cases.keys(options.seed, width, options.seeds)
     started = time.perf_counter()
     trained = train(problem, network, keys, precision=options.precision, progress=report, observables=MEASURED,
@@ -186,18 +198,27 @@ def _cell(comparison, width, prediction, typical, report: Callable[[float], None
     if typical:
         pairs = zip(trained, cases.matching_limits(problem, width, keys, typical), strict=True)
         differences = [Trajectory(t.steps, {n: t[n] - m[n] for n in m.observables}) for t, m in pairs]
-        dataset = dataset.merge(_suffixed({width: differences}, "deviation"))
+        dataset = dataset.merge(_named(records.from_trajectories({width: differences}), "deviation"))
         law = prediction.result()
         if law is not None and law.sensitivity is not None:
             first = [law.first_order(cases.initial_gram(network, key)) for key in keys]
             linear = [Trajectory(problem.steps, {n: f[n] for n in typical.observables}) for f in first]
-            dataset = dataset.merge(_suffixed({width: linear}, "first_order"))
-        dataset = dataset.merge(_suffixed({width: [typical]}, "limit").isel(width=0, seed=0, drop=True))
+            dataset = dataset.merge(_named(records.from_trajectories({width: linear}), "first_order"))
+        dataset = dataset.merge(_named(_of_limit(typical), "limit"))
     return dataset.assign_attrs(epsilon=EPSILON[options.precision], configuration=json.dumps(comparison.config))
 
 
-def _suffixed(trajectories, suffix):
-    dataset = records.from_trajectories(trajectories)
+def _of_limit(trajectory: Trajectory) -> xr.Dataset:
+    """Along the steps only: it has no width, and what is compared with it has many."""
+    return records.from_trajectories({1: [trajectory]}).isel(width=0, seed=0, drop=True)
+
+
+def _named(dataset: xr.Dataset, suffix: str) -> xr.Dataset:
+    """Under names with that suffix, and with what they then are."""
+    label, definition = MEANING[suffix]
+    for values in dataset.data_vars.values():
+        values.attrs["long_name"] += f", {label}"
+        values.attrs["definition"] = f"{definition} of: {values.attrs['definition']}"
     return dataset.rename({name: f"{name}_{suffix}" for name in dataset.data_vars})
 
 

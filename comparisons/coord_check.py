@@ -14,7 +14,7 @@ Behind the step at which exponents of one's own blow up nothing is compared: the
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
@@ -35,7 +35,7 @@ from scipy.stats import t as student_t
 from comparisons import cases, command_line, plots, records, runs
 from finite import sizes as measured_sizes
 from finite.networks.build import build
-from limits import Problem, regimes
+from limits import Problem, exponent_tables, regimes
 from limits.models import read_model
 
 PROGRAM = "python -m comparisons.coord_check"
@@ -237,7 +237,7 @@ def prepare(options: Options) -> Job:
     data = options.load_shaped()
     job = Job(options, params, sweeps, data, {})
     problems = [problem for sweep in sweeps for problem in _problems(job, sweep.optimizer, sweep.depths[0])]
-    config = runs.config(options, *data[:2]) | {"exponents": [str(problem.parametrization) for problem in problems]}
+    config = runs.config(options, *data[:2]) | {"exponents": [exponent_tables.rows(one.scaling()) for one in problems]}
     config.pop("every")  # changes what is printed only
     return replace(job, config=config)
 
@@ -259,12 +259,14 @@ def _measured(job: Job, store: records.Store) -> dict[tuple[str, int, int], xr.D
 
     def measured(cell):
         name = "-".join(map(str, cell))
-        found = store.kept(name, lambda: _cell(job, *cell))
-        progress.report(cell)(1.0)
+        report = progress.report(cell)
+        found = store.kept(name, lambda: _cell(job, *cell, report))
+        report(1.0)
         return found
 
     try:
-        with runs.Progress(order, "networks") as progress:
+        names = {cell: "{} N = {} L = {}".format(*cell) for cell in order}
+        with runs.Progress(names, "networks") as progress:
             return dict(zip(order, pool.map(measured, order), strict=True))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -274,8 +276,9 @@ def _problems(job: Job, optimizer: str, depth: int) -> list[Problem]:
     return [job.problem(param, optimizer, depth) for param in job.params]
 
 
-def _cell(job: Job, optimizer: str, width: int, depth: int) -> xr.Dataset:
+def _cell(job: Job, optimizer: str, width: int, depth: int, report: Callable[[float], None]) -> xr.Dataset:
     """size (param, entry, seed) of the networks of one width and depth; an entry is a quantity of a layer."""
+    report(0.0)
     o, started = job.options, time.perf_counter()
     problems = _problems(job, optimizer, depth)
     keys = cases.keys(o.seed, 1000 * width + depth, o.seeds * max(1, min(MORE_SEEDS, max(o.widths) // width)))

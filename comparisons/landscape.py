@@ -29,7 +29,7 @@ from finite.arrays import holds_classes
 from finite.images import holds_images
 from finite.networks.build import build
 from finite.train import check, train
-from limits import Problem
+from limits import Problem, exponent_tables
 from limits.trajectory import OBSERVABLES, STORED
 
 PROGRAM = "python -m comparisons.landscape"
@@ -179,17 +179,19 @@ def prepare(options: Options) -> Run:
         problems[param, depth] = replace(problem, parametrization=problem.scaling())  # a file is read once
         for width in sorted(o.widths):
             check(problems[param, depth], build(problems[param, depth], width), o.observables)
-    exponents = [str(problem.parametrization) for problem in problems.values()]
+    exponents = [exponent_tables.rows(problem.scaling()) for problem in problems.values()]
     return Run(o, problems, runs.config(o, base.inputs, base.targets) | {"exponents": exponents})
 
 
 def _trained(run, store) -> xr.Dataset:
     """Every cell, read where it is there and whole, else trained; all in one dataset."""
     params, deep = run.options.param, run.growing == "depth"
-    with runs.Progress(list(product(params, run.sizes))) as progress:
+    names = {(param, size): f"{param} L = {size[1]}" if deep else f"{param} N = {size[0]}"
+             for param, size in product(params, run.sizes)}  # fmt: skip
+    with runs.Progress(names) as progress:
 
         def cell(param, size):
-            progress.describe(f"{param} L = {size[1]}" if deep else f"{param} N = {size[0]}")
+            progress.describe(names[param, size])
             report = progress.report((param, size))
             name = f"{runs.slug(param)}-{size[0]}" + (f"-L{size[1]}" if deep else "")
             kept = store.kept(name, lambda: measured(run, param, *size, report))
@@ -211,6 +213,7 @@ def measured(
     run: Run, param: str, width: int, depth: int, report: Callable[[float], None] = lambda part: None
 ) -> xr.Dataset:
     """All networks of one size; every parametrization starts from the same weights."""
+    report(0.0)
     o, problem = run.options, run.problems[param, depth]
     keys = cases.keys(o.seed, width, o.seeds, depth if run.growing == "depth" else None)
     trained = train(problem, build(problem, width), keys, precision=o.precision, rtol=o.tolerance, progress=report,

@@ -260,7 +260,7 @@ def from_trajectories(
 def to_trajectories(dataset: xr.Dataset) -> dict[int, list[Trajectory]]:
     """What ``from_trajectories`` was given."""
     return {
-        int(width): [_trajectory(dataset.sel(width=width, seed=seed)) for seed in dataset.seed.values]
+        int(width): [to_trajectory(dataset.sel(width=width, seed=seed)) for seed in dataset.seed.values]
         for width in dataset.width.values
     }
 
@@ -311,7 +311,8 @@ def _labelled(variable, values, ranks):
     return ("width", "seed", "step", *axis), values, attributes
 
 
-def _trajectory(one: xr.Dataset) -> Trajectory:
+def to_trajectory(one: xr.Dataset) -> Trajectory:
+    """Of the variables of one network, or of the limit: along the steps, without a width and a seed."""
     found = {"": {}, "error": {}, "products": {}}
     for variable, v in one.data_vars.items():
         name, kind = _parts(str(variable))

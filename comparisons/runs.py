@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite, isqrt
 from pathlib import Path
@@ -352,11 +354,16 @@ def folder(out: Path | None, name: str, config: dict) -> Path:
 
 
 class Progress:
-    """One bar over all cells, which may advance on threads of their own; silent where there is no terminal."""
+    """One bar over all cells, which may advance on threads of their own; without a terminal, a line for each that is finished.
 
-    def __init__(self, cells: Iterable[Hashable], description: str = ""):
+    ``cells`` may have names.  One that is only told to be whole was there already.
+    """
+
+    def __init__(self, cells: Iterable[Hashable] | Mapping[Hashable, str], description: str = ""):
         form = "{desc:<14}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
+        self.names = cells if isinstance(cells, Mapping) else {}
         self.parts = dict.fromkeys(cells, 0.0)
+        self.began: dict[Hashable, float] = {}
         self.bar = tqdm(total=len(self.parts), desc=description, bar_format=form, disable=None, leave=False)
 
     def describe(self, description: str) -> None:
@@ -367,11 +374,24 @@ class Progress:
         """A function that is told which part of this cell is done, from 0 to 1."""
 
         def advance(part):
+            if part < 1:
+                self.began.setdefault(cell, time.monotonic())
+            finished = part >= 1 > self.parts[cell]
             self.parts[cell] = part
             self.bar.n = sum(self.parts.values())
             self.bar.refresh()
+            if self.bar.disable and finished and cell in self.began:
+                tqdm.write(self._line(cell), file=sys.stderr)
 
         return advance
+
+    def _line(self, cell):
+        """How long it took, and how long the rest will at this pace."""
+        now, there = time.monotonic(), [one for one, part in self.parts.items() if part == 1 and one not in self.began]
+        done, left = sum(self.parts.values()) - len(there), sum(part < 1 for part in self.parts.values())
+        rest = (now - min(self.began.values())) * (len(self.parts) - len(there) - done) / done
+        line = f"{self.names.get(cell, cell)}: {now - self.began[cell]:.1f} s; {left} left"
+        return line + (f", about {rest:.0f} s" if left else "")
 
     def __enter__(self):
         return self

@@ -283,6 +283,9 @@ def ensure(work: Work, rows: Sequence[Row], engine: Engine, program: str) -> Non
     todo = [group for group in grouped(rows) if any([work.missing(row, notice) for row in group])]  # all are looked at
     failures = []
     with runs.Progress(todo) as progress:
+        if engine != Engine():  # others do not tell when a group begins: their seconds are from here on
+            for group in todo:
+                progress.report(group)(0.0)
         for group, failed in engine.results(work, todo, progress) if todo else ():
             failures += failed
             progress.describe(f"{group[0].param} N = {group[0].width}")
@@ -298,7 +301,9 @@ def _notice(program, line):
 
 def _here(work, groups, progress):
     for group in groups:
-        yield group, run(work, group, progress.report(group))
+        report = progress.report(group)
+        report(0.0)
+        yield group, run(work, group, report)
 
 
 def _by_processes(count, work, groups):

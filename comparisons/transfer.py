@@ -14,6 +14,7 @@ finite, or larger than it was at the start.  In DIR:
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -28,7 +29,7 @@ from comparisons.optimum import Optimum, Shift, analyse, nearest
 from comparisons.sweep import Row, Work
 from comparisons.transfer_plots import picture, table
 from finite.networks.build import build
-from limits import OBSERVABLES
+from limits import OBSERVABLES, exponent_tables
 from limits.limit import solve
 
 PROGRAM = "python -m comparisons.transfer"
@@ -170,7 +171,7 @@ def prepare(options: Options) -> Sweep:
     for param, depth in product(o.param, o.depths):
         problem = replace(base, parametrization=param, depth=depth)
         scalings[param, problem.network.depth] = problem.scaling()
-    config = runs.config(o, base.inputs, base.targets) | {"exponents": [str(one) for one in scalings.values()]}
+    config = runs.config(o, base.inputs, base.targets) | {"exponents": [exponent_tables.rows(one) for one in scalings.values()]}
     config = {name: value for name, value in config.items() if name not in WHERE}
     prepared = Sweep(o, Work(base, scalings, o.seed, o.seeds, o.precision, o.curvature_samples, o.out or Path()), config)
     for param, width, depth in prepared.sizes:
@@ -253,12 +254,12 @@ def limits_of(prepared: Sweep, store: records.Store) -> xr.Dataset:
     options, found = prepared.options, {}
     known = [key for key in product(options.param, prepared.depths)
              if options.limit and cases.limit_is_known(prepared.work.problem(*key))]  # fmt: skip
-    with runs.Progress(known) as progress:
+    with runs.Progress({key: "{} limit L = {}".format(*key) for key in known}) as progress:
         for param, depth in known:
             progress.describe(f"{param} limit")
-            name = f"{runs.slug(param)}-L{depth}-limit"
-            found[param, depth] = store.kept(name, lambda: limit(prepared, param, depth))  # noqa: B023
-            progress.report((param, depth))(1.0)
+            name, report = f"{runs.slug(param)}-L{depth}-limit", progress.report((param, depth))
+            found[param, depth] = store.kept(name, lambda: limit(prepared, param, depth, report))  # noqa: B023
+            report(1.0)
     if not found:
         return xr.Dataset()
     empty = xr.full_like(next(iter(found.values())), np.nan)
@@ -267,8 +268,11 @@ def limits_of(prepared: Sweep, store: records.Store) -> xr.Dataset:
     return prepared.squeezed(dataset if dataset["sharpness_limit"].notnull().any() else dataset.drop_vars("sharpness_limit"))
 
 
-def limit(prepared: Sweep, param: str, depth: int) -> xr.Dataset:
+def limit(
+    prepared: Sweep, param: str, depth: int, report: Callable[[float], None] = lambda part: None
+) -> xr.Dataset:
     """The infinite network's final loss at each learning rate (in NTP, where f(0) is random, its mean), and the sharpness."""
+    report(0.0)
     work, rates, last = prepared.work, prepared.rates, prepared.options.steps
     found = [solve(replace(work.problem(param, depth, rate), measure_every=last))["loss"][-1] for rate in rates]
     best = rates[int(np.nanargmin([one if np.isfinite(one) else np.inf for one in found]))]

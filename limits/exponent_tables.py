@@ -61,11 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def records(solutions: Sequence[Solution], gauge_quantity: str = "init_std") -> list[dict]:
     """One record per role: the row of the table, exponents as strings of rationals."""
-    rows = []
-    for s in solutions:
-        scaling = gauge(Scaling(s.parametrization, s.optimizer.name, s.architecture, s.canonical), gauge_quantity)
-        rows += _rows(scaling)
-    return rows
+    canonical = (Scaling(s.parametrization, s.optimizer.name, s.architecture, s.canonical) for s in solutions)
+    return [row for scaling in canonical for row in rows(gauge(scaling, gauge_quantity))]
 
 
 def explain(s: Solution) -> str:
@@ -136,7 +133,7 @@ def _given(c: Command) -> str:
     scaling = read_scaling(c.param, c.optimizer, c.architecture, depth=c.depth, loss=c.loss)
     if c.format == "text":
         return describe(scaling, c.depth, c.block_size, c.loss)
-    return FORMATS[c.format](_rows(gauge(scaling, c.gauge)))
+    return FORMATS[c.format](rows(gauge(scaling, c.gauge)))
 
 
 def _equation(text: str) -> tuple[str, str, str, Fraction]:
@@ -148,7 +145,8 @@ def _equation(text: str) -> tuple[str, str, str, Fraction]:
     return role, quantity, letter, rational(left.strip(), value)
 
 
-def _rows(scaling: Scaling) -> list[dict]:
+def rows(scaling: Scaling) -> list[dict]:
+    """Of every role its exponents, as JSON has them: "-1/2"."""
     head = {"parametrization": scaling.name, "optimizer": scaling.optimizer, "architecture": scaling.architecture}
     return [
         head | {"role": role} | {q: {x: str(getattr(getattr(e, q), x)) for x in "NL"} for q in QUANTITIES}

@@ -47,7 +47,7 @@ def load() -> types.ModuleType:
     """
     if "neural_tangents" in sys.modules:
         return sys.modules["neural_tangents"]
-    _require_tested_version()
+    require()
     _module_for_import("neural_tangents.experimental", empirical_ntk_fn_tf=_no_tensorflow,
                        get_apply_fn_and_params=_no_tensorflow)  # fmt: skip
     try:
@@ -64,14 +64,15 @@ def load() -> types.ModuleType:
     return nt
 
 
-def _require_tested_version():
+def require() -> None:
+    """Raises ImportError, in one line with the command that mends it, where neural-tangents is absent or of another version."""
     try:
         version = importlib.metadata.version("neural-tangents")
         importlib.metadata.version("frozendict")
     except importlib.metadata.PackageNotFoundError as absent:
-        raise ImportError(f"this needs {absent.name}, which is not installed: {INSTALL}") from None
+        raise ImportError(f"the kernel limit needs {absent.name}, which is not installed: {INSTALL}") from None
     if version != VERSION:
-        raise ImportError(f"this needs neural-tangents {VERSION}, found {version}: {INSTALL}")
+        raise ImportError(f"the kernel limit needs neural-tangents {VERSION}, found {version}: {INSTALL}")
 
 
 # 1 and 2: the import ------------------------------------------------------------------------------------------------

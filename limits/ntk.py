@@ -24,6 +24,7 @@ from jaxtyping import Float
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from limits import kernels as analytic
+from limits import neural_tangents_compat
 from limits.activations import PIECEWISE_LINEAR
 from limits.losses import LOSSES
 from limits.parametrization import factors, gauge, output_exponent
@@ -85,13 +86,14 @@ def kernels(problem: Problem) -> tuple[Float[np.ndarray, "P P"], Float[np.ndarra
 
 
 def check(problem: Problem) -> None:
-    """Raises ValueError, in one line, where there is no kernel limit: see ``solve``."""
+    """Raises ValueError, in one line, where there is no kernel limit: see ``solve``; ImportError without neural-tangents."""
     refuse_unknown_limit(problem)
     if output_exponent(problem.scaling()) >= 0.5 and problem.trained == "all":
         raise ValueError(f"{problem.scaling().name} has no kernel limit: features move")
     if problem.weight_decay:
         raise ValueError("weight decay shrinks the kernel: the kernel limit wants weight decay 0")
     _layers(problem)
+    neural_tangents_compat.require()
 
 
 def _layers(problem):

@@ -30,7 +30,7 @@ Whatever the optimiser, rescaled is: in the coordinates θ/√M, in which a step
 P = 1 with SGD.  So the edge of stability is one of P^(-1/2) H P^(-1/2), the preconditioned Hessian: of H itself with SGD only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from math import isqrt, prod
 from typing import Any
@@ -43,6 +43,7 @@ from limits.models import Model, read_model
 from limits.parametrization import SAME_EXPONENTS, read_scaling
 from limits.size_algebra import Scaling
 
+ARRAYS = ("inputs", "targets", "batches")
 TRAINED = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine")
 
@@ -139,6 +140,14 @@ class Problem:
         _require(self.top_k >= 1, "top_k", self.top_k, "at least 1")
         if self.batches is not None:
             put("batches", _schedule(self.batches, self.num_steps, len(self.inputs)))
+
+    def __repr__(self) -> str:
+        """The shapes of its arrays, and what else is not as usual."""
+        shapes = [f"{name} {value.shape}" for name in ARRAYS if (value := getattr(self, name)) is not None]
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ARRAYS}
+        usual = {f.name: f.default for f in fields(self)}
+        other = [f"{name}={getattr(value, 'name', value)!r}" for name, value in given.items() if value != usual[name]]
+        return f"Problem({', '.join([*shapes, *other])})"
 
     @cached_property
     def network(self) -> Model:

@@ -105,6 +105,11 @@ class Trajectory(Mapping):
             if values.ndim != 1 + bool(OBSERVABLES[name].axis) or len(values) != len(self.steps):
                 raise ValueError(f"{name} of shape {values.shape} does not fit {len(self.steps)} measured steps")
 
+    def __repr__(self) -> str:
+        """The shapes of its observables."""
+        shapes = ", ".join(f"{name} {values.shape}" for name, values in self.observables.items())
+        return f"Trajectory({len(self.steps)} steps: {shapes})"
+
     def __getitem__(self, name: str) -> np.ndarray:
         """Raises NotKnown, in one line, for an observable that it does not have."""
         if (found := self.observables.get(_stored(name))) is None:

@@ -1,5 +1,6 @@
 """The everyday command, end to end at small size: its files, its table, its resumption, and every mistake a user can make."""
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -65,6 +66,42 @@ def test_trajectories_are_labelled(finished):
     assert (records.read(finished / "trajectories.nc")["seconds"] > 0).all()
     difference = dataset["loss"] - dataset["loss_limit"]
     np.testing.assert_allclose(difference.transpose("width", "seed", "step"), dataset["loss_deviation"], atol=1e-14)
+
+
+def test_what_is_subtracted_says_what_it_is(finished):
+    dataset = numbers(finished)
+    raw = dataset["loss"].attrs["definition"]
+    for suffix, (label, definition) in convergence.MEANING.items():
+        assert dataset[f"loss_{suffix}"].attrs["long_name"] == f"loss, {label}"
+        assert dataset[f"loss_{suffix}"].attrs["definition"] == f"{definition} of: {raw}"
+
+
+def test_the_limits_own_file_aligns_with_the_networks(finished):
+    limit, networks = records.read(finished / "cells" / "limit.nc"), numbers(finished)
+    assert limit["loss"].dims == ("step",)
+    difference = (networks["loss"] - limit["loss"]).transpose("width", "seed", "step")
+    np.testing.assert_allclose(difference, networks["loss_deviation"], atol=1e-14)
+
+
+def test_the_configuration_is_plain(finished):
+    """Exponents as JSON has them, and no text of Python's."""
+    config = records.read_json(finished / "config.json")
+    readout = next(row for row in config["exponents"] if row["role"] == "readout")
+    assert readout["multiplier"] == {"N": "-1", "L": "0"}
+    assert "(" not in (finished / "config.json").read_text()
+
+
+def test_without_neural_tangents_one_line_says_how_to_install_it(tmp_path, monkeypatch, capsys):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(SystemExit) as stop:
+        main([*SMALL, "--model", "mlp3", "--param", "ntp", "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    assert one_line(capsys) == (f"{convergence.PROGRAM}: the kernel limit needs neural-tangents, which is not installed: "
+                                "pip install --no-deps neural-tangents==0.6.5 frozendict\n")  # fmt: skip
+    assert not (tmp_path / "run").exists()
 
 
 def test_second_run_trains_nothing(finished, monkeypatch, capsys):

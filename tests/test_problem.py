@@ -1,10 +1,13 @@
 """Problem and Trajectory: what they accept, and one clear line for what they do not."""
 
+import re
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+import limits
 from limits import (
     OBSERVABLES,
     Problem,
@@ -165,3 +168,19 @@ def test_every_observable_is_described():
         assert observable.symbol.startswith("$")
         assert observable.label
         assert observable.definition
+
+
+def test_a_problem_and_a_trajectory_are_told_in_a_line():
+    batches = np.zeros((4, 2), int)
+    problem = Problem(np.ones((6, 3)), np.ones((6, 1)), "ntp", num_steps=4, batches=batches, richness=2.0)
+    assert repr(problem) == ("Problem(inputs (6, 3), targets (6, 1), batches (4, 2), parametrization='ntp', richness=2.0, "
+                             "num_steps=4)")  # fmt: skip
+    assert "parametrization='ntp'" in repr(replace(problem, parametrization=problem.scaling()))
+    limit = Trajectory(np.arange(2), {"loss": np.ones(2), "hessian_eigenvalues": np.ones((2, 3))})
+    assert repr(limit) == "Trajectory(2 steps: loss (2,), hessian_eigenvalues (2, 3))"
+
+
+def test_the_package_shows_its_interface():
+    shown = [name for name in dir(limits) if not name.startswith("__")]
+    assert shown == sorted(limits.__all__)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", limits.__version__)

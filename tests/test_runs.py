@@ -101,6 +101,22 @@ def test_progress_is_the_sum_over_cells():
         assert (progress.bar.n, progress.bar.total) == (1.5, 2)
 
 
+def test_without_a_terminal_a_line_tells_of_each_cell_that_is_finished(capsys, monkeypatch):
+    clock = iter([0.0, 10.0, 10.0, 30.0, 30.0, 40.0])
+    monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
+    with runs.Progress({"there": "there", 8: "N = 8", 16: "N = 16", 32: "N = 32"}) as progress:
+        progress.report("there")(1.0)  # it was there: no line, and no part of the pace
+        for width in (8, 16):
+            report = progress.report(width)
+            report(0.0)  # 0 s, 10 s
+            report(1.0)  # 10 s, 30 s
+            report(1.0)
+        progress.report(32)(0.5)  # 30 s
+        progress.report(32)(1.0)  # 40 s
+    assert capsys.readouterr().err.splitlines() == [
+        "N = 8: 10.0 s; 2 left, about 20 s", "N = 16: 20.0 s; 1 left, about 15 s", "N = 32: 10.0 s; 0 left"]  # fmt: skip
+
+
 @pytest.fixture
 def pictures(tmp_path):
     """An .npz file of twelve 4×4 colour images of three classes."""
