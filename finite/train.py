@@ -122,11 +122,12 @@ def _train_chunk(problem, network, program, keys, etas, weights, samples, progre
         weights, keys, etas = _over_devices((weights, keys, etas))
     state, starts = _begin(program, update, curved, weights, keys)
     measurements = []
-    for index, step in enumerate(steps):
+    for index in range(len(steps)):
         if index:
-            stretch = steps[index - 1], step
+            stretch = jax.device_put((np.int32(steps[index - 1]), np.int32(steps[index])))
             weights, state = _advance(program, update, data, batches, augmented, weights, state, keys, etas, *stretch)
-        measured, starts = _measure(program, update, data, curved, weights, state, starts, keys, index)
+        place = jax.device_put(np.int32(index))
+        measured, starts = _measure(program, update, data, curved, weights, state, starts, keys, place)
         measurements.append(jax.device_get(measured))
         if progress is not None:
             progress((index + 1) / len(steps))

@@ -1,5 +1,6 @@
 """Training against loops written out in NumPy, and its observables against dense Hessians."""
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -20,6 +21,7 @@ from written_out import outputs as stored_outputs
 
 from finite import curvature
 from finite import observe as observing
+from finite import train as training
 from finite.data import digits
 from finite.networks.conv import conv
 from finite.networks.mlp import mlp
@@ -455,6 +457,54 @@ def test_no_recompilation(caplog):
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         train(other, mlp(other, WIDTH + 1), seeds, observables=["loss"])
     assert any("_advance" in r.getMessage() for r in caplog.records)  # so the count above would have seen one
+
+
+class Held:
+    """Arrays that the caller may hand on but cannot look into."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_data_stay_on_the_device(monkeypatch, vectorized):
+    """After the start nothing is put there but scalars, on purpose; nothing is fetched but what was measured, when it was.
+
+    JAX's guard refuses other ways in; ways out it does not see on a CPU, whose memory is ours: weights and states are hidden.
+    """
+    fetched, guard = [], contextlib.ExitStack()
+
+    def watched(function, hidden, after=lambda: None):
+        def call(*given):
+            found = function(*(one.arrays if isinstance(one, Held) else one for one in given))
+            after()
+            return tuple(Held(one) if hide else one for one, hide in zip(found, hidden, strict=True))
+
+        return call
+
+    def put(tree):
+        assert sum(np.size(leaf) for leaf in jax.tree.leaves(tree)) <= 2
+        return put_there(tree)
+
+    def begun():
+        guard.enter_context(jax.transfer_guard("disallow"))
+        monkeypatch.setattr(jax, "device_put", put)
+
+    def get(tree):
+        fetched.append(sum(leaf.size for leaf in jax.tree.leaves(tree)))
+        return got_from_there(tree)
+
+    put_there, got_from_there = jax.device_put, jax.device_get
+    monkeypatch.setattr(training, "_begin", watched(training._begin, (True, True), begun))
+    monkeypatch.setattr(training, "_advance", watched(training._advance, (True, True)))
+    monkeypatch.setattr(training, "_measure", watched(training._measure, (False, True)))
+    problem = everything(measure_every=2, loss="cross_entropy", optimizer="adam", momentum=0.0)
+    network = mlp(problem, WIDTH, *TANH)
+    given = {"initial": jax.vmap(network.init)(keys(3)), "observables": ["loss", "hessian_eigenvalues"]}
+    with guard:
+        monkeypatch.setattr(jax, "device_get", get)
+        train(problem, network, keys(3), vectorized=vectorized, **given)
+    assert fetched == [3 * (1 + problem.top_k + problem.top_k + 1)] * len(problem.steps)  # values, errors, products
 
 
 def test_divergence_is_data():
