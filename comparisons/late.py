@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import xarray as xr
 
 from comparisons.super_consistency import Agreement, agreement, late_steps, verdict
@@ -37,13 +38,24 @@ def first(values: xr.DataArray) -> xr.DataArray:
     return values.isel({axis: 0 for axis in ("rank", "edge") if axis in values.dims}, drop=True)
 
 
+def late_agreement(values: xr.DataArray) -> Agreement:
+    """Of one observable (width or depth, seed, step)."""
+    size, late = growing(values), values.isel(step=late_steps(values.step.values))
+    return agreement(values[size].values, late.mean("step", skipna=False).transpose(size, "seed").values)
+
+
+def statement(values: xr.DataArray) -> str:
+    """What a picture of one observable says of it."""
+    late = late_agreement(values)
+    return f"late × {late.ratio:.2f}: {verdict(late)}" if np.isfinite(late.ratio) else verdict(late)
+
+
 def late_values(dataset: xr.Dataset) -> list[Late]:
     """Of every parametrization and observable."""
-    late, size = dataset.isel(step=late_steps(dataset.step.values)), growing(dataset)
     found = []
     for param in dataset.param.values:
         for name in followed(dataset):
-            values = first(late[name]).sel(param=param).mean("step", skipna=False).transpose(size, "seed").values
-            one = agreement(dataset[size].values, values)
-            found.append(Late(parametrization=str(param), observable=name, growing=size, verdict=verdict(one), **asdict(one)))
+            one = late_agreement(first(dataset[name]).sel(param=param))
+            label = {"parametrization": str(param), "observable": name, "growing": growing(dataset)}
+            found.append(Late(**label, verdict=verdict(one), **asdict(one)))
     return found

@@ -142,6 +142,11 @@ def largest(found: Growth) -> str:
     return f"{size} [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else size
 
 
+def power(letter: str, exponent: float, interval: tuple[float, float]) -> str:
+    """∝ letter^exponent with its interval, as pictures say it."""
+    return f"$\\propto {letter}^{{{exponent:+z.2f}}}$ [{interval[0]:+z.2f}, {interval[1]:+z.2f}]"
+
+
 def wrapped(title: str, characters: int) -> str:
     """In lines of at most so many characters, broken after commas and semicolons: "batch 64" stays together.
 

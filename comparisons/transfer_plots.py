@@ -111,12 +111,11 @@ def sharpness_range(dataset: xr.Dataset) -> tuple[float, float]:
 
 
 def statements(name: str, shifts: list[Shift]) -> list[str]:
-    """How the optimum of a parametrization moves, in a line each."""
+    """How the optimum of a parametrization moves, with its 95 % interval, in a line each."""
     found = [shift for shift in shifts if shift.parametrization == name]
-    return [
-        f"optimum $\\propto {SIZES[s.size]}^{{{s.exponent:+z.2f}}}$, {s.verdict}" if np.isfinite(s.exponent) else s.verdict
-        for s in found
-    ]
+    powers = [plots.power(SIZES[s.size], s.exponent, s.interval) for s in found]
+    return [f"optimum {power}, {s.verdict}" if np.isfinite(s.exponent) else s.verdict
+            for power, s in zip(powers, found, strict=True)]  # fmt: skip
 
 
 def legend(dataset: xr.Dataset) -> list[Line2D]:

@@ -1,4 +1,4 @@
-"""Paper, appendix: two-layer linear networks, final loss against learning rate: the widths align in μP, not in NTP.
+"""Paper, appendix: two-layer linear networks, final loss against learning rate, μP beside NTP.
 
     python -m comparisons.transfer --inputs 100 --samples 1000 --widths 64 128 256 512 1024 2048 --learning-rates 0.5 0.75 1.1 1.6 2.4 3.5 5 7.5 11 16 24 35 50 75 --seeds 4 --steps 20 --richness 1 --sharpness-seeds 0 --out results/figure_19_2
     python -m paper_figures.figure_19_2

@@ -3,8 +3,8 @@
     python -m comparisons.landscape --widths 16 32 64 128 --out results/figure_1_1/landscape && python -m comparisons.transfer --model conv --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128 --learning-rates 0.5 1 2 4 8 16 32 64 128 --seeds 3 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_1_1/transfer
     python -m paper_figures.figure_1_1
 
-A row per parametrization.  In μP the sharpness climbs to the same edge of stability at every width, and the best learning rate
-stays where it is; in NTP neither.
+A row per parametrization.  Titles say whether late sharpness and loss are the same at all widths, and how the best learning
+rate moves.
 
 The paper has CIFAR-10 and 50 epochs of batches of 128; here are 2000 crops of ten photographs (finite/patches.py), 256 steps,
 and 128 in the sweep.  With `--data DIR`, without `--samples` and with more `--steps` both commands do the paper's.  The
@@ -20,7 +20,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from comparisons import command_line, landscape_plots, plots, transfer_plots
-from comparisons.late import first, followed, growing
+from comparisons.late import first, followed, growing, statement
 from comparisons.optimum import analyse
 from comparisons.records import Refused
 from limits import OBSERVABLES
@@ -63,7 +63,7 @@ def picture(along: xr.Dataset, swept: xr.Dataset) -> Figure:
     optima, shifts = analyse(swept)
     for row, param in zip(grid, params, strict=True):
         _row(row, along.sel(param=param), swept.sel(param=param), transfer_plots.loss_range(swept), optima)
-        row[0].set_title(plots.NAMES.get(param, param))
+        row[0].set_title(f"{plots.NAMES.get(param, param)}\n{row[0].get_title()}")
         row[2].set_ylabel(transfer_plots.FINAL_LOSS)
         row[2].set_title("\n".join(transfer_plots.statements(param, shifts)))
     for axis in grid[-1, :2]:
@@ -82,6 +82,7 @@ def _row(row, along, swept, shown, optima):
     for axis, name in zip(row, (sharpness, "loss"), strict=False):
         landscape_plots.panel(axis, first(along[name]), landscape_plots.edge_of(along, name))
         axis.set(ylabel=OBSERVABLES[name].symbol.replace("_k", "_1"), xlim=(0, int(along.step[-1])))
+        axis.set_title(statement(first(along[name])))
     transfer_plots.final_losses(row[2], swept, shown, optima)
 
 

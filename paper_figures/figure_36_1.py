@@ -13,7 +13,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from comparisons import command_line, landscape_plots, plots, transfer_plots
-from comparisons.late import growing
+from comparisons.late import growing, statement
 from comparisons.optimum import analyse
 from comparisons.records import Refused
 from limits import OBSERVABLES
@@ -68,7 +68,7 @@ def picture(runs: dict[str, tuple[xr.Dataset, xr.Dataset]]) -> Figure:
         column[0].set_title("\n".join([plots.wrapped(name, 52), *transfer_plots.statements(param, shifts)]))
         one = along.isel(param=0)
         landscape_plots.panel(column[1], one[SHOWN], landscape_plots.edge_of(one, "hessian_eigenvalues"))
-        column[1].set(xlabel="step", ylabel=OBSERVABLES[SHOWN].symbol, xlim=(0, int(one.step[-1])))
+        column[1].set(xlabel="step", ylabel=OBSERVABLES[SHOWN].symbol, xlim=(0, int(one.step[-1])), title=statement(one[SHOWN]))
         handles = [*landscape_plots.sizes(along), landscape_plots.EDGE]
         column[1].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return figure

@@ -3,8 +3,7 @@
     python -m comparisons.landscape --model convnet --depth 3 --param mup --learning-rate 0.3 --warmup-steps 16 --widths 8 16 32 --samples 1000 --steps 96 --measure-every 12 --curvature-samples 64 --observables loss hessian_eigenvalues ntk_eigenvalues --top-k 10 --out results/figure_3_1
     python -m paper_figures.figure_3_1
 
-The first, the fifth and the tenth of each.  The Hessian's first climbs towards the edge of stability at every width, those
-of the NTK go on growing.
+The first, the fifth and the tenth of each.  Titles say whether they are the same at all widths late in training.
 
 The paper has CIFAR-10, batches of 256, learning rates 0.46 to 0.7 with a warm-up of 100 steps, 10 to 25 epochs, and curvature
 on 1024 samples; assumed are three convolutions (the paper's depth is not known), and everything is smaller here.
@@ -16,6 +15,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from comparisons import command_line, landscape_plots, plots
+from comparisons.late import statement
 from comparisons.records import Refused
 from paper_figures import Options, quoted, read, save
 
@@ -52,7 +52,7 @@ def picture(run: xr.Dataset) -> Figure:
         for axis, rank in zip(row, RANKS, strict=True):
             edge = landscape_plots.edge_of(run, name) if rank == 1 else float("nan")
             landscape_plots.panel(axis, run[name].sel(rank=rank), edge)
-            axis.set(ylabel=label % rank, xlim=(0, int(run.step[-1])))
+            axis.set(ylabel=label % rank, xlim=(0, int(run.step[-1])), title=statement(run[name].sel(rank=rank)))
     for axis in grid[-1]:
         axis.set_xlabel("step")
     handles = [*landscape_plots.sizes(run), landscape_plots.EDGE]

@@ -4,9 +4,11 @@
     python -m paper_figures.figure_3_2
 
 Columns: loss, sharpness, largest eigenvalue of the NTK; upper row against width with fitted powers N^exponent, lower row against
-step with t^exponent; at last the trace of the Hessian.  Gaps of loss and NTK grow while training goes on, that of the
-sharpness does not.
+step with t^exponent; at last the trace of the Hessian.  Every exponent stands with its 95 % interval, which decides what a
+title says of the gaps.
 
+Powers of the step are fitted late, to the second half of the steps (``LATE``), as the paper does: a gap that grows is a
+power of the step only where it has left the one it started with, which networks have from their random weights, behind.
 The paper's gaps are those of single networks to the widest one, fitted without intervals; here they are root mean squares over
 seeds, fitted as comparisons/power_law.py says: of independent networks too flat near the widest.  Steps of full batches stand
 for its 25 epochs of batches of CIFAR-10, and SimpleConvNet for its ConvNet, whose depth is not known.
@@ -32,6 +34,7 @@ from paper_figures import Options, quoted, read, save
 NAME = Path(__file__).stem
 PROGRAM = f"python -m paper_figures.{NAME}"
 TRACE = "hessian_trace"
+LATE = 0.5  # of the steps, from which on powers of the step are fitted; the last three, where these are fewer
 
 
 def recipe(results: Path) -> str:
@@ -55,7 +58,7 @@ def draw(options: Options) -> None:
 def picture(run: xr.Dataset, rates: list[Rate], configuration: dict) -> Figure:
     """Gaps against width, gaps against step, and the trace."""
     shown, reference = plots.SHOWN, configuration["reference"]
-    figure = Figure(figsize=(plots.PANEL[0] * 4, 2 * plots.PANEL[1]), layout="constrained")
+    figure = Figure(figsize=(plots.PANEL[0] * 4, 2.7 * plots.PANEL[1]), layout="constrained")
     grid = figure.subplots(2, 4)
     steps = shown_steps(run)
     for column, (name, selection) in zip(grid.T, shown.items(), strict=False):
@@ -71,9 +74,7 @@ def picture(run: xr.Dataset, rates: list[Rate], configuration: dict) -> Figure:
     landscape_plots.panel(grid[0, 3], run[TRACE])
     grid[0, 3].set(xlabel="step", ylabel=OBSERVABLES[TRACE].symbol)
     grid[1, 3].axis("off")
-    handles = [Line2D([], [], color=color, marker="o", linestyle="", markersize=4, label=f"step {step}")
-               for step, color in zip(steps, _of_steps(steps), strict=True)]  # fmt: skip
-    grid[1, 3].legend(handles=handles + landscape_plots.sizes(run), loc="center", ncols=2)
+    grid[1, 3].legend(handles=landscape_plots.sizes(run), loc="center", title="trace")
     c = configuration
     title = (f"{c['model']}, {c['data']}, {c['loss']}, P = {c['samples']}, {plots.NAMES.get(c['param'], c['param'])}, η0 = "
              f"{c['learning_rate']:g}, {run.sizes['seed']} seeds; gaps to the {reference}, root mean square over seeds")
@@ -86,30 +87,51 @@ def _of_steps(steps):
 
 
 def _against_width(axis: Axes, errors, found: list[Rate]):
-    exponents = [rate.exponent for rate in found if rate.status == "fitted"]
-    law = f"$N^{{{min(exponents):+.2f}}}$ … $N^{{{max(exponents):+.2f}}}$" if exponents else "no exponent"
-    axis.set(xscale="log", yscale="log", xlabel="width $N$", title=law)
+    colored = zip(found, _of_steps(found), strict=True)
+    _named(axis, [(f"step {rate.step}", rate.exponent, rate.interval, color) for rate, color in colored], "N")
+    axis.set(xscale="log", yscale="log", xlabel="width $N$")
+    axis.set_title(said([(rate.step, rate.interval) for rate in found], "step"))
     axis.set_xticks(errors.width.values, [str(width) for width in errors.width.values])
     axis.xaxis.set_minor_formatter(NullFormatter())
     plots.plain_numbers(axis.yaxis)
 
 
 def against_time(axis: Axes, errors: xr.DataArray, widths: np.ndarray) -> None:
-    """(width, seed, step): gaps from the first step on, and the powers of the step that fit them, seeds resampled together."""
-    later, exponents = errors.isel(step=errors.step.values > 0), []
+    """(width, seed, step): gaps from the first step on, and the powers of the step that fit the late ones, seeds resampled."""
+    later, laws = errors.isel(step=errors.step.values > 0), []
+    late = later.isel(step=slice(-max(int(np.sum(later.step >= LATE * later.step.values.max(initial=0))), 3), None))
     for width, color in plots.colors(widths):
         if width not in later.width.values:  # the reference
             continue
-        gaps = later.sel(width=width).transpose("step", "seed").values
-        axis.plot(later.step, np.sqrt((gaps**2).mean(axis=1)), color=color, marker="o", markersize=3, linestyle="")
-        law = power_law.fit(later.step.values, gaps) if len(gaps) >= power_law.FEWEST_WIDTHS else None
-        if law is not None and law.status == "fitted":
-            exponents.append(law.exponent)
-            axis.plot(later.step, law(later.step.values), color=color)
-    title = f"$t^{{{min(exponents):+.2f}}}$ … $t^{{{max(exponents):+.2f}}}$" if exponents else "no exponent"
-    axis.set(xscale="log", yscale="log", xlabel="step $t$", title=title)
+        axis.plot(later.step, np.sqrt((later.sel(width=width) ** 2).mean("seed")), color=color, marker="o", markersize=3,
+                  linestyle="")  # fmt: skip
+        enough = late.sizes["step"] >= power_law.FEWEST_WIDTHS
+        gaps = late.sel(width=width).transpose("step", "seed").values
+        law = power_law.fit(late.step.values, gaps) if enough else power_law.refused("too few widths")
+        laws.append((width, law, color))
+        if law.status == "fitted":
+            axis.plot(late.step, law(late.step.values), color=color)
+    _named(axis, [(f"N = {width}", law.exponent, law.interval, color) for width, law, color in laws], "t")
+    axis.set(xscale="log", yscale="log", xlabel="step $t$")
+    axis.set_title(said([(width, law.interval) for width, law, _ in laws], "N ="))
     plots.plain_numbers(axis.xaxis)
     plots.plain_numbers(axis.yaxis)
+
+
+def said(intervals: list[tuple[int, tuple[float, float]]], of: str) -> str:
+    """What the intervals of exponents, each of a width or a step, say: which gaps grow, which fall, which do neither surely."""
+    names = {"grows": [], "falls": [], "undecided": []}
+    for name, (low, high) in intervals:
+        names["grows" if low > 0 else "falls" if high < 0 else "undecided"].append(str(name))
+    return "; ".join(f"{verb} at {of} {', '.join(listed)}" for verb, listed in names.items() if listed)
+
+
+def _named(axis, powers, letter):
+    """Under a panel, a line per colour: what it is, and its power with the 95 % interval."""
+    handles = [Line2D([], [], color=color, marker="o", markersize=3, label=f"{name}: {plots.power(letter, exponent, interval)}"
+                      if np.isfinite(exponent) else f"{name}: no exponent")
+               for name, exponent, interval, color in powers]  # fmt: skip
+    axis.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7)
 
 
 def main(arguments=None) -> None:

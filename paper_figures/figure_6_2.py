@@ -4,7 +4,7 @@
     python -m paper_figures.figure_6_2
 
 The first command took 4.4 minutes on two busy cores.  Rows: the Gauss-Newton part G and the residual part R, H = G + R; columns:
-μP and NTP.  In μP both follow one curve at every width; in NTP G stays where it starts and R vanishes as N grows.
+μP and NTP.  Titles say whether they are the same at all widths late in training.
 
 The paper has D = 100, MSE and random data; assumed are P = 400 samples of a linear teacher, full batches, η0 = 1.5, γ0 = 1,
 24 steps and the widths (the paper's may go to 8192).  Dashed is the exact limit, which the paper does not draw.
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from comparisons import command_line, plots
+from comparisons.late import statement
 from comparisons.plots import NAMES
 from comparisons.records import Refused
 from paper_figures import Options, quoted, read, save
@@ -63,7 +64,8 @@ def picture(runs: dict[str, xr.Dataset], configuration: dict) -> Figure:
     for column, (param, run) in zip(grid.T, runs.items(), strict=True):
         for axis, (variable, (component, _)) in zip(column, ROWS.items(), strict=True):
             _curves(axis, run, variable, component)
-        column[0].set_title(NAMES[param])
+            axis.set_title(statement(run[variable].sel(component)))
+        column[0].set_title(f"{NAMES[param]}\n{column[0].get_title()}")
         column[-1].set_xlabel("step")
     for axis, (_, label) in zip(grid[:, 0], ROWS.values(), strict=True):
         axis.set_ylim(bottom=-0.03 * axis.get_ylim()[1])  # so that a limit of zero is seen

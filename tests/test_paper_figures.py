@@ -171,11 +171,30 @@ def test_results_of_something_else_are_refused(figure, at, change, complains, re
     assert complains in complaint(figure, ["--results", str(tmp_path / "there")], capsys)
 
 
-def test_gaps_against_time_find_their_power():
-    """Gaps t^0.7 of five networks at two widths, and a third that is the reference."""
-    steps, noise = np.array([0, 2, 4, 8, 16]), np.random.default_rng(0).choice([-1.0, 1.0], size=(2, 6, 1))
-    gaps = xr.DataArray(noise * steps**0.7, dims=("width", "seed", "step"), coords={"width": [8, 16], "step": steps})
-    axis = Figure().subplots()
+def gaps_of(law):
+    """(width, seed, step): gaps ± law(step) of six networks at two widths, and a third width that is the reference."""
+    steps, noise = np.array([0, 2, 4, 8, 12, 16]), np.random.default_rng(0).choice([-1.0, 1.0], size=(2, 6, 1))
+    return xr.DataArray(noise * law(steps), dims=("width", "seed", "step"), coords={"width": [8, 16], "step": steps})
+
+
+@pytest.mark.parametrize(
+    ("law", "title", "exponent"),
+    [
+        (lambda t: t**0.7, "grows at N = 8, 16", "+0.70"),
+        (lambda t: 3 * np.maximum(t, 1) ** -0.5, "falls at N = 8, 16", "-0.50"),
+        (lambda t: np.where(t < 8, 1.0, (t / 8) ** 2), "grows at N = 8, 16", "+2.00"),  # after what it started with
+    ],
+)
+def test_gaps_against_time_find_their_late_power(law, title, exponent):
+    axis, gaps = Figure().subplots(), gaps_of(law)
     figure_3_2.against_time(axis, gaps, np.array([8, 16, 32]))
-    assert axis.get_title() == "$t^{+0.70}$ … $t^{+0.70}$"
-    np.testing.assert_allclose(axis.lines[1].get_ydata(), steps[1:] ** 0.7)
+    assert axis.get_title() == title
+    named = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert [name.split(":")[0] for name in named] == ["N = 8", "N = 16"]
+    assert all(f"^{{{exponent}}}$ [{exponent}, {exponent}]" in name for name in named)
+    np.testing.assert_allclose(axis.lines[1].get_ydata(), law(np.array([8, 12, 16])))
+
+
+def test_titles_say_what_the_intervals_say():
+    intervals = [(8, (-0.27, -0.03)), (16, (-0.1, 0.2)), (32, (0.1, 2.0)), (64, (np.nan, np.nan))]
+    assert figure_3_2.said(intervals, "N =") == "grows at N = 32; falls at N = 8; undecided at N = 16, 64"
