@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 import xarray as xr
 
-from comparisons import cases, command_line, plots, rates, records, runs, super_consistency
+from comparisons import cases, command_line, estimate, plots, rates, records, runs, super_consistency
 from finite.networks.build import build
 from finite.train import train
 from limits import Problem, Trajectory, exponent_tables, fluctuations, limit
@@ -94,6 +94,9 @@ def compare(options: Options) -> list[rates.Rate]:
     """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
     comparison = prepare(options)
     options, problem = comparison.options, comparison.problem
+    networks = [estimate.Networks(problem, width, options.seeds, MEASURED) for width in options.widths]
+    if not estimate.begins(networks, PROGRAM, options.dry_run):
+        return []
     if runs.slug(options.param) != options.param:  # one of the user's own
         print(cases.regime(problem), flush=True)
     folder = runs.folder(options.out, f"{options.model}-{runs.slug(options.param)}", comparison.config)

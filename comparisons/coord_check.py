@@ -32,7 +32,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from scipy.stats import t as student_t
 
-from comparisons import cases, command_line, plots, records, runs
+from comparisons import cases, command_line, estimate, plots, records, runs
 from finite import sizes as measured_sizes
 from finite.networks.build import build
 from limits import Problem, exponent_tables, regimes
@@ -198,6 +198,8 @@ def check(options: Options) -> list[Check]:
     """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
     job = prepare(options)
     options = job.options
+    if not estimate.begins(_networks(job), PROGRAM, options.dry_run):
+        return []
     print(classified(job), flush=True)
     folder = runs.folder(options.out, f"coord_check-{options.model}", job.config)
     with records.claim(folder, job.config, PROGRAM) as store:
@@ -272,6 +274,20 @@ def _measured(job: Job, store: records.Store) -> dict[tuple[str, int, int], xr.D
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _networks(job: Job) -> list[estimate.Networks]:
+    """Of every cell; its raw λ1(G) costs what a Gauss-Newton eigenvalue does."""
+    wanted, observables = {(s.optimizer, *at) for s in job.sweeps for at in s.grid}, ("loss", "gauss_newton_eigenvalues")
+    return [
+        estimate.Networks(problem, width, _seeds(job.options, width), observables, cells=int(not place))
+        for optimizer, width, depth in wanted
+        for place, problem in enumerate(_problems(job, optimizer, depth))
+    ]
+
+
+def _seeds(options: Options, width: int) -> int:
+    return options.seeds * max(1, min(MORE_SEEDS, max(options.widths) // width))
+
+
 def _problems(job: Job, optimizer: str, depth: int) -> list[Problem]:
     return [job.problem(param, optimizer, depth) for param in job.params]
 
@@ -281,7 +297,7 @@ def _cell(job: Job, optimizer: str, width: int, depth: int, report: Callable[[fl
     report(0.0)
     o, started = job.options, time.perf_counter()
     problems = _problems(job, optimizer, depth)
-    keys = cases.keys(o.seed, 1000 * width + depth, o.seeds * max(1, min(MORE_SEEDS, max(o.widths) // width)))
+    keys = cases.keys(o.seed, 1000 * width + depth, _seeds(o, width))
     found = measured_sizes.measure(problems, [build(p, width) for p in problems], keys, o.precision)
     entries = [(quantity, layer) for quantity, of_layers in found.items() for layer in of_layers]
     values = np.stack([found[quantity][layer] for quantity, layer in entries], axis=1)

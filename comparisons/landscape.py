@@ -22,7 +22,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 import xarray as xr
 
-from comparisons import cases, command_line, plots, records, runs
+from comparisons import cases, command_line, estimate, plots, records, runs
 from comparisons.landscape_plots import density, picture, table
 from comparisons.late import Late, late_values
 from finite.arrays import holds_classes
@@ -122,6 +122,16 @@ class Run:
         return list(product(sorted(self.options.widths), sorted(self.options.depths)))
 
     @property
+    def observables(self) -> tuple[str, ...]:
+        return self.options.observables + DENSITY * self.options.density
+
+    def networks(self) -> list[estimate.Networks]:
+        """Of every cell."""
+        o = self.options
+        return [estimate.Networks(self.problems[param, depth], width, o.seeds, self.observables, o.curvature_samples)
+                for param, (width, depth) in product(o.param, self.sizes)]  # fmt: skip
+
+    @property
     def title(self) -> str:
         o = self.options
         return f"{runs.sized(o, next(iter(self.problems.values())))}, {o.steps} steps, {o.seeds} seeds"
@@ -131,6 +141,8 @@ def landscape(options: Options) -> list[Late]:
     """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
     run = prepare(options)
     options = run.options
+    if not estimate.begins(run.networks(), PROGRAM, options.dry_run):
+        return []
     for param in options.param:
         if runs.slug(param) != param:  # one of the user's own
             print(cases.regime(run.problems[param, options.depths[0]]), flush=True)
@@ -217,7 +229,7 @@ def measured(
     o, problem = run.options, run.problems[param, depth]
     keys = cases.keys(o.seed, width, o.seeds, depth if run.growing == "depth" else None)
     trained = train(problem, build(problem, width), keys, precision=o.precision, rtol=o.tolerance, progress=report,
-                    observables=o.observables + DENSITY * o.density,
+                    observables=run.observables,
                     curvature_samples=min(o.curvature_samples, problem.num_samples))  # fmt: skip
     return records.from_trajectories({width: trained})
 

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 import xarray as xr
 
-from comparisons import cases, command_line, plots, records, runs, sweep
+from comparisons import cases, command_line, estimate, plots, records, runs, sweep
 from comparisons.optimum import Optimum, Shift, analyse, nearest
 from comparisons.sweep import Row, Work
 from comparisons.transfer_plots import picture, table
@@ -118,6 +118,17 @@ class Sweep:
         seeds = tuple(range(self.options.seeds))
         return [Row(*size, rate, seeds) for rate in self.rates for size in reversed(self.sizes)]
 
+    def networks(self) -> list[estimate.Networks]:
+        """Of all rows, and of those that follow the sharpness."""
+        o, found = self.options, []
+        for param, width, depth in self.sizes:
+            problem, count = self.work.problem(param, depth), o.seeds * len(o.learning_rates)
+            found.append(estimate.Networks(problem, width, count, cells=count))
+            if o.sharpness_seeds:
+                count, followed = o.sharpness_seeds, ("loss", sweep.sharpness(problem))
+                found.append(estimate.Networks(problem, width, count, followed, o.curvature_samples, count))
+        return found
+
     def gridded(self, values: list, **axes) -> xr.DataArray:
         """Values in the order of ``sizes``, of each along these axes; without a dimension of one depth."""
         sizes = {"param": list(self.options.param), "width": sorted(self.options.widths), "depth": self.depths}
@@ -137,6 +148,8 @@ def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
     prepared = prepare(options)
     options = prepared.options
     engine = sweep.Engine(options.processes, options.cluster)
+    if not estimate.begins(prepared.networks(), PROGRAM, options.dry_run):
+        return [], []
     for param in options.param:
         if runs.slug(param) != param:  # one of the user's own
             print(cases.regime(prepared.work.problem(param, prepared.depths[0])), flush=True)

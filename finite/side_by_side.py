@@ -74,7 +74,7 @@ def footprint(problem: Problem, network: Network, program: Program, samples: int
     """Bytes of one seed, estimated: (what it keeps all the time, what is needed while it is worked on)."""
     itemsize, shapes = jnp.zeros(()).dtype.itemsize, jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0)))
     parameters, rows = size(shapes), problem.targets.size
-    runs = _lanczos_runs(program, network, rows)
+    runs = lanczos_runs(program, network, rows)
     kept = 2 * 3 * (1 + runs) * parameters  # weights, two moments, three vectors of each Lanczos run, coming in and going out
     vectors = max(program.max_matvecs * (runs > 0), program.density_steps * bool(DENSITY & set(program.observables)))
     lanczos = (min(vectors, parameters) + 8) * parameters
@@ -83,13 +83,13 @@ def footprint(problem: Problem, network: Network, program: Program, samples: int
     evaluated = min(problem.num_samples, SAMPLES_AT_ONCE)
     rows_at_once = max(8 * samples * copies, 3 * batch, 2 * evaluated)  # curvature, a step, the loss
     signals = (network.depth + 1) * rows_at_once * network.places * network.width
-    kernel = 4 * min(rows, DENSE_NTK_ROWS) ** 2
+    kernel = 4 * min(rows, DENSE_NTK_ROWS) ** 2 * bool(kernels(program))
     framed = FRAMED * batch * problem.num_inputs if problem.augment else 0
     return itemsize * kept, itemsize * (lanczos + signals + kernel + framed)
 
 
-def _lanczos_runs(program, network, rows):
-    """As many as ``observe.operators`` has."""
+def lanczos_runs(program: Program, network: Network, rows: int) -> int:
+    """As many of a network with so many outputs of all samples as ``observe.operators`` has."""
     wanted = set(program.observables)
     runs = bool(wanted & HESSIAN) + ("residual_eigenvalues" in wanted) + ("preconditioned_sharpness" in wanted)
     return runs + len(kernels(program)) * (network.layer_factors is None or rows > DENSE_NTK_ROWS)

@@ -1,0 +1,195 @@
+"""What a job takes, said before it is begun: how many cells, about how many minutes, how much memory.
+
+Counted is one forward pass of one sample: its matrix products (and convolutions), and the numbers that all else makes.  In
+units of it a gradient takes 3 and a product with the Hessian, linearised once, 6.  What the device does in a second is
+measured at a matrix product.  Minutes are of the networks and their compilation, to a factor of about three; a limit that is
+sampled (``limits.dmft``) takes minutes of its own.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+
+import jax
+import jax.numpy as jnp
+
+from finite.networks import Architecture
+from finite.networks.build import build
+from finite.observe import DENSE_NTK_ROWS, DENSITY, Program, kernels, size
+from finite.side_by_side import HOST_MEMORY, footprint, lanczos_runs
+from finite.train import longest_basis
+from limits.memory import physical
+from limits.problem import Problem
+from limits.trajectory import STORED
+
+GRADIENT, PRODUCT = 3, 6  # forward passes
+PRODUCTS = 30  # of a Lanczos run, most of which start from their last eigenvectors
+COMPILING = 5.0  # seconds for what one size needs
+OVERHEAD = 1e-4  # seconds of a gradient or a product, however small
+NUMBERS = 1 / 32  # made per second by what is no matrix product, over the additions and multiplications of one that is
+LONG, LARGE = 600.0, 0.5  # seconds, and part of the memory, from which a job says so
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Networks of one size: so many, in so many cells; ``samples`` have the curvature, all if not told."""
+
+    problem: Problem
+    width: int
+    networks: int
+    observables: Sequence[str] = ("loss",)
+    samples: int | None = None
+    cells: int = 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """Additions and multiplications of matrix products; numbers that all else makes; gradients and products."""
+
+    products: float | int = 0
+    numbers: float | int = 0
+    calls: float | int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.products + other.products, self.numbers + other.numbers, self.calls + other.calls)
+
+    def __rmul__(self, times: float | int) -> "Work":
+        return Work(times * self.products, times * self.numbers, times * self.calls)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a whole job; ``bytes`` are those of its largest networks and of the data."""
+
+    cells: int
+    seconds: float | int
+    bytes: float | int
+
+    def __str__(self):
+        count = f"{self.cells} cells" if self.cells != 1 else "1 cell"
+        return f"{count}, about {_digits(self.seconds / 60)} minutes, {_digits(self.bytes / 2**30)} GiB"
+
+
+def begins(job: Iterable[Networks], program: str, dry_run: bool) -> bool:
+    """Whether the job is to be done.  A dry run only prints the estimate; before a long or large job it goes to stderr."""
+    estimate, there = estimated(job), memory()
+    if dry_run:
+        print(estimate)
+    elif estimate.seconds > LONG or estimate.bytes > LARGE * there:
+        print(f"{program}: {estimate} of {_digits(there / 2**30)}; --dry-run only says this", file=sys.stderr, flush=True)
+    return not dry_run
+
+
+def estimated(job: Iterable[Networks]) -> Estimate:
+    """Of all these networks on this machine."""
+    job = list(job)
+    work = sum((one.networks * of_one(one) for one in job), Work())
+    programs = {(one.width, one.problem.network.depth, tuple(one.observables)) for one in job}
+    rate = products_per_second()
+    seconds = work.products / rate + work.numbers / (NUMBERS * rate) + OVERHEAD * work.calls + COMPILING * len(programs)
+    return Estimate(sum(one.cells for one in job), seconds, max(bytes_of(one) for one in job))
+
+
+def of_one(one: Networks) -> Work:
+    """Training and measuring one network."""
+    problem, network, program, samples = _program(one)
+    forward = forward_pass(network.architecture, problem.num_inputs)
+    parameters = size(jax.eval_shape(network.init, jax.random.key(0)))
+    batch = problem.num_samples if problem.batches is None else problem.batches.shape[1]
+    step = GRADIENT * batch * forward + Work(0, 4 * parameters, 1)
+    product = PRODUCT * samples * forward + Work(0, PRODUCTS * parameters, 1)  # with the orthogonalisation
+    products = PRODUCTS * lanczos_runs(program, network, problem.targets.size)
+    products += program.density_probes * program.density_steps * bool(DENSITY & set(one.observables))
+    products += program.probes * ("hessian_trace" in one.observables and not network.layerwise_linear)
+    measurement = problem.num_samples * forward + products * product
+    measurement += _dense_kernel(program, network, samples * problem.num_outputs)
+    return problem.num_steps * step + len(problem.steps) * measurement
+
+
+def _dense_kernel(program, network, rows):
+    """Built from the layers' factors, and decomposed."""
+    if network.layer_factors is None or rows > DENSE_NTK_ROWS or not kernels(program):
+        return Work()
+    return Work(4 * rows**2 * network.width * (network.depth + 1) + 9 * rows**3)
+
+
+def bytes_of(one: Networks) -> float | int:
+    """What runs at once, and the data: on the host in float64, on the device once more."""
+    problem, network, program, samples = _program(one)
+    resident, workspace = footprint(problem, network, program, samples)
+    count = one.networks / max(one.cells, 1)
+    networks = min(count * (resident + workspace), memory()) if program.vectorized else min(count * resident, HOST_MEMORY)
+    return max(networks, resident) + workspace * (not program.vectorized) + 12 * (problem.inputs.size + problem.targets.size)
+
+
+def _program(one):
+    problem, network = one.problem, build(one.problem, one.width)
+    observables = tuple(name for name in one.observables if name in STORED)
+    samples = problem.num_samples if one.samples is None else min(one.samples, problem.num_samples)
+    samples = samples if set(observables) - {"loss"} else 1
+    vectorized = jax.default_backend() != "cpu"
+    program = Program(network.architecture, problem.loss, observables, problem.top_k, 1e-3, longest_basis(problem), True, 16,
+                      vectorized)  # fmt: skip
+    return problem, network, program, samples
+
+
+@cache
+def forward_pass(architecture: Architecture, num_inputs: int) -> Work:
+    """Of one sample; traced, not compiled."""
+    params = jax.eval_shape(architecture.init, jax.random.key(0))
+    inputs = jax.ShapeDtypeStruct((1, num_inputs), jnp.float32)
+    return _counted(jax.make_jaxpr(architecture.apply)(params, inputs).jaxpr)
+
+
+def _counted(jaxpr):
+    return sum((_of_equation(equation) for equation in jaxpr.eqns), Work())
+
+
+def _of_equation(equation):
+    made, name = sum(out.aval.size for out in equation.outvars), equation.primitive.name
+    if name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return Work(2 * made * prod(equation.invars[0].aval.shape[axis] for axis in contracted))
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval
+        return Work(2 * made * kernel.size / kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]])
+    inner = [value for parameter in equation.params.values() for value in _sequence(parameter) if _jaxpr(value) is not None]
+    if inner:
+        return equation.params.get("length", 1) * sum((_counted(_jaxpr(value)) for value in inner), Work())
+    return Work(0, made)
+
+
+def _sequence(value):
+    return value if isinstance(value, tuple | list) else (value,)
+
+
+def _jaxpr(value):
+    return value if hasattr(value, "eqns") and hasattr(value, "invars") else getattr(value, "jaxpr", None)
+
+
+@cache
+def products_per_second(side: int = 1024) -> float:
+    """Additions and multiplications of a matrix product in float32, the best of three."""
+    matrix, product = jnp.ones((side, side), jnp.float32), jax.jit(lambda a: a @ a)
+    product(matrix).block_until_ready()
+
+    def seconds():
+        started = time.perf_counter()
+        product(matrix).block_until_ready()
+        return time.perf_counter() - started
+
+    return 2 * side**3 / min(seconds() for _ in range(3))
+
+
+def memory() -> float | int:
+    """Bytes of the device, or of this machine."""
+    stats = jax.devices()[0].memory_stats()
+    return stats["bytes_limit"] if stats else physical()
+
+
+def _digits(value: float | int) -> str:
+    """Two of them, without a power of ten."""
+    return f"{float(f'{value:.2g}'):,.10g}".replace(",", " ")

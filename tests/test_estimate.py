@@ -1,0 +1,111 @@
+"""What a job takes: the count of its work and its memory against what XLA says of the compiled programs; no seconds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from comparisons import convergence, coord_check, estimate, landscape, transfer
+from finite import curvature
+from finite.networks.build import build
+from limits import Problem
+
+P, COMMANDS = 64, {
+    "convergence": (convergence, ["--widths", "8", "16", "32"], "3 cells"),
+    "landscape": (landscape, ["--model", "mlp2", "--data", "digits", "--widths", "8", "16"], "4 cells"),
+    "transfer": (transfer, ["--widths", "8", "16", "--seeds", "3"], "176 cells"),  # 4 sizes, 14 rates, 3 seeds; 2 followed
+    "coord_check": (coord_check, ["--widths", "8", "16", "32", "--optimizer", "sgd"], "3 cells"),
+}  # fmt: skip
+
+
+def network_of(model, inputs, width, **options):
+    problem = Problem(np.ones((P, inputs)), np.eye(2)[np.arange(P) % 2], model=model, num_steps=10, measure_every=5, **options)
+    return problem, build(problem, width)
+
+
+def compiled(function, *arguments):
+    """The program for arguments of these shapes."""
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32), arguments)
+    return jax.jit(function).lower(*shapes).compile()
+
+
+def test_a_perceptron_costs_its_weights_twice():
+    _, network = network_of("mlp3", 10, 32)
+    assert estimate.forward_pass(network.architecture, 10).products == 2 * (10 * 32 + 32 * 32 + 32 * 2)
+
+
+def test_blocks_that_are_one_loop_count_each():
+    one, three = (network_of("resmlp", 10, 32, depth=depth)[1].architecture for depth in (1, 3))
+    more = estimate.forward_pass(three, 10).products - estimate.forward_pass(one, 10).products
+    assert more == 2 * 2 * 32 * 32
+
+
+@pytest.mark.parametrize(("model", "inputs", "width"), [("mlp3", 128, 256), ("conv", 64, 16)])
+def test_gradients_and_products_are_what_xla_counts(model, inputs, width):
+    """Within a factor of 1.7: the first layer has no gradient in its inputs, and XLA leaves out what a frame of zeros adds."""
+    problem, network = network_of(model, inputs, width)
+    apply, weights = network.architecture.apply, jax.eval_shape(network.architecture.init, jax.random.key(0))
+    forward = P * estimate.forward_pass(network.architecture, inputs).products
+
+    def gradient(w, x, y):
+        return jax.grad(lambda w: curvature.loss(apply, w, x, y))(w)
+
+    def product(w, v, x, y):
+        return curvature.hessian(apply, w, x, y)(v)
+
+    data = problem.inputs, problem.targets
+    for times, program in ((estimate.GRADIENT, compiled(gradient, weights, *data)),
+                           (estimate.GRADIENT + estimate.PRODUCT, compiled(product, weights, weights, *data))):  # fmt: skip
+        assert 1 / 1.7 < times * forward / program.cost_analysis()["flops"] < 1.7
+
+
+def test_the_memory_of_a_full_batch_is_what_xla_allocates():
+    """Within a factor of three: P rows of every layer, there and back."""
+    problem = Problem(np.ones((2000, 64)), np.ones((2000, 1)), model="mlp3", num_steps=1)
+    network = build(problem, 256)
+    apply, weights = network.architecture.apply, jax.eval_shape(network.architecture.init, jax.random.key(0))
+    program = compiled(jax.grad(lambda w, x, y: curvature.loss(apply, w, x, y)), weights, problem.inputs, problem.targets)
+    taken = program.memory_analysis().temp_size_in_bytes
+    assert taken / 3 < estimate.bytes_of(estimate.Networks(problem, 256, 1)) < 3 * taken + 12 * problem.inputs.size
+
+
+def test_the_whole_is_its_parts():
+    """Steps, measurements, networks and cells add up."""
+    problem, _ = network_of("mlp3", 10, 8)
+    plain = estimate.of_one(estimate.Networks(problem, 8, 1))
+    assert plain.calls == 10  # one gradient a step
+    curved = estimate.of_one(estimate.Networks(problem, 8, 1, ("loss", "hessian_eigenvalues")))
+    assert curved.calls - plain.calls == 3 * estimate.PRODUCTS  # one Lanczos run at each of three measurements
+    once, twice = (estimate.estimated([estimate.Networks(problem, 8, 1)] * n) for n in (1, 2))
+    assert (once.cells, twice.cells, once.bytes) == (1, 2, twice.bytes)
+    assert once.seconds < twice.seconds
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_dry_run_says_what_the_job_takes_and_writes_nothing(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    module, arguments, cells = COMMANDS[command]
+    module.main([*arguments, "--dry-run"])
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{cells}, about ")
+    assert said.out.endswith(" GiB\n")
+    assert (said.out.count("\n"), said.err) == (1, "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("threshold", ["LONG", "LARGE"])
+def test_a_long_or_large_job_says_so_first(threshold, monkeypatch, capsys):
+    problem, _ = network_of("mlp3", 10, 8)
+    job = [estimate.Networks(problem, 8, 1)]
+    assert estimate.begins(job, "program", dry_run=False)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(estimate, threshold, 0.0)
+    assert estimate.begins(job, "program", dry_run=False)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("program: 1 cell, about ")
+    assert said.err.count("\n") == 1
+
+
+def test_numbers_have_two_digits_and_no_power_of_ten():
+    assert [estimate._digits(value) for value in (0.0123, 1.26, 61234.0, 0.0)] == ["0.012", "1.3", "61 000", "0"]
