@@ -11,25 +11,46 @@ The reference matters.  With the largest trained width M in place of ∞, a powe
     A (N^β − M^β)         deterministic or perfectly paired: too steep, for the error vanishes at N = M
 
 and neither is a power law near M.  Against the theoretical limit there is no such bias.
+
+An exponent is in the interval if the errors, divided by N^β, show no trend with log N that a test at level 1 − confidence
+sees.  Both tests permute or average within whole seeds, which may be paired across widths (one reference, one key) or not:
+
+    fluctuation   the squares divided by N^2β are exchangeable across the widths of a seed, whatever the shape of their
+                  distribution: a permutation test, exact for any number of seeds (Lehmann & Romano 2005, §15.2)
+    bias          the contrast of the means is 0: Student's t, with Hall's correction for skewed seeds (Hall 1992, J. R.
+                  Stat. Soc. B 54, 221)
+
+Beside the leading order there is a next one.  It bends the line by less than a few seeds show and yet moves the exponent by
+more than their error, so that an interval which is to cover must allow for one of some size (Armstrong & Kolesár 2018,
+Econometrica 86, 655): ``NEXT_ORDER`` of a bias, ``NEXT_ORDER_OF_SQUARES`` of a fluctuation.  Of an error that is a power law
+and nothing else these intervals therefore hold the exponent more often than they say.  A fluctuation whose next order is
+larger, and seen, has it fitted.  How often intervals cover: ``tests/benchmarks/coverage.py``.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
+from scipy.optimize import brentq
 from scipy.stats import t as student_t
 
-Status = Literal["fitted", "below noise floor", "past the edge of stability", "diverged", "too few widths"]
+Status = Literal["fitted", "below noise floor", "past the edge of stability", "diverged", "too few widths", "too few seeds",
+                 "no power law"]  # fmt: skip
 Kind = Literal["fluctuation", "bias"]
 
 ABOVE_FLOOR = 3.0  # a width counts above so many noise floors: then the floor, added in squares, shifts it by 5 %
-ABOVE_STANDARD_ERROR = 2.0  # and a bias counts above so many standard errors of the mean over seeds
 FEWEST_WIDTHS = 3
-FEWEST_SEEDS = 5  # for a bootstrap over seeds
-ROUNDING = 1e-12  # of an exponent or a log prefactor: seeds that scatter less have no interval to resample
+FEWEST_SEEDS = 5  # for a bias: a t-statistic of three or four skewed seeds has no known distribution
+LEVEL = 0.03  # of the test of a power law, which then refuses at most 5 % of true ones at any number of seeds
+NEXT_ORDER = 0.2  # relative size of the next order of a bias at its narrowest width, N^-2 beside N^-1: its standard deviation
+NEXT_ORDER_OF_SQUARES = 0.1  # and of a mean square, N^-2 beside N^-1: at most, unless it is fitted
+LARGEST_NEXT_ORDER = 0.5  # what is more at the narrowest width is no correction
+EXPONENTS = np.linspace(-6.0, 4.0, 401)  # are looked for here
+UPWARDS = 2.0  # times as far as Student's t says reaches the interval of a mean square: no sample shows its tail
+ROUNDING = 1e-12  # relative: seeds that scatter less have no interval to resample
 
 NAN = float("nan")
 
@@ -40,6 +61,8 @@ class PowerLaw:
 
     interval, prefactor_interval    (low, high) of the confidence asked for; (β, β) for an exponent β that was held
     widths                          those that the fit used
+    next_order                      size of the next order relative to the leading one at the narrowest width, where it
+                                    was fitted; 0 where not
     """
 
     exponent: float
@@ -48,6 +71,7 @@ class PowerLaw:
     prefactor_interval: tuple[float, float]
     status: Status
     widths: Float[np.ndarray, " W"]
+    next_order: float = 0.0
 
     def __call__(self, widths):
         return self.prefactor * np.asarray(widths, dtype=float) ** self.exponent
@@ -77,49 +101,40 @@ def fit(
     errors        (W, S) signed deviations o_N − o_∞ of S seeds, or (W,) magnitudes
     exponent      held where given (negative: −0.5), so that the prefactor can be compared with a predicted one
     noise_floor   () or (W,) what the measuring itself cannot resolve; a width counts only above ``ABOVE_FLOOR`` of it
-                  (never where it is inf or not a number), and a bias only above ``ABOVE_STANDARD_ERROR``
-                  of its mean over seeds
+                  (never where it is inf or not a number)
+    resamples     permutations and changes of sign; ``seed`` draws them
 
-    Fluctuations: unweighted least squares of log magnitude against log width, over the widths that count.
-    Biases: least squares of the mean itself, weighted by its standard error, over all widths above the noise floor;
-    leaving widths out because their mean came out small would flatten the exponent, taking the log of it would
-    ruin it.
-    Intervals: bootstrap-t, symmetric, resampling the seeds of all widths together, so that seeds may be paired across
-    widths (one reference, one key) or not.  With fewer than five seeds: Student's t from the scatter about the line,
-    which needs widths that err independently to be right about the prefactor.
+    What is fitted, and the intervals, are the module's; of magnitudes without seeds least squares of the logarithms, with
+    Student's t from the scatter about the line, which needs widths that err independently to be right about the prefactor.
 
-    Status "diverged" where an error is not finite, "below noise floor" where fewer than three widths count.
+    Status "diverged" where an error is not finite; "below noise floor" where fewer than three widths count, or a mean may be
+    zero; "too few seeds" where so few exclude no exponent; "no power law" where what is left beside the best line, the next
+    order included, is larger than in all but ``LEVEL`` of permutations (changes of sign, of a bias), or where the mean of a
+    fluctuation falls more slowly than its spread: then the reference is not the limit.  A held exponent is not tested so.
     Raises ValueError, in one line, for shapes and options out of range.
     """
     widths, errors, noise_floor = _checked(widths, errors, noise_floor)
     _check_options(kind, exponent, confidence, resamples)
     if not np.isfinite(errors).all():
         return refused("diverged")
-    above, counted, magnitude = _widths_that_count(errors, noise_floor, kind)
-    if counted.sum() < FEWEST_WIDTHS:
-        return refused("below noise floor")
-    if errors.shape[1] < FEWEST_SEEDS:
-        used, x = counted, np.log(widths[counted])
-        theta, half = _line_with_residuals(x, np.log(magnitude[counted]), exponent, confidence)
-    else:
-        used = above if kind == "bias" else counted
-        values, x = errors[used], np.log(widths[used])
-        if kind == "fluctuation":
-            values, estimate = values**2, _log_fit(x, exponent)
-        else:
-            estimate = _weighted_fit(x, values, noise_floor[used], exponent)
-        theta, half = _bootstrap_t(estimate, values, confidence, resamples, seed)
-    if not np.isfinite(theta).all():  # the weighted fit has not converged: there is no line to be seen
-        return refused("below noise floor")
-    return _power_law(theta, half, widths[used])
+    unit = np.abs(errors).max() or 1.0  # squares and cubes of anything fit into floats
+    with np.errstate(all="ignore"):  # what is not a number is not fitted
+        law = _in_units(widths, errors / unit, noise_floor / unit, kind, exponent, confidence, resamples, seed)
+        low, high = law.prefactor_interval
+        return replace(law, prefactor=law.prefactor * unit, prefactor_interval=(low * unit, high * unit))
 
 
-def _power_law(theta, half, widths) -> PowerLaw:
-    """From (exponent, log prefactor) and half the widths of their intervals."""
-    with np.errstate(over="ignore"):
-        prefactor, low, high = (float(np.exp(t)) for t in (theta[1], theta[1] - half[1], theta[1] + half[1]))
-    exponent, margin = float(theta[0]), float(half[0])
-    return PowerLaw(exponent, (exponent - margin, exponent + margin), prefactor, (low, high), "fitted", widths)
+def _in_units(widths, errors, noise_floor, kind, exponent, confidence, resamples, seed) -> PowerLaw:
+    magnitude = np.sqrt(np.mean(errors**2, axis=1)) if kind == "fluctuation" else np.abs(errors.mean(axis=1))
+    used = (magnitude > ABOVE_FLOOR * noise_floor) & (magnitude > 0)
+    if used.sum() < FEWEST_WIDTHS:
+        return refused("below noise floor")
+    widths, errors, noise_floor = widths[used], errors[used], noise_floor[used]
+    if errors.shape[1] == 1:
+        return _line_of_magnitudes(widths, magnitude[used], exponent, confidence)
+    if kind == "fluctuation":
+        return _fluctuation(widths, errors, exponent, confidence, resamples, seed)
+    return _bias(widths, errors, noise_floor, exponent, confidence, resamples, seed)
 
 
 def _checked(widths, errors, noise_floor):
@@ -147,129 +162,321 @@ def _check_options(kind, exponent, confidence, resamples):
         raise ValueError(f"{resamples} resamples: wanted at least 100")
 
 
-def _widths_that_count(errors, noise_floor, kind) -> tuple[Bool[np.ndarray, " W"], Bool[np.ndarray, " W"], np.ndarray]:
-    """Which magnitudes are above the noise floor, which of them also above their standard error, and the magnitudes."""
-    magnitude = np.sqrt(np.mean(errors**2, axis=1)) if kind == "fluctuation" else np.abs(errors.mean(axis=1))
-    above = (magnitude > ABOVE_FLOOR * noise_floor) & (magnitude > 0)
-    if kind == "fluctuation" or errors.shape[1] == 1:
-        return above, above, magnitude
-    return above, above & (magnitude > ABOVE_STANDARD_ERROR * _standard_error_of_mean(errors)), magnitude
+# Magnitudes without seeds --------------------------------------------------------------------------------------------
 
 
-def _standard_error_of_mean(errors):
-    return errors.std(axis=1, ddof=1) / np.sqrt(errors.shape[1])
-
-
-# Estimates of θ = (exponent, log prefactor).  A bootstrap wants many at once: from means (B, W) of what the seeds
-# contribute, θ (B, 2) and its derivative (B, 2, W), which carries the scatter of the seeds over to θ.
-
-Estimate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-def _line(x, held) -> Float[np.ndarray, "2 W"]:
-    """The matrix that takes log magnitudes (less held · x) to θ (less (held, 0))."""
-    if held is None:
-        return np.linalg.pinv(np.stack([x, np.ones_like(x)], axis=1))
-    return np.stack([np.zeros_like(x), np.full_like(x, 1 / len(x))])
-
-
-def _line_with_residuals(x, y, held, confidence):
-    """θ and half the widths of its intervals by Student's t, from the scatter of y about the line."""
-    line, offset = _line(x, held), np.array([held or 0.0, 0.0])
-    y = y - offset[0] * x
-    theta = line @ y
+def _line_of_magnitudes(widths, magnitude, held, confidence) -> PowerLaw:
+    """Least squares of the logarithms, intervals by Student's t, from the scatter about the line."""
+    x, y = np.log(widths), np.log(magnitude)
+    line = np.linalg.pinv(np.stack([x, np.ones_like(x)], axis=1))
+    if held is not None:
+        line = np.stack([np.zeros_like(x), np.full_like(x, 1 / len(x))])
+    offset = np.array([held or 0.0, 0.0])
+    theta = line @ (y - offset[0] * x) + offset
     free = len(x) - (1 if held is not None else 2)
     variance = np.sum((y - theta[0] * x - theta[1]) ** 2) / free
     half = student_t.ppf((1 + confidence) / 2, free) * np.sqrt(variance * np.sum(line**2, axis=1))
-    return theta + offset, half
+    interval = float(theta[0] - half[0]), float(theta[0] + half[0])
+    return _power_law(theta[0], interval, theta[1], (theta[1] - half[1], theta[1] + half[1]), widths)
 
 
-def _log_fit(x, held) -> Estimate:
-    """Least squares of ½ log(mean square) against x."""
-    line, offset = _line(x, held), np.array([held or 0.0, 0.0])
-
-    def estimate(mean_squares):
-        y = 0.5 * np.log(mean_squares) - offset[0] * x
-        return y @ line.T + offset, line * (0.5 / mean_squares)[:, None, :]
-
-    return estimate
+def _power_law(exponent, interval, log_prefactor, log_interval, widths, next_order=0.0) -> PowerLaw:
+    prefactor, low, high = (float(np.exp(value)) for value in (log_prefactor, *log_interval))
+    return PowerLaw(float(exponent), interval, prefactor, (low, high), "fitted", widths, float(next_order))
 
 
-def _weighted_fit(x, errors, noise_floor, held, iterations=30) -> Estimate:
-    """Least squares of A exp(β x) to the means, with their variances; Gauss-Newton in β, A eliminated."""
-    means = errors.mean(axis=1)
-    # no error bar is trusted beyond six digits, so that seeds which agree exactly do not divide by zero
-    variance = np.maximum(_standard_error_of_mean(errors), 1e-6 * np.abs(means).max()) ** 2 + noise_floor**2
-    start = -1.0 if held is None else held
-    centre = np.average(x, weights=means**2 / variance)
-    x = x - centre
-
-    def pieces(beta, means):
-        f = np.exp(beta[:, None] * x)
-        norm = np.sum(f**2 / variance, axis=1)
-        amplitude = np.sum(f * means / variance, axis=1) / norm
-        slope = amplitude[:, None] * f * x
-        overlap = np.sum(f * slope / variance, axis=1) / norm
-        across = slope - f * overlap[:, None]  # the change with β that no change of A makes up for
-        to_beta = across / variance / np.sum(across**2 / variance, axis=1)[:, None]
-        return f, amplitude, norm, overlap, to_beta
-
-    def solve(means):
-        beta, step = np.full(len(means), start), np.full(len(means), np.inf)
-        for _ in range(0 if held is not None else iterations):
-            f, amplitude, _, _, to_beta = pieces(beta, means)
-            step = np.sum(to_beta * (means - amplitude[:, None] * f), axis=1)
-            beta = beta + np.clip(step, -0.5, 0.5)
-            if not (np.abs(step) > 1e-7).any():
-                break
-        return beta if held is not None else np.where(np.abs(step) < 1e-4, beta, np.nan)
-
-    def estimate(means):
-        beta = solve(means)
-        f, amplitude, norm, overlap, to_beta = pieces(beta, means)
-        to_amplitude = f / variance / norm[:, None]
-        if held is None:
-            to_amplitude = to_amplitude - overlap[:, None] * to_beta
-        else:
-            to_beta = np.zeros_like(to_beta)
-        theta = np.stack([beta, np.log(np.abs(amplitude)) - beta * centre], axis=1)
-        to_log_prefactor = to_amplitude / amplitude[:, None] - centre * to_beta
-        return theta, np.stack([to_beta, to_log_prefactor], axis=1)
-
-    return estimate
+# Exponents that a test does not exclude ------------------------------------------------------------------------------
 
 
-# The bootstrap -------------------------------------------------------------------------------------------------------
+def _root(terms, x, misfit: Callable) -> float:
+    """β with Σ terms · exp(−β x) = 0, a trend that vanishes: of several the one that fits best, NaN where there is none."""
+
+    def trend(beta):
+        return np.sum(np.exp(-np.multiply.outer(beta, x)) * terms, axis=-1)
+
+    signs = np.sign(trend(EXPONENTS))
+    found = [brentq(trend, EXPONENTS[i], EXPONENTS[i + 1], xtol=1e-14) for i in np.flatnonzero(signs[1:] * signs[:-1] < 0)]
+    return min([*found, *EXPONENTS[signs == 0]], key=misfit, default=NAN)
+
+
+def _not_excluded(excess: Callable, estimate: float) -> tuple[float, float]:
+    """From the estimate on, both ways, as far as ``excess`` of a test over its critical value is not above 0."""
+    return estimate - _reach(lambda d: excess(estimate - d)), estimate + _reach(lambda d: excess(estimate + d))
+
+
+def _reach(excess: Callable, precision=1e-4) -> float:
+    inside, outside = 0.0, 1 / 64
+    while not excess(outside) > 0:
+        inside, outside = outside, 2 * outside
+        if outside > np.ptp(EXPONENTS):
+            return np.inf
+    while outside - inside > precision * outside and outside > ROUNDING:
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if excess(middle) > 0 else (middle, outside)
+    return (inside + outside) / 2
+
+
+def _combined(log_prefactor, along, level):
+    """Interval of log prefactor from how it moves along the exponent's interval, and from the level's own margins.
+
+    Limits of a sum from those of independent parts, in squares (Zou & Donner 2008, Statistics in Medicine 27, 1693).
+    """
+    down, up = log_prefactor - min(along), max(along) - log_prefactor
+    return log_prefactor - np.hypot(down, level[0]), log_prefactor + np.hypot(up, level[1])
+
+
+# Fluctuations: permutations ------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=16)
-def _counts(seed, seeds, resamples) -> Float[np.ndarray, "B S"]:
-    """How often each seed is drawn in each resample: the same for all widths, and for all observables and steps."""
-    return np.random.default_rng(seed).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples).astype(float)
+def _permutations(seed, resamples, seeds, widths) -> Int[np.ndarray, "B S W"]:
+    """Of the widths, for each seed its own: the same for all observables and steps."""
+    every = np.broadcast_to(np.arange(widths), (resamples, seeds, widths))
+    return np.random.default_rng(seed).permuted(every, axis=2)
 
 
-def _standard_errors(derivative, values, means, counts) -> Float[np.ndarray, "B 2"]:
-    """Of θ, linearised: the scatter over seeds of derivative · (value − mean)."""
-    influence = derivative @ values - np.sum(derivative * means[:, None, :], axis=2, keepdims=True)
-    seeds = values.shape[1]
-    return np.sqrt(np.einsum("bs,bks->bk", counts, influence**2) / (seeds * (seeds - 1)))
+def _fluctuation(widths, errors, held, confidence, resamples, seed) -> PowerLaw:
+    x = np.log(widths)
+    if held is not None:
+        log_prefactor, margins = _level(np.mean(errors**2 * np.exp(-2 * held * x)[:, None], axis=0), confidence)
+        return _power_law(held, (held, held), log_prefactor, (log_prefactor - margins[0], log_prefactor + margins[1]), widths)
+    shuffled, flat = _permutations(seed, resamples, errors.shape[1], len(x)), np.ones((1, len(x)))
+    next_order = widths.min() / widths
+    squares = _Squares(x, errors, flat, shuffled)
+    intervals = [_Squares(x, errors / np.sqrt(1 + size * next_order)[:, None], flat, shuffled).interval(confidence)
+                 for size in (-NEXT_ORDER_OF_SQUARES, NEXT_ORDER_OF_SQUARES)]  # fmt: skip
+    if not squares.is_a_power_law():
+        squares = _Squares(x, errors, np.concatenate([flat, [next_order]]), shuffled)
+        if not squares.has_a_small_next_order or not squares.is_a_power_law():
+            return refused("no power law")
+        intervals.append(squares.interval(confidence))
+    interval = min(low for low, _ in intervals), max(high for _, high in intervals)
+    if not np.isfinite(interval).all():
+        return refused("too few seeds")
+    log_prefactor, margins = _level(squares.levels(squares.exponent), confidence)
+    along = [_level(squares.levels(beta), confidence)[0] for beta in interval]
+    ends = _combined(log_prefactor, along, margins)
+    return _power_law(squares.exponent, interval, log_prefactor, ends, widths, squares.next_order)
 
 
-def _bootstrap_t(estimate, values, confidence, resamples, seed):
-    """θ and half the widths of its intervals: the quantile of |θ* − θ|/se* times se (Hall 1992, §3.5 and 3.6).
+class _Squares:
+    """Squared errors of seeds: N^2β times a combination of ``basis`` (1, or 1 and N_min/N) in the mean, at one exponent β.
 
-    Percentile and BCa intervals of 16 Gaussian seeds cover 80 to 90 % where 95 % are claimed: the spread of so few is
-    underestimated, and by the resamples again.  Divided by their own standard errors they know.
+    Divided by both they are exchangeable across the widths of a seed.
     """
-    seeds = values.shape[1]
-    counts = _counts(seed, seeds, resamples)
-    with np.errstate(all="ignore"):  # a resample without any error, or without a line, is infinitely far off
-        means = values.mean(axis=1)[None]
-        theta, derivative = estimate(means)
-        error = _standard_errors(derivative, values, means, np.ones((1, seeds)))[0]
-        resampled = counts @ values.T / seeds
-        thetas, derivatives = estimate(resampled)
-        distance = np.abs(thetas - theta) / _standard_errors(derivatives, values, resampled, counts)
-    distance = np.where(np.isnan(distance), np.inf, distance)
-    quantile = np.quantile(distance, confidence, axis=0, method="higher")
-    return theta[0], np.where(error > ROUNDING, quantile * np.maximum(error, ROUNDING), 0.0)
+
+    def __init__(self, x, errors, basis, shuffled):
+        self.x, self.errors, self.basis, self.shuffled = x, errors, basis, shuffled
+        self.narrowness = np.exp(x.min() - x)  # N_min/N
+        self.contrast = _without(basis, x)
+        self.shuffled_contrast = self.contrast[shuffled].reshape(len(shuffled), -1)
+        self.exponent = _root(self.contrast * self.over(0.0).mean(axis=1), 2 * (x - x.mean()), self._misfit)
+
+    def over(self, beta):
+        """(W, S): e²/N^2β, in units of the central width."""
+        return self.errors**2 * np.exp(-2 * beta * (self.x - self.x.mean()))[:, None]
+
+    def normalised(self, beta):
+        """(W, S): of mean 1 at every width under the law; not a number where the next order eats up the leading one."""
+        over = self.over(beta)
+        law = self.basis.T @ self.coefficients(over.mean(axis=1))
+        return over / np.where(law > 0, law, NAN)[:, None]
+
+    def _misfit(self, beta):
+        """How far the mean squares are from the law."""
+        means = self.over(beta).mean(axis=1)
+        return np.sum(_without(self.basis, means) ** 2) / np.mean(means) ** 2
+
+    def coefficients(self, means):
+        return np.linalg.lstsq(self.basis.T, means, rcond=None)[0]
+
+    def levels(self, beta):
+        """(S,): whose mean is the squared prefactor, the next order being what it was found to be."""
+        law = 1 + ((1 + self.next_order) ** 2 - 1) * self.narrowness
+        return np.mean(self.over(beta) / law[:, None], axis=0) * np.exp(-2 * beta * self.x.mean())
+
+    @property
+    def next_order(self):
+        """Relative to the leading one, at the narrowest width."""
+        leading, *next_ = self.coefficients(self.over(self.exponent).mean(axis=1))
+        return float(np.sqrt(max(1 + next_[0] / leading, 0)) - 1) if next_ else 0.0
+
+    @property
+    def has_a_small_next_order(self):
+        return np.isfinite(self.exponent) and abs(self.next_order) <= LARGEST_NEXT_ORDER
+
+    def interval(self, confidence):
+        """Exponents at which the trend is not above most trends of permuted widths."""
+
+        def excess(beta):
+            squares = self.normalised(beta)
+            trends = np.abs(self.shuffled_contrast @ squares.T.ravel())
+            rounding = ROUNDING * np.abs(self.contrast) @ squares.sum(axis=1)
+            found = np.abs(self.contrast @ squares.sum(axis=1)) - np.quantile(trends, confidence, method="higher")
+            return np.inf if np.isnan(found) else found - rounding
+
+        return _not_excluded(excess, self.exponent)
+
+    def share_that_fits_worse(self):
+        """Of permutations with a next order of their own: whose mean squares are further from the law fitted to them."""
+        squares = self.normalised(self.exponent)
+        off = _without(np.concatenate([self.basis, [self.x]]), np.eye(len(self.x)))
+        shuffled = squares.T[np.arange(squares.shape[1])[:, None], self.shuffled].mean(axis=1)
+        drawn = np.random.default_rng(0).normal(scale=NEXT_ORDER_OF_SQUARES, size=len(shuffled))
+        shuffled = shuffled * np.exp(np.outer(drawn, self.narrowness ** len(self.basis)))
+        misfits = np.sum((np.log(np.concatenate([shuffled, squares.mean(axis=1)[None]])) @ off) ** 2, axis=1)
+        return np.mean(misfits >= misfits[-1])
+
+    def share_with_a_slower_mean(self):
+        """Of permutations: whose mean over seeds falls even more slowly with the width, in units of the fluctuation.
+
+        A bias falls faster; what does not is a reference that is not the limit.
+        """
+        signed = self.errors * np.exp(-self.exponent * (self.x - self.x.mean()))[:, None]
+        trends = np.append(self.shuffled_contrast @ signed.T.ravel(), self.contrast @ signed.sum(axis=1))
+        rounding = ROUNDING * np.abs(self.contrast) @ np.abs(signed).sum(axis=1)
+        return np.mean(np.sign(signed.sum()) * (trends - trends[-1]) >= -rounding)
+
+    def is_a_power_law(self):
+        return min(self.share_that_fits_worse(), self.share_with_a_slower_mean()) > LEVEL / 2
+
+
+def _without(basis, values):
+    """Less its projection on the rows of ``basis``."""
+    return values - basis.T @ np.linalg.lstsq(basis.T, values, rcond=None)[0]
+
+
+def _level(squares, confidence):
+    """½ log of the mean of the (S,) squares, and how far its interval reaches down and up.
+
+    A sample seldom shows the tail of its distribution, so that its mean square is more often too small than too large, and its
+    standard error with it.  The lower end has the whole error, 1 − confidence; the upper is twice as far as Student's t has it.
+    """
+    mean, t = squares.mean(), student_t(len(squares) - 1)
+    error = 0.5 * squares.std(ddof=1) / np.sqrt(len(squares)) / mean
+    return 0.5 * np.log(mean), (t.ppf(confidence) * error, UPWARDS * t.ppf((1 + confidence) / 2) * error)
+
+
+# Biases: contrasts of means ------------------------------------------------------------------------------------------
+
+
+def _bias(widths, errors, noise_floor, held, confidence, resamples, seed) -> PowerLaw:
+    if errors.shape[1] < FEWEST_SEEDS:
+        return refused("too few seeds")
+    means = _Means(widths, errors, noise_floor)
+    exponent = means.exponent if held is None else held
+    if np.isnan(exponent) or means.level(exponent, 1 - LEVEL)[1] == -np.inf:  # the mean may be 0
+        return refused("below noise floor")
+    if held is not None:
+        log_prefactor, *ends = means.level(held, confidence)
+        return _power_law(held, (held, held), log_prefactor, ends, widths)
+    if means.share_that_fits_worse(resamples, seed) <= LEVEL:
+        return refused("no power law")
+    interval = means.interval(confidence)
+    if not np.isfinite(interval).all():
+        return refused("below noise floor")
+    log_prefactor, *ends = means.level(means.exponent, confidence)
+    margins = log_prefactor - ends[0], ends[1] - log_prefactor
+    along = [means.level(beta, confidence)[0] for beta in interval]
+    return _power_law(means.exponent, interval, log_prefactor, _combined(log_prefactor, along, margins), widths)
+
+
+def _hall_limits(values, critical) -> tuple[float, float, float]:
+    """Standard error of the mean of (S,) values, and the least and the largest t-statistic that is no surprise.
+
+    Student's t less the skewness of its distribution, to order 1/S, is t + a t² + a² t³/3 + a/2, a = skewness/(3√S): a monotone
+    function of t, at ±critical (Hall 1992).
+    """
+    seeds, deviation = len(values), max(values.std(ddof=1), ROUNDING * np.abs(values).max())
+    a = np.mean((values - values.mean()) ** 3) / deviation**3 / (3 * np.sqrt(seeds))
+    corrected = np.array([-critical, critical]) - a / 2
+    t = (np.cbrt(1 + 3 * a * corrected) - 1) / a if abs(a) > 1e-6 else corrected
+    return deviation / np.sqrt(seeds), *t
+
+
+class _Means:
+    """Signed errors of seeds, A N^β (1 + c N_min/N) in the mean, c unknown, of standard deviation ``NEXT_ORDER``.
+
+    Means are weighted as if their spread over seeds fell like N^-1/2, or N^-1 (what a control variate leaves), whichever it is
+    nearer to.  Each width's own spread would favour means that came out small, for then a skewed distribution has not shown its
+    tail.  The errors of what comes out are those of the seeds, whatever their spread.
+    """
+
+    def __init__(self, widths, errors, noise_floor):
+        self.errors, self.floor, self.next_order = errors, noise_floor, widths.min() / widths
+        self.centre = np.mean(np.log(widths))
+        self.x = np.log(widths) - self.centre
+        spread = np.maximum(errors.std(axis=1, ddof=1), 1e-6 * np.abs(errors).max())  # no error bar has more than six digits
+        slope = np.polyfit(self.x, np.log(spread), 1)[0]
+        power = min((-0.5, -1.0), key=lambda power: abs(slope - power))
+        self.variance = np.mean(spread**2 * np.exp(-2 * power * self.x)) * np.exp(2 * power * self.x) / errors.shape[1]
+        self.contrast, self.exponent = None, -1.0
+        for _ in range(2):  # the weights hardly depend on the exponent
+            self.contrast = self._contrast(self.exponent)
+            self.exponent = _root(self.contrast * errors.mean(axis=1), self.x, self._misfit)
+            if np.isnan(self.exponent):
+                break
+
+    def over(self, beta):
+        """(W, S): e/N^β, in units of the central width."""
+        return self.errors * np.exp(-beta * self.x)[:, None]
+
+    def _others(self, beta):
+        """(W + 1, W): by how much measuring each width, and the next order, move the means over N^β; one standard deviation."""
+        scale = np.exp(-beta * self.x)
+        amplitude = np.average(self.over(beta).mean(axis=1), weights=1 / (self.variance * scale**2))
+        return np.concatenate([np.diag(self.floor * scale), [NEXT_ORDER * amplitude * self.next_order]])
+
+    def _weights(self, beta):
+        others = self._others(beta)
+        return np.linalg.inv(np.diag(self.variance * np.exp(-2 * beta * self.x)) + others.T @ others)
+
+    def _off(self, beta, *basis):
+        """(W, W): takes means to what is left of them beside the rows of ``basis``."""
+        weights, basis = self._weights(beta), np.stack([np.ones_like(self.x), *basis])
+        return np.eye(len(self.x)) - basis.T @ np.linalg.solve(basis @ weights @ basis.T, basis @ weights)
+
+    def _contrast(self, beta):
+        return self.x @ self._weights(beta) @ self._off(beta)
+
+    def _misfit(self, beta):
+        off = self._off(beta) @ self.over(beta).mean(axis=1)
+        return off @ self._weights(beta) @ off
+
+    def interval(self, confidence):
+        """Exponents whose contrast of the means is not above the error of seeds, measuring and next order together."""
+        critical = self._critical(confidence)
+
+        def excess(beta):
+            contrasts, others = self.contrast @ self.over(beta), np.linalg.norm(self._others(beta) @ self.contrast)
+            error, low, high = _hall_limits(contrasts, critical)
+            trend = contrasts.mean()
+            return abs(trend) - np.hypot(error * (high if trend > 0 else low), critical * others)
+
+        return _not_excluded(excess, self.exponent)
+
+    def share_that_fits_worse(self, resamples, seed):
+        """Of means whose seeds have changed signs beside the line, and whose measuring and next order are drawn anew."""
+        rng, beta = np.random.default_rng(seed), self.exponent
+        off, others = self._off(beta, self.x), self._others(beta)
+        beside = off @ self.over(beta)
+        signs = rng.choice([-1.0, 1.0], size=(resamples, beside.shape[1]))
+        drawn = signs @ beside.T / beside.shape[1] + rng.standard_normal((resamples, len(others))) @ others @ off.T
+        drawn = np.concatenate([drawn, beside.mean(axis=1)[None]])
+        misfits = np.sum((drawn @ self._weights(beta)) * drawn, axis=1)
+        return np.mean(misfits >= misfits[-1])
+
+    def level(self, beta, confidence):
+        """Log prefactor and its interval, at an exponent that is given."""
+        weights = 1 / (self.variance * np.exp(-2 * beta * self.x) + (self.floor * np.exp(-beta * self.x)) ** 2)
+        weights = weights / weights.sum()
+        values, of_measuring = weights @ self.over(beta), np.linalg.norm(weights * self.floor * np.exp(-beta * self.x))
+        values = values * np.sign(values.mean())
+        critical = self._critical(confidence)
+        error, low, high = _hall_limits(values, critical)
+        down, up = (np.hypot(error * t, critical * of_measuring) for t in (high, low))
+        return tuple(np.log(values.mean() + np.array([0, -min(down, values.mean()), up])) - beta * self.centre)
+
+    def _critical(self, confidence):
+        """A fifth of the error is kept for the skewness that so few seeds do not show."""
+        return student_t.ppf(1 - 0.8 * (1 - confidence) / 2, self.errors.shape[1] - 1)

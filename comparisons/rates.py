@@ -33,7 +33,8 @@ class Rate:
 
     rank                    eigenvalue number from 1, or the edge ("upper", "lower"), None for scalars
     exponent, interval      free fit and its 95 % interval; None where refused, ``status`` says why
-    prefactor               with the exponent held at the predicted one (−1/2 or −1): compare with ``predicted_prefactor``
+    prefactor               with the exponent held at the predicted one (−1/2 or −1): compare with ``predicted_prefactor``;
+                            its interval reaches further up than down, as far as the tail that few seeds do not show
     fitted_prefactor        of the free fit: the line fitted_prefactor · N^exponent
     """
 
@@ -143,7 +144,10 @@ def _fits(errors, floor, kind, held, unstable) -> tuple[PowerLaw, PowerLaw]:
     if len(errors.width) < FEWEST_WIDTHS:
         return (refused("too few widths"),) * 2
     options = {"kind": kind, "noise_floor": floor.sel(width=errors.width).values}
-    return fit(errors.width.values, values, **options), fit(errors.width.values, values, exponent=held, **options)
+    free = fit(errors.width.values, values, **options)
+    if free.status == "no power law":
+        return free, free  # has no prefactor either
+    return free, fit(errors.width.values, values, exponent=held, **options)
 
 
 def _predicted(prediction, name, selection, kind, index) -> tuple[float, float]:

@@ -1,17 +1,20 @@
 """How often intervals and verdicts are right, over synthetic seeds: the numbers behind "95 %".
 
-    PYTHONPATH=. python tests/benchmarks/coverage.py [--sets 500]
+    PYTHONPATH=. python tests/benchmarks/coverage.py [--sets 500] [--only fits]
 
 Seeds of unit variance and zero mean, of four shapes, from benign to badly skewed; one seed's values at several widths are
 independent, half shared or the same.
 """
 
 import argparse
+import itertools
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from jaxtyping import Float
 
+from comparisons.power_law import fit
 from comparisons.super_consistency import GROWN, Agreement, largest_growth, verdict
 
 # name → draws of zero mean and unit variance; (skewness, excess kurtosis)
@@ -91,7 +94,72 @@ def print_growth(sets):
         print(f"{f'{shape}, {name}':<20}{count:>3}" + "".join(row), flush=True)
 
 
+# Power laws: fluctuations N^-1/2 without a mean, biases N^-1.  A row is one kind of seeds.
+
+LAWS = {"fluctuation": (-0.5, 2.0), "bias": (-1.0, 3.0)}  # exponent, prefactor
+SPREAD = 1.0  # of the seeds, over the mean, of a bias: 0.5 … 2 in the main job, after the control variate
+NEXT = 30 / 128  # next order of a bias, relative to the leading one, at the narrowest width
+FITS = ("exponent", "its prefactor", "prefactor", "next order", "refused", "zero bias", "undecided")
+
+
+def deviating(kind, z, next_order=0.0, mean=1.0):
+    """Deviations (sets, W, S) of seeds z."""
+    exponent, prefactor = LAWS[kind]
+    if kind == "fluctuation":
+        return prefactor * z * WIDTHS[:, None] ** exponent
+    expected = mean * (1 + next_order * WIDTHS.min() / WIDTHS)[:, None]
+    return prefactor * (expected + SPREAD * z) * WIDTHS[:, None] ** exponent
+
+
+def fit_row(task) -> list[float]:
+    """``FITS`` of one kind of seeds: shares of the data sets fitted whose interval covers: the exponent, the prefactor with it
+    and with it held, the exponent in spite of a next order; and shares of all data sets: refused as no power law, zero biases
+    that are fitted, and those without a verdict ("too few seeds", "below noise floor")."""
+    kind, shape, pairing, count, sets = task
+    z = seeds(np.random.default_rng(count), shape, PAIRINGS[pairing], (sets, len(WIDTHS), count))
+    exponent, prefactor = LAWS[kind]
+
+    def laws(errors, **options):
+        return [fit(WIDTHS, one, kind=kind, resamples=400, **options) for one in errors]
+
+    def covered(found, name, value):
+        intervals = [getattr(law, name) for law in found if law.status == "fitted"]
+        return np.mean([low - 1e-9 <= value <= high + 1e-9 for low, high in intervals]) if intervals else np.nan
+
+    def said(found, *statuses):
+        return np.mean([law.status in statuses for law in found])
+
+    free, held = laws(deviating(kind, z)), laws(deviating(kind, z), exponent=exponent)
+    more = [np.nan, np.nan]
+    if kind == "bias":
+        more = covered(laws(deviating(kind, z, NEXT)), "interval", exponent), said(laws(deviating(kind, z, mean=0.0)), "fitted")
+    return [covered(free, "interval", exponent), covered(free, "prefactor_interval", prefactor),
+            covered(held, "prefactor_interval", prefactor), more[0], said(free, "no power law"), more[1],
+            said(free, "too few seeds", "below noise floor")]  # fmt: skip
+
+
+def fit_tasks(sets: int, counts=SEEDS, kinds=tuple(LAWS)) -> list[tuple]:
+    """Every kind of seeds, for ``fit_row``."""
+    return [(*kind, sets) for kind in itertools.product(kinds, SHAPES, PAIRINGS, counts)]
+
+
+def print_fits(sets):
+    print(f"power laws at 5 widths; {sets} data sets a row; shares whose interval covers, and shares of verdicts")
+    print(f"{'seeds':<36}{'S':>3}" + "".join(f"{title:>{len(title) + 3}}" for title in FITS))
+    tasks = fit_tasks(sets)
+    with ProcessPoolExecutor() as pool:
+        for (kind, shape, pairing, count, _), shares in zip(tasks, pool.map(fit_row, tasks), strict=True):
+            row = "".join(f"{'–' if np.isnan(share) else f'{share:.3f}':>{len(title) + 3}}"
+                          for share, title in zip(shares, FITS, strict=True))  # fmt: skip
+            print(f"{f'{kind}, {shape}, {pairing}':<36}{count:>3}{row}", flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--sets", type=int, default=500)
-    print_growth(parser.parse_args().sets)
+    parser.add_argument("--only", choices=("fits", "growth"))
+    given = parser.parse_args()
+    if given.only != "growth":
+        print_fits(given.sets)
+    if given.only != "fits":
+        print_growth(given.sets)
