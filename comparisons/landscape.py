@@ -66,9 +66,10 @@ class Options(runs.TrainingOptions):
     batch_size: int | Literal["all"] | None = None
     """Samples per minibatch; default 128, or all of them if there are no more."""
     usual_batch: ClassVar[int | None] = 128
-    observables: tuple[str, ...] = ("loss", "hessian_eigenvalues")
+    observables: tuple[str, ...] | None = None
     """What is followed: loss, hessian_eigenvalues, hessian_min, gauss_newton_eigenvalues, residual_eigenvalues,
-    ntk_eigenvalues, hessian_trace, directional_sharpness, preconditioned_sharpness, gradient_noise."""
+    ntk_eigenvalues, hessian_trace, directional_sharpness, preconditioned_sharpness, gradient_noise. Default the loss and what
+    has an edge of stability: hessian_eigenvalues of sgd, preconditioned_sharpness of adam and adamw."""
     top_k: int = 1
     """How many leading eigenvalues."""
     curvature_samples: int = 256
@@ -84,7 +85,13 @@ class Options(runs.TrainingOptions):
         options = super().adapted()
         if self.measure_every is None:
             options = replace(options, measure_every=runs.usual_interval(self.steps))
+        options = replace(options, observables=self.followed)
         return options if self.loss else replace(options, loss=options.usual_loss)
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        sharpness = "hessian_eigenvalues" if self.optimizer == "sgd" else "preconditioned_sharpness"
+        return ("loss", sharpness) if self.observables is None else self.observables
 
     @property
     def usual_data(self) -> str:
@@ -97,10 +104,10 @@ class Options(runs.TrainingOptions):
         return "mse" if numbers else "cross_entropy"
 
     def without_effect(self) -> dict[str, str]:
-        wanted = set(self.observables)
+        wanted = set(self.followed)
         curved = self.density or wanted - {"loss"}
         asked = {"curvature_samples": curved, "top_k": wanted & RANKED, "tolerance": wanted & LANCZOS}
-        why = f"nothing that depends on it is among the observables {' '.join(self.observables)}"
+        why = f"nothing that depends on it is among the observables {' '.join(self.followed)}"
         return super().without_effect() | {name: why for name, names in asked.items() if not names}
 
 

@@ -14,7 +14,6 @@ from comparisons.super_consistency import APART, FLAT, LATE
 from finite.density import Density
 from limits import OBSERVABLES
 
-EDGE = Line2D([], [], **plots.EDGE)
 RANGE = "range over seeds"
 RESOLUTION = 400  # points of a density, whose window is one fiftieth of what is shown
 
@@ -36,7 +35,7 @@ def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
         row[0].set_ylabel(OBSERVABLES[name].symbol.replace("_k", "_1"))
     for axis in grid[-1]:
         axis.set(xlabel="step", xlim=(0, int(dataset.step[-1])))
-    plots.legend_below(figure, [*sizes(dataset), EDGE, plots.band(RANGE)])
+    plots.legend_below(figure, [*sizes(dataset), *plots.edge_handle(figure), plots.band(RANGE)])
     figure.suptitle(title, fontsize=9)
     return figure
 

@@ -82,7 +82,7 @@ def dynamics(dataset: xr.Dataset, edge_of_stability: float, title: str) -> Figur
             logarithmic(axis, bottom=0.3 * float(lowest))
     mark_edge(axes[1], edge_of_stability)
     limits = [Line2D([], [], label="limit", **LIMIT)] if f"{variable('loss')}_limit" in dataset else []
-    legend_below(figure, [*widths(dataset), *limits, Line2D([], [], **EDGE), band("standard deviation over seeds")])
+    legend_below(figure, [*widths(dataset), *limits, *edge_handle(figure), band("standard deviation over seeds")])
     figure.suptitle(title, fontsize=9)
     return figure
 
@@ -284,6 +284,12 @@ def _titled(dataset, name, reference):
     """The observable, and what is subtracted from it if that is not what is from the others."""
     used = reference_of(dataset, name, reference)
     return OBSERVABLES[name].label + ("" if used == reference else f", against N = {dataset.width.values[-1]}")
+
+
+def edge_handle(figure: Figure) -> list[Line2D]:
+    """Of the edge of stability, where a panel shows one: a raw Hessian has none under Adam."""
+    drawn = any(line.get_label() == EDGE["label"] for axis in figure.axes for line in axis.lines)
+    return [Line2D([], [], **EDGE)] if drawn else []
 
 
 def mark_edge(axis: Axes, height: float) -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from comparisons import cases, records
 from comparisons.landscape import Options, landscape, main, measured, prepare
-from comparisons.landscape_plots import panel
+from comparisons.landscape_plots import panel, picture
 from comparisons.late import late_values
 from comparisons.super_consistency import APART, LATE
 from finite.networks.build import build
@@ -46,6 +46,28 @@ def test_late_values_are_told_apart(exponent, expected):
     assert late.exponent == pytest.approx(exponent, abs=0.02)
     np.testing.assert_allclose(late.values, 3 * np.array(late.sizes) ** exponent, rtol=0.03)
     assert late.ratio == pytest.approx(16 ** abs(exponent), rel=0.05)
+
+
+@pytest.mark.parametrize(("optimizer", "name"), [("sgd", "hessian_eigenvalues"), ("adam", "preconditioned_sharpness"),
+                                                  ("adamw", "preconditioned_sharpness")])  # fmt: skip
+def test_what_is_followed_has_an_edge_of_its_own(optimizer, name):
+    """The line belongs to what is followed by default; what has none gets none, and no legend for it."""
+    run = prepare(small(optimizer=optimizer, observables=None))
+    assert run.options.observables == ("loss", name)
+    problem = next(iter(run.problems.values()))
+    edges = {"edge_of_stability": problem.edge_of_stability,
+             "preconditioned_edge_of_stability": problem.preconditioned_edge_of_stability}  # fmt: skip
+    values = synthetic(0.0, noise=0.1).assign({key: ("param", [edge]) for key, edge in edges.items()})
+    values["preconditioned_sharpness"] = (1 if optimizer == "sgd" else 4) * values["hessian_eigenvalues"].isel(rank=0)
+    figure = picture(values, late_values(values), "a title")
+    drawn = {axis.get_ylabel(): [line.get_ydata()[0] for line in axis.lines if line.get_label() == "edge of stability"]
+             for axis in figure.axes}  # fmt: skip
+    raw, preconditioned = drawn[r"$\lambda_1(H)$"], drawn[r"$\lambda_1(P^{-1/2}HP^{-1/2})$"]
+    assert raw == ([4.0] if optimizer == "sgd" else [])
+    assert preconditioned == pytest.approx([4.0 if optimizer == "sgd" else 76.0])
+    alone = values.drop_vars("preconditioned_sharpness")
+    shown = [text.get_text() for text in picture(alone, late_values(alone), "a title").legends[0].get_texts()]
+    assert ("edge of stability" in shown) == (optimizer == "sgd")
 
 
 def test_a_law_over_few_widths_is_a_law():
