@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -256,7 +257,10 @@ def table(measured, grown, comparison: Comparison, unstable_after: int | None, s
     lines = [comparison.title, f"error = prefactor · N^exponent, reference: {comparison.reference}"]
     stood_in_for = [rate.observable for rate in measured if rate.reference != comparison.reference]
     left_open = {_short_name(name) for name in stood_in_for if name in plots.SHOWN}
-    lines += [f"{name}: the limit leaves it open, the largest width stands for it" for name in sorted(left_open)] + [""]
+    lines += [f"{name}: the limit leaves it open, the largest width stands for it" for name in sorted(left_open)]
+    if not any(isfinite(rate.predicted_prefactor or np.nan) for rate in measured):
+        lines.append("no law of the deviations is known here (limits.predict is None): prefactors have no theory beside them")
+    lines.append("")
     lines.append(f"{'observable':<16}{'step':>6}  {'kind':<12}{'exponent':>9} {'95 % interval':<18}{'theory':>7}   "
                  f"{'prefactor':>9} {'theory':>9}  status")  # fmt: skip
     for rate in measured:

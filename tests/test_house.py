@@ -59,7 +59,8 @@ def tracked():
 
 def test_the_top_level_is_what_it_should_be(tracked):
     top = {name.partition("/")[0] for name in tracked}
-    ours = {"pyproject.toml", "README.md", "LICENSE", "limits", "finite", "comparisons", "tests", "paper_figures"}
+    ours = {"pyproject.toml", "README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE",
+            "limits", "finite", "comparisons", "tests", "paper_figures"}  # fmt: skip
     assert {name for name in top if not name.startswith(".")} == ours
 
 
@@ -121,3 +122,12 @@ def test_versions_let_in():
 def test_pins_have_no_addresses_and_no_tensorflow():
     assert not [pin for pin in PINNED if pin.url]
     assert not {"tensorflow", "tf2jax"} & {pin.name for pin in PINNED}
+
+
+def test_one_version_everywhere():
+    """That of the package is the one that is built, cited and described last."""
+    assert "version" in PYPROJECT["project"]["dynamic"]
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "limits.__version__"}
+    assert f"\nversion: {limits.__version__}\n" in (HERE / "CITATION.cff").read_text(encoding="utf-8")
+    described = re.findall(r"^## (\S+)", (HERE / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert described[0] == limits.__version__
