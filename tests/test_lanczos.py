@@ -1,12 +1,14 @@
 """Lanczos against dense eigensolvers: the values, the verdict, and what is said about the error."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
 import scipy.sparse.linalg
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from finite.lanczos import combined, extremes, random_start, warm_start
@@ -111,6 +113,67 @@ def test_repeated_values_are_counted_as_often_as_they_occur():
     assert found.converged.all()
     assert found.matvecs < 16
     np.testing.assert_allclose(found.values, [2, 2, 1, -1, -1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["identity", "low rank, repeated"])
+def test_a_lone_value_needs_no_further_run(name):
+    """That the largest one is repeated changes nothing."""
+    alone, three = (solve(dense(SPECTRA[name]), "float64", top=k, bottom=0) for k in (1, 3))
+    assert alone.converged.all()
+    assert alone.matvecs < three.matvecs
+    np.testing.assert_allclose(alone.values, three.values[:1], rtol=1e-12)
+
+
+def diagonal(n=5000):
+    """Of blocks: outliers that occur one to three times at either end, over a bulk; applied in O(n)."""
+    bulk = np.random.default_rng(2).uniform(-1, 2, n - 13)
+    return np.r_[5.0, 5.0, 5.0, 4.0, 3.5, 3.5, 3.0, -4.0, -4.0, -3.0, -3.0, -3.0, -2.0, bulk]
+
+
+@jax.jit
+def of_diagonal(spectrum, start):
+    return extremes(lambda v: spectrum * v, start, top=7, bottom=5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_repeated_outliers_of_a_large_matrix(dtype):
+    """Whose Krylov spaces are never exhausted: one alone shows each outlier once."""
+    spectrum = diagonal()
+    with jax.enable_x64(dtype == "float64"):
+        starts = jnp.asarray(np.random.default_rng(3).normal(size=(3, len(spectrum))), dtype)
+        found = jax.device_get(jax.lax.map(partial(of_diagonal, jnp.asarray(spectrum, dtype)), starts))
+    true = np.r_[np.sort(spectrum)[::-1][:7], np.sort(spectrum)[:5][::-1]]
+    assert found.converged.all()
+    assert (np.abs(found.values - true) <= found.errors + 8 * np.finfo(dtype).eps * 5).all()
+    assert (np.abs(found.values - true) <= 1e-4 * np.abs(true)).all()
+    assert (found.matvecs < 5 * 45).all()  # three runs and the one that excludes more, of a third of the basis each
+    gram = np.einsum("skn,sln->skl", found.vectors, found.vectors)
+    np.testing.assert_allclose(gram, np.tile(np.eye(12), (3, 1, 1)), atol=np.sqrt(np.finfo(dtype).eps))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])  # minimising takes minutes
+@given(
+    counts=st.lists(st.integers(1, 5), min_size=4, max_size=6),
+    gaps=st.lists(st.sampled_from([0.3, 0.6, 1.0]), min_size=6, max_size=6),
+    seed=st.integers(0, 1000),
+)
+def test_blocks_that_are_equal_count_as_often_as_they_occur(counts, gaps, seed):
+    """Outliers with one to five copies, over a bulk that no basis exhausts; or else the error covers what is missing."""
+    outliers = np.repeat(2.2 + np.cumsum(gaps)[: len(counts)], counts)
+    spectrum = np.r_[outliers, np.random.default_rng(seed).uniform(-1, 2, 300 - len(outliers))]
+    found = solve(np.diag(spectrum), "float64", seed=seed, top=12, bottom=0, check_every=1)
+    true = np.sort(spectrum)[::-1][:12]
+    assert (np.abs(found.values - true) <= found.errors + 1e-14).all()
+    assert found.converged.all() or len(outliers) < 12  # the bulk's own values have no gaps
+
+
+def test_copies_that_are_not_excluded_widen_the_error():
+    """With no products left for another run: the third value may be a further copy of the first."""
+    spectrum = np.r_[np.repeat([5.0, 4.0], 2), 3.0, np.zeros(43)]
+    found = solve(dense(spectrum), "float64", bottom=0, max_matvecs=4)
+    np.testing.assert_allclose(found.values, [5, 4, 3], rtol=1e-10)  # one copy of each
+    np.testing.assert_array_equal(found.converged, [True, False, False])
+    assert (np.abs(found.values - ends(spectrum * np.eye(48), 3, 0)) <= found.errors).all()
 
 
 def test_no_ghosts_when_spaces_are_exhausted_again_and_again():
