@@ -558,6 +558,22 @@ def test_large_kernels_go_through_lanczos(monkeypatch, num_samples, width):
         assert name not in dense.errors
 
 
+def test_a_readouts_eigenvalues_occur_once_for_every_output():
+    """H = 1 ⊗ K, K the Hessian of one output of the same features: top_k = 7 is three, three and one of 3 outputs."""
+    one, three = (a_problem(num_outputs=c, trained="readout", num_steps=0, top_k=k) for c, k in ((1, 3), (3, 7)))
+    weights, other = (mlp(problem, 24, *TANH).init(keys(1)[0]) for problem in (one, three))
+    alone = jax.tree.map(lambda leaf: leaf[None], weights)
+    wider = jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, like.shape)[None], weights, other)
+    options = {"observables": ["hessian_eigenvalues", "ntk_eigenvalues"], "precision": "float64"}
+    (single,), (found,) = (
+        train(problem, mlp(problem, 24, *TANH), keys(1), initial=initial, **options)
+        for problem, initial in ((one, alone), (three, wider))
+    )
+    for name in options["observables"]:
+        np.testing.assert_allclose(found[name][0], np.repeat(single[name][0], 3)[:7], rtol=1e-3)
+        assert (found.error(name) <= 1e-3 * found[name]).all()
+
+
 def test_spectra_end_in_exact_zeros():
     problem = a_problem(num_samples=2, num_outputs=1, top_k=4)
     (got,) = train(problem, mlp(problem, WIDTH), keys(1), observables=["ntk_eigenvalues", "gauss_newton_eigenvalues"])
