@@ -485,7 +485,8 @@ def _timed(function):
 
 TOLERANCES = {"float64": 1e-8, "float32": 2e-3}  # relative, to the largest number of an observable
 TESTS = ("tests/test_train.py", "tests/test_lanczos.py", "tests/test_finite_curvature.py")
-CHOSEN = ("not neural_tangents and (loop_written_out or dense_matrices or chunks_change or side_by_side or batched_lanczos or float32_is_close"
+CHOSEN = ("not neural_tangents and (loop_written_out or dense_matrices or chunks_change or side_by_side or batched_lanczos"
+          " or float32_is_close"
           " or divergence or explicit_initial or exact_zeros or taken_in_parts or augmented_training"
           " or test_lanczos or test_finite_curvature)")  # fmt: skip
 FEW = "exact_zeros or taken_in_parts"
