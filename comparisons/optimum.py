@@ -4,7 +4,7 @@ The optimum is the minimum of a polynomial, in log loss against log η0, fitted 
 lowest loss (``minimum``); loss means its mean over seeds.  See ``bracket`` for what cannot be resolved so.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -20,6 +20,7 @@ TOLERATED = FLAT  # an optimum that moves no faster than that transfers
 NEAR = 0.5  # the fit sees losses up to e^0.5 times the lowest, and two learning rates on either side
 DEGREE = 4  # of the polynomial: lower where fewer than two points would be left to say how well it fits
 FEWEST_POINTS = 4
+FAR_OFF = 5  # so many times the seeds' error is the polynomial's own
 RESAMPLES = 1000
 SIZES = {"width": "N", "depth": "L"}
 
@@ -55,6 +56,22 @@ class Shift:
     verdict: str
 
 
+@dataclass(frozen=True)
+class Minimum:
+    """A minimum in log η0.
+
+    scatter    its standard error by the seeds, linear in what each contributes
+    error      and with how much more the points scatter about the polynomial than the seeds explain: it is not the truth
+    doubt      by how much a polynomial of another degree has it elsewhere.  Curves of one shape share it, so that between
+               sizes only its differences count
+    """
+
+    place: float
+    scatter: float
+    error: float
+    doubt: float
+
+
 def analyse(dataset: xr.Dataset) -> tuple[list[Optimum], list[Shift]]:
     """The optimum of every parametrization and size, and how it moves with the width and with the depth.
 
@@ -67,11 +84,11 @@ def analyse(dataset: xr.Dataset) -> tuple[list[Optimum], list[Shift]]:
         one = dataset.sel(param=param)
         sizes = sizes_of(one)
         found = [_optimum(str(param), at_size(one, *size), size) for size in sizes]
-        optima += [optimum for optimum, _ in found]
+        optima += [optimum for optimum, _, _ in found]
         if has_limit(one):
             optima += [_optimum_of_limit(str(param), one, depth) for depth in dict.fromkeys(depth for _, depth in sizes)]
-        best, draws = [o.best_learning_rate for o, _ in found], np.array([draws for _, draws in found])
-        shifts += _shifts(str(param), sizes, np.log(best), draws)
+        best, draws = [o.best_learning_rate for o, _, _ in found], np.array([draws for _, draws, _ in found])
+        shifts += _shifts(str(param), sizes, np.log(best), draws, np.array([doubt for _, _, doubt in found]))
     return optima, shifts
 
 
@@ -138,18 +155,19 @@ def rounding(initial_loss: float, precision: str, loss: str = "mse") -> float:
     return 20 * epsilon if loss == "cross_entropy" else (10 * epsilon) ** 2 * initial_loss
 
 
-def _optimum(param, cell, size) -> tuple[Optimum, np.ndarray]:
-    """The optimum of one size, and log best learning rates it may as well be (RESAMPLES,), infinite off the grid."""
+def _optimum(param, cell, size) -> tuple[Optimum, np.ndarray, float]:
+    """The optimum of one size, log best rates it may as well be (RESAMPLES,), infinite off the grid, and its doubt."""
     rates, losses = cell.learning_rate.values, cell["final_loss"].transpose("seed", "learning_rate").values
     initial, mean = cell["initial_loss"].values, losses.mean(axis=0)
     floor = rounding(initial.mean(), cell.attrs["precision"], cell.attrs.get("loss", "mse"))
     rng = np.random.default_rng([part for part in size if part is not None])
     best, low, high = bracket(rates, mean, initial.mean(), floor)
     if low == high:
-        best, interval, draws = _fitted(rates, losses, np.isfinite(mean) & (mean < initial.mean()) & (mean > floor), best, rng)
+        usable = np.isfinite(mean) & (mean < initial.mean()) & (mean > floor)
+        best, interval, draws, doubt = _fitted(rates, losses, usable, best, rng)
     else:
-        interval, draws = _bracketed(rates, losses, initial, floor, (best, low, high), rng)
-    return Optimum(param, *size, best, interval, float(mean[nearest(rates, best)])), draws
+        (interval, draws), doubt = _bracketed(rates, losses, initial, floor, (best, low, high), rng), 0.0
+    return Optimum(param, *size, best, interval, float(mean[nearest(rates, best)])), draws, doubt
 
 
 def _fitted(rates, losses, usable, best, rng):
@@ -160,15 +178,17 @@ def _fitted(rates, losses, usable, best, rng):
         low, high = (float(end) for end in np.concatenate([[0.0], rates, [np.inf]])[[around.start, around.stop + 1]])
         with np.errstate(divide="ignore"):
             draws = _draws(*np.log([[low], [high]]), rng.random(RESAMPLES), np.log(best), len(losses))
-        return best, (low, high), draws
-    place, error = found
-    reach, draws = student_t.ppf(0.975, len(losses) - 1) * error, place + error * rng.standard_t(len(losses) - 1, RESAMPLES)
-    low, high = (float(end) for end in np.exp([place - reach, place + reach]))
+        return best, (low, high), draws, 0.0
+    if found.error > FAR_OFF * found.scatter:  # too steep for the polynomial: the three lowest points know better
+        found = replace(found, place=float(np.log(best)), doubt=float(np.log(best)) - found.place)
+    reach = student_t.ppf(0.975, len(losses) - 1) * found.error
+    draws = found.place + found.scatter * rng.standard_t(len(losses) - 1, RESAMPLES)
+    low, high = (float(end) for end in np.exp([found.place - reach, found.place + reach]))
     if low < rates[0]:
         low, draws = 0.0, np.where(draws < x[0], -np.inf, draws)
     if high > rates[-1]:
         high, draws = np.inf, np.where(draws > x[-1], np.inf, draws)
-    return float(np.exp(place)), (low, high), draws
+    return float(np.exp(found.place)), (low, high), draws, found.doubt
 
 
 def neighbourhood(loss: Float[np.ndarray, " L"], usable: Bool[np.ndarray, " L"]) -> slice:
@@ -181,37 +201,51 @@ def neighbourhood(loss: Float[np.ndarray, " L"], usable: Bool[np.ndarray, " L"])
                  int(np.min(apart, where=apart > lowest, initial=len(loss))))  # fmt: skip
 
 
-def minimum(x: Float[np.ndarray, " L"], losses: Float[np.ndarray, "S L"]) -> tuple[float, float] | None:
-    """Where log of the mean loss, as a polynomial in x, has its minimum, and the standard error of that.
+def minimum(x: Float[np.ndarray, " L"], losses: Float[np.ndarray, "S L"]) -> Minimum | None:
+    """Where log of the mean loss, as a polynomial in x, has its minimum.
 
-    Seeds are paired: a seed has one network at all learning rates, and what is common to them moves no minimum.  The error
-    is linear in what each seed contributes, and in how much more the points scatter about the polynomial than the seeds
-    explain: a polynomial is not the truth.  None where there is no minimum, or its curvature is not significant (5 %).
+    Seeds are paired: a seed has one network at all learning rates, and what is common to them moves no minimum.  None where
+    there is no minimum, or its curvature is not significant (5 %).
     """
     seeds, points = losses.shape
     if points < FEWEST_POINTS:
         return None
     mean, degree, centred = losses.mean(axis=0), min(DEGREE, points - 2), x - x.mean()
-    powers = np.vander(centred, degree + 1, increasing=True)
-    fit = np.linalg.pinv(powers)  # log losses (L,) to coefficients
-    curve = Polynomial(fit @ np.log(mean))
-    slope, curvature = curve.deriv(1), curve.deriv(2)
-    places = [float(root.real) for root in slope.roots() if abs(root.imag) < 1e-9 and centred[0] < root.real < centred[-1]
-              and curvature(root.real) > 0]  # fmt: skip
-    if not places:
+    fit, hat = _polynomial(centred, degree)
+    place = _lowest(fit @ np.log(mean), centred)
+    other = _lowest(_polynomial(centred, degree - 1 if points > DEGREE + 1 else degree + 1)[0] @ np.log(mean), centred)
+    if place is None or other is None:
         return None
-    place = min(places, key=curve)
     share = losses / mean - 1
     covariance = share.T @ share / (seeds * (seeds - 1))
-    hat = np.eye(points) - powers @ fit
     unexplained = np.sum((hat @ np.log(mean)) ** 2) - np.trace(hat @ covariance)
-    covariance = covariance + np.eye(points) * max(unexplained, 0.0) / (points - degree - 1)
+    misfit = np.eye(points) * max(unexplained, 0.0) / (points - degree - 1)
     of_slope, of_curvature = (np.array([Polynomial(row).deriv(order)(place) for row in np.eye(degree + 1)]) @ fit
                               for order in (1, 2))  # fmt: skip
-    doubt = student_t.ppf(0.975, seeds - 1) * np.sqrt(of_curvature @ covariance @ of_curvature)
-    if curvature(place) <= doubt:
+    curvature = of_curvature @ np.log(mean)
+    if curvature <= student_t.ppf(0.975, seeds - 1) * _error(of_curvature, covariance):
         return None
-    return float(x.mean() + place), float(np.sqrt(of_slope @ covariance @ of_slope) / curvature(place))
+    errors = (_error(of_slope, c) / curvature for c in (covariance, covariance + misfit))
+    return Minimum(float(x.mean() + place), *errors, place - other)
+
+
+def _error(weights, covariance) -> float:
+    return float(np.sqrt(max(weights @ covariance @ weights, 0.0)))  # rounding may take it below zero
+
+
+def _polynomial(x, degree):
+    """The matrices that take values at x (L,) to coefficients, and to what the polynomial leaves of them."""
+    powers = np.vander(x, degree + 1, increasing=True)
+    fit = np.linalg.pinv(powers)
+    return fit, np.eye(len(x)) - powers @ fit
+
+
+def _lowest(coefficients, x) -> float | None:
+    """The place of a polynomial's lowest minimum between the first and the last of x."""
+    curve = Polynomial(coefficients)
+    places = [float(root.real) for root in curve.deriv(1).roots() if abs(root.imag) < 1e-9 and x[0] < root.real < x[-1]
+              and curve.deriv(2)(root.real) > 0]  # fmt: skip
+    return min(places, key=curve, default=None)
 
 
 def _bracketed(rates, losses, initial, floor, found, rng):
@@ -240,17 +274,18 @@ def _draws(low, high, parts, best, seeds):
     return np.where(np.isinf(low), low, np.where(np.isinf(high), high, inside))
 
 
-def _shifts(param, sizes, best, draws) -> list[Shift]:
+def _shifts(param, sizes, best, draws, doubts) -> list[Shift]:
     """One per size of which there are several values: least squares of log best in log N and log L together."""
     several = {name: values for name, values in zip(SIZES, zip(*sizes, strict=True), strict=True) if len(set(values)) > 1}
     design = np.column_stack([np.ones(len(sizes)), *(np.log(values) for values in several.values())])
-    return [_shift(param, name, slopes, best, draws) for name, slopes in zip(several, np.linalg.pinv(design)[1:], strict=True)]
+    return [_shift(param, name, slopes, best, draws, slopes @ doubts)
+            for name, slopes in zip(several, np.linalg.pinv(design)[1:], strict=True)]  # fmt: skip
 
 
-def _shift(param, size, slopes, best, draws):
+def _shift(param, size, slopes, best, draws, doubt):
     if not np.isfinite(draws).all():
         return Shift(param, size, np.nan, (np.nan, np.nan), "undecided: an optimum is off the grid")
-    low, high = (float(q) for q in np.quantile(slopes @ draws, (0.025, 0.975)))
+    low, high = (float(q) for q in np.quantile(slopes @ draws, (0.025, 0.975)) + np.array([-1, 1]) * abs(doubt))
     return Shift(param, size, float(slopes @ best), (low, high), verdict((low, high)))
 
 

@@ -69,7 +69,8 @@ def test_the_minimum_of_a_polynomial_is_exact():
     """Of degree four, its minimum at 0.3: whatever factor a seed has at all learning rates, and without any error."""
     x = np.linspace(-1, 1.5, 9)
     loss = np.exp((x - 0.3) ** 2 - 0.5 * (x - 0.3) ** 3 + 0.4 * (x - 0.3) ** 4)
-    np.testing.assert_allclose(minimum(x, np.array([[1.0], [3.0], [0.2]]) * loss), (0.3, 0), atol=1e-7)
+    found = minimum(x, np.array([[1.0], [3.0], [0.2]]) * loss)
+    np.testing.assert_allclose([found.place, found.scatter, found.error], [0.3, 0, 0], atol=1e-7)
 
 
 @pytest.mark.parametrize("points", [4, 5, 9])
@@ -78,16 +79,30 @@ def test_the_error_of_a_minimum_is_the_jackknife_s(points):
     x, rng = np.linspace(-1, 1.5, points), np.random.default_rng(2)
     losses = np.exp(0.1 * rng.standard_normal((300, points)) + 0.3 * rng.standard_normal((300, 1)))
     losses *= np.exp((x - 0.3) ** 2) / losses.mean(axis=0)
-    without = np.array([minimum(x, np.delete(losses, seed, axis=0))[0] for seed in range(300)])
+    without = np.array([minimum(x, np.delete(losses, seed, axis=0)).place for seed in range(300)])
     jackknife = np.sqrt(299 / 300 * np.sum((without - without.mean()) ** 2))
-    np.testing.assert_allclose(minimum(x, losses)[1], jackknife, rtol=0.03)
+    np.testing.assert_allclose(minimum(x, losses).scatter, jackknife, rtol=0.03)
 
 
 def test_a_polynomial_is_not_the_truth():
     """A kink at 0.2, exactly known at nine points: the error says how far off the polynomial is."""
     x = np.linspace(-1, 1, 9)
-    place, error = minimum(x, np.exp(np.abs(x - 0.2)) * np.ones((5, 1)))
-    assert 0.01 < abs(place - 0.2) < 2 * error < 0.2
+    found = minimum(x, np.exp(np.abs(x - 0.2)) * np.ones((5, 1)))
+    assert found.scatter < 1e-12
+    assert 0.01 < abs(found.place - 0.2) < 2 * found.error < 0.2
+
+
+def test_losses_over_decades_that_do_not_move_transfer():
+    """Steeper than any polynomial, at all widths alike: its doubt is common to them, and the best rate is one of low loss."""
+    widths, rates = [32, 64, 128], np.array([0.35, 0.5, 0.75, 1.1, 1.6, 2.4])
+    curve = np.where(rates > 0.75, 16, 8) * np.abs(np.log(rates / 0.75))
+    noise = 0.03 * np.random.default_rng(0).standard_normal((1, 3, 4, 6))
+    optima, (shift,) = analyse(xr.Dataset(
+        {"final_loss": (("param", "width", "seed", "learning_rate"), np.exp(curve + noise)),
+         "initial_loss": (("param", "width", "seed"), np.full((1, 3, 4), 1e9))},
+        {"param": ["mup"], "width": widths, "learning_rate": rates}, {"precision": "float64"}))  # fmt: skip
+    assert shift.verdict == "transfers"
+    assert all(o.final_loss < 1.2 and o.interval[0] < 0.75 < o.interval[1] for o in optima)
 
 
 def test_there_is_no_minimum_of_a_slope_of_noise_or_of_three_points():

@@ -21,6 +21,7 @@ CURVES = {
     "steep on the right": lambda z: 0.25 * (np.exp(np.minimum(1.5 * z, 4)) - 1 - 1.5 * z),
     "flat, then a wall": lambda z: 0.1 * (np.exp(np.minimum(2 * z, 5)) - 1 - 2 * z),
     "a valley": lambda z: np.log1p(z**2),
+    "over decades": lambda z: np.where(z > 0, 16, 8) * (np.hypot(z, 0.2) - 0.2),
     "nearly a kink": lambda z: 0.5 * np.hypot(z, np.sqrt(0.1)),
 }  # log loss against log η0, from its minimum
 GRIDS = {"of the command": np.array(Options().learning_rates), "factors of two": 2.0 ** np.arange(-3, 5)}
