@@ -16,6 +16,7 @@ finite, or larger than it was at the start.  In DIR:
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +30,7 @@ from comparisons.optimum import Optimum, Shift, analyse, nearest
 from comparisons.sweep import Row, Work
 from comparisons.transfer_plots import picture, table
 from finite.networks.build import build
-from limits import OBSERVABLES, exponent_tables
+from limits import OBSERVABLES, Problem, exponent_tables
 from limits.limit import solve
 
 PROGRAM = "python -m comparisons.transfer"
@@ -118,11 +119,16 @@ class Sweep:
         seeds = tuple(range(self.options.seeds))
         return [Row(*size, rate, seeds) for rate in self.rates for size in reversed(self.sizes)]
 
+    @cached_property
+    def problems(self) -> dict[tuple[str, int], Problem]:
+        """By parametrization and depth; made once, each holds all data."""
+        return {key: self.work.problem(*key) for key in self.work.scalings}
+
     def networks(self) -> list[estimate.Networks]:
         """Of all rows, and of those that follow the sharpness."""
         o, found = self.options, []
         for param, width, depth in self.sizes:
-            problem, count = self.work.problem(param, depth), o.seeds * len(o.learning_rates)
+            problem, count = self.problems[param, depth], o.seeds * len(o.learning_rates)
             found.append(estimate.Networks(problem, width, count, cells=count))
             if o.sharpness_seeds:
                 count, followed = o.sharpness_seeds, ("loss", sweep.sharpness(problem))
@@ -188,7 +194,7 @@ def prepare(options: Options) -> Sweep:
     config = {name: value for name, value in config.items() if name not in WHERE}
     prepared = Sweep(o, Work(base, scalings, o.seed, o.seeds, o.precision, o.curvature_samples, o.out or Path()), config)
     for param, width, depth in prepared.sizes:
-        build(prepared.work.problem(param, depth), width)  # raises here what it cannot be
+        build(prepared.problems[param, depth], width)  # raises here what it cannot be
     return prepared
 
 
