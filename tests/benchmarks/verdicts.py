@@ -1,18 +1,20 @@
-"""How often the verdicts on learning-rate transfer are right, over synthetic sweeps whose optimum is known.
+"""How often verdicts are right, on learning-rate transfer and on power laws, over synthetic data whose truth is known.
 
-    PYTHONPATH=. python tests/benchmarks/verdicts.py [--sets 200]
+    PYTHONPATH=. python tests/benchmarks/verdicts.py [--sets 200] [--only laws]
 
 Sweeps of four widths: mean log loss is a curve of log η0 with its minimum at 1.2 (N/90)^exponent; each network has 3 % noise of
 its own, and each seed a factor of 10 % that is the same at all learning rates.  (Verdicts on growth: coverage.py.)
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
 
 from comparisons.optimum import TOLERATED, analyse
+from comparisons.power_law import fit
 from comparisons.transfer import Options
 
 CURVES = {
@@ -67,9 +69,63 @@ def print_transfer(sets, seeds):
         print(f"{grid:<16}{curve:<20}{name:<30}{transfers:>10}{does_not:>10}{exponent:>13}{optimum:>12}", flush=True)
 
 
+# Power laws and what is none: a fluctuation is the law times a Gaussian number, a bias the law in the mean, of seeds that
+# scatter by ``SCATTER`` of it.
+
+FITTED_WIDTHS = 128.0 * 2.0 ** np.arange(5)
+LAWS = {
+    "N^-1": FITTED_WIDTHS**-1,
+    "3/N (1 + 30/N)": 3 / FITTED_WIDTHS * (1 + 30 / FITTED_WIDTHS),
+    "exp(-N/300)": np.exp(-FITTED_WIDTHS / 300),
+    "N^-1/2 + 0.05": FITTED_WIDTHS**-0.5 + 0.05,
+    "1, 2, 3, 2, 1": np.array([1.0, 2, 3, 2, 1]),
+}
+SCATTER = (0.01, 0.1, 0.6)
+
+
+def law_rows(sets, counts=(8, 32)):
+    """(law, errors, pairing, S), (no power law, fitted, −1 covered where fitted, median width of the interval)."""
+    for name, law in LAWS.items():
+        for pairing in ("unpaired", "paired"):
+            for count in counts:
+                z = _seeds(sets, count, paired=pairing == "paired")
+                yield (name, "fluctuation", pairing, count), _said("fluctuation", law[:, None] * z)
+                for scatter in SCATTER:
+                    errors = law[:, None] * (1 + scatter * z)
+                    yield (name, f"bias, seeds ± {scatter:g}", pairing, count), _said("bias", errors)
+    for count in counts:
+        errors = _seeds(sets, count, paired=False) * FITTED_WIDTHS[:, None] ** -0.5 + 0.05
+        yield ("N^-1/2 z + 0.05", "fluctuation", "unpaired", count), _said("fluctuation", errors)
+
+
+def _seeds(sets, count, paired):
+    drawn = np.random.default_rng(count).standard_normal((sets, 1 if paired else len(FITTED_WIDTHS), count))
+    return np.broadcast_to(drawn, (sets, len(FITTED_WIDTHS), count))
+
+
+def _said(kind, errors):
+    laws = [fit(FITTED_WIDTHS, one, kind=kind, resamples=400) for one in errors]
+    said, intervals = Counter(law.status for law in laws), [law.interval for law in laws if law.status == "fitted"]
+    covered = np.mean([low - 1e-9 <= -1 <= high + 1e-9 for low, high in intervals]) if intervals else np.nan
+    width = np.median([high - low for low, high in intervals]) if intervals else np.nan
+    return said["no power law"] / len(laws), said["fitted"] / len(laws), covered, width
+
+
+def print_laws(sets):
+    print(f"power laws and others, {sets} data sets a row")
+    print(f"{'law':<18}{'errors':<20}{'pairing':<10}{'S':>3}" + "   no power law   fitted   −1 covered   interval")
+    for (name, kind, pairing, count), numbers in law_rows(sets):
+        row = "".join(f"{'–' if np.isnan(n) else f'{n:.3f}':>{w}}" for n, w in zip(numbers, (15, 9, 13, 11), strict=True))
+        print(f"{name:<18}{kind:<20}{pairing:<10}{count:>3}{row}", flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--sets", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--only", choices=("transfer", "laws"))
     given = parser.parse_args()
-    print_transfer(given.sets, given.seeds)
+    if given.only != "laws":
+        print_transfer(given.sets, given.seeds)
+    if given.only != "transfer":
+        print_laws(given.sets)
