@@ -95,11 +95,11 @@ def test_a_polynomial_is_not_the_truth():
 def test_losses_over_decades_that_do_not_move_transfer():
     """Steeper than any polynomial, at all widths alike: its doubt is common to them, and the best rate is one of low loss."""
     widths, rates = [32, 64, 128], np.array([0.35, 0.5, 0.75, 1.1, 1.6, 2.4])
-    curve = np.where(rates > 0.75, 16, 8) * np.abs(np.log(rates / 0.75))
+    curve = np.where(rates > 0.75, 45, 10) * np.abs(np.log(rates / 0.75))
     noise = 0.03 * np.random.default_rng(0).standard_normal((1, 3, 4, 6))
     optima, (shift,) = analyse(xr.Dataset(
         {"final_loss": (("param", "width", "seed", "learning_rate"), np.exp(curve + noise)),
-         "initial_loss": (("param", "width", "seed"), np.full((1, 3, 4), 1e9))},
+         "initial_loss": (("param", "width", "seed"), np.full((1, 3, 4), 1e8))},
         {"param": ["mup"], "width": widths, "learning_rate": rates}, {"precision": "float64"}))  # fmt: skip
     assert shift.verdict == "transfers"
     assert all(o.final_loss < 1.2 and o.interval[0] < 0.75 < o.interval[1] for o in optima)
