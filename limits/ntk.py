@@ -33,6 +33,7 @@ from limits.problem import Problem, refuse_unknown_limit
 from limits.trajectory import Trajectory
 
 DENSE_ROWS = 500  # up to this size a matrix is decomposed, beyond it Lanczos (ARPACK, to rounding) takes over
+ROUNDING = 1e-12  # of the largest eigenvalue: two that are no farther apart are one, repeated
 LEFT_OPEN = {"hessian_trace": "that of its residual part stays random at every width"}
 DRAWS = 1024  # of f(0), for the law of the cross-entropy
 
@@ -221,10 +222,28 @@ def _dense(theta, root, rows, k):
 
 
 def _lanczos(theta, root, rows, k):
+    """A Krylov space holds one vector of each eigenspace, and further copies come into it by rounding only: hence other runs
+    orthogonal to what was found, each for one eigenvalue that takes the place of the least, until none is above that."""
+
     def apply(x):
         pushed = theta @ np.einsum("pce,pe->pc", root, x.reshape(root.shape[:2]))
         return np.einsum("pce,pc->pe", root, pushed).ravel()
 
-    start = np.random.default_rng(0).normal(size=rows)
-    found = eigsh(LinearOperator((rows, rows), apply, dtype=float), k, which="LA", v0=start, return_eigenvectors=False)
+    def outside(x):
+        return x - vectors @ (x @ vectors)
+
+    def leading(apply, count):
+        shifted = LinearOperator((rows, rows), lambda x: apply(x) + shift * x.ravel(), dtype=float)
+        values, vectors = eigsh(shifted, count, which="LA", v0=np.random.default_rng(0).normal(size=rows))
+        return values - shift, vectors
+
+    shift = np.trace(theta) / len(theta) or 1.0  # ARPACK fails where the first product is 0
+
+    found, vectors = leading(apply, k)
+    for _ in range(k):
+        (other,), vector = leading(lambda x: outside(apply(outside(x))), 1)
+        least = np.argmin(found)
+        if other <= found[least] + ROUNDING * found.max():
+            break
+        found[least], vectors[:, least] = other, outside(vector[:, 0])
     return np.sort(found)[::-1]

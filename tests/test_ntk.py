@@ -110,6 +110,26 @@ def test_cross_entropy_at_equal_logits_has_the_kernels_eigenvalues_many_times():
         np.testing.assert_allclose(limit["ntk_eigenvalues"][0], np.repeat(of_theta / P, 10)[:12], rtol=1e-10)
 
 
+PROJECTION = np.tile((np.eye(10) - 0.1) / np.sqrt(10), (60, 1, 1))  # the root of cross-entropy's curvature at f = 0
+
+
+def test_repeated_eigenvalues_of_large_matrices_are_counted():
+    """Nine copies of each: a Krylov space holds as many of them as rounding brings into it, in some matrices too few."""
+    for seed in range(10):
+        turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(60, 60)))[0]
+        theta = (turn / np.arange(1, 61)) @ turn.T
+        np.testing.assert_allclose(ntk._lanczos(theta, PROJECTION, 600, 8), np.full(8, 0.1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("equal", [1, 15, 60], ids=["all different", "identical samples", "all identical"])
+def test_large_matrices_of_few_different_eigenvalues(equal):
+    """Whose Krylov spaces are exhausted after as many products."""
+    blocks = np.kron(np.eye(60 // equal), np.ones((equal, equal)))
+    for theta, k in ((blocks, 3), (blocks, 12), (0 * blocks, 3)):
+        dense, found = (of(theta, PROJECTION, 600, k) for of in (ntk._dense, ntk._lanczos))
+        np.testing.assert_allclose(found, dense, atol=1e-11)
+
+
 def test_what_cross_entropy_has_learned_is_flat():
     limit = ntk.solve(a_problem(**CLASSES, num_steps=0), initial_outputs=1e4 * CLASSES["targets"])
     assert limit["loss"] == 0
