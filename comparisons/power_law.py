@@ -22,9 +22,10 @@ sees.  Both tests permute or average within whole seeds, which may be paired acr
 
 Beside the leading order there is a next one.  It bends the line by less than a few seeds show and yet moves the exponent by
 more than their error, so that an interval which is to cover must allow for one of some size (Armstrong & Kolesár 2018,
-Econometrica 86, 655): ``NEXT_ORDER`` of a bias, ``NEXT_ORDER_OF_SQUARES`` of a fluctuation.  Of an error that is a power law
-and nothing else these intervals therefore hold the exponent more often than they say.  A fluctuation whose next order is
-larger, and seen, has it fitted.  How often intervals cover: ``tests/benchmarks/coverage.py``.
+Econometrica 86, 655): ``NEXT_ORDER`` of a bias, of its prefactor at a held exponent too; ``NEXT_ORDER_OF_SQUARES`` of a
+fluctuation's exponent.  Of an error that is a power law and nothing else these intervals therefore hold the exponent more
+often than they say.  A fluctuation whose next order is larger, and seen, has it fitted.  How often intervals cover:
+``tests/benchmarks/coverage.py``.
 """
 
 from collections.abc import Callable
@@ -467,14 +468,14 @@ class _Means:
         return np.mean(misfits >= misfits[-1])
 
     def level(self, beta, confidence):
-        """Log prefactor and its interval, at an exponent that is given."""
-        weights = 1 / (self.variance * np.exp(-2 * beta * self.x) + (self.floor * np.exp(-beta * self.x)) ** 2)
+        """Log prefactor of the leading order and its interval, at an exponent that is given."""
+        weights = self._weights(beta).sum(axis=0)
         weights = weights / weights.sum()
-        values, of_measuring = weights @ self.over(beta), np.linalg.norm(weights * self.floor * np.exp(-beta * self.x))
+        values, of_others = weights @ self.over(beta), np.linalg.norm(self._others(beta) @ weights)
         values = values * np.sign(values.mean())
         critical = self._critical(confidence)
         error, low, high = _hall_limits(values, critical)
-        down, up = (np.hypot(error * t, critical * of_measuring) for t in (high, low))
+        down, up = (np.hypot(error * t, critical * of_others) for t in (high, low))
         return tuple(np.log(values.mean() + np.array([0, -min(down, values.mean()), up])) - beta * self.centre)
 
     def _critical(self, confidence):

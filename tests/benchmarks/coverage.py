@@ -99,7 +99,7 @@ def print_growth(sets):
 LAWS = {"fluctuation": (-0.5, 2.0), "bias": (-1.0, 3.0)}  # exponent, prefactor
 SPREAD = 1.0  # of the seeds, over the mean, of a bias: 0.5 … 2 in the main job, after the control variate
 NEXT = 30 / 128  # next order of a bias, relative to the leading one, at the narrowest width
-FITS = ("exponent", "its prefactor", "prefactor", "next order", "refused", "zero bias", "undecided")
+FITS = ("exponent", "its prefactor", "prefactor", "next order", "its held", "refused", "zero bias", "undecided")
 
 
 def deviating(kind, z, next_order=0.0, mean=1.0):
@@ -130,11 +130,13 @@ def fit_row(task) -> list[float]:
         return np.mean([law.status in statuses for law in found])
 
     free, held = laws(deviating(kind, z)), laws(deviating(kind, z), exponent=exponent)
-    more = [np.nan, np.nan]
+    more = 3 * [np.nan]
     if kind == "bias":
-        more = covered(laws(deviating(kind, z, NEXT)), "interval", exponent), said(laws(deviating(kind, z, mean=0.0)), "fitted")
+        bent, zero = deviating(kind, z, NEXT), deviating(kind, z, mean=0.0)
+        bent_held = covered(laws(bent, exponent=exponent), "prefactor_interval", prefactor)
+        more = covered(laws(bent), "interval", exponent), bent_held, said(laws(zero), "fitted")
     return [covered(free, "interval", exponent), covered(free, "prefactor_interval", prefactor),
-            covered(held, "prefactor_interval", prefactor), more[0], said(free, "no power law"), more[1],
+            covered(held, "prefactor_interval", prefactor), *more[:2], said(free, "no power law"), more[2],
             said(free, "too few seeds", "below noise floor")]  # fmt: skip
 
 
