@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from finite import lanczos
 from finite.curvature import Matvec, signs_like
 from finite.networks import Params
+from limits.precision import eigh
 
 
 class Density(NamedTuple):
@@ -59,7 +60,7 @@ def spectral_density(matvec: Matvec, like: Params, key: Array, *, probes: int = 
 
     def quadrature(key):
         alpha, beta = lanczos.tridiagonal(matvec, signs_like(key, like), steps)
-        nodes, vectors = jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))
+        nodes, vectors = eigh(jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))
         return Density(nodes, vectors[0] ** 2)
 
     return jax.lax.map(quadrature, jax.random.split(key, probes))

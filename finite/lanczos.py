@@ -28,6 +28,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from limits.precision import eigh
+
 BLOCK_ROWS = 16  # of the basis; larger blocks read more unused rows, smaller ones take longer to compile
 BREAKDOWN = 50  # a coupling β below so many units of rounding of |A| is noise: the Krylov space is exhausted
 ROUNDING = 8  # no value is claimed to be known better than so many units of rounding of |A|
@@ -444,12 +446,12 @@ def _combine(state, weights):
 def _eigh(matrix, m):
     """Eigenvalues, ascending, and vectors of a matrix that is diagonal beyond row m."""
     def leading(size, matrix):
-        theta, s = jnp.linalg.eigh(matrix[:size, :size])
+        theta, s = eigh(matrix[:size, :size])
         rest = jnp.diagonal(matrix)[size:]
         return jnp.append(theta, rest), jax.scipy.linalg.block_diag(s, jnp.eye(len(rest), dtype=s.dtype))
 
     sizes = [size for size in LEADING if size < len(matrix)]
-    branches = [*(partial(leading, size) for size in sizes), lambda matrix: tuple(jnp.linalg.eigh(matrix))]
+    branches = [*(partial(leading, size) for size in sizes), eigh]
     return lax.switch(sum(m > size for size in sizes), branches, matrix)
 
 

@@ -27,20 +27,15 @@ import numpy as np
 from jax.experimental.sparse.linalg import lobpcg_standard
 from jaxtyping import Array, Float
 
-from limits.precision import in_float64
+from limits.precision import eigh, in_float64
 
 DENSE_LIMIT = 1024  # above this dimension the top of a spectrum is found by LOBPCG instead of a full decomposition
 LOBPCG_GUARD = 6  # extra vectors of the iterated block: they speed it up and complete a multiplet cut by top_k
 LOBPCG_STEPS = 400
 
 
-# Decompositions of a batch wait for each other on the CPU's thread pool, and with two programs at once on two cores they
-# wait forever (jaxlib 0.10.2).  One matrix after the other, they are done where they stand.
-_eigh = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
-
-
 @jax.custom_jvp
-def _inverse(matrix):
+def _inverse(matrix):  # one after the other, as in ``eigh``
     return jax.custom_batching.sequential_vmap(jnp.linalg.inv)(matrix)
 
 
@@ -124,7 +119,7 @@ def gauss_newton_eigenvalues(state: OrderParameters, top_k: int) -> Float[Array,
     S_EE, _, S_VV = _blocks(state.gram, r)
     root = jnp.sqrt(state.kernel)
     fixed = root[:, None] * S_EE * root
-    values = jax.lax.map(lambda nu: _eigh(nu * jnp.diag(state.kernel) + fixed)[0], _eigh(S_VV)[0])
+    values = jax.lax.map(lambda nu: eigh(nu * jnp.diag(state.kernel) + fixed)[0], eigh(S_VV)[0])
     return _largest(values.ravel() / state.num_inputs, top_k)
 
 
@@ -174,7 +169,7 @@ def _closed_spectrum(state, columns):
     """(eigenvalues within the compressed network, cσ_i(G))."""
     closed, size = _closed_hessian(state, columns)
     bulk = state.residual_scale * jnp.linalg.svd(state.gradient, compute_uv=False)
-    return _eigh(jax.vmap(closed)(jnp.eye(size)))[0], bulk
+    return eigh(jax.vmap(closed)(jnp.eye(size)))[0], bulk
 
 
 def differentiable(state: OrderParameters, known: dict[str, Float[Array, "..."]]) -> dict[str, Float[Array, "..."]]:
@@ -212,7 +207,7 @@ def leading_eigenvalues(matrix: Float[Array, "n n"], k: int) -> Float[Array, " k
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _leading(k, matrix):
     """(values, vectors) of the k largest, and all of both as constants for the perturbation series."""
-    values, vectors = _eigh(matrix)
+    values, vectors = eigh(matrix)
     values, vectors = values[::-1], vectors[:, ::-1]
     return values[:k], vectors[:, :k], values, vectors
 
@@ -268,7 +263,7 @@ def _hessian_extremes(state, columns, spare, top_k):
     """(top_k largest, smallest) eigenvalues of the rescaled Hessian."""
     closed, size = _closed_hessian(state, columns)
     if size <= DENSE_LIMIT:
-        outliers = _eigh(jax.vmap(closed)(jnp.eye(size)))[0]
+        outliers = eigh(jax.vmap(closed)(jnp.eye(size)))[0]
         lowest = outliers[0]
     else:
         outliers = _lobpcg(closed, size, top_k)
@@ -305,7 +300,7 @@ def _closed_hessian(state, columns):
 
 def _factor(gram, columns):
     """F with FFᵀ = S and ``columns`` columns (S has no larger rank)."""
-    values, vectors = _eigh(gram)
+    values, vectors = eigh(gram)
     return vectors[:, -columns:] * jnp.sqrt(jnp.maximum(values[-columns:], 0.0))
 
 

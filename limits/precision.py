@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from functools import cache, wraps
 
 import jax
+import jax.numpy as jnp
 import scipy.linalg  # noqa: F401  loads the BLAS that JAX calls, before its threads are counted
 from threadpoolctl import ThreadpoolController
 
@@ -42,6 +43,18 @@ def in_float64(function):
             return jax.block_until_ready(function(*args, **kwargs))
 
     return wrapped
+
+
+def eigh(matrix):
+    """Eigenvalues, ascending, and vectors, of a symmetric JAX array; of a batch (``jax.vmap``) on a CPU one after the other.
+
+    There the decompositions of a batch wait for each other on the thread pool, and with two programs at once on two cores,
+    or one that is one of three threads, they wait forever (jaxlib 0.10.2).
+    """
+    return _one_by_one(matrix) if jax.default_backend() == "cpu" else tuple(jnp.linalg.eigh(matrix))
+
+
+_one_by_one = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
 
 
 @cache

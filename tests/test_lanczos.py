@@ -1,5 +1,6 @@
 """Lanczos against dense eigensolvers: the values, the verdict, and what is said about the error."""
 
+import re
 from functools import partial
 
 import jax
@@ -359,3 +360,14 @@ def test_what_converged_is_right_in_value_and_multiplicity(spectrum, seed, dtype
     found = solve(dense(spectrum, seed), dtype, seed=seed)
     assert found.converged.all()
     np.testing.assert_allclose(found.values, ends(dense(spectrum, seed), 3, 2), atol=4e-3)
+
+
+def test_decompositions_of_a_batch_are_done_one_after_the_other():
+    """On a CPU those of a batch can wait for each other for ever."""
+    def values(scale):
+        return extremes(lambda v: scale * jnp.arange(1.0, 31.0) * v, jnp.ones(30), top=2, max_matvecs=30).values
+
+    program = jax.jit(jax.vmap(values)).lower(jnp.arange(1.0, 4.0)).as_text()
+    shapes = re.findall(r"stablehlo.custom_call @lapack_\w*syevd\w*\(.*?: \(tensor<([\dx]+)xf", program)
+    assert shapes
+    assert all(shape.count("x") == 1 for shape in shapes)
