@@ -172,14 +172,15 @@ def extremes(
 
     def unfinished(carry):
         state, ritz, accepted = carry
-        open_ = jnp.isfinite(state.growth[2, 1]).any() | ~(ritz.errors <= jnp.maximum(ritz.limits, accepted)).all()
+        open_ = _undecided(state) | ~(ritz.errors <= jnp.maximum(ritz.limits, accepted)).all()
         return (state.m < ends.size) & (state.cut == 0) & jnp.isfinite(state.alpha).all() & open_
 
     def grow(carry):
         state, _, accepted = carry
         m, fewest = state.m, min(top + bottom + 1, ends.size)
         until = jnp.clip(m + jnp.clip((m - state.locked) // 4, 1, check_every), fewest, ends.size)
-        going = lambda state: (state.m < until) & (state.cut == 0)  # noqa: E731
+        more = lambda s: (s.m < until) | ((s.m < ends.size) & _undecided(s) & jnp.isfinite(s.alpha).all())  # noqa: E731
+        going = lambda state: more(state) & (state.cut == 0)  # noqa: E731
         state = lax.while_loop(going, partial(_extend, product, ends.sign), state)
         return state, _ritz(state, ends, rtol, atol), accepted
 
@@ -286,31 +287,46 @@ def _begin(v, ends):
 
 def _restart(state, ritz, runs, ends):
     """From a random vector orthogonal to the Ritz vectors kept, which come first and stay."""
-    count, zeros, written = jnp.minimum(state.m, ends.kept), jnp.zeros_like(state.alpha), _blocks(ends.kept + 1)
-    state = state._replace(locked=count)
+    zeros, written, lock = jnp.zeros_like(state.alpha), _blocks(ends.kept + 1), _locked(state, ritz, ends)
+    count, order = lock.sum(dtype=jnp.int32), jnp.argsort(~lock)
+    values, residuals = (jnp.where(lock, x, 0)[order] for x in (ritz.values, ritz.residuals))
+    weights = jnp.pad((jnp.eye(ends.kept, dtype=zeros.dtype) * lock)[:, order], ((0, ends.size - ends.kept), (0, 0)))
+    state = state._replace(basis=_combine(state._replace(m=jnp.minimum(state.m, ends.kept)), weights), locked=count)
     v = random_start(jax.random.key(ends.size + runs), state.current)
     v = lax.fori_loop(0, 2, lambda _, v: _project_out(state, v)[0], v)  # twice, lest little is left
     v = v / jnp.linalg.norm(v)
     exists = ~jnp.isnan(ritz.wanted)
-    values = jnp.where(exists, ends.sign * ritz.wanted, -jnp.inf)
-    levels = values + jnp.where(exists, jnp.stack([ritz.errors, jnp.maximum(ritz.errors, ritz.limits / 2)]), 0)
+    levels = jnp.where(exists, ends.sign * ritz.wanted, -jnp.inf)
+    levels = levels + jnp.where(exists, jnp.stack([ritz.errors, jnp.maximum(ritz.errors, ritz.limits / 2)]), 0)
     first = ends.outermost == np.arange(len(ends.sign))
     return state._replace(
         basis=(*_put(state.basis[:written], count, v), *state.basis[written:]),
         previous=jnp.zeros_like(v),
         current=v,
         m=count,
-        alpha=zeros.at[: ends.kept].set(ritz.values),
+        alpha=zeros.at[: ends.kept].set(values),
         beta=zeros,
         scale=_norm(state, state.alpha),
         cut=jnp.zeros_like(state.cut),
         omega=jnp.zeros_like(state.omega).at[1, count].set(1),
         again=jnp.asarray(False),
-        residuals=zeros.at[: ends.kept].set(ritz.residuals),
+        residuals=zeros.at[: ends.kept].set(residuals),
         coupling=jnp.zeros_like(state.coupling),
         levels=jnp.where(first, jnp.inf, levels),  # which has no copy that could be missed
         growth=jnp.ones_like(state.growth).at[0].set(0),
     )
+
+
+def _locked(state, ritz, ends):
+    """(kept,) which Ritz vectors are projected out: the wanted ones, and of the others those that are eigenvectors nearly.
+
+    Others contain eigenvectors that were missed, which then are none of the projected matrix.
+    """
+    place, exists = ends.wanted_of(jnp.minimum(state.m, ends.kept))
+    wanted = jnp.zeros(ends.kept, bool).at[place].max(exists, mode="drop")
+    spread = jnp.max(ritz.values) - jnp.min(ritz.values)
+    near = ritz.residuals**2 <= spread * jnp.min(ritz.limits, initial=jnp.inf, where=~jnp.isnan(ritz.limits))
+    return (wanted | near) & (jnp.arange(ends.kept) < state.m)
 
 
 def _extend(product, sign, state):
@@ -375,6 +391,11 @@ def _polynomials(state, sign, alpha, beta):
     more = jnp.where((after > 0) & (total > 0), total + after**2, -jnp.inf)
     enough = 2 / jnp.pi / MISSED**2 * state.current.size
     return jnp.stack([now, after, jnp.where((total == jnp.inf) | (more > enough), jnp.inf, more)])
+
+
+def _undecided(state):
+    """Whether it is open that there are further eigenvalues above the levels: to be seen without an eigenproblem."""
+    return jnp.isfinite(state.growth[2, 1]).any()
 
 
 def _overlaps(state, alpha, length, noise):
