@@ -241,11 +241,18 @@ def _polynomial(x, degree):
 
 
 def _lowest(coefficients, x) -> float | None:
-    """The place of a polynomial's lowest minimum between the first and the last of x."""
+    """The place of a polynomial's lowest minimum between the first and the last of x.
+
+    Where leading coefficients are rounding, roots are rough: Newton's steps make them exact.
+    """
     curve = Polynomial(coefficients)
-    places = [float(root.real) for root in curve.deriv(1).roots() if abs(root.imag) < 1e-9 and x[0] < root.real < x[-1]
-              and curve.deriv(2)(root.real) > 0]  # fmt: skip
-    return min(places, key=curve, default=None)
+    slope, bend = curve.deriv(1), curve.deriv(2)
+    places = np.array([root.real for root in slope.roots() if abs(root.imag) < 1e-9])
+    with np.errstate(all="ignore"):  # where nothing bends there is no minimum
+        for _ in range(2):
+            places = places - slope(places) / bend(places)
+        inside = (x[0] < places) & (places < x[-1]) & (bend(places) > 0)
+    return min(map(float, places[inside]), key=curve, default=None)
 
 
 def _bracketed(rates, losses, initial, floor, found, rng):

@@ -113,7 +113,7 @@ def agreement(sizes: np.ndarray, values: Float[np.ndarray, "sizes seeds"]) -> Ag
         return Agreement(**found, diverged=True)
     if np.ptp(values) == 0:
         return Agreement(**found, ratio=1.0, at_most=1.0, exponent=0.0, interval=(0.0, 0.0))
-    if np.min(mean) * np.max(mean) <= 0 or size.min() == 0:
+    if np.sign(mean).min() * np.sign(mean).max() <= 0 or size.min() == 0:
         return Agreement(**found, ratio=np.inf, at_most=np.inf)
     ratio = float(np.abs(mean).max() / np.abs(mean).min())
     law = linregress(np.log(np.repeat(sizes, size.shape[1])), np.log(size.ravel()))
@@ -153,9 +153,15 @@ def measure_growth(
 def growth_ratio(errors: Float[np.ndarray, "W S T"]) -> Float[np.ndarray, " T"]:
     """g of errors; infinite where the start has no error at all (the loss of NTP, given f(0))."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        magnitude = np.log(np.sqrt(np.mean(errors**2, axis=1)))
+        magnitude = np.log(np.sqrt(np.mean(_deviating(errors) ** 2, axis=1)))
         ratio = np.exp(np.mean(magnitude - magnitude[:, :1], axis=0))
     return np.where(np.isnan(ratio), 1.0, ratio)
+
+
+def _deviating(errors: Float[np.ndarray, "W S T"]) -> Float[np.ndarray, "V S T"]:
+    """Of the widths that deviate at all, in units of the largest: squares of anything fit into floats."""
+    unit = np.max(np.abs(errors), initial=0.0, where=np.isfinite(errors))
+    return errors[errors.any(axis=(1, 2))] / unit if unit else errors
 
 
 def largest_growth(errors: Float[np.ndarray, "W S T"]) -> tuple[float, tuple[float, float]]:
@@ -166,6 +172,7 @@ def largest_growth(errors: Float[np.ndarray, "W S T"]) -> tuple[float, tuple[flo
     ends hold at all steps at once, by the largest studentised distance.  Above the upper end it must be at the step of
     its maximum: there each step's own quantile does.  A percentile bootstrap of the maximum itself covers 9 to 93 %.
     """
+    errors = _deviating(errors)
     ratio = growth_ratio(errors)[1:]
     largest = float(ratio.max()) if ratio.size else 1.0
     if not errors[..., 1:].any() or np.isinf(largest):  # from, or to, no deviation at all

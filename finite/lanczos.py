@@ -118,7 +118,7 @@ class _State(NamedTuple):
     m: Array  # products so far, and locked vectors
     alpha: Array  # (M,) the diagonal
     beta: Array  # (M,) between v_j and v_{j+1}; 0 where the coupling was cut
-    scale: Array  # a bound of |A| from earlier runs; positive
+    scale: Array  # a bound of |A| from earlier runs; at first, squares of what is ε times it are as small as floats are
     cut: Array  # a bound of the couplings that were cut: positive once the space was exhausted
     omega: Array  # (2, M) estimates of v_{m-1}·v_k and v_m·v_k
     again: Array  # the vector after this one is to be orthogonalised too: the recurrence has two terms
@@ -273,7 +273,7 @@ def _begin(v, ends):
         m=jnp.zeros((), jnp.int32),
         alpha=zeros,
         beta=zeros,
-        scale=jnp.asarray(jnp.finfo(v.dtype).tiny / jnp.finfo(v.dtype).eps, v.dtype),
+        scale=jnp.asarray(float(v.size * jnp.finfo(v.dtype).tiny) ** 0.5 / jnp.finfo(v.dtype).eps, v.dtype),
         cut=jnp.zeros((), v.dtype),
         omega=jnp.stack([zeros, zeros.at[0].set(1)]),
         again=jnp.asarray(False),

@@ -61,6 +61,13 @@ def test_zero_and_something_have_no_ratio(values):
     assert verdict(agreement(SIZES, np.array(values))) == "undecided"
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("unit", [1e-300, -1e300])
+def test_agreement_has_no_units(unit):
+    values = np.random.default_rng(0).uniform(1, 1.02, (3, 4))
+    assert agreement(SIZES, unit * values).at_most == pytest.approx(agreement(SIZES, values).at_most)
+
+
 def test_one_network_of_each_size_shows_no_agreement():
     assert verdict(agreement(SIZES, np.array([[4.04], [4.38], [4.34]]))) == "undecided"
 
@@ -93,6 +100,14 @@ def test_growth_from_nothing_is_infinite():
     assert growth_ratio(errors)[1:].tolist() == [np.inf] * 3
     assert largest_growth(errors) == (np.inf, (np.inf, np.inf))
     assert largest_growth(np.zeros((3, 5, 4))) == (1, (1, 1))
+
+
+def test_growth_has_no_units_and_no_part_of_a_width_that_never_deviates():
+    errors = np.random.default_rng(0).normal(size=(3, 8, 4))
+    silent = np.concatenate([errors, np.zeros((1, 8, 4))])
+    for other in (1e-200 * errors, 1e200 * errors, silent):
+        np.testing.assert_allclose(growth_ratio(other), growth_ratio(errors))
+        np.testing.assert_allclose(np.hstack(largest_growth(other)), np.hstack(largest_growth(errors)))
 
 
 def test_growth_without_scatter_is_exact():

@@ -73,6 +73,12 @@ def test_the_minimum_of_a_polynomial_is_exact():
     np.testing.assert_allclose([found.place, found.scatter, found.error], [0.3, 0, 0], atol=1e-7)
 
 
+def test_the_minimum_of_a_parabola_is_exact_though_higher_powers_are_rounding():
+    x = np.log(2) * np.arange(-2.0, 3)
+    found = minimum(x, np.exp(0.3 * (x - 0.18) ** 2) * np.array([[1.0], [3.0], [0.2]]))
+    np.testing.assert_allclose([found.place, found.doubt], [0.18, 0], atol=1e-7)
+
+
 @pytest.mark.parametrize("points", [4, 5, 9])
 def test_the_error_of_a_minimum_is_the_jackknife_s(points):
     """Of many seeds, whose mean is the polynomial itself: there is nothing that they do not explain."""
