@@ -46,8 +46,11 @@ def network(widths, samples):
     return (params, x, y), hvp
 
 
-def candidates(data, hvp, max_matvecs):
-    """name -> function that returns (eigenvalues, products); compiled once, the data are arguments."""
+def candidates(data, hvp, max_matvecs, rtol=RTOL):
+    """name -> function that returns (eigenvalues, products); compiled once, the data are arguments.
+
+    Ours are NaN where they have not converged after ``max_matvecs`` products.
+    """
     params = data[0]
     start = random_start(jax.random.key(1), params)
     flat, unravel = ravel_pytree(start)
@@ -63,7 +66,7 @@ def candidates(data, hvp, max_matvecs):
 
     @jax.jit
     def ours(data, v):
-        found = extremes(lambda v: hvp(data, v), v, top=TOP, rtol=RTOL, max_matvecs=max_matvecs)
+        found = extremes(lambda v: hvp(data, v), v, top=TOP, rtol=rtol, max_matvecs=max_matvecs)
         return found.values, found.matvecs, found.converged
 
     @jax.jit
@@ -76,9 +79,7 @@ def candidates(data, hvp, max_matvecs):
 
     def run_ours():
         values, matvecs, converged = jax.device_get(ours(data, start))
-        if not converged.all():
-            print(f"ours: {int((~converged).sum())} values not converged after {matvecs} products")
-        return values, int(matvecs)
+        return np.where(converged, values, np.nan), int(matvecs)
 
     def run_scipy():
         calls = []
@@ -89,7 +90,7 @@ def candidates(data, hvp, max_matvecs):
 
         operator = scipy.sparse.linalg.LinearOperator((flat.size, flat.size), matvec, dtype=np.float32)
         values = scipy.sparse.linalg.eigsh(
-            operator, TOP, which="LA", tol=RTOL, v0=np.asarray(flat), return_eigenvectors=False
+            operator, TOP, which="LA", tol=rtol, v0=np.asarray(flat), return_eigenvectors=False
         )
         return np.sort(values)[::-1], len(calls)
 
