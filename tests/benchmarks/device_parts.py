@@ -653,6 +653,7 @@ def sharded():
 def _run_tests(report, chosen):
     """The package's own tests of training, Lanczos and curvature, in this process, on this device."""
     os.environ["SUPERCONSISTENCY_UNCHECKED"] = "1"  # shapes and types are checked where beartype is
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # what is installed there is not ours to load
     os.chdir(ROOT)
     passed, left_out = [], []
 
