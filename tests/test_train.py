@@ -29,6 +29,7 @@ from finite.networks.resmlp import resmlp
 from finite.observe import Program
 from finite.side_by_side import Plan, footprint
 from finite.train import train
+from limits import solve
 from limits.parametrization import gauge, output_multiplier, scaling
 from limits.precision import computing
 from limits.problem import Problem, minibatches
@@ -572,6 +573,42 @@ def test_a_readouts_eigenvalues_occur_once_for_every_output():
     for name in options["observables"]:
         np.testing.assert_allclose(found[name][0], np.repeat(single[name][0], 3)[:7], rtol=1e-3)
         assert (found.error(name) <= 1e-3 * found[name]).all()
+
+
+@pytest.mark.parametrize(("outputs", "top_k"), [(3, 3), (10, 20)])
+def test_repeated_eigenvalues_of_a_readout_are_those_of_the_dense_kernel(outputs, top_k):
+    """Width 200, random data, several networks side by side: H = r JJᵀ/P, J the derivative by the readout, r its rate."""
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(12, 5)), rng.normal(size=(12, outputs))
+    problem = Problem(inputs=X, targets=Y, model="mlp2", trained="readout", num_steps=0, top_k=top_k)
+    network, names = build(problem, 200), ["hessian_eigenvalues", "ntk_eigenvalues"]
+    found = train(problem, network, keys(3), observables=names, precision="float64", vectorized=True)
+    for key, one in zip(keys(3), found, strict=True):
+        with jax.enable_x64(True):
+            params = jax.tree.map(lambda w: jnp.asarray(w, float), network.init(key))
+            jacobian = jax.jacobian(lambda v: network.apply(params | {"readout": v}, jnp.asarray(X)))(params["readout"])  # noqa: B023
+            J = np.asarray(jacobian).reshape(12 * outputs, -1)
+        dense = network.numbers("learning_rate")["readout"] * np.linalg.eigvalsh(J @ J.T / 12)[::-1][:top_k]
+        for name in names:
+            np.testing.assert_allclose(one[name][0], dense, rtol=1e-3)
+            assert (np.abs(one[name][0] - dense) <= one.error(name)[0] + 1e-12).all()
+            assert (one.error(name)[0] <= 1.01e-3 * dense).all()
+    limit = solve(problem)["hessian_eigenvalues"][0]
+    mean = np.mean([one["hessian_eigenvalues"][0] for one in found], axis=0)
+    np.testing.assert_allclose(mean[:outputs], limit[:outputs], rtol=0.3)  # 3 networks, 5/sqrt(200) of a deviation
+
+
+def test_identical_samples_repeat_no_eigenvalue():
+    """Twelve samples, four of them different: of the Hessian of a readout four eigenvalues per output, and zeros."""
+    rng = np.random.default_rng(1)
+    X, Y = (np.tile(rng.normal(size=(4, n)), (3, 1)) for n in (5, 2))
+    problem = Problem(inputs=X, targets=Y, model="mlp2", trained="readout", num_steps=0, top_k=10)
+    few = replace(problem, inputs=X[:4], targets=Y[:4])
+    options = {"observables": ["hessian_eigenvalues", "ntk_eigenvalues"], "precision": "float64"}
+    (all_of_them,), (different,) = (train(p, mlp(p, 50), keys(1), **options) for p in (problem, few))
+    for name in options["observables"]:
+        np.testing.assert_allclose(all_of_them[name][0], different[name][0], rtol=2e-3, atol=1e-9)
+    np.testing.assert_allclose(all_of_them["hessian_eigenvalues"][0], all_of_them["ntk_eigenvalues"][0], rtol=1e-3, atol=1e-9)
 
 
 def test_spectra_end_in_exact_zeros():
