@@ -273,7 +273,7 @@ def _begin(v, ends):
         m=jnp.zeros((), jnp.int32),
         alpha=zeros,
         beta=zeros,
-        scale=jnp.asarray(float(v.size * jnp.finfo(v.dtype).tiny) ** 0.5 / jnp.finfo(v.dtype).eps, v.dtype),
+        scale=jnp.asarray(np.sqrt(float(v.size * jnp.finfo(v.dtype).tiny)) / jnp.finfo(v.dtype).eps, v.dtype),
         cut=jnp.zeros((), v.dtype),
         omega=jnp.stack([zeros, zeros.at[0].set(1)]),
         again=jnp.asarray(False),

@@ -103,8 +103,8 @@ def against_time(axis: Axes, errors: xr.DataArray, widths: np.ndarray) -> None:
     for width, color in plots.colors(widths):
         if width not in later.width.values:  # the reference
             continue
-        axis.plot(later.step, np.sqrt((later.sel(width=width) ** 2).mean("seed")), color=color, marker="o", markersize=3,
-                  linestyle="")  # fmt: skip
+        gap = np.sqrt((later**2).mean("seed")).sel(width=width)
+        axis.plot(later.step, gap, color=color, marker="o", markersize=3, linestyle="")
         enough = late.sizes["step"] >= power_law.FEWEST_WIDTHS
         gaps = late.sel(width=width).transpose("step", "seed").values
         law = power_law.fit(late.step.values, gaps) if enough else power_law.refused("too few widths")

@@ -23,6 +23,7 @@ from finite import curvature
 from finite import observe as observing
 from finite import train as training
 from finite.data import digits
+from finite.networks.build import build
 from finite.networks.conv import conv
 from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
