@@ -12,7 +12,7 @@ from typing import ClassVar, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from comparisons.records import Damaged, Refused, Unwritten
+from comparisons.records import Damaged, Refused, Unwritten, provenance
 from limits.arguments import read, stop
 
 Options = TypeVar("Options")
@@ -30,6 +30,7 @@ def run(options: type[Options], command: Callable[[Options], None], prog: str, a
     _say_once(prog)
     try:
         with _interruptible(prog):
+            provenance()  # raises where JAX has no device, before anything asks for it
             command(parsed)
             sys.stdout.flush()
     except BrokenPipeError:  # `… | head` has read enough

@@ -30,6 +30,7 @@ PRODUCTS = 30  # of a Lanczos run, most of which start from their last eigenvect
 COMPILING = 5.0  # seconds for what one size needs
 OVERHEAD = 1e-4  # seconds of a gradient or a product, however small
 NUMBERS = 1 / 32  # made per second by what is no matrix product, over the additions and multiplications of one that is
+TRIALS = 20  # products of a measurement, about 10 ms each
 LONG, LARGE = 600.0, 0.5  # seconds, and part of the memory, from which a job says so
 
 
@@ -172,7 +173,7 @@ def _jaxpr(value):
 
 @cache
 def products_per_second(side: int = 1024) -> float:
-    """Additions and multiplications of a matrix product in float32, the best of three."""
+    """Additions and multiplications of a matrix product in float32; the best of many, for others may use the processor too."""
     matrix, product = jnp.ones((side, side), jnp.float32), jax.jit(lambda a: a @ a)
     product(matrix).block_until_ready()
 
@@ -181,7 +182,7 @@ def products_per_second(side: int = 1024) -> float:
         product(matrix).block_until_ready()
         return time.perf_counter() - started
 
-    return 2 * side**3 / min(seconds() for _ in range(3))
+    return 2 * side**3 / min(seconds() for _ in range(TRIALS))
 
 
 def memory() -> float | int:

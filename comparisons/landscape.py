@@ -181,9 +181,10 @@ def prepare(options: Options) -> Run:
     if o.steps < 1:
         raise ValueError(f"{o.steps} steps: at least 1 is needed")
     runs.check_interval(o.measure_every, o.steps)
-    unknown = [name for name in o.observables if name not in STORED]
-    if unknown or not o.observables:
-        raise ValueError(f"unknown observable {' '.join(unknown) or 'none'!r}; known: {', '.join(STORED)}")
+    runs.check_distinct("observables", o.observables, 1)
+    known = [name for name in STORED if name not in DENSITY]
+    if unknown := [name for name in o.observables if name not in known]:
+        raise ValueError(f"unknown observable {' '.join(unknown)!r}; known: {', '.join(known)}; --density for the density")
     usual = tuple(7.0 if param == "ntp" else 0.5 for param in o.param)
     rates = o.learning_rate * (len(o.param) // max(len(o.learning_rate), 1)) or usual
     base = o.problem(parametrization=o.param[0], learning_rate=rates[0], depth=o.depths[0])

@@ -70,7 +70,7 @@ class DataOptions:
         for name, value in given.items():
             _check_numbers(name, value)
         options = replace(self, **given)
-        options = options if options.data else replace(options, data=options.usual_data)
+        options = replace(options, data=options.usual_data) if options.data is None else options
         _check_effects(options)
         return options
 
@@ -138,7 +138,7 @@ class DataOptions:
             return read_npz(path)
         if self.suffix == ".gz" or _holds_cifar10(path):
             return cifar10(path)
-        if path.is_dir():
+        if self.data and path.is_dir():
             return read_folder(path, self.image_size)
         raise ValueError(f"unknown data {self.data!r}; known: gaussian, digits, patches10, plays, a file that ends in .npz "
                          "or .txt, a folder of images, or CIFAR-10's binary version")  # fmt: skip

@@ -99,7 +99,8 @@ def read_arrays(path: str | Path, names: tuple[str, ...], optional: tuple[str, .
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
-                raise DataError(f"{path}: one array without a name, wanted an .npz file with {' and '.join(names)}")
+                wanted = f" with {' and '.join(names)}" if names else ""
+                raise DataError(f"{path}: one array without a name, wanted an .npz file of several{wanted}")
             absent = [name for name in names if name not in loaded]
             if absent:
                 raise DataError(f"{path}: no array {' or '.join(absent)}; it has {', '.join(loaded) or 'none'}")

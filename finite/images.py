@@ -165,7 +165,7 @@ def read_folder(path: str | Path, size: int | None = None) -> Images:
     and classes lie side by side.  MemoryError where ``size`` makes them too large.
     """
     if size is not None and size < 1:
-        raise ValueError(f"size {size} must be at least 1")
+        raise ValueError(f"image size {size} must be at least 1")
     root = Path(path)
     halves = _halves(root)
     classes = _subfolders(halves[0])
@@ -226,7 +226,9 @@ def _halves(root):
         raise DataError(f"{root / splits[TRAIN][0]}: no subfolders, wanted one per class")
     beside = [root / name for name in (*splits[TEST], *splits[VALIDATION])]
     labelled = [folder for folder in beside if _subfolder_names(folder)]
-    _name_skipped(root, [folder for folder in beside if folder not in labelled[:1]])
+    _name_skipped(root, [folder for folder in beside if folder not in labelled])
+    for folder in labelled[1:]:
+        LOG.info("%s: passed over %s, for there is %s", root, folder.name, labelled[0].name)
     return [root / splits[TRAIN][0], *labelled[:1]]
 
 

@@ -14,6 +14,11 @@ import tyro
 import limits
 
 Options = TypeVar("Options")
+COMPLAINTS = {  # about a value, and what is wanted instead
+    r"invalid literal for int\(\) with base 10: '(.*)'": "an integer",
+    "could not convert string to float: '(.*)'": "a number",
+    r"(?:no type matching .* instantiated from|Could not find valid parse for arguments:) \[(.*?)\].*": "what --help says",
+}
 
 
 def read(options: type[Options], program: str, arguments: Sequence[str] | None = None) -> Options:
@@ -33,7 +38,7 @@ def read(options: type[Options], program: str, arguments: Sequence[str] | None =
     except SystemExit as end:
         if not end.code:
             raise
-    statement = _first_statement(complaint.getvalue())
+    statement = _plainly(_first_statement(complaint.getvalue()))
     stop(program, f"{statement}{_meant(options, statement)}; see {program} --help")
 
 
@@ -49,6 +54,13 @@ def _first_statement(box: str) -> str:
     rules = [number for number, line in enumerate(lines) if re.fullmatch("[─╰╯-]{5,}", line)]
     first = rules[0] == 0  # without box characters the title has a line of its own, and a rule below
     return " ".join(" ".join(lines[first : rules[first]]).split()).rstrip(".")
+
+
+def _plainly(statement: str) -> str:
+    """What cannot be read, and what would be, in place of what Python and tyro say of it."""
+    for complaint, wanted in COMPLAINTS.items():
+        statement = re.sub(rf"^Error parsing (--\S+): {complaint}$", rf"\1 \2: wanted {wanted}", statement)
+    return statement
 
 
 def _meant(options, statement):

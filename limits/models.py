@@ -19,6 +19,7 @@ from limits import activations
 READS = {"perceptron": "vectors", "conv": "images", "convnet": "images", "vit": "images", "gpt": "tokens"}  # by family
 POOLINGS = ("max", "average")
 NAMED = ("mlp", "resmlp", "conv", "convnet", "resconvnet", "vit", "gpt")
+DEEPEST = 1000  # layers of a plain network, which are compiled one by one
 KNOWN = f"linear2, linear3, …, mlp2, mlp3, …, {', '.join(NAMED)}"
 
 
@@ -66,8 +67,11 @@ def read_model(
     for what, size in (("depth", depth), ("block size", block_size)):
         if size < 1:
             raise ValueError(f"{what} {size} must be at least 1")
+    deep = int(numbered[2]) - 1 if numbered else depth
+    if deep > DEEPEST and (numbered or name in ("mlp", "convnet")):
+        raise ValueError(f"{deep} layers: wanted at most {DEEPEST}; the many blocks of residual networks are one loop")
     if numbered:
-        return Model("plain", int(numbered[2]) - 1, "linear" if numbered[1] == "linear" else activation)
+        return Model("plain", deep, "linear" if numbered[1] == "linear" else activation)
     return {
         "mlp": Model("plain", depth, activation),
         "resmlp": Model("residual", depth, activation, block_size),

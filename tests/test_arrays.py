@@ -116,7 +116,7 @@ HUGE = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f8', 'fortran_order': False, 's
         (lambda path: path.write_text("1,2,3\n4,5,6\n"), "cannot be read"),
         (lambda path: path.write_bytes(pickle.dumps({"inputs": X})), "pickled objects"),
         (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)), "cannot be read"),
-        (nameless, "one array without a name"),
+        (nameless, "one array without a name, wanted an .npz file of several with inputs and targets$"),
         (truncated, "cannot be read"),
         (flipped, "cannot be read"),
         (member("inputs", "text"), "hold no numbers"),

@@ -56,6 +56,34 @@ def test_an_unknown_option_says_what_is_near(main, capsys):
     assert ": did you mean --loss?; see python -m " in line
 
 
+@pytest.mark.parametrize(
+    ("main", "words", "line"),
+    [
+        (convergence.main, ["--steps", "1e3"], "--steps 1e3: wanted an integer"),
+        (convergence.main, ["--richness", "x"], "--richness x: wanted a number"),
+        (convergence.main, ["--batch-size", "many"], "--batch-size 'many': wanted what --help says"),
+        (convergence.main, ["--widths", "8", "1.5"], "--widths '8', '1.5': wanted what --help says"),
+        (convergence.main, ["--data", ""], "unknown data ''; known: gaussian"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(main, words, line, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"{convergence.PROGRAM}: {line}")
+
+
+def test_a_device_is_looked_for_first(monkeypatch, capsys):
+    def devices():
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", devices)
+    records.provenance.cache_clear()
+    assert ended(raising(AssertionError())) == 2
+    assert capsys.readouterr().err.startswith("prog: JAX finds no device with JAX_PLATFORMS=cuda")
+
+
 def test_an_option_that_nothing_is_near(capsys):
     assert ended(raising(None), "--zzz") == 2
     assert capsys.readouterr().err == "prog: Unrecognized options: --zzz; see prog --help\n"

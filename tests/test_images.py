@@ -281,7 +281,7 @@ def test_what_is_passed_over_is_named(tmp_path, caplog):
     with caplog.at_level("INFO", "finite"):
         found = read_folder(tmp_path)
     assert (len(found.train_images), len(found.test_images), found.classes) == (3, 3, NAMES)
-    assert caplog.messages == [f"{tmp_path}: passed over validation, no pictures of a class",
+    assert caplog.messages == [f"{tmp_path}: passed over validation, for there is test",
                                f"{tmp_path}: passed over readme.md, no pictures of a class",
                                f"{tmp_path / 'Train' / 'a'}: passed over 2.raw, no pictures of a class"]  # fmt: skip
 
@@ -360,5 +360,5 @@ def test_folders_without_classes_or_pictures_are_named(make, line, tmp_path):
 def test_no_such_folder_and_no_such_size(tmp_path):
     with pytest.raises(DataError, match="absent: no such folder"):
         read_folder(tmp_path / "absent")
-    with pytest.raises(ValueError, match="size 0 must be at least 1"):
+    with pytest.raises(ValueError, match="image size 0 must be at least 1"):
         read_folder(tmp_path, size=0)

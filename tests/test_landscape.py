@@ -162,6 +162,9 @@ def test_a_divergence_is_a_result(tmp_path):
     [
         ({"learning_rate": (0.5, 1.0, 2.0)}, "3 learning rates for 2 parametrizations"),
         ({"measure_every": 3}, "measure-every 3: wanted a divisor of the 8 steps"),
+        ({"observables": ()}, "observables none: wanted at least 1"),
+        ({"observables": ("loss", "loss")}, "observables loss loss: wanted at least 1, positive, none twice"),
+        ({"observables": ("density_nodes",)}, "unknown observable 'density_nodes'; known: loss"),
         ({"observables": ("sharp",)}, "unknown observable 'sharp'; known: loss, hessian_eigenvalues"),
         ({"curvature_samples": 0}, "curvature-samples 0 must be at least 1"),
         ({"widths": (8,)}, "widths 8: wanted at least 2"),

@@ -39,6 +39,8 @@ def test_names(name, options, model):
         ("mlp3", {"activation": "sine"}, "unknown activation 'sine'; known: linear, relu"),
         ("resmlp", {"depth": 0}, "depth 0 must be at least 1"),
         ("resmlp", {"block_size": 0}, "block size 0 must be at least 1"),
+        ("mlp1002", {}, "1001 layers: wanted at most 1000"),
+        ("convnet", {"depth": 1001}, "1001 layers: wanted at most 1000"),
     ],
 )
 def test_refusals(name, options, message):
