@@ -162,8 +162,7 @@ def test_a_divergence_is_a_result(tmp_path):
     [
         ({"learning_rate": (0.5, 1.0, 2.0)}, "3 learning rates for 2 parametrizations"),
         ({"measure_every": 3}, "measure-every 3: wanted a divisor of the 8 steps"),
-        ({"observables": (), "curvature_samples": 256}, "observables none: wanted at least 1"),
-        ({"observables": ("loss", "loss")}, "observables loss loss: wanted at least 1, positive, none twice"),
+        ({"observables": ("sharp", "sharp")}, "observables sharp sharp: wanted at least 1, positive, none twice"),
         ({"observables": ("density_nodes",)}, "unknown observable 'density_nodes'; known: loss"),
         ({"observables": ("sharp",)}, "unknown observable 'sharp'; known: loss, hessian_eigenvalues"),
         ({"curvature_samples": 0}, "curvature-samples 0 must be at least 1"),
