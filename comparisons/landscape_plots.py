@@ -58,7 +58,7 @@ def panel(axis: Axes, values: xr.DataArray, edge: float = np.nan) -> None:
     for size, color in plots.colors(values[letter].values):
         there = values.sel({letter: size})
         mean, low, high = (reduced("seed", skipna=False) for reduced in (there.mean, there.min, there.max))
-        axis.plot(values.step, mean, color=color)  # ends where one diverges: those that are left are others on average
+        plots.against_step(axis, mean, color)  # ends where one diverges: those that are left are others on average
         axis.fill_between(values.step, low, high, color=color, alpha=0.2, linewidth=0)
     if ((values > 0) | values.isnull()).all() and values.notnull().any():
         plots.logarithmic(axis)

@@ -33,7 +33,7 @@ LIMIT = {"color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 5}
 PANEL = (2.9, 2.7)  # inches
 HUGE = 1e100  # what is larger has diverged; from 1e300 on matplotlib's own arithmetic overflows
 DECADES = 30  # of a logarithmic axis at most: below that is rounding
-FAR = 6  # times as high as the curves, or as low, an edge is told in words
+FAR = {"linear": 2, "log": 6}  # times as high as the curves, or as low, an edge is told in words: a line would flatten them
 SHORTEST, FILLED = 12, 0.98  # characters of a line of a title, and how much of its room it may fill
 
 
@@ -71,7 +71,7 @@ def dynamics(dataset: xr.Dataset, edge_of_stability: float, title: str) -> Figur
         for width, color in colors(dataset.width.values):
             one = values.sel(width=width)
             mean, spread = one.mean("seed"), one.std("seed")
-            axis.plot(dataset.step, mean, color=color)
+            against_step(axis, mean, color)
             axis.fill_between(dataset.step, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
         limit = limit_component(dataset, name, selection)
         if limit is not None:
@@ -126,7 +126,7 @@ def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: 
         magnitude = np.sqrt((errors**2).mean("seed"))
         for width, color in colors(dataset.width.values):
             if width in magnitude.width.values:
-                axis.plot(dataset.step, magnitude.sel(width=width), color=color)
+                against_step(axis, magnitude.sel(width=width), color)
         found = next(g for g in grown if g.observable == name and g.rank in (None, 1))
         axis.set(xlabel="step", ylabel=f"rms deviation of {_label(name)}")
         logarithmic(axis)
@@ -219,6 +219,14 @@ def drawable(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.map(lambda values: values.where(abs(values) < HUGE) if values.dtype.kind == "f" else values, keep_attrs=True)
 
 
+def against_step(axis: Axes, values: xr.DataArray, color) -> None:
+    """A line; of a single value, after which all has diverged, a point, on an axis of all steps."""
+    lone = int(values.notnull().sum()) == 1
+    axis.plot(values.step, values, color=color, marker="o" if lone else None, markersize=3.5)
+    if lone and (last := int(values.step[-1])) > 0:
+        axis.set_xlim(-0.02 * last, 1.02 * last)
+
+
 def logarithmic(axis: Axes, bottom: float = 0.0) -> None:
     """A logarithmic y axis, from ``bottom`` on and ``DECADES`` long at most; where nothing above zero is drawn it says so."""
     drawn = np.concatenate([np.empty(0), *(np.asarray(line.get_ydata(), float) for line in axis.lines)])
@@ -296,8 +304,8 @@ def mark_edge(axis: Axes, height: float) -> None:
     """The line 2/η0, if it is near enough not to squash the curves; else its height in words.  Nothing if there is none."""
     if not np.isfinite(height):
         return
-    low, top = axis.get_ylim()
-    if top / FAR < height < FAR * top:
+    (low, top), far = axis.get_ylim(), FAR[axis.get_yscale()]
+    if top / far < height < far * top:
         axis.axhline(height, **EDGE)
         axis.set_ylim(min(low, height / 1.2), max(top, 1.2 * height))
     else:

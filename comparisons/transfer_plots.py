@@ -75,7 +75,7 @@ def sharpness(axis: Axes, one: xr.Dataset) -> None:
         values = there["sharpness"].dropna("seed", how="all")
         if values.sizes["seed"]:
             mean, low, high = (reduced("seed", skipna=False) for reduced in (values.mean, values.min, values.max))
-            axis.plot(one.step, mean, color=color)
+            plots.against_step(axis, mean, color)
             axis.fill_between(one.step, low, high, color=color, alpha=0.15, linewidth=0)
         if np.isfinite(edge := float(there["edge_of_stability"])):
             axis.axhline(edge, color=color if len(edges) > 1 else "gray", **EDGE)
@@ -96,8 +96,9 @@ def _drawable(loss, top):
 
 
 def loss_range(dataset: xr.Dataset) -> tuple[float, float]:
-    """A little below the lowest mean that is not zero, and above the start, by more where the losses span more."""
-    mean, start = dataset["final_loss"].mean("seed").values, float(dataset["initial_loss"].mean("seed").max())
+    """A little below the lowest mean, or limit, that is not zero, and above the start, by more where the losses span more."""
+    drawn = [dataset["final_loss"].mean("seed"), *(dataset[name] for name in ("final_loss_limit",) if name in dataset)]
+    mean, start = np.concatenate([one.values.ravel() for one in drawn]), float(dataset["initial_loss"].mean("seed").max())
     bottom = max(float(np.min(mean, where=mean > 0, initial=start)) / 2, 1e-18 * start)
     return bottom, start * float(np.clip((start / bottom) ** 0.15, 1.5, 10.0))
 
@@ -128,6 +129,7 @@ def legend(dataset: xr.Dataset) -> list[Line2D]:
         handles.append(Line2D([], [], color=color, label=", ".join(size)))
     if "final_loss_limit" in dataset:
         handles.append(Line2D([], [], label=r"$N\to\infty$", **plots.LIMIT))
+    handles.append(plots.band("middle half of the seeds" + ("; below, all" if "sharpness" in dataset else "")))
     handles.append(Line2D([], [], color="gray", marker="v", markersize=4, linestyle="", label="optimum"))
     if "sharpness" in dataset:
         handles.append(Line2D([], [], color="gray", label=dataset["edge_of_stability"].attrs["symbol"], **EDGE))

@@ -134,3 +134,12 @@ def labels(low, high):
 def test_short_axes_have_plain_numbers_and_long_ones_powers():
     assert {"0.5", "1", "2"} <= labels(0.3, 3)
     assert "$\\mathdefault{10^{0}}$" in labels(1e-6, 10)
+
+
+def test_what_diverges_at_once_is_a_point():
+    one = measured(dict.fromkeys(("loss", "hessian_eigenvalues", "ntk_eigenvalues"), "usual"), 0)
+    diverged = one.where(one.step == 0)
+    for axis in drawn(plots.dynamics(diverged, 4.0, "a title")).axes:
+        points = [line for line in axis.lines if line.get_marker() == "o"]
+        assert len(points) == len(WIDTHS)
+        assert axis.get_xlim()[1] >= STEPS[-1]
