@@ -269,7 +269,7 @@ def table(measured, grown, comparison: Comparison, unstable_after: int | None, s
     lines += ["", "super consistency: largest growth of the deviation from its start, and what late values of all widths do"]
     for growth in grown:
         if growth.observable in plots.SHOWN and growth.rank in (None, 1):
-            late = f"late × {growth.late.ratio:.3g}, ∝ N^{growth.late.exponent:+.2f}"
+            late = f"late × {_number(growth.late.ratio, '.3g')}, ∝ N^{_number(growth.late.exponent, '+.2f')}"
             lines.append(f"{_short_name(growth.observable):<16}× {plots.largest(growth):<22} {late:<26} {growth.verdict}")
     if unstable_after is not None:
         lines += ["", f"the limit crosses the edge of stability at step {unstable_after}: no exponents after it"]

@@ -142,11 +142,15 @@ def _leeway(logs: Float[np.ndarray, "sizes seeds"]) -> float:
 def measure_growth(
     dataset: xr.Dataset, reference: str, prediction: Prediction | None, unstable_after: int | None
 ) -> list[Growth]:
-    """The growth of every observable.  Steps past the edge of stability, and diverged ones, are left out."""
-    stable = np.isfinite(dataset["loss"].values).all(axis=(0, 1))
-    if unstable_after is not None:
-        stable &= dataset.step.values <= unstable_after
-    return [_growth(dataset.isel(step=np.flatnonzero(stable)), *component, reference, prediction)
+    """The growth of every observable.  Steps past the edge of stability, and diverged ones, are left out.
+
+    Where they leave nothing after the start there is no growth to judge, and the verdict says which of the two it was.
+    """
+    finite = np.isfinite(dataset["loss"].values).all(axis=(0, 1))
+    stable = finite & (dataset.step.values <= (np.inf if unstable_after is None else unstable_after))
+    needed = min(2, len(finite))
+    why = None if stable.sum() >= needed else "diverged" if finite.sum() < needed else "past the edge of stability"
+    return [_growth(dataset.isel(step=np.flatnonzero(stable)), *component, reference, prediction, why)
             for component in components(dataset)]  # fmt: skip
 
 
@@ -213,14 +217,14 @@ def _log_growth(squares: Float[np.ndarray, "W S T"], counts: Float[np.ndarray, "
     return log_g, error
 
 
-def _growth(dataset, name, rank, selection, reference, prediction):
+def _growth(dataset, name, rank, selection, reference, prediction, why):
     errors = deviations(dataset, name, selection, reference, "fluctuation").values
     values = dataset[variable(name)].sel(selection).transpose("width", "seed", "step").values
     at_the_end = values[..., late_steps(dataset.step.values)]
     without_end = np.full(at_the_end.shape[:2], np.nan)  # diverged before the first step
     late = agreement(dataset.width.values, at_the_end.mean(axis=2) if at_the_end.size else without_end)
     largest, interval = largest_growth(errors)
-    predicted, said = _predicted(dataset, name, selection, prediction), verdict(late, interval)
+    predicted, said = _predicted(dataset, name, selection, prediction), why or verdict(late, interval)
     return Growth(name, rank, dataset.step.values.tolist(), growth_ratio(errors).tolist(), predicted,
                   largest, interval, late, said)  # fmt: skip
 
@@ -228,6 +232,8 @@ def _growth(dataset, name, rank, selection, reference, prediction):
 def _predicted(dataset, name, selection, prediction):
     if prediction is None or variable(name) not in prediction:
         return None
+    if not len(dataset.step):
+        return []
     std = prediction[variable(name)].std[: len(dataset.step)]
     if selection:
         std = std[:, selection["rank"] - 1 if "rank" in selection else int(selection["edge"] == "lower")]

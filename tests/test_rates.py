@@ -117,6 +117,18 @@ def test_growth_stops_at_the_edge():
     assert measure_growth(made_up(3.0), "theory", None, 4)[0].steps == [0, 4]
 
 
+@pytest.mark.parametrize(
+    ("first", "unstable_after", "said"),
+    [(0, None, "diverged"), (1, None, "diverged"), (3, 0, "past the edge of stability"), (3, -1, "past the edge of stability")],
+)
+def test_without_a_step_after_the_start_there_is_no_growth_to_judge(first, unstable_after, said):
+    """``first``: the step before which networks diverge."""
+    dataset = made_up()
+    dataset = dataset.where(dataset.step < STEPS[first] if first < 3 else True)
+    grown = measure_growth(dataset.assign_attrs(epsilon=1e-16), "theory", prediction(), unstable_after)
+    assert {growth.verdict for growth in grown} == {said}
+
+
 def test_the_bias_of_a_mean_needs_its_control_variate():
     """Without it forty seeds see mostly the fluctuation's own error."""
     dataset = made_up().drop_vars([f"{name}_first_order" for name in NAMES])
