@@ -191,7 +191,10 @@ def test_gaps_against_time_find_their_late_power(law, title, exponent):
     assert axis.get_title() == title
     named = [text.get_text() for text in axis.get_legend().get_texts()]
     assert [name.split(":")[0] for name in named] == ["N = 8", "N = 16"]
-    assert all(f"^{{{exponent}}}$ [{exponent}, {exponent}]" in name for name in named)
+    for name in named:
+        assert f"^{{{exponent}}}$ [" in name
+        low, high = (float(end) for end in name.split("[")[1].rstrip("]").split(","))
+        assert low < float(exponent) < high < low + 0.3  # no scatter; but a next order may hide in any three points
     np.testing.assert_allclose(axis.lines[1].get_ydata(), law(np.array([8, 12, 16])))
 
 
