@@ -12,6 +12,9 @@ import limits.start  # noqa: F401  (registers how to spell)
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("limits.exponents", "comparisons.convergence", "comparisons.coord_check", "comparisons.landscape",
             "comparisons.transfer", "paper_figures.figure_1_1")  # fmt: skip
+# a shell in the background has its children ignore interruptions; these are to be as in the foreground
+FOREGROUND = ("import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+              "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])")  # fmt: skip
 
 
 def start(module, folder, harm, **environment):
@@ -24,7 +27,8 @@ def start(module, folder, harm, **environment):
 def python(module, folder, **environment):
     """`python -m module` in which the folder's modules come first."""
     found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), **environment}
-    return subprocess.run([sys.executable, "-m", module], cwd=folder, env=found, capture_output=True, text=True, timeout=120)
+    words = [sys.executable, "-c", FOREGROUND, "-m", module]
+    return subprocess.run(words, cwd=folder, env=found, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize("module", COMMANDS)
