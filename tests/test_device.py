@@ -73,6 +73,7 @@ def run(environment, *command):
     return subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow  # one part waits for the end of its time
 def test_every_ending_has_its_verdict_and_the_next_part_runs(elsewhere, tmp_path):
     """All that the program imports is imported here without the absent packages; the second time only what has not passed."""
     (tmp_path / "program.py").write_text(ENDINGS)
