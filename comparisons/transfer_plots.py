@@ -2,6 +2,7 @@
 
 import numpy as np
 import xarray as xr
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -119,7 +120,7 @@ def statements(name: str, shifts: list[Shift]) -> list[str]:
             for power, s in zip(powers, found, strict=True)]  # fmt: skip
 
 
-def legend(dataset: xr.Dataset) -> list[Line2D]:
+def legend(dataset: xr.Dataset) -> list[Artist]:
     """A handle per size, and those of the lines."""
     several = {name: dataset.sizes.get(name, 1) > 1 for name in SIZES}
     handles = []
