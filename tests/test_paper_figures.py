@@ -13,7 +13,7 @@ import tyro
 import xarray as xr
 from matplotlib.figure import Figure
 
-from comparisons import convergence, landscape, records, transfer
+from comparisons import command_line, convergence, landscape, records, transfer
 from limits import Problem, linear2
 from paper_figures import figure_1_1, figure_3_1, figure_3_2, figure_6_1, figure_6_2, figure_19_2, figure_36_1
 
@@ -146,7 +146,8 @@ def test_a_name_with_dots_stays_whole(results, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
-def test_a_place_that_cannot_be_written(figure, results, tmp_path, capsys):
+def test_a_place_that_cannot_be_written(figure, results, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "_leave", lambda prog, line, _: command_line.stop(prog, line))  # not this process
     (tmp_path / "file").write_text("")
     arguments = ["--results", str(results / figure.NAME), "--out", str(tmp_path / "file" / "picture")]
     assert "cannot be written" in complaint(figure, arguments, capsys)
