@@ -39,12 +39,16 @@ class DataOptions:
     A default that is None adapts to what was given: ``adapted``.
     """
 
+    notes: ClassVar[str] = """data of your own:
+  FILE.npz  inputs (P, D), or images (P, H, W[, 3]) of bytes or reals in [0, 1];
+            targets (P[, C]) or labels (P,); or train_images and train_labels
+  DIR       pictures in a folder per class, or train/, val/, test/ of such ones
+  CIFAR-10  its binary version, a folder or its .tar.gz
+  FILE.txt  UTF-8, every character a token; for gpt"""
+
     data: str | None = None
     """gaussian (linear teacher; default), digits (1797 real 8×8 images; default of models of images), patches10 (32×32 colour
-    crops of ten photographs). FILE.npz: inputs (P, D) or images (P, H, W) or (P, H, W, 3), bytes or reals in [0, 1]; targets
-    reals (P,) or (P, C), or integers (P,), labels from 0 or 1; or train_images and train_labels. A folder: pictures in one
-    subfolder per class, or train/ and val/ or test/ that are such folders (transparent is white); or CIFAR-10's binary version,
-    its .tar.gz too. For gpt: plays (four plays of Shakespeare; its default) or FILE.txt in UTF-8, every character a token."""
+    crops of ten photographs), plays (four of Shakespeare's, for gpt; its default), or a file or folder, see above."""
     samples: int | None = None
     """P, drawn at random, as they come; default 40 for gaussian, 256 for digits, patches10 and texts, for other files all."""
     image_size: int | None = None

@@ -6,9 +6,11 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import NoReturn, TypeVar
+from dataclasses import fields, make_dataclass
+from inspect import cleandoc
+from typing import Annotated, NoReturn, TypeVar, get_type_hints
 
+import docstring_parser
 import tyro
 
 import limits
@@ -34,12 +36,35 @@ def read(options: type[Options], program: str, arguments: Sequence[str] | None =
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(options, prog=program, args=arguments)
+            parsed = tyro.cli(_described(options), prog=program, args=arguments, description=_description(options))
+            return options(**{field.name: getattr(parsed, field.name) for field in fields(options)})
     except SystemExit as end:
         if not end.code:
             raise
     statement = _plainly(_first_statement(complaint.getvalue()))
     stop(program, f"{statement}{_meant(options, statement)}; see {program} --help")
+
+
+def _described(options):
+    """The same options with help that flows and says no default of None: tyro keeps the line breaks of indented docstrings."""
+    texts = {
+        member.arg_name: " ".join(member.description.split())
+        for kind in reversed(options.__mro__[:-1])
+        for member in docstring_parser.parse_from_object(kind).params
+    }
+    types = get_type_hints(options, include_extras=True)
+
+    def annotated(field):
+        told = {"help_behavior_hint": ""} if field.default is None else {}
+        return Annotated[types[field.name], tyro.conf.arg(help=texts.get(field.name), **told)]
+
+    members = [(field.name, annotated(field), field) for field in fields(options)]
+    return make_dataclass(options.__name__, members, frozen=True, kw_only=True)
+
+
+def _description(options):
+    """What the command does; below it, what its options need more room for: ``notes``, if it has some."""
+    return "\n\n".join(filter(None, (cleandoc(options.__doc__), getattr(options, "notes", ""))))
 
 
 def stop(program: str, line: str) -> NoReturn:

@@ -38,6 +38,7 @@ class Command:
     block_size: int = 1
     """Matrices per residual block."""
     format: Literal["text", "markdown", "latex", "json"] = "text"
+    """Of the table."""
     gauge: Literal["init_std", "multiplier", "learning_rate"] = "init_std"
     """Which of the three has no power: init_std (weights N(0,1)), multiplier, or learning_rate."""
     explain: bool = False

@@ -56,6 +56,8 @@ def _module(words):
 
 
 def _hook(program, kind, fault, trace):
+    if isinstance(fault, BrokenPipeError):  # `--help | head` has read enough
+        os._exit(0)
     if isinstance(fault, ImportError | ValueError | OSError):  # a broken installation, a setting that cannot be
         _leave(program, " ".join(str(fault).split()), 2)
     sys.__excepthook__(kind, fault, trace)

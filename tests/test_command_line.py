@@ -47,6 +47,13 @@ def test_every_command_says_its_version(main, capsys):
 
 
 @pytest.mark.parametrize("main", MAINS)
+def test_help_says_the_default_that_adapts_in_words(main, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "default: None" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("main", MAINS)
 def test_an_unknown_option_says_what_is_near(main, capsys):
     with pytest.raises(SystemExit) as end:
         main(["--los", "mse"])

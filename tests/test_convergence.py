@@ -243,6 +243,9 @@ def test_help_explains_every_option(capsys):
     text = capsys.readouterr().out
     for field in (field.name for field in fields(Options)):
         assert f"--{field.replace('_', '-')}" in text
+    formats = text[text.index("data of your own:") :].splitlines()[1:7]
+    assert not formats[5], "five lines"
+    assert all(len(line) <= 80 for line in formats)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,11 @@ def test_a_setting_that_a_library_refuses(module, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"python -m {module}: invalid truth value\n")
 
 
+def test_a_reader_that_has_read_enough(tmp_path):
+    done = start(COMMANDS[0], tmp_path, "raise BrokenPipeError(32, 'Broken pipe')")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_our_own_faults_keep_their_traceback(tmp_path):
     done = start(COMMANDS[0], tmp_path, "1 / 0")
     assert done.returncode == 1
