@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from foreground import FOREGROUND
 
 from comparisons import convergence, records
 from comparisons.convergence import Options, compare, main
@@ -135,7 +136,7 @@ def test_another_configuration_is_refused(finished, capsys):
 def test_killed_and_resumed(finished, tmp_path, number):
     """The same numbers as in one go, wherever the run was cut."""
     folder = tmp_path / "cut"
-    command = [sys.executable, "-m", "comparisons.convergence", *SMALL, "--out", str(folder)]
+    command = [sys.executable, "-c", FOREGROUND, "-m", "comparisons.convergence", *SMALL, "--out", str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + 300
     while not (folder / "cells" / "8.nc").exists():

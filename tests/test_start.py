@@ -6,17 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from foreground import FOREGROUND
 
 import limits.start  # noqa: F401  (registers how to spell)
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("limits.exponents", "comparisons.convergence", "comparisons.coord_check", "comparisons.landscape",
             "comparisons.transfer", "paper_figures.figure_1_1")  # fmt: skip
-# a shell in the background has its children ignore interruptions; these are to be as in the foreground
-FOREGROUND = ("import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-              "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])")  # fmt: skip
-
-
 def start(module, folder, harm, **environment):
     """`python -m module` where `import jax` does that."""
     (folder / "jax").mkdir()
