@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from finite import curvature
 from finite.descent import Descent, descent
-from finite.networks import Network, Params, by_role, is_layer_factors
+from finite.networks import Network, Params, by_role, is_layer_factors, normal
 from limits.losses import LOSSES
 from limits.precision import computing
 from limits.problem import Problem
@@ -56,7 +56,7 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
         for key in keys:
             drawn = jax.tree.map(real, architecture.init(key))
             shape = drawn["readout"].shape[0], READOUTS
-            readouts = real(jax.random.normal(jax.random.fold_in(key, READOUTS), shape, jnp.float32))
+            readouts = real(normal(jax.random.fold_in(key, READOUTS), shape))
             sizes = _of_each(architecture, program, data, stacked, drawn, readouts)
             found.append(jax.device_get(sizes))
     return jax.tree.map(lambda *seeds: np.stack(seeds, axis=1).astype(np.float64), *found)

@@ -111,13 +111,13 @@ def _etas(problem, learning_rates, networks) -> Float[np.ndarray, "networks step
 
 
 def _train_chunk(problem, network, program, keys, etas, weights, samples, progress):
-    """The trajectories of the networks that run side by side; ``weights``, as stored, have a leading axis over them."""
+    """The trajectories of the networks that run side by side; ``weights``, as they act, have a leading axis over them."""
     steps, update = problem.steps, descent(problem, network)
     data = tuple(jnp.asarray(array, jnp.zeros(()).dtype) for array in (problem.inputs, problem.targets))
     curved = tuple(array[:samples] for array in data)
     batches = None if problem.batches is None else jnp.asarray(problem.batches, jnp.int32)
     augmented = augmentation(problem)
-    weights, etas = by_role(network.numbers("multiplier"), weights), jnp.asarray(etas, update.eta.dtype)
+    etas = jnp.asarray(etas, update.eta.dtype)
     if program.vectorized:
         weights, keys, etas = _over_devices((weights, keys, etas))
     state, starts = _begin(program, update, curved, weights, keys)
@@ -252,14 +252,15 @@ def _check_networks(keys, learning_rates, initial):
 
 
 def _weights(network, keys, initial):
-    """The initial weights of a chunk, with a leading axis over networks, in the precision of the scope.
+    """The initial weights of a chunk, as they act, with a leading axis over networks, in the precision of the scope.
 
-    Drawn one by one and not compiled together: so they are bit for bit what ``network.init(key)`` returns.  A key that
-    repeats, for another learning rate, is drawn once.
+    Drawn one by one and not compiled together: so they are bit for bit those of ``network.init(key)``.  A key that repeats,
+    for another learning rate, is drawn once.  Multiplied on the host, where that compiles nothing.
     """
     if initial is None:
         numbers = jax.random.key_data(keys) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
         _, first, places = np.unique(np.asarray(numbers), axis=0, return_index=True, return_inverse=True)
         drawn = [jax.device_get(network.init(keys[i])) for i in first]
         initial = jax.tree.map(lambda *leaves: np.stack(leaves)[places.reshape(-1)], *drawn)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.zeros(()).dtype), initial)
+    stored = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.zeros(()).dtype), initial)
+    return jax.tree.map(jnp.asarray, by_role(network.numbers("multiplier"), stored))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from written_out import NUMPY_ACTIVATIONS, forward, in_numpy
 
+from finite import networks
 from finite.networks.mlp import ACTIVATIONS, mlp
 from finite.networks.resmlp import resmlp
 from limits.parametrization import scaling
@@ -128,6 +129,20 @@ def test_initial_output_shrinks_with_its_exponent(parametrization, exponent):
         outputs = jax.vmap(lambda key, n=network: n.apply(n.init(key), jnp.float32(problem.inputs)))(keys)
         expected = np.linalg.norm(problem.inputs) * width**exponent / (2 * np.sqrt(3))
         assert np.std(outputs) == pytest.approx(expected, rel=0.1)
+
+
+def test_draws_are_those_of_jax_matrix_by_matrix():
+    """Bit for bit, smaller and larger than a row, traced and not; the stored weights times their standard deviation."""
+    one, other = jax.random.split(jax.random.key(5))
+    for shape in ((1,), (7, 3), (networks.ROW,), (2, networks.ROW // 2 + 3, 2)):
+        expected = jax.random.normal(one, shape, jnp.float32)
+        np.testing.assert_array_equal(networks.normal(one, shape), expected)
+        np.testing.assert_array_equal(jax.vmap(lambda k: networks.normal(k, shape))(jnp.stack([other, one]))[1], expected)  # noqa: B023
+    network = mlp(a_problem(num_inputs=40), 1000, depth=2)
+    drawn, std = network.init(one), network.numbers("init_std")
+    leaves = {"input": drawn["input"], "hidden": drawn["hidden"][0], "readout": drawn["readout"]}
+    for key, (role, leaf) in zip(jax.random.split(one, 3), leaves.items(), strict=True):
+        np.testing.assert_array_equal(leaf, std[role] * jax.random.normal(key, leaf.shape, jnp.float32))
 
 
 @pytest.mark.parametrize("name", ["float32", "float64"])

@@ -7,20 +7,24 @@ act as multiplier · θ, start with the standard deviation init_std, and are tra
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, wraps
+from functools import cache, partial, wraps
+from math import prod
 from threading import Lock
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from limits.parametrization import Factors, factors
 from limits.problem import Problem
 from limits.size_algebra import Scaling
 
-Params = PyTree[Float[Array, "..."]]  # a dictionary whose top-level keys are the roles: input, hidden, readout, …
+Params = PyTree[Float[Array | np.ndarray, "..."]]  # a dictionary whose top-level keys are the roles: input, hidden, readout, …
 Apply = Callable[[Params, Float[Array, "P D"]], Float[Array, "P C"]]
+
+ROW = 2**15  # numbers at least in one draw
 
 
 class LayerFactors(NamedTuple):
@@ -45,7 +49,7 @@ class Architecture:
     """Functions of weights; it holds none.
 
     init              key → params, always drawn in float32, so that one key is one network at either precision: N(0, 1), but
-                      the gains of a normalisation are 1
+                      the gains of a normalisation are 1; in NumPy, unless it is traced
     apply             (params, inputs (P, D)) → outputs f (P, C), in the params' precision
     layerwise_linear  f is linear in each single weight matrix, hence tr R = 0 and tr H = tr G exactly
     layer_factors     (params, inputs) → ``LayerFactors`` in place of every leaf of the params, or None where the weights
@@ -120,7 +124,7 @@ def parametrized(
     std = {role: of_role.init_std for role, of_role in numbers.items()}
     stored = acting_through(architecture, {role: of_role.multiplier for role, of_role in numbers.items()})
     return Network(
-        init=lambda key: by_role(std, architecture.init(key)),
+        init=lambda key: jax.tree.map(jnp.asarray, by_role(std, architecture.init(key))),
         apply=stored.apply,
         layerwise_linear=stored.layerwise_linear,
         layer_factors=stored.layer_factors,
@@ -172,10 +176,28 @@ def acting_through(architecture: Architecture, multipliers: Mapping[str, float |
     return Architecture(architecture.init, apply, linear, layer_factors if has else None, places=places)
 
 
-def standard_normal(key: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Weights N(0, 1) of these shapes, in float32."""
+def standard_normal(key: Array, shapes: Mapping[str, tuple[int, ...]]) -> Params:
+    """Weights N(0, 1) of these shapes, as ``normal`` draws them."""
     keys = jax.random.split(key, len(shapes))
-    return {name: jax.random.normal(k, shape, jnp.float32) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+    return {name: normal(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+
+
+def normal(key: Array, shape: tuple[int, ...]) -> Float[Array | np.ndarray, "..."]:
+    """``jax.random.normal(key, shape)`` in float32, bit for bit.
+
+    Not traced, it is the beginning of one long row, in NumPy: a draw of any length begins with the same numbers, and so one
+    compiled program serves all shapes (of larger ones each has its own), at either precision of the process.
+    """
+    if isinstance(key, jax.core.Tracer):
+        return jax.random.normal(key, shape, jnp.float32)
+    size = prod(shape)
+    with jax.enable_x64(False):
+        return np.asarray(_row(key, max(size, ROW)))[:size].reshape(shape)
+
+
+@partial(jax.jit, static_argnums=1)
+def _row(key, size):
+    return jax.random.normal(key, (size,), jnp.float32)
 
 
 def one_hot_outputs(num_outputs: int, inputs: Float[Array, "P D"]) -> Float[Array, "C P C"]:
@@ -185,9 +207,16 @@ def one_hot_outputs(num_outputs: int, inputs: Float[Array, "P D"]) -> Float[Arra
 
 
 def by_role(numbers: Mapping[str, float | Array], params: Params) -> Params:
-    """Every weight times the number of its role, in the weights' precision."""
+    """Every weight times the number of its role, in the weights' precision; in NumPy where both are.
+
+    There it compiles nothing, and a product of two numbers is the same everywhere.
+    """
+
+    def times(number, leaf):
+        return leaf * (number if isinstance(number, jax.Array) else np.asarray(number)).astype(leaf.dtype)
+
     return {
-        role: jax.tree.map(lambda leaf: leaf * jnp.asarray(numbers[role], leaf.dtype), of_role)  # noqa: B023
+        role: jax.tree.map(lambda leaf: times(numbers[role], leaf), of_role)  # noqa: B023
         for role, of_role in params.items()
     }
 

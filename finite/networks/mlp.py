@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from finite.networks import Architecture, LayerFactors, Network, Params, Signal, once, one_hot_outputs, parametrized
+from finite.networks import Architecture, LayerFactors, Network, Params, Signal, once, normal, one_hot_outputs, parametrized
 from limits import activations
 from limits.activations import ACTIVATIONS, PIECEWISE_LINEAR
 from limits.parametrization import input_multiplier
@@ -42,11 +42,8 @@ def _mlp(sizes: tuple[int, ...], activation: str) -> Architecture:
     names = ["input", *(f"hidden {l}" for l in range(2, depth + 1)), "readout"]
 
     def init(key: Array) -> Params:
-        matrices = [
-            jax.random.normal(k, (m, n), jnp.float32)
-            for k, m, n in zip(jax.random.split(key, depth + 1), sizes[:-1], sizes[1:], strict=True)
-        ]
-        return _by_name(matrices)
+        keys = jax.random.split(key, depth + 1)
+        return _by_name([normal(k, (m, n)) for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=True)])
 
     def forward(params, inputs, taps):
         """f (P, C) and the signals of every layer, with ``taps`` added to the pre-activations."""

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from finite.networks import Params, Signal, standard_normal
@@ -54,7 +55,7 @@ def init_blocks(key: Array, sizes: Sizes) -> Params:
     """
     L, N = sizes.depth, sizes.width
     inner, outer = jax.random.split(key)
-    square, gains = (L, N, N), jnp.ones((L, N), jnp.float32)
+    square, gains = (L, N, N), np.ones((L, N), np.float32)
     return {
         "block_inner": standard_normal(inner, {**dict.fromkeys(("query", "key", "value"), square), "mlp": (L, N, RATIO * N)}),
         "block": standard_normal(outer, {"attention": square, "mlp": (L, RATIO * N, N)}),
