@@ -263,4 +263,4 @@ def _weights(network, keys, initial):
         drawn = [jax.device_get(network.init(keys[i])) for i in first]
         initial = jax.tree.map(lambda *leaves: np.stack(leaves)[places.reshape(-1)], *drawn)
     stored = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.zeros(()).dtype), initial)
-    return jax.tree.map(jnp.asarray, by_role(network.numbers("multiplier"), stored))
+    return jax.device_put(by_role(network.numbers("multiplier"), stored))

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from limits.parametrization import Factors, factors
+from limits.precision import computing
 from limits.problem import Problem
 from limits.size_algebra import Scaling
 
@@ -124,7 +125,7 @@ def parametrized(
     std = {role: of_role.init_std for role, of_role in numbers.items()}
     stored = acting_through(architecture, {role: of_role.multiplier for role, of_role in numbers.items()})
     return Network(
-        init=lambda key: jax.tree.map(jnp.asarray, by_role(std, architecture.init(key))),
+        init=lambda key: jax.device_put(by_role(std, architecture.init(key))),
         apply=stored.apply,
         layerwise_linear=stored.layerwise_linear,
         layer_factors=stored.layer_factors,
@@ -191,7 +192,7 @@ def normal(key: Array, shape: tuple[int, ...]) -> Float[Array | np.ndarray, "...
     if isinstance(key, jax.core.Tracer):
         return jax.random.normal(key, shape, jnp.float32)
     size = prod(shape)
-    with jax.enable_x64(False):
+    with computing("float32"):
         return np.asarray(_row(key, max(size, ROW)))[:size].reshape(shape)
 
 

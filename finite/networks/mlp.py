@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from finite.networks import Architecture, LayerFactors, Network, Params, Signal, once, normal, one_hot_outputs, parametrized
+from finite.networks import Architecture, LayerFactors, Network, Params, Signal, normal, once, one_hot_outputs, parametrized
 from limits import activations
 from limits.activations import ACTIVATIONS, PIECEWISE_LINEAR
 from limits.parametrization import input_multiplier
