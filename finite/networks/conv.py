@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from finite.networks import Architecture, Network, Params, Signal, once, parametrized, standard_normal
+from finite.networks import Architecture, Network, Params, Signal, once, parametrized, rowwise, standard_normal
 from finite.networks.mlp import check_sizes
 from limits.parametrization import input_multiplier
 from limits.problem import Problem
@@ -44,9 +44,9 @@ def _conv(image: Image, width: int, num_outputs: int, pooling: str) -> Architect
         """f and the signals of every layer."""
         images = of_images(inputs, image)
         first = convolution(images, params["input"], stride=2)
-        seen = pooled(jax.nn.relu(first), pooling)
+        seen = activated(first, pooling)
         second = convolution(seen, params["hidden"], stride=4)
-        last = read_out(pooled(jax.nn.relu(second), pooling), params["readout"])
+        last = read_out(activated(second, pooling), params["readout"])
         signals = {
             "input": by_pixel(neighbourhoods(images, 2), first),
             "hidden 2": by_pixel(neighbourhoods(seen, 4), second),
@@ -86,9 +86,13 @@ def of_images(inputs: Float[Array, "P D"], image: Image) -> Map:
 
 def neighbourhoods(x: Map, stride: int = 1) -> Map:
     """The 3×3 pixels around each (with a stride, of each window), over √9: (P, rows, columns, 9·channels)."""
-    borders = jax.lax.padtype_to_pads(x.shape[1:3], (SIDE, SIDE), (stride, stride), "SAME")
+    P, rows, columns, _ = x.shape
+    if stride >= SIDE and rows % stride == columns % stride == 0:  # windows that do not overlap, within the image
+        windows = x.reshape(P, rows // stride, stride, columns // stride, stride, -1)[:, :, :SIDE, :, :SIDE]
+        return windows.swapaxes(2, 3).reshape(P, rows // stride, columns // stride, -1) / SIDE
+    borders = jax.lax.padtype_to_pads((rows, columns), (SIDE, SIDE), (stride, stride), "SAME")
     padded = jnp.pad(x, ((0, 0), *borders, (0, 0)))
-    rows, columns = (-(-side // stride) * stride for side in x.shape[1:3])
+    rows, columns = (-(-side // stride) * stride for side in (rows, columns))
     taps = [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(SIDE) for j in range(SIDE)]
     return jnp.concatenate(taps, axis=-1) / SIDE
 
@@ -96,16 +100,19 @@ def neighbourhoods(x: Map, stride: int = 1) -> Map:
 def convolution(x: Map, kernel: Float[Array, "m n"], stride: int = 1) -> Map:
     """``kernel`` (9·channels, n) on every neighbourhood.
 
-    A product of two matrices: XLA's own convolution takes twenty times as long to differentiate in a loop on a CPU, and an
-    array of more dimensions in front of the kernel three times (jaxlib 0.10.2).  The neighbourhoods, nine times as large as
-    x, are made again on the way back.
+    XLA's own convolution takes twenty times as long to differentiate in a loop on a CPU (jaxlib 0.10.2).  The neighbourhoods,
+    nine times as large as x, are made again on the way back.
     """
+    return jax.checkpoint(lambda x, kernel: rowwise(neighbourhoods(x, stride), kernel))(x, kernel)
 
-    def product(x, kernel):
-        seen = neighbourhoods(x, stride)
-        return (seen.reshape(-1, len(kernel)) @ kernel).reshape(*seen.shape[:-1], -1)
 
-    return jax.checkpoint(product)(x, kernel)
+def activated(x: Map, pooling: str) -> Map:
+    """pool φ(x).
+
+    The largest is φ of the largest, with the same derivatives: where it is positive, equal pixels share them, elsewhere there
+    are none.  So φ acts on a quarter of the pixels.
+    """
+    return jax.nn.relu(pooled(x, pooling)) if pooling == "max" else pooled(jax.nn.relu(x), pooling)
 
 
 def pooled(x: Map, pooling: str, leave: int = 1) -> Map:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from finite.networks import Params, Signal, standard_normal
+from finite.networks import Params, Signal, rowwise, standard_normal
 from finite.networks.mlp import check_sizes
 from limits.activations import ACTIVATIONS
 from limits.parametrization import input_multiplier
@@ -98,13 +98,13 @@ def _block(stream, weights, sizes):
     """The stream behind a block, and the signals within it."""
     gain, inner, outer = (weights[role] for role in ("norm_gain", "block_inner", "block"))
     x = normalized(stream) * gain["attention"]
-    value = x @ inner["value"]
-    mixed = _attention(x @ inner["query"], x @ inner["key"], value, sizes)
-    attended = mixed @ outer["attention"]
+    query, key, value = (rowwise(x, inner[name]) for name in ("query", "key", "value"))
+    mixed = _attention(query, key, value, sizes)
+    attended = rowwise(mixed, outer["attention"])
     y = normalized(stream + attended) * gain["mlp"]
-    hidden = y @ inner["mlp"]
+    hidden = rowwise(y, inner["mlp"])
     active = ACTIVATIONS["gelu"](hidden) * input_multiplier(RATIO)
-    computed = active @ outer["mlp"]
+    computed = rowwise(active, outer["mlp"])
     signals = {
         "norm_gain": Signal(jnp.ones((1, 1), x.dtype), gain["mlp"][None]),
         "block_inner value": Signal(_rows(x), _rows(value)),

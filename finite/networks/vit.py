@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from finite.networks import Architecture, Network, Params, Signal, once, parametrized, standard_normal
+from finite.networks import Architecture, Network, Params, Signal, once, parametrized, rowwise, standard_normal
 from finite.networks.transformer import HEADS, Sizes, check, init_blocks, matrices, transformed, watched
 from limits.parametrization import input_multiplier
 from limits.problem import Problem
@@ -48,7 +48,7 @@ def _vit(image: tuple[int, int, int], sizes: Sizes, patch: int, num_outputs: int
         return cut.reshape(-1, tokens, pixels) * input_multiplier(pixels)
 
     def embedded(params, inputs):
-        return patches(inputs) @ params["input"] + params["embedding"]
+        return rowwise(patches(inputs), params["input"]) + params["embedding"]
 
     def apply(params: Params, inputs: Float[Array, "P D"]) -> Float[Array, "P C"]:
         return jnp.mean(transformed(params, embedded(params, inputs), sizes), axis=1) @ params["readout"]
