@@ -18,7 +18,7 @@ from comparisons.coord_check import Options, check
 from finite import curvature, sizes
 from finite.networks import by_role
 from finite.networks.build import build
-from finite.networks.conv import conv
+from finite.networks.conv import activated, conv, convolution, pooled
 from finite.networks.convnet import convnet, resconvnet
 from finite.networks.gpt import gpt
 from finite.networks.mlp import mlp
@@ -244,6 +244,40 @@ def test_every_layer_is_the_one_written_out(case):
 
 
 # Curvature -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+def test_pooling_before_relu_has_the_same_derivatives(pooling):
+    """Bit for bit those of ReLU first, as the definition has it; among whole numbers most windows hold equal pixels."""
+    rng = np.random.default_rng(0)
+    x, along = np.float32(rng.integers(-2, 3, size=(4, 7, 6, 5))), np.float32(rng.integers(-3, 4, size=(4, 7, 6, 5)))
+
+    def derivatives(layer):
+        slope = jax.grad(lambda x: jnp.sum(layer(x) ** 3))
+        return jax.jit(lambda x, v: (layer(x), *jax.jvp(slope, (x,), (v,))))(x, along)
+
+    ours, theirs = derivatives(lambda x: activated(x, pooling)), derivatives(lambda x: pooled(jax.nn.relu(x), pooling))
+    for got, expected in zip(ours, theirs, strict=True):
+        assert np.abs(expected).max() > 0
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(("stride", "rows", "columns"), [(1, 5, 4), (2, 8, 7), (3, 6, 9), (4, 8, 4), (4, 6, 8), (5, 10, 5)])
+def test_neighbourhoods_are_those_of_xlas_convolution(stride, rows, columns):
+    """Windows that are cut out by reshape, and those that overlap or stand over the border."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, rows, columns, 3)), rng.normal(size=(27, 2))
+    window = {"window_strides": (stride, stride), "padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+    def expected(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel.reshape(3, 3, 3, 2), **window) / 3
+
+    def with_derivatives(layer):
+        slopes = jax.grad(lambda *both: jnp.sum(layer(*both) ** 2), (0, 1))
+        return traced(lambda *both: (layer(*both), *slopes(*both)), x, kernel)
+
+    ours, theirs = with_derivatives(lambda x, kernel: convolution(x, kernel, stride)), with_derivatives(expected)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12), ours, theirs)
+
 
 SMALL = {
     "conv": (lambda p: conv(p, 2), images(8)),

@@ -36,7 +36,7 @@ from finite import curvature
 from finite.lanczos import extremes
 from finite.networks import by_role
 from finite.networks.build import build
-from finite.networks.conv import convolution, of_images, pooled, read_out
+from finite.networks.conv import activated, convolution, of_images, pooled, read_out
 from finite.observe import Program
 from finite.patches import patches10
 from finite.side_by_side import footprint, plan
@@ -338,32 +338,14 @@ def xla(x, kernel, stride):
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")) / 3
 
 
-def windows(x, kernel, stride):
-    """Where windows do not overlap, by reshape."""
-    P, rows, columns, channels = x.shape
-    if stride < 3 or rows % stride or columns % stride:
-        return convolution(x, kernel, stride)
-
-    def product(x, kernel):
-        cut = x.reshape(P, rows // stride, stride, columns // stride, stride, channels)[:, :, :3, :, :3]
-        seen = cut.transpose(0, 1, 3, 2, 4, 5).reshape(-1, 9 * channels) / 3
-        return (seen @ kernel).reshape(P, rows // stride, columns // stride, -1)
-
-    return jax.checkpoint(product)(x, kernel)
-
-
-CONVOLUTIONS = {"package": convolution, "windows by reshape, max before ReLU": windows, "XLA": xla}
+CONVOLUTIONS = {"package": (convolution, activated), "XLA": (xla, lambda x, pooling: pooled(jax.nn.relu(x), pooling))}
 
 
 def forward(name, image, params, inputs):
     """SimpleConvNet with that convolution."""
-    convolve = CONVOLUTIONS[name]
-
-    def layer(x):
-        return jax.nn.relu(pooled(x, "max")) if "max before" in name else pooled(jax.nn.relu(x), "max")
-
-    x = layer(convolve(of_images(inputs, image), params["input"], 2))
-    return read_out(layer(convolve(x, params["hidden"], 4)), params["readout"]).output
+    convolve, activate = CONVOLUTIONS[name]
+    x = activate(convolve(of_images(inputs, image), params["input"], 2), "max")
+    return read_out(activate(convolve(x, params["hidden"], 4), "max"), params["readout"]).output
 
 
 def of_loop(problem, width, steps, name, option, networks, trace=None):

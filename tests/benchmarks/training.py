@@ -5,7 +5,8 @@
 One run, medians of --repeats.  The peak is that of large matrix products of the same precision in this run; operations are
 those that XLA counts in one gradient.  A measurement is the largest Hessian eigenvalue to 1e-2 from a warm start, here once
 every 16 steps; its products are beside it.  Networks run once as one batch, of seeds and learning rates, and once one after
-the other.
+the other.  Of SimpleConvNet also the step that one
+writes without this package, and the part of its time that is needed here.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from device_parts import forward
 
 from finite import curvature
 from finite.networks import by_role
@@ -60,6 +62,25 @@ def operations(problem, network):
     return jax.jit(gradient).lower(shapes, *rows).compile().cost_analysis()["flops"]
 
 
+def by_hand(problem, network, repeats):
+    """Seconds of a step of one SimpleConvNet: a plain loop around a jitted step, XLA's own convolution, SGD."""
+    start = by_role(network.numbers("multiplier"), network.init(jax.random.key(0)))
+    data = [jnp.asarray(array, jnp.float32) for array in (problem.inputs, problem.targets)]
+
+    @jax.jit
+    def step(params, inputs, targets):
+        loss = lambda p: LOSSES[problem.loss].mean(forward("XLA", problem.image, p, inputs), targets)  # noqa: E731
+        return jax.tree.map(lambda w, g: w - 0.1 * g, params, jax.grad(loss)(params))
+
+    def loop():
+        params = start
+        for _ in range(problem.num_steps):
+            params = step(params, *data)
+        jax.block_until_ready(params)
+
+    return seconds(loop, repeats) / problem.num_steps
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="conv", choices=["conv", "convnet", "resconvnet", "vit", "mlp"])
@@ -95,6 +116,10 @@ def main():
         products = sum(one.products["hessian_eigenvalues"].sum() for one in found[-1]) / measured
         name = f"{given.networks} {'in one batch' if batched else 'one after the other'}"
         print(f"{name:<30}{step:>10.2e}{count / step / highest:>9.1%}{each:>15.2e}{products:>10.1f}")
+        if given.model == "conv":
+            plain = by_hand(problem, network, given.repeats)
+            parts = f"{count / plain / highest:>9.1%}    times {step / plain:.2f} here"
+            print(f"{'    a plain jitted loop':<30}{plain:>10.2e}{parts}")
 
 
 if __name__ == "__main__":
