@@ -5,8 +5,8 @@
 One run, medians of --repeats.  The peak is that of large matrix products of the same precision in this run; operations are
 those that XLA counts in one gradient.  A measurement is the largest Hessian eigenvalue to 1e-2 from a warm start, here once
 every 16 steps; its products are beside it.  Networks run once as one batch, of seeds and learning rates, and once one after
-the other.  Of SimpleConvNet also the step that one
-writes without this package, and the part of its time that is needed here.
+the other.  Of SimpleConvNet also the step that one writes without this package, timed in turns with one after the other, and
+the part of its time that is needed here.
 """
 
 import argparse
@@ -29,15 +29,15 @@ from limits.losses import LOSSES
 EVERY, SIZE, PRODUCTS = 16, {"cpu": 2048}, 8  # of the matrices whose product is the peak, elsewhere 8192
 
 
-def seconds(function, repeats):
-    """Of one call, after one that compiles."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+def seconds(repeats, *functions):
+    """Of one call of each, in turns, after one that compiles."""
+    times = np.empty((1 + repeats, len(functions)))
+    for turn in times:
+        for i, function in enumerate(functions):
+            start = time.perf_counter()
+            function()
+            turn[i] = time.perf_counter() - start
+    return np.median(times[1:], axis=0)
 
 
 def peak(repeats):
@@ -45,7 +45,7 @@ def peak(repeats):
     size = SIZE.get(jax.default_backend(), 8192)
     a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32) / size**0.5
     product = jax.jit(lambda a: jax.lax.fori_loop(0, PRODUCTS, lambda _, b: a @ b, a))
-    return PRODUCTS * 2 * size**3 / seconds(lambda: jax.block_until_ready(product(a)), repeats)
+    return PRODUCTS * 2 * size**3 / seconds(repeats, lambda: jax.block_until_ready(product(a)))[0]
 
 
 def operations(problem, network):
@@ -62,8 +62,8 @@ def operations(problem, network):
     return jax.jit(gradient).lower(shapes, *rows).compile().cost_analysis()["flops"]
 
 
-def by_hand(problem, network, repeats):
-    """Seconds of a step of one SimpleConvNet: a plain loop around a jitted step, XLA's own convolution, SGD."""
+def by_hand(problem, network):
+    """One SimpleConvNet: a plain loop around a jitted step, XLA's own convolution, SGD."""
     start = by_role(network.numbers("multiplier"), network.init(jax.random.key(0)))
     data = [jnp.asarray(array, jnp.float32) for array in (problem.inputs, problem.targets)]
 
@@ -78,7 +78,7 @@ def by_hand(problem, network, repeats):
             params = step(params, *data)
         jax.block_until_ready(params)
 
-    return seconds(loop, repeats) / problem.num_steps
+    return loop
 
 
 def main():
@@ -105,21 +105,26 @@ def main():
     print(f"{'networks':<30}{'s/step':>10}{'of peak':>9}{'s/measurement':>15}{'products':>10}")
     for batched in (False, True):
         options = {"learning_rates": rates, "vectorized": batched, "observables": ["loss"]}
-        plain = seconds(lambda: train(problem, network, keys, **options), given.repeats)  # noqa: B023
-        none = seconds(lambda: train(replace(problem, num_steps=0), network, keys, **options), given.repeats)  # noqa: B023
+        beside = [by_hand(problem, network)] if given.model == "conv" and not batched else []
+        plain, none, *hand = seconds(
+            given.repeats,
+            lambda: train(problem, network, keys, **options),  # noqa: B023
+            lambda: train(replace(problem, num_steps=0), network, keys, **options),  # noqa: B023
+            *beside,
+        )
         step = (plain - none) / given.steps / given.networks
         options |= {"observables": ["loss", "hessian_eigenvalues"], "rtol": 1e-2}
         often, found = replace(problem, measure_every=EVERY), []
-        whole = seconds(lambda: found.append(train(often, network, keys, **options)), given.repeats)  # noqa: B023
+        (whole,) = seconds(given.repeats, lambda: found.append(train(often, network, keys, **options)))  # noqa: B023
         measured = len(often.steps) * given.networks
         each = (whole - plain) / measured
         products = sum(one.products["hessian_eigenvalues"].sum() for one in found[-1]) / measured
         name = f"{given.networks} {'in one batch' if batched else 'one after the other'}"
         print(f"{name:<30}{step:>10.2e}{count / step / highest:>9.1%}{each:>15.2e}{products:>10.1f}")
-        if given.model == "conv":
-            plain = by_hand(problem, network, given.repeats)
-            parts = f"{count / plain / highest:>9.1%}    times {step / plain:.2f} here"
-            print(f"{'    a plain jitted loop':<30}{plain:>10.2e}{parts}")
+        for loop in hand:
+            each = loop / given.steps
+            parts = f"{count / each / highest:>9.1%}    of which {step / each:.2f} is needed here"
+            print(f"{'one in a plain jitted loop':<30}{each:>10.2e}{parts}")
 
 
 if __name__ == "__main__":
