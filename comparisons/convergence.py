@@ -13,13 +13,11 @@ Trains networks of each width, integrates the limit, fits the rates, prints the 
 import json
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import numpy as np
 import tyro
 import xarray as xr
@@ -28,7 +26,6 @@ from comparisons import cases, command_line, estimate, plots, rates, records, ru
 from finite.networks.build import build
 from finite.train import train
 from limits import Problem, Trajectory, exponent_tables, fluctuations, limit
-from limits.precision import one_lapack_thread
 from limits.trajectory import MEASURED
 
 PROGRAM = "python -m comparisons.convergence"
@@ -101,19 +98,13 @@ def compare(options: Options) -> list[rates.Rate]:
     if runs.slug(options.param) != options.param:  # one of the user's own
         print(cases.regime(problem), flush=True)
     folder = runs.folder(options.out, f"{options.model}-{runs.slug(options.param)}", comparison.config)
-    with records.claim(folder, comparison.config, PROGRAM) as store, one_lapack_thread():
-        # Compiling takes one core, and so do small networks on a CPU: two things at a time, the theory first, then the
-        # widest networks, which take longest.  An accelerator is kept for one.
-        pool = ThreadPoolExecutor(2 if jax.default_backend() == "cpu" else 1)
-        try:
-            known = comparison.limit_is_known
-            prediction = pool.submit(lambda: limit.predict(problem) if known else None)
-            cells = ({"limit": "limit"} if known else {}) | {width: f"N = {width}" for width in options.widths}
-            with runs.Progress(cells, "networks") as progress:
-                typical = _limit(comparison, store, progress.report("limit")) if known else None
-                dataset = _networks(comparison, store, prediction, typical, pool, progress)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    with records.claim(folder, comparison.config, PROGRAM) as store, runs.threads() as pool:
+        known = comparison.limit_is_known  # the theory first, then the widest networks, which take longest
+        prediction = pool.submit(lambda: limit.predict(problem) if known else None)
+        cells = ({"limit": "limit"} if known else {}) | {width: f"N = {width}" for width in options.widths}
+        with runs.Progress(cells, "networks") as progress:
+            typical = _limit(comparison, store, progress.report("limit")) if known else None
+            dataset = _networks(comparison, store, prediction, typical, pool, progress)
         prediction = prediction.result()
         after = _unstable_after(problem, dataset)
         measured = rates.measure_rates(dataset, comparison.reference, prediction, after)

@@ -89,9 +89,14 @@ def estimated(job: Iterable[Networks]) -> Estimate:
     job = list(job)
     work = sum((one.networks * of_one(one) for one in job), Work())
     programs = {(one.width, one.problem.network.depth, tuple(one.observables)) for one in job}
+    total = seconds(work) + COMPILING * len(programs)
+    return Estimate(sum(one.cells for one in job), total, max(bytes_of(one) for one in job))
+
+
+def seconds(work: Work) -> float:
+    """On this machine."""
     rate = products_per_second()
-    seconds = work.products / rate + work.numbers / (NUMBERS * rate) + OVERHEAD * work.calls + COMPILING * len(programs)
-    return Estimate(sum(one.cells for one in job), seconds, max(bytes_of(one) for one in job))
+    return work.products / rate + work.numbers / (NUMBERS * rate) + OVERHEAD * work.calls
 
 
 def of_one(one: Networks) -> Work:

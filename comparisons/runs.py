@@ -6,12 +6,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from math import isfinite, isqrt
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
@@ -24,6 +27,7 @@ from finite.patches import patches10
 from finite.text import Text, plays, read_text, windows
 from limits import Problem, minibatches
 from limits.models import Model, read_model
+from limits.precision import one_lapack_thread
 
 Shaped = tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P C"], tuple[int, int, int] | None]  # None: not said
 WITH_DEPTH = ("mlp", "resmlp", "convnet", "resconvnet", "vit", "gpt")  # models that do not say it in their name
@@ -355,6 +359,18 @@ def slug(param: str) -> str:
 def folder(out: Path | None, name: str, config: dict) -> Path:
     """Where the results go: ``out`` if given, else results/NAME-DIGEST, one folder per configuration."""
     return out or Path("results") / f"{name}-{digest(config)[:8]}"
+
+
+@contextmanager
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """For the length of a ``with``: what computes two things at a time on a CPU, where compiling takes one core, and so do
+    small networks.  An accelerator is kept for one."""
+    pool = ThreadPoolExecutor(2 if jax.default_backend() == "cpu" else 1)
+    try:
+        with one_lapack_thread():
+            yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Progress:

@@ -10,8 +10,8 @@ written out, damaged cells are trained again.  (To wait for the disk at each wou
 Numbers have all their digits; what is not finite is "nan", "inf" or "-inf".
 
 Nothing that a cell holds depends on which other cells are there: rounding depends on what runs side by side.  On a CPU the
-networks run singly, one after the other by one compiled program, so each is kept as it finishes.  On an accelerator those of
-one size, of all learning rates and seeds, run as one batch, also where only one of them is missing.
+networks of one size, of all learning rates and seeds, run one after the other inside one compiled program, each as if it were
+alone, and are kept after about a second.  On an accelerator they run as one batch, also where only one of them is missing.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
-from math import isfinite
+from math import ceil, isfinite
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
@@ -39,8 +39,9 @@ import numpy as np
 from jaxtyping import Array
 from tqdm import tqdm
 
-from comparisons import cases, records, runs
+from comparisons import cases, estimate, records, runs
 from finite.networks.build import build
+from finite.side_by_side import Plan
 from finite.train import train
 from limits import Problem
 from limits.size_algebra import Scaling
@@ -49,6 +50,7 @@ JOB_QUEUES = {  # of dask_jobqueue; local: its jobs are processes of this machin
     "slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster",
     "htcondor": "HTCondorCluster", "moab": "MoabCluster", "local": "LocalCluster",
 }  # fmt: skip
+CHUNK = 1.0  # seconds of work on a CPU, as estimated, from one time when cells are kept to the next
 
 
 class Failed(records.Refused):
@@ -171,29 +173,45 @@ class Group(tuple[Row, ...]):
         return str(self[0]) + (f" … {self[-1].learning_rate:g}" if len(self) > 1 else "")
 
 
-def grouped(rows: Sequence[Row]) -> list[Group]:
-    """On a CPU each row alone, on an accelerator all of one size together."""
-    if jax.default_backend() == "cpu":
-        return [Group([row]) for row in rows]
-    groups: dict[tuple, list[Row]] = {}
+def grouped(work: Work, rows: Sequence[Row]) -> list[Group]:
+    """On a CPU as many rows of one size as a chunk holds, at least one; on an accelerator all of them."""
+    sizes: dict[tuple, list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.param, row.width, row.depth, row.sharpness), []).append(row)
-    return [Group(members) for members in groups.values()]
+        sizes.setdefault((row.param, row.width, row.depth, row.sharpness), []).append(row)
+    if jax.default_backend() != "cpu":
+        return [Group(members) for members in sizes.values()]
+    groups = []
+    for members in sizes.values():
+        count = ceil(len(members) / max(1, at_once(work, members[0]) // len(members[0].seeds)))
+        groups += [Group(members[i] for i in places) for places in np.array_split(np.arange(len(members)), count)]
+    return groups
+
+
+def at_once(work: Work, row: Row) -> int:
+    """How many cells of this size make a chunk."""
+    problem = work.problem(row.param, row.depth)
+    one = estimate.Networks(problem, row.width, 1, _observables(problem, row), work.samples)
+    return max(1, int(CHUNK / estimate.seconds(estimate.of_one(one))))
 
 
 def run(work: Work, group: Group, report: Callable[[float], None] = lambda part: None) -> list[str]:
     """Train and write the cells that are not there.  A line for each that failed, and failed again."""
     missing = [(row, seed) for row in group for seed in work.missing(row)]
-    if jax.default_backend() == "cpu":
-        batches = [(f"{row} seed {seed}", [(row, seed)]) for row, seed in missing]
-    else:
-        batches = [(str(group), [(row, seed) for row in group for seed in row.seeds])] if missing else []
+    if not missing:
+        return []
+    alone = jax.default_backend() == "cpu"
+    chunks = [[(row, seed) for row in group for seed in row.seeds]]
+    if alone:  # filled up to one length, so there is one program
+        plan = Plan(len(missing), ceil(len(missing) / at_once(work, group[0])), batched=False, devices=1)
+        chunks = [[missing[i] for i in places] for places in plan.rows()]
     failures = []
-    for done, (name, cells) in enumerate(batches):
-        told = partial(_part, report, done, len(batches))
-        fault = _twice(partial(_train, work, cells, missing, told), name)
-        failures += [] if fault is None else [fault]
-        told(1.0)
+    for done, cells in enumerate(chunks):
+        fault = _fault(work, set(missing), cells, partial(_part, report, done, len(chunks)))
+        if fault is not None:
+            tqdm.write(f"{fault}; tried again", file=sys.stderr)
+            again = [[cell] for cell in dict.fromkeys(cells)] if alone else [cells]
+            failures += [fault for part in again if (fault := _fault(work, set(missing), part)) is not None]
+        report((done + 1) / len(chunks))
     return failures
 
 
@@ -201,36 +219,37 @@ def _part(report, done, count, part):
     report((done + part) / count)
 
 
-def _twice(attempt, name):
-    """None, or in a line what went wrong the second time.  Interruptions are no failures, and a full disk ends the run."""
-    for again in (True, False):
-        try:
-            return attempt()
-        except records.Unwritten:
-            raise
-        except Exception as fault:  # whatever it is: the other cells do not suffer from it
-            line = f"{name}: {' '.join(str(fault).split()) or type(fault).__name__}"
-        if again:
-            tqdm.write(f"{line}; tried again", file=sys.stderr)
-    return line
+def _fault(work, wanted, cells, report=None):
+    """None, or in a line what went wrong.  Interruptions are no failures, and a full disk ends the run."""
+    try:
+        return _train(work, wanted, cells, report)
+    except records.Unwritten:
+        raise
+    except Exception as fault:  # whatever it is: the other cells do not suffer from it
+        name = str(Group(dict.fromkeys(row for row, _ in cells))) + (f" seed {cells[0][1]}" if len(cells) == 1 else "")
+        return f"{name}: {' '.join(str(fault).split()) or type(fault).__name__}"
 
 
-def _train(work, cells, wanted, report):
+def _train(work, wanted, cells, report):
     """Cells of one size, (row, seed) each, side by side; those wanted are written."""
     row, rates, seeds = cells[0][0], [row.learning_rate for row, _ in cells], [seed for _, seed in cells]
     problem = work.problem(row.param, row.depth, row.learning_rate)
     name = sharpness(problem)
     trained = train(
         problem, build(problem, row.width), work.keys(row.width, row.depth, seeds), learning_rates=rates,
-        precision=work.precision, observables=("loss", name) if row.sharpness else ("loss",),
+        precision=work.precision, observables=_observables(problem, row),
         curvature_samples=min(work.samples, problem.num_samples), max_matvecs=cases.max_matvecs(problem), progress=report,
     )  # fmt: skip
-    for cell, one in zip(cells, trained, strict=True):
+    for cell, one in dict(zip(cells, trained, strict=True)).items():
         values = {"loss": one["loss"]}
         if row.sharpness:
             values |= {"sharpness": _first(one[name]), "sharpness_error": _first(one.error(name))}
         if cell in wanted:
             work.write(*cell, values)
+
+
+def _observables(problem, row):
+    return ("loss", sharpness(problem)) if row.sharpness else ("loss",)
 
 
 def sharpness(problem: Problem) -> str:
@@ -280,7 +299,7 @@ def ensure(work: Work, rows: Sequence[Row], engine: Engine, program: str) -> Non
         for left in folder.glob(f".*{records.TEMPORARY}"):  # by a run that was killed
             left.unlink(missing_ok=True)
     notice = partial(_notice, program)
-    todo = [group for group in grouped(rows) if any([work.missing(row, notice) for row in group])]  # all are looked at
+    todo = [group for group in grouped(work, rows) if any([work.missing(row, notice) for row in group])]  # all are looked at
     failures = []
     with runs.Progress(todo) as progress:
         if engine != Engine():  # others do not tell when a group begins: their seconds are from here on
@@ -300,10 +319,18 @@ def _notice(program, line):
 
 
 def _here(work, groups, progress):
-    for group in groups:
+    def reported(group):
         report = progress.report(group)
         report(0.0)
-        yield group, run(work, group, report)
+        return run(work, group, report)
+
+    with runs.threads() as pool:
+        yield from _finished({pool.submit(reported, group): group for group in groups})
+
+
+def _finished(futures: dict[Future, Group]) -> Iterator[tuple[Group, list[str]]]:
+    for future in as_completed(futures):
+        yield futures[future], future.result()
 
 
 def _by_processes(count, work, groups):
@@ -323,9 +350,7 @@ def _by_processes(count, work, groups):
 def _pool(count, work, groups):
     pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_begin, initargs=(work,))
     try:
-        futures = {pool.submit(_run_shared, group): group for group in groups}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        yield from _finished({pool.submit(_run_shared, group): group for group in groups})
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

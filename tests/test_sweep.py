@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 
 import limits
-from comparisons import records, runs, sweep
+from comparisons import cases, records, runs, sweep
 from comparisons.sweep import Engine, Group, Row
 from comparisons.transfer import Options, main, prepare
+from finite.networks.build import build
+from finite.train import train
 
 try:
     import resource
@@ -93,12 +96,81 @@ def test_a_seed_is_the_same_alone_and_among_others(work, row, tmp_path):
     assert len({bytes(content) for content in together.values()}) == 3
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"param": ("mup",), "momentum": 0.5, "batch_size": 4},
+        {"param": ("sp",), "model": "mlp3", "optimizer": "adam", "limit": False},
+        pytest.param({"param": ("mup",), "model": "conv", "data": "digits", "inputs": 64, "outputs": 3, "widths": (2, 4),
+                      "loss": "cross_entropy"}, marks=pytest.mark.slow),
+    ],
+    ids=["linear2", "mlp3", "conv"],
+)  # fmt: skip
+def test_a_cell_is_bit_for_bit_a_network_trained_alone(options, tmp_path):
+    """Whatever else is in its chunk: other seeds, other learning rates, a divergence."""
+    sizes = {"widths": (8, 16), "seeds": 2, "steps": 4, "samples": 8, "inputs": 3, "learning_rates": (0.05, 0.3, 1000.0)}
+    work = prepare(Options(**{**sizes, **options, "out": tmp_path})).work
+    (param, depth), width = next(iter(work.scalings)), options.get("widths", (8,))[0]
+    for followed in (False, True):
+        rows = [Row(param, width, depth, rate, (0, 1), followed) for rate in sizes["learning_rates"]]
+        work.path(rows[0], 0).parent.mkdir(parents=True, exist_ok=True)
+        assert sweep.run(work, Group(rows)) == []
+        for row, seed in product(rows, (0, 1)):
+            problem = work.problem(param, depth, row.learning_rate)
+            name = sweep.sharpness(problem)
+            (alone,) = train(problem, build(problem, width), work.keys(width, depth, [seed]),
+                             observables=("loss", name)[: 1 + followed], max_matvecs=cases.max_matvecs(problem))  # fmt: skip
+            wanted = {"loss": alone["loss"]}
+            if followed:
+                wanted |= {"sharpness": alone[name], "sharpness_error": alone.error(name)}
+            for key, values in work.read(row, seed).items():  # nan is nan, whatever its bits
+                np.testing.assert_array_equal(values, wanted.pop(key).reshape(len(values), -1)[:, 0], key)
+            assert not wanted
+
+
+def test_cells_are_kept_chunk_by_chunk(work, row, tmp_path, monkeypatch):
+    """Chunks of two of nine cells, all of one length, interrupted in the third; what then follows is what one chunk gives."""
+    group = Group(row._replace(learning_rate=rate) for rate in (0.3, 1.0, 2.0))
+    assert sweep.at_once(work, row) > 9
+    sweep.run(work, group)
+    together = cells(tmp_path)
+    for name in together:
+        (tmp_path / name).unlink()
+    lengths, true = [], sweep.train
+
+    def interrupted(*arguments, **options):
+        lengths.append(len(options["learning_rates"]))
+        if len(lengths) == 3:
+            raise KeyboardInterrupt
+        return true(*arguments, **options)
+
+    monkeypatch.setattr(sweep, "at_once", lambda *_: 2)
+    monkeypatch.setattr(sweep, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(work, group)
+    assert list(cells(tmp_path)) == list(together)[:4]
+    assert sweep.run(work, group) == []
+    assert cells(tmp_path) == together
+    assert lengths == [2] * (3 + 3)
+
+
+def test_dear_cells_are_a_chunk_each(work, row, monkeypatch):
+    """Every row is then a group of its own, for as many workers; of cheap ones as many together as a chunk holds."""
+    rows = [row._replace(learning_rate=float(rate)) for rate in range(1, 6)]
+    for seconds, sizes in ((10.0, [1] * 5), (0.4, [1] * 5), (0.16, [2, 2, 1]), (0.01, [5])):
+        monkeypatch.setattr(sweep.estimate, "seconds", lambda work: seconds)  # noqa: B023
+        groups = sweep.grouped(work, rows)
+        assert [len(group) for group in groups] == sizes
+        assert [one for group in groups for one in group] == rows
+        assert sweep.at_once(work, row) == max(1, int(1 / seconds))
+
+
 def test_side_by_side_all_rates_and_seeds_of_a_size_run_together(work, row, tmp_path, monkeypatch):
     """As on an accelerator, where rounding depends on the batch: also where only one is missing."""
     monkeypatch.setattr(sweep.jax, "default_backend", lambda: "gpu")
     rows = [row, row._replace(width=16), row._replace(learning_rate=1000.0)]
     sizes, batches, true = [[row, rows[2]], [rows[1]]], [], sweep.train
-    assert [list(group) for group in sweep.grouped(rows)] == sizes
+    assert [list(group) for group in sweep.grouped(work, rows)] == sizes
     monkeypatch.setattr(sweep, "train", lambda *args, **kw: (batches.append(kw["learning_rates"]), true(*args, **kw))[1])
     sweep.ensure(work, rows, Engine(), "test")
     together, age = cells(tmp_path), work.path(row, 0).stat().st_mtime_ns
@@ -131,28 +203,28 @@ def test_a_divergence_is_a_result(work, row):
 # failures
 
 
-def failing(monkeypatch, times, fault=None):
-    """Training at η0 = 1 fails so many times."""
+def failing(monkeypatch, times, width, fault=None):
+    """Training at η0 = 1 and this width, alone or among others, fails so many times."""
     true, left = sweep.train, [times]
 
-    def train(problem, *arguments, **options):
-        if problem.learning_rate == 1 and left[0]:
+    def train(problem, network, *arguments, **options):
+        if 1 in options["learning_rates"] and network.width == width and left[0]:
             left[0] -= 1
             raise fault or RuntimeError("out of\nluck")
-        return true(problem, *arguments, **options)
+        return true(problem, network, *arguments, **options)
 
     monkeypatch.setattr(sweep, "train", train)
 
 
 def test_what_fails_once_is_tried_again(finished, tmp_path, monkeypatch, capsys):
-    failing(monkeypatch, 1)
+    failing(monkeypatch, 1, 16)
     main([*SMALL, "--out", str(tmp_path / "run")])
     assert_same(tmp_path / "run", finished)
-    assert "mup N = 16 L = 1 η0 = 1 seed 0: out of luck; tried again" in capsys.readouterr().err
+    assert "mup N = 16 L = 1 η0 = 0.3 … 1000: out of luck; tried again" in capsys.readouterr().err
 
 
 def test_what_fails_twice_is_told_at_the_end_and_tried_by_the_next_run(finished, tmp_path, monkeypatch, capsys):
-    failing(monkeypatch, 2)
+    failing(monkeypatch, 2, 16)
     with pytest.raises(SystemExit) as stop:
         main([*SMALL, "--out", str(tmp_path / "run")])
     assert stop.value.code == 2
@@ -191,7 +263,7 @@ def test_a_cell_of_another_version_is_trained_again(work, row, monkeypatch):
 
 
 def test_an_interruption_is_no_failure(work, row, monkeypatch):
-    failing(monkeypatch, 1, KeyboardInterrupt())
+    failing(monkeypatch, 1, 8, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         sweep.run(work, Group([row._replace(learning_rate=1.0)]))
     assert work.missing(row._replace(learning_rate=1.0)) == [0, 1, 2]
@@ -323,7 +395,7 @@ def test_no_number_depends_on_where_it_is_computed(tmp_path):
 
 def test_the_time_left_is_over_what_is_left(work, row, monkeypatch):
     sweep.run(work, Group([row]))
-    shown, made, missing = [], runs.Progress, row._replace(learning_rate=1.0)
+    shown, made, missing = [], runs.Progress, row._replace(width=16)
     monkeypatch.setattr(sweep.runs, "Progress", lambda rows: (shown.append(rows), made(rows))[1])
     sweep.ensure(work, [row, missing], Engine(), "test")
     assert shown == [[(missing,)]]
