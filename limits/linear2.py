@@ -182,24 +182,28 @@ def loss_law(problem: Problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarra
     """
     if output_exponent(problem.scaling()) != 0:
         raise ValueError(f"the limit of {problem.scaling().name} does not depend on f(0): its loss has no spread")
-    data, scales, X0 = _setup(problem, None, None, None)
+    mean, deviation = _loss_law(*_setup(problem, None, None, None), schedule(problem))
+    return np.asarray(mean), np.asarray(deviation)
+
+
+@jax.jit
+def _loss_law(data, scales, X0, steps):
     r, C = data.optimum.shape
-    steps = schedule(problem)
 
     def deviation(W0):  # √K(W_t − W*), (T, r, C): its square is twice the excess loss
         start = X0.at[:r, r:].set(W0 * scales.coupling * scales.num_inputs)  # X_EV = γ0√D W
         states = descend(data, scales, start, steps)
         return jnp.sqrt(data.kernel)[:, None] * (states.weights - data.optimum)
 
-    zero = jnp.zeros((r, C))
-    offset = deviation(zero)
     # all outputs share one propagator: the response of the first to each of its r initial weights
-    response = jax.vmap(lambda i: jax.jvp(deviation, (zero,), (zero.at[i, 0].set(1.0),))[1][..., 0])(jnp.arange(r))
+    first = jnp.eye(r)[:, :, None] * jnp.eye(1, C)
+    offset, response = jax.vmap(lambda W0: jax.jvp(deviation, (jnp.zeros((r, C)),), (W0,)), out_axes=(None, 0))(first)
+    response = response[..., 0]
     variance = 1.0 / (scales.coupling * scales.num_inputs) ** 2  # 1/(γ0²D)
     covariance = variance * jnp.einsum("ita,itb->tab", response, response)
     mean = data.floor + 0.5 * (jnp.sum(offset**2, (1, 2)) + C * jnp.trace(covariance, axis1=1, axis2=2))
     spread = 0.5 * C * jnp.sum(covariance**2, (1, 2)) + jnp.einsum("tac,tab,tbc->t", offset, covariance, offset)
-    return np.asarray(mean), np.asarray(jnp.sqrt(spread))
+    return mean, jnp.sqrt(spread)
 
 
 @in_float64
