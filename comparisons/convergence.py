@@ -172,12 +172,12 @@ def _networks(comparison, store, prediction, typical, pool, progress) -> xr.Data
 
     def ensure(width):
         report = progress.report(width)
-        store.kept(str(width), lambda: _cell(comparison, width, prediction, typical, report))
+        kept = store.kept(str(width), lambda: _cell(comparison, width, prediction, typical, report))
         report(1.0)
+        return kept
 
-    for done in [pool.submit(ensure, width) for width in reversed(widths)]:
-        done.result()
-    return store.finish(str(width) for width in widths)
+    cells = {width: pool.submit(ensure, width) for width in reversed(widths)}
+    return store.finish([cells[width].result() for width in widths])
 
 
 def _cell(comparison, width, prediction, typical, report: Callable[[float], None]) -> xr.Dataset:

@@ -15,13 +15,11 @@ Behind the step at which exponents of one's own blow up nothing is compared: the
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import numpy as np
 import tyro
 import xarray as xr
@@ -257,7 +255,6 @@ def _measured(job: Job, store: records.Store) -> dict[tuple[str, int, int], xr.D
     """The sizes of every network, by (optimizer, width, depth); the dearest first, two at a time on a CPU."""
     wanted = {(sweep.optimizer, *at) for sweep in job.sweeps for at in sweep.grid}
     order = sorted(wanted, key=lambda cell: -(cell[1] ** 2) * cell[2])
-    pool = ThreadPoolExecutor(2 if jax.default_backend() == "cpu" else 1)
 
     def measured(cell):
         name = "-".join(map(str, cell))
@@ -266,12 +263,9 @@ def _measured(job: Job, store: records.Store) -> dict[tuple[str, int, int], xr.D
         report(1.0)
         return found
 
-    try:
-        names = {cell: "{} N = {} L = {}".format(*cell) for cell in order}
-        with runs.Progress(names, "networks") as progress:
-            return dict(zip(order, pool.map(measured, order), strict=True))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    names = {cell: "{} N = {} L = {}".format(*cell) for cell in order}
+    with runs.threads() as pool, runs.Progress(names, "networks") as progress:
+        return dict(zip(order, pool.map(measured, order), strict=True))
 
 
 def _networks(job: Job) -> list[estimate.Networks]:

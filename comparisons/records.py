@@ -2,8 +2,8 @@
 
     with claim(folder, config) as store:            one configuration, one run at a time
         for name, width in widths.items():          trained only where it is not there or damaged
-            store.kept(name, lambda: from_trajectories({width: train(width)}))
-        dataset = store.finish(widths)
+            cells[name] = store.kept(name, lambda: from_trajectories({width: train(width)}))
+        dataset = store.finish(cells.values())
 
 A file NAME is written under another name, brought to the disk, and renamed after its digest NAME.sha256
 (`sha256sum -c` reads it).  A run that is killed at any moment leaves whole files, and temporaries that the next claim
@@ -349,22 +349,21 @@ class Store:
         require_same_sources(self.cell(name), dataset.attrs)
         return dataset
 
-    def write(self, name: str, dataset: xr.Dataset) -> None:
-        """One cell, with its provenance.  A damaged one is replaced."""
-        write(dataset.assign_attrs(provenance()), self.cell(name))
+    def write(self, name: str, dataset: xr.Dataset) -> xr.Dataset:
+        """One cell, with its provenance: what ``read`` then returns.  A damaged one is replaced."""
+        dataset = _as_read(dataset.assign_attrs(provenance()))
+        write(dataset, self.cell(name))
+        return dataset
 
     def kept(self, name: str, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
         """The cell; computed and written where it is not there, or damaged, or of another version, which one line says."""
         dataset = self._whole(self.cell(name), lambda: self.read(name))
-        if dataset is None:
-            self.write(name, compute())
-            dataset = self.read(name)  # a run that was interrupted here goes on with the same
-        return dataset
+        return self.write(name, compute()) if dataset is None else dataset
 
-    def finish(self, names: Iterable[str]) -> xr.Dataset:
-        """These cells along their widths as trajectories.nc; the cells stay.  Raises Damaged."""
-        merged = xr.concat([self.read(name) for name in names], dim="width", join="exact", data_vars="minimal",
-                           coords="minimal", compat="override", combine_attrs="drop_conflicts")  # fmt: skip
+    def finish(self, cells: Iterable[xr.Dataset]) -> xr.Dataset:
+        """These cells along their widths as trajectories.nc; they stay."""
+        merged = xr.concat(list(cells), dim="width", join="exact", data_vars="minimal", coords="minimal", compat="override",
+                           combine_attrs="drop_conflicts")  # fmt: skip
         whole = self.folder / "trajectories.nc"
         self._whole(whole, lambda: read(whole))  # replaced in any case, but its user wants to know of damage
         write(merged, whole)
@@ -378,6 +377,14 @@ class Store:
             return read()
         except Damaged as damage:
             tqdm.write(f"{self.program}: {damage}; it is computed again", file=sys.stderr)  # above the progress bars
+
+
+def _as_read(dataset):
+    """With NumPy's numbers for attributes, as in a file: who goes on from there goes on with the same."""
+    found = dataset.copy()
+    for one in (found, *found.variables.values()):
+        one.attrs = {name: np.asarray(of)[()] if isinstance(of, int | float) else of for name, of in one.attrs.items()}
+    return found
 
 
 @contextlib.contextmanager

@@ -226,7 +226,7 @@ def test_an_interrupted_run_resumes(tmp_path):
     with claim(tmp_path / "run", dict(reversed(CONFIG.items()))) as store:
         assert (store.finished("8"), store.finished("16")) == (True, False)
         store.write("16", one_width(16))
-        merged = store.finish(["8", "16"])
+        merged = store.finish([store.read(name) for name in ("8", "16")])
     there = records.read(tmp_path / "run" / "trajectories.nc")
     xr.testing.assert_identical(there, merged)
     assert there.attrs["numpy"] == np.__version__
@@ -242,7 +242,7 @@ def test_a_damaged_cell_is_named_and_redone(tmp_path):
         with pytest.raises(Damaged, match=r"8\.nc"):
             store.finished("8")
         with pytest.raises(Damaged, match=r"8\.nc"):
-            store.finish(["8"])
+            store.read("8")
         store.write("8", one_width(8))
         assert store.finished("8")
 
@@ -254,6 +254,25 @@ def test_a_cell_is_kept_and_computed_once(tmp_path, capsys):
         again = store.kept("mup-8", lambda: pytest.fail("computed again"))
         xr.testing.assert_identical(again, first)
     assert capsys.readouterr().err == ""
+
+
+def test_who_computes_a_cell_and_who_reads_it_go_on_with_the_same(tmp_path):
+    """Down to the types of numbers, and the order of variables; the networks' own, a limit's without width, and a number."""
+    made = one_width(8).merge(one_width(16).isel(width=0, seed=0, drop=True).rename(loss="loss_limit")[["loss_limit"]])
+    made = made.assign(seconds=("width", [1.5], {"digits": 2})).assign_attrs(epsilon=1e-7, configuration="{}", of=np.float32(2))
+    with claim(tmp_path, CONFIG) as store:
+        first, again = (store.kept("8", lambda: made) for _ in range(2))
+        assert described(again) == described(first)
+        assert made["seconds"].attrs == {"digits": 2}
+        assert "numpy" not in made.attrs
+        written = [described(store.finish([one])) for one in (first, again)]
+    assert written[0] == written[1]
+
+
+def described(dataset):
+    typed = {name: [(key, value, type(value)) for key, value in one.attrs.items()] for name, one in dataset.variables.items()}
+    values = {name: (one.dims, one.dtype, one.values.tolist()) for name, one in dataset.fillna(0).variables.items()}
+    return list(dataset.data_vars), sorted(dataset.coords), typed, values, [(*of, type(of[1])) for of in dataset.attrs.items()]
 
 
 def test_a_damaged_cell_is_computed_again_with_one_line(tmp_path, capsys):
@@ -273,7 +292,7 @@ def test_a_cell_of_another_version_is_named_and_computed_again(tmp_path, monkeyp
         monkeypatch.setattr(records, "sources", lambda: "9.9.9+00000000")
         monkeypatch.setattr(records, "provenance", lambda: {"superconsistency": records.sources()})
         with pytest.raises(records.Outdated):
-            store.finish(["8"])
+            store.read("8")
         assert store.kept("8", lambda: one_width(16)).width == 16
         assert store.kept("8", lambda: pytest.fail("computed again")).width == 16
     assert capsys.readouterr().err == (f"the program: {store.cell('8')}: was computed by superconsistency {old}, this is "
