@@ -30,8 +30,8 @@ from comparisons.optimum import Optimum, Shift, analyse, nearest
 from comparisons.sweep import Row, Work
 from comparisons.transfer_plots import picture, table
 from finite.networks.build import build
-from limits import OBSERVABLES, Problem, exponent_tables
-from limits.limit import solve
+from limits import OBSERVABLES, Problem, exponent_tables, linear2
+from limits.limit import solve, theory
 
 PROGRAM = "python -m comparisons.transfer"
 
@@ -292,8 +292,10 @@ def limit(
 ) -> xr.Dataset:
     """The infinite network's final loss at each learning rate (in NTP, where f(0) is random, its mean), and the sharpness."""
     report(0.0)
-    work, rates, last = prepared.work, prepared.rates, prepared.options.steps
-    found = [solve(replace(work.problem(param, depth, rate), measure_every=last))["loss"][-1] for rate in rates]
+    work, rates, problem = prepared.work, prepared.rates, prepared.work.problem(param, depth)
+    # measured at the end only; but of linear2 another schedule takes longer to compile than all that it saves
+    every = work.base.measure_every if theory(problem) is linear2 else prepared.options.steps
+    found = [solve(replace(problem, learning_rate=rate, measure_every=every))["loss"][-1] for rate in rates]
     best = rates[int(np.nanargmin([one if np.isfinite(one) else np.inf for one in found]))]
     curve = np.full(len(work.base.steps), np.nan)
     if prepared.options.sharpness_seeds and sweep.sharpness(work.base) == "hessian_eigenvalues":
