@@ -51,6 +51,7 @@ SURE = 7 / 8  # the probability of a probe's class
 VOCABULARY = 2  # as few outputs as there can be: of C, sharpness is by (1 + √(C/N))² above its power of N
 AT_STEP_0 = ("h", "f", "gradient", "sharpness")
 NOT_COMPARED = "not compared: "
+DERIVED, DISAGREES = "derived exponent", "does not agree"  # in the legend
 SHOWN = ("delta_h", "f", "delta_f", "weight_update_spectral", "sharpness")
 LABELS = {
     "h": r"$h$ at step 0", "f": r"$f$ at step 0", "delta_h": r"$\Delta h$", "delta_f": r"$\Delta f$",
@@ -433,11 +434,12 @@ def picture(job: Job, optimizer: str, cells: dict, checks: Sequence[Check]) -> F
             axis.set_xticks(sweep.growing, [str(n) for n in sweep.growing], rotation=45)
             axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
             axis.yaxis.set_minor_formatter(NullFormatter())
+            plots.plain_numbers(axis.yaxis)
         row[0].set_ylabel(f"root mean square at {sweep.fixed}")
     handles = [Line2D([], [], color=color, marker="o", linestyle="", label=plots.NAMES.get(param, param))
                for param, color in colors.items()]
-    handles += [Line2D([], [], color="gray", label="derived exponent"),
-                Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label="does not agree")]  # fmt: skip
+    handles += [Line2D([], [], color="gray", label=DERIVED),
+                Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label=DISAGREES)]  # fmt: skip
     plots.legend_below(figure, handles)
     o = job.options
     title = f"{o.model}, {optimizer}, {o.activation}, {o.data} data, η0 = {o.learning_rate:g}, {o.steps} steps"
@@ -454,12 +456,13 @@ def _shown_layer(layers: list[str]) -> str:
 
 
 def _draw(axis: Axes, growing: np.ndarray, magnitude: np.ndarray, one: Check, color, markersize) -> None:
-    drawn = np.isfinite(magnitude) & (magnitude > 0)
+    drawn, agrees = np.isfinite(magnitude) & (magnitude > 0), one.verdict == "agrees"
     axis.plot(growing[drawn], magnitude[drawn], marker="o", markersize=markersize, linestyle="", color=color,
-              fillstyle="full" if one.verdict == "agrees" else "none")  # fmt: skip
+              fillstyle="full" if agrees else "none", label=plots.NAMES.get(one.parametrization, one.parametrization),
+              gid=None if agrees else DISAGREES)  # fmt: skip
     if isfinite(one.derived) and drawn.all():
         level = np.exp(np.mean(np.log(magnitude) - one.derived * np.log(growing)))
-        axis.plot(growing, level * growing.astype(float) ** one.derived, color=color, linewidth=1)
+        axis.plot(growing, level * growing.astype(float) ** one.derived, color=color, linewidth=1, label=DERIVED)
 
 
 def main(arguments=None) -> None:

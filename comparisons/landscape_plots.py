@@ -14,7 +14,7 @@ from comparisons.super_consistency import APART, FLAT, LATE
 from finite.density import Density
 from limits import OBSERVABLES
 
-RANGE = "range over seeds"
+RANGE, ERROR = "range over seeds", "standard error"  # what the bands are
 RESOLUTION = 400  # points of a density, whose window is one fiftieth of what is shown
 
 
@@ -35,15 +35,19 @@ def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
         row[0].set_ylabel(OBSERVABLES[name].symbol.replace("_k", "_1"))
     for axis in grid[-1]:
         axis.set(xlabel="step", xlim=(0, int(dataset.step[-1])))
-    plots.legend_below(figure, [*sizes(dataset), *plots.edge_handle(figure), plots.band(RANGE)])
+    plots.legend_below(figure, [*sizes(dataset), plots.edge_handle(), plots.band(RANGE)])
     figure.suptitle(title, fontsize=9)
     return figure
 
 
 def sizes(dataset: xr.Dataset) -> list[Line2D]:
     """A handle per width or depth."""
-    symbol, colored = SIZES[growing(dataset)], plots.colors(dataset[growing(dataset)].values)
-    return [Line2D([], [], color=color, label=f"{symbol} = {size}") for size, color in colored]
+    letter = growing(dataset)
+    return [Line2D([], [], color=color, label=_named(letter, size)) for size, color in plots.colors(dataset[letter].values)]
+
+
+def _named(letter, size):
+    return f"{SIZES[letter]} = {size}"
 
 
 def edge_of(one: xr.Dataset, name: str) -> float:
@@ -58,11 +62,11 @@ def panel(axis: Axes, values: xr.DataArray, edge: float = np.nan) -> None:
     for size, color in plots.colors(values[letter].values):
         there = values.sel({letter: size})
         mean, low, high = (reduced("seed", skipna=False) for reduced in (there.mean, there.min, there.max))
-        plots.against_step(axis, mean, color)  # ends where one diverges: those that are left are others on average
-        axis.fill_between(values.step, low, high, color=color, alpha=0.2, linewidth=0)
+        # ends where one diverges: those that are left are others on average
+        plots.against_step(axis, mean, color=color, label=_named(letter, size))
+        axis.fill_between(values.step, low, high, color=color, alpha=0.2, linewidth=0, label=plots.banded(RANGE))
     if ((values > 0) | values.isnull()).all() and values.notnull().any():
         plots.logarithmic(axis)
-        plots.plain_numbers(axis.yaxis)
     plots.mark_edge(axis, edge)
 
 
@@ -101,7 +105,7 @@ def density(dataset: xr.Dataset, title: str) -> Figure:
         row[0].set_ylabel("density of eigenvalues")
     for axis in grid[-1]:
         axis.set_xlabel(r"$\lambda(H)$")
-    plots.legend_below(figure, [*sizes(dataset), plots.band("standard error")])
+    plots.legend_below(figure, [*sizes(dataset), plots.band(ERROR)])
     figure.suptitle(title, fontsize=9)
     return figure
 
@@ -121,7 +125,8 @@ def _density(axis, one):
         found = Density(*(jnp.asarray(values) for values in (nodes, weights / weights.sum(1, keepdims=True))))
         mean, error = found.smoothed(jnp.asarray(at), float(window))
         mean, error = np.asarray(mean), np.asarray(error)
-        axis.plot(at, mean, color=color)
-        axis.fill_between(at, np.maximum(mean - error, 1e-300), mean + error, color=color, alpha=0.2, linewidth=0)
+        axis.plot(at, mean, color=color, label=_named(letter, size))
+        axis.fill_between(at, np.maximum(mean - error, 1e-300), mean + error, color=color, alpha=0.2, linewidth=0,
+                          label=plots.banded(ERROR))  # fmt: skip
         top = max(top, mean.max(initial=0.0))
     axis.set(yscale="log", ylim=(1e-6 * top, 3 * top) if top > 0 else None)

@@ -12,10 +12,11 @@ import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from comparisons import records
 from comparisons.rates import Rate, deviations, limit_component, reference_of, variable
@@ -33,6 +34,8 @@ LIMIT = {"color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 5}
 PANEL = (2.9, 2.7)  # inches
 HUGE = 1e100  # what is larger has diverged; from 1e300 on matplotlib's own arithmetic overflows
 DECADES = 30  # of a logarithmic axis at most: below that is rounding
+SPREAD, SLOPES = "standard deviation over seeds", "95 % of its exponent"  # what the bands of dynamics, rates are
+UNFITTED = "no exponent: the table says why"
 FAR = {"linear": 2, "log": 6}  # times as high as the curves, or as low, an edge is told in words: a line would flatten them
 SHORTEST, FILLED = 12, 0.98  # characters of a line of a title, and how much of its room it may fill
 
@@ -71,18 +74,18 @@ def dynamics(dataset: xr.Dataset, edge_of_stability: float, title: str) -> Figur
         for width, color in colors(dataset.width.values):
             one = values.sel(width=width)
             mean, spread = one.mean("seed"), one.std("seed")
-            against_step(axis, mean, color)
-            axis.fill_between(dataset.step, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
+            against_step(axis, mean, color=color, label=f"N = {width}")
+            axis.fill_between(dataset.step, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0,
+                              label=banded(SPREAD))  # fmt: skip
         limit = limit_component(dataset, name, selection)
         if limit is not None:
-            axis.plot(dataset.step, limit, **LIMIT)
+            against_step(axis, limit, label="limit", **LIMIT)
         axis.set(xlabel="step", ylabel=_label(name), title=OBSERVABLES[name].label)
         if name == "loss":
             lowest = values.mean("seed").where(lambda mean: mean > 0).min()  # the spread may reach below any loss
             logarithmic(axis, bottom=0.3 * float(lowest))
     mark_edge(axes[1], edge_of_stability)
-    limits = [Line2D([], [], label="limit", **LIMIT)] if f"{variable('loss')}_limit" in dataset else []
-    legend_below(figure, [*widths(dataset), *limits, *edge_handle(figure), band("standard deviation over seeds")])
+    legend_below(figure, [*widths(dataset), Line2D([], [], label="limit", **LIMIT), edge_handle(), band(SPREAD)])
     figure.suptitle(title, fontsize=9)
     return figure
 
@@ -107,10 +110,9 @@ def rates(dataset: xr.Dataset, measured: Sequence[Rate], reference: str, title: 
             axis.xaxis.set_minor_formatter(NullFormatter())
     handles = [Line2D([], [], marker="o", linestyle="-", color=matplotlib.colormaps["plasma"](x), label=f"step {step}")
                for step, x in zip(steps, np.linspace(0.05, 0.8, len(steps)), strict=True)]  # fmt: skip
-    handles += [Line2D([], [], color="gray", label="fit"), band("95 % of its exponent"),
+    handles += [Line2D([], [], color="gray", label="fit"), band(SLOPES),
                 Line2D([], [], color="gray", linestyle=":", label="predicted"),
-                Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="",
-                       label="no exponent: the table says why")]  # fmt: skip
+                Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label=UNFITTED)]  # fmt: skip
     legend_below(figure, handles)
     figure.suptitle(f"{title}; reference: {reference}", fontsize=9)
     return figure
@@ -126,19 +128,21 @@ def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: 
         magnitude = np.sqrt((errors**2).mean("seed"))
         for width, color in colors(dataset.width.values):
             if width in magnitude.width.values:
-                against_step(axis, magnitude.sel(width=width), color)
+                against_step(axis, magnitude.sel(width=width), color=color, label=f"N = {width}")
         found = next(g for g in grown if g.observable == name and g.rank in (None, 1))
         axis.set(xlabel="step", ylabel=f"rms deviation of {_label(name)}")
         logarithmic(axis)
-        axis.set_title(f"{_titled(dataset, name, reference)}\nat most × {largest(found)}\n{found.verdict}")
+        grew = [] if np.isnan(found.largest) else [f"at most × {largest(found)}"]
+        axis.set_title("\n".join([_titled(dataset, name, reference), *grew, found.verdict]))
     legend_below(figure, widths(dataset))
     figure.suptitle(f"{title}; reference: {reference}; super consistent: at most × {GROWN:g}", fontsize=9)
     return figure
 
 
 def largest(found: Growth) -> str:
-    """The largest growth with its interval, where it has one."""
-    size, (low, high) = "∞" if np.isinf(found.largest) else f"{found.largest:.3g}", found.interval
+    """The largest growth, if there is one, with its interval, where it has one."""
+    low, high = found.interval
+    size = f"{found.largest:.3g}".replace("nan", "–").replace("inf", "∞")
     return f"{size} [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else size
 
 
@@ -193,7 +197,13 @@ def _broken(text, room) -> float:
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Under all panels, in as many columns as the figure is wide; it grows by all rows but the first."""
+    """Of what is drawn (``drawn``); under all panels, in as many columns as the figure is wide.
+
+    The figure grows by all rows but the first.
+    """
+    handles = drawn(figure, handles)
+    if not handles:
+        return
     for columns in range(len(handles), 0, -1):
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
         box = legend.get_window_extent()
@@ -204,9 +214,29 @@ def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
     figure.set_figheight(figure.get_figheight() + box.height * (1 - 1 / rows) / figure.dpi)
 
 
+def drawn(figure: Figure, handles: Sequence[Artist]) -> list[Artist]:
+    """Those of which a panel shows something: a line or a band with the same label, or group, that is more than empty."""
+    shown = [artist for axis in figure.axes for artist in (*axis.lines, *axis.collections) if _shows(axis, artist)]
+    names = {name for artist in shown for name in (artist.get_label(), artist.get_gid())}
+    return [handle for handle in handles if handle.get_label() in names]
+
+
+def _shows(axis, artist):
+    if isinstance(artist, PolyCollection):
+        return any(path.get_extents().width > 0 for path in artist.get_paths())
+    points = artist.get_xydata() if isinstance(artist, Line2D) else np.empty((0, 2))
+    above = points[:, 1] > 0 if axis.get_yscale() == "log" else True
+    return bool(np.any(np.isfinite(points).all(axis=1) & above))
+
+
+def banded(what: str) -> str:
+    """The label of a shaded band."""
+    return f"band: {what}"
+
+
 def band(what: str) -> Patch:
-    """The handle of a shaded band."""
-    return Patch(facecolor="gray", alpha=0.3, linewidth=0, label=f"band: {what}")
+    """Its handle."""
+    return Patch(facecolor="gray", alpha=0.3, linewidth=0, label=banded(what))
 
 
 def widths(dataset: xr.Dataset) -> list[Line2D]:
@@ -219,10 +249,11 @@ def drawable(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.map(lambda values: values.where(abs(values) < HUGE) if values.dtype.kind == "f" else values, keep_attrs=True)
 
 
-def against_step(axis: Axes, values: xr.DataArray, color) -> None:
+def against_step(axis: Axes, values: xr.DataArray, **style) -> None:
     """A line; of a single value, after which all has diverged, a point, on an axis of all steps."""
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     lone = int(values.notnull().sum()) == 1
-    axis.plot(values.step, values, color=color, marker="o" if lone else None, markersize=3.5)
+    axis.plot(values.step, values, marker="o" if lone else None, markersize=3.5, **style)
     if lone and (last := int(values.step[-1])) > 0:
         axis.set_xlim(-0.02 * last, 1.02 * last)
 
@@ -236,6 +267,7 @@ def logarithmic(axis: Axes, bottom: float = 0.0) -> None:
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, 10.0**-DECADES * high, bottom if np.isfinite(bottom) else 0.0), high)
+    plain_numbers(axis.yaxis)
 
 
 def plain_numbers(axis: Axis) -> None:
@@ -255,17 +287,20 @@ def draw_rate(axis: Axes, errors: xr.DataArray, rate: Rate, kind: str, color) ->
     if kind == "fluctuation":
         scatter = magnitude / np.sqrt(2 * errors.sizes["seed"])
     fitted = rate.status == "fitted"
-    axis.errorbar(errors.width, magnitude, yerr=np.minimum(scatter, 0.9 * magnitude), color=color, marker="o",
-                  markersize=3.5, linestyle="", elinewidth=0.8, fillstyle="full" if fitted else "none")  # fmt: skip
+    points = axis.errorbar(errors.width, magnitude, yerr=np.minimum(scatter, 0.9 * magnitude), color=color, marker="o",
+                           markersize=3.5, linestyle="", elinewidth=0.8, fillstyle="full" if fitted else "none")[0]
+    points.set(label=f"step {rate.step}", gid=None if fitted else UNFITTED)
     ends = np.geomspace(errors.width.values.min(), errors.width.values.max(), 30)
     if fitted:
-        axis.plot(ends, _power(rate.fitted_prefactor, ends, rate.exponent), color=color)
+        axis.plot(ends, _power(rate.fitted_prefactor, ends, rate.exponent), color=color, label="fit")
         pivot = np.exp(np.mean(np.log(errors.width.values)))
         level = _power(rate.fitted_prefactor, pivot, rate.exponent)
         sides = [_power(level, ends / pivot, slope) for slope in rate.interval]
-        axis.fill_between(ends, np.minimum(*sides), np.maximum(*sides), color=color, alpha=0.15, linewidth=0)
+        axis.fill_between(ends, np.minimum(*sides), np.maximum(*sides), color=color, alpha=0.15, linewidth=0,
+                          label=banded(SLOPES))  # fmt: skip
     if rate.predicted_prefactor is not None and rate.predicted_prefactor > 0:
-        axis.plot(ends, _power(rate.predicted_prefactor, ends, rate.predicted_exponent), color=color, linestyle=":")
+        axis.plot(ends, _power(rate.predicted_prefactor, ends, rate.predicted_exponent), color=color, linestyle=":",
+                  label="predicted")  # fmt: skip
 
 
 def _power(prefactor, widths, exponent):
@@ -294,10 +329,9 @@ def _titled(dataset, name, reference):
     return OBSERVABLES[name].label + ("" if used == reference else f", against N = {dataset.width.values[-1]}")
 
 
-def edge_handle(figure: Figure) -> list[Line2D]:
-    """Of the edge of stability, where a panel shows one: a raw Hessian has none under Adam."""
-    drawn = any(line.get_label() == EDGE["label"] for axis in figure.axes for line in axis.lines)
-    return [Line2D([], [], **EDGE)] if drawn else []
+def edge_handle() -> Line2D:
+    """Of the edge of stability."""
+    return Line2D([], [], **EDGE)
 
 
 def mark_edge(axis: Axes, height: float) -> None:

@@ -68,6 +68,7 @@ class DataOptions:
     dry_run: bool = False
     """Only say how many cells there are to compute, and about how many minutes and GiB that takes; nothing is written."""
     patches: ClassVar[int] = 256  # how many of patches10, if not told
+    precision: ClassVar[str] = "float64"  # of what is learned from them
 
     def adapted(self) -> "DataOptions":
         """With the defaults that follow from what was given, and every ~ written out; the same again if it is asked again.
@@ -105,6 +106,9 @@ class DataOptions:
         for what, wanted, size in (("inputs", self.inputs, inputs.shape[1]), ("outputs", self.outputs, targets.shape[1])):
             if wanted not in (None, size):
                 raise ValueError(f"{wanted} {what}: {options.data} has {size}")
+        for what, values in (("inputs", inputs), ("targets", targets)):
+            if (largest := np.abs(values).max()) > np.finfo(options.precision).max:
+                raise ValueError(f"{what} reach {largest:.2g}: beyond {options.precision}; take float64, or scale them")
         return inputs, targets, shape
 
     @property

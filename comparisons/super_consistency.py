@@ -144,7 +144,7 @@ def measure_growth(
 ) -> list[Growth]:
     """The growth of every observable.  Steps past the edge of stability, and diverged ones, are left out.
 
-    Where they leave nothing after the start there is no growth to judge, and the verdict says which of the two it was.
+    Where they leave nothing after the start there is no growth to judge, nor anything late: the verdict says which it was.
     """
     finite = np.isfinite(dataset["loss"].values).all(axis=(0, 1))
     stable = finite & (dataset.step.values <= (np.inf if unstable_after is None else unstable_after))
@@ -218,15 +218,15 @@ def _log_growth(squares: Float[np.ndarray, "W S T"], counts: Float[np.ndarray, "
 
 
 def _growth(dataset, name, rank, selection, reference, prediction, why):
+    predicted = _predicted(dataset, name, selection, prediction)
     errors = deviations(dataset, name, selection, reference, "fluctuation").values
-    values = dataset[variable(name)].sel(selection).transpose("width", "seed", "step").values
-    at_the_end = values[..., late_steps(dataset.step.values)]
-    without_end = np.full(at_the_end.shape[:2], np.nan)  # diverged before the first step
-    late = agreement(dataset.width.values, at_the_end.mean(axis=2) if at_the_end.size else without_end)
+    along = name, rank, dataset.step.values.tolist(), growth_ratio(errors).tolist(), predicted
+    sizes, values = dataset.width.values, dataset[variable(name)].sel(selection).transpose("width", "seed", "step").values
+    if why:
+        return Growth(*along, np.nan, NOWHERE, agreement(sizes, np.full(values.shape[:2], np.nan)), why)
+    late = agreement(sizes, values[..., late_steps(dataset.step.values)].mean(axis=2))
     largest, interval = largest_growth(errors)
-    predicted, said = _predicted(dataset, name, selection, prediction), why or verdict(late, interval)
-    return Growth(name, rank, dataset.step.values.tolist(), growth_ratio(errors).tolist(), predicted,
-                  largest, interval, late, said)  # fmt: skip
+    return Growth(*along, largest, interval, late, verdict(late, interval))
 
 
 def _predicted(dataset, name, selection, prediction):

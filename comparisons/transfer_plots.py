@@ -6,12 +6,12 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from comparisons import plots
 from comparisons.optimum import SIZES, TOLERATED, Optimum, Shift, at_size, has_limit, sizes_of
 
 EDGE = {"linestyle": ":", "linewidth": 1.1}
+LIMIT = plots.LIMIT | {"label": r"$N\to\infty$"}
 FINAL_LOSS = r"final loss $\mathcal{L}$"
 WIDE = 3.6  # inches of a panel
 
@@ -42,6 +42,17 @@ def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], tit
     return figure
 
 
+def _named(dataset, width, depth):
+    """A size in the legend: of width and depth those that there are several of."""
+    sizes = zip(SIZES.items(), (width, depth), strict=True)
+    return ", ".join(f"{symbol} = {value}" for (name, symbol), value in sizes if dataset.sizes.get(name, 1) > 1)
+
+
+def _spread(dataset):
+    """What the bands are."""
+    return "middle half of the seeds" + ("; below, all" if "sharpness" in dataset else "")
+
+
 def _colored(dataset):
     """(size, colour), the narrowest first and within a width the shallowest."""
     return plots.colors(sorted(sizes_of(dataset), key=lambda size: (size[0], size[1] or 0)))
@@ -55,14 +66,14 @@ def final_losses(axis: Axes, one: xr.Dataset, shown: tuple[float, float], optima
     for size, color in _colored(one):
         there = at_size(one, *size)["final_loss"].transpose("seed", "learning_rate")
         mean = _drawable(there.values.mean(axis=0), top)  # of one that diverged, too
-        axis.plot(rates, mean, color=color)
+        axis.plot(rates, mean, color=color, label=_named(one, *size))
         axis.fill_between(rates, *np.quantile(_drawable(there.values, top), (0.25, 0.75), axis=0), where=mean < top,
-                          color=color, alpha=0.15, linewidth=0)  # fmt: skip
+                          color=color, alpha=0.15, linewidth=0, label=plots.banded(_spread(one)))  # fmt: skip
         axis.plot(best[size], 0.97, transform=axis.get_xaxis_transform(), color=color, marker="v", markersize=5, alpha=0.8,
-                  clip_on=False)  # fmt: skip  (one at the end of the grid is whole)
+                  clip_on=False, label="optimum")  # fmt: skip  (one at the end of the grid is whole)
     if has_limit(one):
         for limit in _by_depth(one["final_loss_limit"]):
-            axis.plot(rates, _drawable(limit.values, top), **plots.LIMIT)
+            axis.plot(rates, _drawable(limit.values, top), **LIMIT)
     axis.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$", xlim=(rates[0], rates[-1]), ylim=shown)
     plots.plain_numbers(axis.xaxis)
     plots.plain_numbers(axis.yaxis)
@@ -76,15 +87,15 @@ def sharpness(axis: Axes, one: xr.Dataset) -> None:
         values = there["sharpness"].dropna("seed", how="all")
         if values.sizes["seed"]:
             mean, low, high = (reduced("seed", skipna=False) for reduced in (values.mean, values.min, values.max))
-            plots.against_step(axis, mean, color)
-            axis.fill_between(one.step, low, high, color=color, alpha=0.15, linewidth=0)
+            plots.against_step(axis, mean, color=color, label=_named(one, *size))
+            axis.fill_between(one.step, low, high, color=color, alpha=0.15, linewidth=0, label=plots.banded(_spread(one)))
         if np.isfinite(edge := float(there["edge_of_stability"])):
-            axis.axhline(edge, color=color if len(edges) > 1 else "gray", **EDGE)
+            label = one["edge_of_stability"].attrs["symbol"]
+            axis.axhline(edge, color=color if len(edges) > 1 else "gray", label=label, **EDGE)
     if "sharpness_limit" in one:
         for limit in _by_depth(one["sharpness_limit"]):
-            axis.plot(one.step, limit, **plots.LIMIT)
+            axis.plot(one.step, limit, **LIMIT)
     axis.set(yscale="log", xlabel="step", xlim=(0, int(one.step[-1])))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _by_depth(values):
@@ -122,15 +133,10 @@ def statements(name: str, shifts: list[Shift]) -> list[str]:
 
 def legend(dataset: xr.Dataset) -> list[Artist]:
     """A handle per size, and those of the lines."""
-    several = {name: dataset.sizes.get(name, 1) > 1 for name in SIZES}
-    handles = []
-    for (width, depth), color in _colored(dataset):
-        size = [f"{symbol} = {value}" for (name, symbol), value in zip(SIZES.items(), (width, depth), strict=True)
-                if several[name]]  # fmt: skip
-        handles.append(Line2D([], [], color=color, label=", ".join(size)))
+    handles = [Line2D([], [], color=color, label=_named(dataset, *size)) for size, color in _colored(dataset)]
     if "final_loss_limit" in dataset:
-        handles.append(Line2D([], [], label=r"$N\to\infty$", **plots.LIMIT))
-    handles.append(plots.band("middle half of the seeds" + ("; below, all" if "sharpness" in dataset else "")))
+        handles.append(Line2D([], [], **LIMIT))
+    handles.append(plots.band(_spread(dataset)))
     handles.append(Line2D([], [], color="gray", marker="v", markersize=4, linestyle="", label="optimum"))
     if "sharpness" in dataset:
         handles.append(Line2D([], [], color="gray", label=dataset["edge_of_stability"].attrs["symbol"], **EDGE))

@@ -46,7 +46,9 @@ def read(options: type[Options], program: str, arguments: Sequence[str] | None =
 
 
 def _described(options):
-    """The same options with help that flows and says no default of None: tyro keeps the line breaks of indented docstrings."""
+    """The same options with help that flows and says no default of None, or of nothing, beside the real one: tyro keeps the
+    line breaks of indented docstrings.
+    """
     texts = {
         member.arg_name: " ".join(member.description.split())
         for kind in reversed(options.__mro__[:-1])
@@ -55,7 +57,7 @@ def _described(options):
     types = get_type_hints(options, include_extras=True)
 
     def annotated(field):
-        told = {"help_behavior_hint": ""} if field.default is None else {}
+        told = {"help_behavior_hint": ""} if field.default in (None, ()) else {}
         return Annotated[types[field.name], tyro.conf.arg(help=texts.get(field.name), **told)]
 
     members = [(field.name, annotated(field), field) for field in fields(options)]
@@ -90,7 +92,7 @@ def _plainly(statement: str) -> str:
 
 def _meant(options, statement):
     """The option that is nearest to the unknown one, if one is near."""
-    known = [f"--{field.name.replace('_', '-')}" for field in fields(options)]
-    unknown = re.match(r"Unrecognized options: (--[^\s=]+)", statement)
+    known = [field.name.replace("_", "-") for field in fields(options)]
+    unknown = re.match(r"Unrecognized options: --([^\s=,]+)", statement)
     near = difflib.get_close_matches(unknown[1].replace("_", "-"), known, 1) if unknown else []
-    return f": did you mean {near[0]}?" if near else ""
+    return f": did you mean --{near[0]}?" if near else ""

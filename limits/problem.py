@@ -296,6 +296,10 @@ def _finite_matrix(name, values):
         raise ValueError(f"{name} of shape {values.shape}: wanted a matrix with one row per sample")
     if not np.isfinite(values).all():
         raise ValueError(f"{name} hold {np.count_nonzero(~np.isfinite(values))} values that are not finite")
+    with np.errstate(over="ignore"):
+        squares = np.sum(values**2)
+    if not np.isfinite(squares):
+        raise ValueError(f"{name} reach {np.abs(values).max():.2g}: their squares are beyond float64; scale them")
     return values
 
 

@@ -24,8 +24,9 @@ def begin() -> None:
     program = f"python -m {_module(sys.orig_argv)}"
     os.environ.pop("MPLBACKEND", None)  # pictures go into files: no screen is asked for, so none can be refused
     _spell()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda number, _: _leave(program, "interrupted", 128 + number))
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is usual:
+            signal.signal(number, lambda number, _: _leave(program, "interrupted", 128 + number))
     sys.excepthook = lambda kind, fault, trace: _hook(program, kind, fault, trace)
 
 

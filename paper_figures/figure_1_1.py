@@ -70,7 +70,7 @@ def picture(along: xr.Dataset, swept: xr.Dataset) -> Figure:
         axis.set_xlabel("step")
     for axis in grid[:-1, 2]:
         axis.set_xlabel("")
-    handles = [*landscape_plots.sizes(along), *plots.edge_handle(figure)]
+    handles = plots.drawn(figure, [*landscape_plots.sizes(along), plots.edge_handle()])
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     title = f"{along.attrs['title']}; final loss after {int(swept.step[-1])} steps"
     figure.suptitle(plots.wrapped(title, 120), fontsize=9)

@@ -69,7 +69,7 @@ def picture(runs: dict[str, tuple[xr.Dataset, xr.Dataset]]) -> Figure:
         one = along.isel(param=0)
         landscape_plots.panel(column[1], one[SHOWN], landscape_plots.edge_of(one, "hessian_eigenvalues"))
         column[1].set(xlabel="step", ylabel=OBSERVABLES[SHOWN].symbol, xlim=(0, int(one.step[-1])), title=statement(one[SHOWN]))
-        handles = [*landscape_plots.sizes(along), *plots.edge_handle(figure)]
+        handles = plots.drawn(figure, [*landscape_plots.sizes(along), plots.edge_handle()])
         column[1].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return figure
 

@@ -61,7 +61,8 @@ def picture(runs: dict[str, xr.Dataset]) -> Figure:
         transfer_plots.sharpness(column[1], one)
         column[1].set(ylim=transfer_plots.sharpness_range(run), ylabel=run["sharpness"].attrs["symbol"] + " at the optimum")
         plots.plain_numbers(column[1].yaxis)
-        column[1].legend(handles=transfer_plots.legend(run), loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        handles = plots.drawn(figure, transfer_plots.legend(run))
+        column[1].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     title = f"{plots.NAMES.get(str(runs['k1'].param.values[0]))}; {runs['k1'].attrs['title']}"
     figure.suptitle(plots.wrapped(title, 110), fontsize=9)
     return figure

@@ -50,7 +50,9 @@ def test_every_command_says_its_version(main, capsys):
 def test_help_says_the_default_that_adapts_in_words(main, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "default: None" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "default: None" not in told
+    assert "default: )" not in told  # of an empty list
 
 
 @pytest.mark.parametrize("main", MAINS)
@@ -61,6 +63,9 @@ def test_an_unknown_option_says_what_is_near(main, capsys):
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert ": did you mean --loss?; see python -m " in line
+    with pytest.raises(SystemExit):
+        main(["--bogus", "3"])  # near is what has the letters, not only the dashes
+    assert "did you mean" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

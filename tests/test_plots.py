@@ -5,7 +5,6 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from comparisons import landscape_plots, late, plots, rates, records, super_consistency
 from limits import Trajectory
@@ -76,6 +75,32 @@ def test_every_picture_can_be_drawn_whatever_was_measured(kinds, seed, edge):
     drawn(landscape_plots.picture(several, lately, "a title"))
 
 
+def named(figure):
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_a_run_without_a_step_has_one_tick():
+    dataset = measured(dict.fromkeys(("loss", "hessian_eigenvalues", "ntk_eigenvalues"), "usual"), 0).isel(step=[0])
+    axis = drawn(plots.dynamics(dataset, np.nan, "a title")).axes[0]
+    low, high = axis.get_xlim()
+    assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [0]
+
+
+def test_a_legend_lists_what_is_drawn_and_nothing_else():
+    dataset = measured(dict.fromkeys(("loss", "hessian_eigenvalues", "ntk_eigenvalues"), "usual"), 0)
+    dataset = dataset.where(dataset.step == 0).assign_attrs(dataset.attrs)  # diverged at once
+    with np.errstate(all="ignore"):
+        fitted = rates.measure_rates(dataset, "theory", None, None)
+        grown = super_consistency.measure_growth(dataset, "largest-width", None, None)
+    assert named(plots.rates(dataset, fitted, "theory", "a title", [0, 5, 10]))[:2] == ["step 0", "fit"]
+    assert named(plots.dynamics(dataset, np.nan, "a title")) == ["N = 8", "N = 16", "N = 32", "limit"]
+    no_limit = dataset.drop_vars([name for name in dataset.data_vars if name.endswith(("_limit", "_deviation"))])
+    widths = ["N = 8", "N = 16", "N = 32"]
+    assert named(plots.dynamics(no_limit, np.nan, "a title")) == widths
+    assert named(plots.growth(no_limit, grown, "largest-width", "a title")) == widths[:2]
+    assert not named(plots.dynamics(dataset.where(False), np.nan, "a title"))
+
+
 @pytest.mark.parametrize("panels", [1, 2, 5])
 def test_titles_and_legends_end_where_the_figure_does(panels):
     figure = Figure(figsize=(2.6 * panels, 3), layout="constrained")
@@ -83,7 +108,9 @@ def test_titles_and_legends_end_where_the_figure_does(panels):
         axis.set_title("NTP: late × 1.09, falls with the size of the network, in several words")
     path = "/a/long/folder/" + "name" * 20
     figure.suptitle(f"conv, cross-entropy, {path}, P = 512, D = 3072, C = 10, γ0 = 1, warm-up 100, batch 64; N = 8, 48 steps")
-    plots.legend_below(figure, [Line2D([], [], label=f"N = {2**n}") for n in range(9)] + [plots.band("range over seeds")])
+    lines = [axis.plot([0, 1], label=f"N = {2**n}")[0] for n in range(9)]
+    axis.fill_between([0, 1], [1, 2], label=plots.banded("range over seeds"))
+    plots.legend_below(figure, [*lines, plots.band("range over seeds")])
     assert not sticks_out(drawn(figure))
     assert len(figure.legends) == 1
 

@@ -36,6 +36,7 @@ X, Y = np.ones((4, 3)), np.ones((4, 2))
         ({"inputs": np.full((4, 3), np.nan)}, "12 values that are not finite"),
         ({"targets": np.ones((5, 2))}, "4 inputs but 5 targets"),
         ({"targets": np.full((4, 2), np.inf)}, "not finite"),
+        ({"inputs": np.full((4, 3), -1e200)}, "inputs reach 1e\\+200: their squares are beyond float64"),
         ({"parametrization": "muP"}, "unknown parametrization 'muP'; known: alpha1, depth_mup"),
         ({"parametrization": "base=mup, hidden.rate=1"}, "unknown quantity of hidden 'rate'"),
         ({"parametrization": scaling("mup", "adam")}, "the exponents of mup are for adam, not for sgd"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comparisons import landscape, runs
+from comparisons import convergence, coord_check, landscape, runs, transfer
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,15 @@ class Options(runs.DataOptions):
 
 def configured(options):
     return runs.config(options, *options.load())
+
+
+@pytest.mark.parametrize("options", [convergence.Options, coord_check.Options, landscape.Options, transfer.Options])
+def test_data_that_the_precision_cannot_hold_are_refused(options, tmp_path):
+    np.savez(tmp_path / "large.npz", inputs=np.full((4, 3), 1e39), targets=np.ones((4, 1)))
+    given = options(data=str(tmp_path / "large.npz"), model="mlp")
+    with pytest.raises(ValueError, match=r"inputs reach 1e\+39: beyond float32; take float64, or scale them"):
+        given.load()
+    assert replace(given, precision="float64").load()[0].max() == 1e39
 
 
 def test_a_configuration_is_what_json_gives_back_and_has_all_but_the_folder():
