@@ -43,7 +43,7 @@ INSTALL = f"pip install --no-deps neural-tangents=={VERSION} frozendict"
 def load() -> types.ModuleType:
     """The module ``neural_tangents``, imported and mended on the first call.
 
-    Raises ImportError, in one line, where it is absent or of another version.
+    Raises ImportError, in one line, where it is absent, of another version, or lacks what it imports.
     """
     if "neural_tangents" in sys.modules:
         return sys.modules["neural_tangents"]
@@ -57,11 +57,19 @@ def load() -> types.ModuleType:
             predict = importlib.import_module("neural_tangents._src.predict")
         _mend_empirical(empirical)
         _mend_predict(predict, nt.predict)
+    except ModuleNotFoundError as missing:
+        _forget()
+        raise ImportError(f"the kernel limit needs neural-tangents, which cannot be imported ({missing}): {INSTALL}") from None
     except BaseException:
-        for name in [m for m in sys.modules if m.split(".")[0] == "neural_tangents"]:
-            del sys.modules[name]
+        _forget()
         raise
     return nt
+
+
+def _forget():
+    """What of it has been imported."""
+    for name in [m for m in sys.modules if m.split(".")[0] == "neural_tangents"]:
+        del sys.modules[name]
 
 
 def require() -> None:

@@ -105,3 +105,15 @@ def fresh_python(pytestconfig):
         assert done.returncode == 0, done.stderr
 
     return run
+
+
+def test_a_broken_installation_says_how_to_mend_it(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "neural_tangents"]:
+        monkeypatch.delitem(sys.modules, name)
+
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'tf2jax'")
+
+    monkeypatch.setattr(neural_tangents_compat.importlib, "import_module", missing)
+    with pytest.raises(ImportError, match=r"needs neural-tangents, .* \(No module named 'tf2jax'\): pip install --no-deps"):
+        neural_tangents_compat.load()
