@@ -390,8 +390,8 @@ def _row(one: Check) -> str:
     low, high = one.interval
     mark = "✗ " if one.compared and one.verdict != "agrees" else "  "
     derived = f"derived {one.letter}^{one.derived:<+6.2f} " if one.compared else ""
-    return (f"  {mark}{one.quantity:<24}{one.layer:<15}{one.letter}^{one.exponent:<+8.3f}[{low:+.3f}, {high:+.3f}]  "
-            f"{derived}{one.verdict}")  # fmt: skip
+    found = f"{one.letter}^{one.exponent:<+8.3f}[{low:+.3f}, {high:+.3f}]" if isfinite(one.exponent) else f"{'–':<26}"
+    return f"  {mark}{one.quantity:<24}{one.layer:<15}{found}  {derived}{one.verdict}"
 
 
 # The picture ----------------------------------------------------------------------------------------------------------
@@ -424,7 +424,7 @@ def picture(job: Job, optimizer: str, cells: dict, checks: Sequence[Check]) -> F
             if any(line.get_xdata().size for line in axis.lines):
                 axis.set_yscale("log")
             else:
-                axis.set_yticks([])
+                axis.set(xlim=(sweep.growing[0], sweep.growing[-1]), yticks=[])
                 compared = any(found[param, sweep.fixed, quantity, layer].compared for param in job.params)
                 axis.text(0.5, 0.5, "diverged" if compared else "not compared", transform=axis.transAxes, ha="center")
             axis.set_title(LABELS[quantity] + ("" if layer == "readout" else f", {layer}"))

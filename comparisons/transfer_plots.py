@@ -61,7 +61,7 @@ def _colored(dataset):
 def final_losses(axis: Axes, one: xr.Dataset, shown: tuple[float, float], optima: list[Optimum]) -> None:
     """Of one parametrization; what is beyond the range shown (``loss_range``), or diverged, leaves through the top."""
     top = shown[1]
-    mine = [o for o in optima if o.parametrization == str(one.param.values) and o.width]
+    mine = [o for o in optima if o.parametrization == str(one.param.values) and o.width and np.isfinite(o.final_loss)]
     rates, best = one.learning_rate.values, {(o.width, o.depth): o.best_learning_rate for o in mine}
     for size, color in _colored(one):
         there = at_size(one, *size)["final_loss"].transpose("seed", "learning_rate")
@@ -69,11 +69,13 @@ def final_losses(axis: Axes, one: xr.Dataset, shown: tuple[float, float], optima
         axis.plot(rates, mean, color=color, label=_named(one, *size))
         axis.fill_between(rates, *np.quantile(_drawable(there.values, top), (0.25, 0.75), axis=0), where=mean < top,
                           color=color, alpha=0.15, linewidth=0, label=plots.banded(_spread(one)))  # fmt: skip
-        axis.plot(best[size], 0.97, transform=axis.get_xaxis_transform(), color=color, marker="v", markersize=5, alpha=0.8,
-                  clip_on=False, label="optimum")  # fmt: skip  (one at the end of the grid is whole)
+        axis.plot(best.get(size, np.nan), 0.97, transform=axis.get_xaxis_transform(), color=color, marker="v", markersize=5,
+                  alpha=0.8, clip_on=False, label="optimum")  # fmt: skip  (one at the end of the grid is whole)
     if has_limit(one):
         for limit in _by_depth(one["final_loss_limit"]):
             axis.plot(rates, _drawable(limit.values, top), **LIMIT)
+    if not mine:
+        axis.text(0.5, 0.5, "diverged", transform=axis.transAxes, ha="center", color="gray")
     axis.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$", xlim=(rates[0], rates[-1]), ylim=shown)
     plots.plain_numbers(axis.xaxis)
     plots.plain_numbers(axis.yaxis)
@@ -116,11 +118,19 @@ def loss_range(dataset: xr.Dataset) -> tuple[float, float]:
 
 
 def sharpness_range(dataset: xr.Dataset) -> tuple[float, float]:
-    """From the lowest to the highest of sharpness and edges, at most six decades: one network may have gone flat."""
-    values = np.concatenate([dataset[name].values.ravel() for name in ("sharpness", "edge_of_stability")])
+    """From the lowest to the highest of sharpness and edges, at most three decades from what there is before the first step,
+    and from the edges, on: networks may have gone flat, or be on their way to infinity.
+    """
+    values, edges = dataset["sharpness"], dataset["edge_of_stability"].values
+    (low, high), (least, most) = (_range(v) for v in ((values.values, edges), (values.isel(step=0).values, edges)))
+    return max(low / 1.5, 1e-3 * least), min(1.5 * high, 1e3 * most)
+
+
+def _range(parts):
+    """The lowest and the highest that is above zero and finite."""
+    values = np.concatenate([part.ravel() for part in parts])
     values = values[np.isfinite(values) & (values > 0)]
-    high = float(values.max(initial=1e-3))
-    return max(float(values.min(initial=high)) / 1.5, 1e-6 * high), 1.5 * high
+    return (float(values.min()), float(values.max())) if values.size else (1e-3, 1e-3)
 
 
 def statements(name: str, shifts: list[Shift]) -> list[str]:
@@ -150,7 +160,7 @@ def table(optima: list[Optimum], shifts: list[Shift], title: str) -> str:
     form = f"{{:<{long}}} {{:>6}}{' {:>5}' if deep else ''}  {{:>8}}  {{:<18}}{{:>11}}".format
     lines = [title, "", form("param", "width", *(["depth"] if deep else []), "best η0", "95 % interval", "final loss")]
     for o in optima:
-        best, final, (low, high) = f"{o.best_learning_rate:.3g}", f"{o.final_loss:.3g}", o.interval
+        best, final, (low, high) = f"{o.best_learning_rate:.3g}", f"{o.final_loss:.3g}".replace("nan", "diverged"), o.interval
         size = [o.width or "∞", *([o.depth] if deep else [])]
         lines.append(form(o.parametrization, *size, best, f"[{low:.3g}, {high:.3g}]", final))
     lines += ["", f"best η0 ∝ size^exponent; it transfers where the exponent's whole interval lies within ±{TOLERATED:g}"]

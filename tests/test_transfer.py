@@ -11,7 +11,7 @@ from benchmarks.verdicts import transfer as judged
 from scipy.special import logsumexp
 
 import finite.train
-from comparisons import records, sweep
+from comparisons import records, sweep, transfer_plots
 from comparisons.optimum import analyse, bracket, minimum, neighbourhood, rounding, verdict
 from comparisons.transfer import Options, limit, main, prepare
 from finite.networks.build import build
@@ -210,6 +210,25 @@ def test_an_optimum_off_the_grid_is_no_exponent():
     assert optima[-1].interval[0] == 0
     assert np.isnan(shift.exponent)
     assert shift.verdict == "undecided: an optimum is off the grid"
+
+
+def test_a_sweep_in_which_all_diverged_has_no_optimum_and_shows_its_edge():
+    swept = synthetic(0.0)
+    sharpness = np.broadcast_to([0.5, 1e6, 1e12], (1, 4, 8, 3))
+    swept = swept.assign(
+        final_loss=swept["final_loss"] * np.nan,
+        sharpness=(("param", "width", "seed", "step"), sharpness, {"symbol": "S"}),
+        edge_of_stability=(("param", "width"), np.full((1, 4), 0.02), {"symbol": "edge"}),
+    ).assign_coords(step=[0, 1, 2])  # fmt: skip
+    optima, shifts = analyse(swept)
+    figure = transfer_plots.picture(swept, optima, shifts, "a title")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["diverged"]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "optimum" not in named
+    assert "edge" in named
+    low, high = figure.axes[1].get_ylim()
+    assert low < 0.02 < 0.5 < high < 1e4
+    assert "diverged" in transfer_plots.table(optima, shifts, "a title")
 
 
 def test_verdicts():
