@@ -106,6 +106,8 @@ class DataOptions:
         for what, wanted, size in (("inputs", self.inputs, inputs.shape[1]), ("outputs", self.outputs, targets.shape[1])):
             if wanted not in (None, size):
                 raise ValueError(f"{wanted} {what}: {options.data} has {size}")
+        if not inputs.any():
+            raise ValueError(f"all inputs of {options.data} are zero: there is nothing to tell apart")
         for what, values in (("inputs", inputs), ("targets", targets)):
             if (largest := np.abs(values).max()) > np.finfo(options.precision).max:
                 raise ValueError(f"{what} reach {largest:.2g}: beyond {options.precision}; take float64, or scale them")

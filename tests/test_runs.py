@@ -23,12 +23,15 @@ def configured(options):
 
 
 @pytest.mark.parametrize("options", [convergence.Options, coord_check.Options, landscape.Options, transfer.Options])
-def test_data_that_the_precision_cannot_hold_are_refused(options, tmp_path):
+def test_data_that_the_precision_cannot_hold_and_that_say_nothing_are_refused(options, tmp_path):
     np.savez(tmp_path / "large.npz", inputs=np.full((4, 3), 1e39), targets=np.ones((4, 1)))
     given = options(data=str(tmp_path / "large.npz"), model="mlp")
     with pytest.raises(ValueError, match=r"inputs reach 1e\+39: beyond float32; take float64, or scale them"):
         given.load()
     assert replace(given, precision="float64").load()[0].max() == 1e39
+    np.savez(tmp_path / "large.npz", inputs=np.zeros((4, 3)), targets=np.ones((4, 1)))
+    with pytest.raises(ValueError, match=r"all inputs of .* are zero"):
+        given.load()
 
 
 def test_a_configuration_is_what_json_gives_back_and_has_all_but_the_folder():
