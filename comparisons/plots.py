@@ -33,7 +33,8 @@ EDGE = {"color": "firebrick", "linewidth": 0.9, "label": "edge of stability"}
 LIMIT = {"color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 5}
 PANEL = (2.9, 2.7)  # inches
 HUGE = 1e100  # what is larger has diverged; from 1e300 on matplotlib's own arithmetic overflows
-DECADES = 30  # of a logarithmic axis at most: below that is rounding
+DECADES = 30  # of a logarithmic axis below where its lines start, at most: there is rounding
+WIDE = 1e3  # what spans more is on a logarithmic axis
 SPREAD, SLOPES = "standard deviation over seeds", "95 % of its exponent"  # what the bands of dynamics, rates are
 UNFITTED = "no exponent: the table says why"
 FAR = {"linear": 2, "log": 6}  # times as high as the curves, or as low, an edge is told in words: a line would flatten them
@@ -84,6 +85,8 @@ def dynamics(dataset: xr.Dataset, edge_of_stability: float, title: str) -> Figur
         if name == "loss":
             lowest = values.mean("seed").where(lambda mean: mean > 0).min()  # the spread may reach below any loss
             logarithmic(axis, bottom=0.3 * float(lowest))
+        elif _spans(axis, WIDE):
+            logarithmic(axis)
     mark_edge(axes[1], edge_of_stability)
     legend_below(figure, [*widths(dataset), Line2D([], [], label="limit", **LIMIT), edge_handle(), band(SPREAD)])
     figure.suptitle(title, fontsize=9)
@@ -251,7 +254,7 @@ def drawable(dataset: xr.Dataset) -> xr.Dataset:
 
 def against_step(axis: Axes, values: xr.DataArray, **style) -> None:
     """A line; of a single value, after which all has diverged, a point, on an axis of all steps."""
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     lone = int(values.notnull().sum()) == 1
     axis.plot(values.step, values, marker="o" if lone else None, markersize=3.5, **style)
     if lone and (last := int(values.step[-1])) > 0:
@@ -259,15 +262,31 @@ def against_step(axis: Axes, values: xr.DataArray, **style) -> None:
 
 
 def logarithmic(axis: Axes, bottom: float = 0.0) -> None:
-    """A logarithmic y axis, from ``bottom`` on and ``DECADES`` long at most; where nothing above zero is drawn it says so."""
-    drawn = np.concatenate([np.empty(0), *(np.asarray(line.get_ydata(), float) for line in axis.lines)])
-    if not np.any(drawn > 0):
+    """A logarithmic y axis, from ``bottom`` on, and ``DECADES`` below the highest start of a line at most.
+
+    Where nothing above zero is drawn it says so.
+    """
+    lines = [heights[heights > 0] for heights in _heights(axis)]
+    start = max((heights[0] for heights in lines if heights.size), default=0.0)
+    if not start:
         axis.text(0.5, 0.5, "nothing above zero", transform=axis.transAxes, ha="center", color="gray")
         return
     axis.set_yscale("log")
     low, high = axis.get_ylim()
-    axis.set_ylim(max(low, 10.0**-DECADES * high, bottom if np.isfinite(bottom) else 0.0), high)
+    axis.set_ylim(max(low, 10.0**-DECADES * start, bottom if np.isfinite(bottom) else 0.0), high)
     plain_numbers(axis.yaxis)
+
+
+def _heights(axis):
+    """Of each line, those that are finite."""
+    found = [np.asarray(line.get_ydata(), float) for line in axis.lines]
+    return [heights[np.isfinite(heights)] for heights in found]
+
+
+def _spans(axis, factor):
+    """Whether all that is drawn is above zero, and the highest more than so many times the lowest."""
+    heights = np.concatenate([np.empty(0), *_heights(axis)])
+    return bool(heights.size) and 0 < factor * heights.min() < heights.max()
 
 
 def plain_numbers(axis: Axis) -> None:

@@ -133,6 +133,16 @@ def test_what_cannot_be_on_a_logarithmic_axis_says_so():
     assert (axis.get_yscale(), axis.texts[0].get_text()) == ("linear", "nothing above zero")
 
 
+def test_a_blow_up_leaves_its_start_in_sight():
+    dataset = measured(dict.fromkeys(("loss", "hessian_eigenvalues", "ntk_eigenvalues"), "constant"), 0)
+    dataset["loss"][..., 2], dataset["hessian_eigenvalues"][:, :, 2] = 1e40, 1e20
+    axes = plots.dynamics(dataset, np.nan, "a title").axes
+    assert [axis.get_yscale() for axis in axes] == ["log", "log", "linear"]
+    for axis, top in zip(axes, (1e40, 1e20), strict=False):
+        low, high = axis.get_ylim()
+        assert low < 0.3 < top < high
+
+
 def test_titles_break_after_commas_and_semicolons_only():
     title = "conv, cross-entropy, P = 512, D = 3072, batch 64; N = 8, 48 steps"
     lines = plots.wrapped(title, 30).split("\n")
