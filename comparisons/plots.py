@@ -107,7 +107,9 @@ def rates(dataset: xr.Dataset, measured: Sequence[Rate], reference: str, title: 
                 draw_rate(axis, errors.sel(step=step), table[name, rank, kind, step], kind, color)
             axis.set(xscale="log", xlabel="width $N$", title=_titled(dataset, name, reference))
             logarithmic(axis)
-            axis.set_ylabel(r"rms over seeds of $o_N-o_\infty$" if kind == "fluctuation" else r"|mean over seeds of $o_N-o_\infty$|")  # noqa: E501
+            subtracted = r"\infty" if reference_of(dataset, name, reference) == "theory" else dataset.width.values[-1]
+            what = f"over seeds of $o_N-o_{{{subtracted}}}$"
+            axis.set_ylabel(f"rms {what}" if kind == "fluctuation" else f"|mean {what}|")
             axis.set_xticks(errors.width.values, [str(w) for w in errors.width.values], rotation=45)
             axis.tick_params(axis="x", which="minor", bottom=False)
             axis.xaxis.set_minor_formatter(NullFormatter())

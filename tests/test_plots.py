@@ -97,6 +97,10 @@ def test_a_legend_lists_what_is_drawn_and_nothing_else():
     no_limit = dataset.drop_vars([name for name in dataset.data_vars if name.endswith(("_limit", "_deviation"))])
     widths = ["N = 8", "N = 16", "N = 32"]
     assert named(plots.dynamics(no_limit, np.nan, "a title")) == widths
+    with np.errstate(all="ignore"):
+        against = rates.measure_rates(no_limit, "largest-width", None, None)
+    axis = plots.rates(no_limit, against, "largest-width", "a title", [0]).axes[0]
+    assert axis.get_ylabel() == "rms over seeds of $o_N-o_{32}$"
     assert named(plots.growth(no_limit, grown, "largest-width", "a title")) == widths[:2]
     assert not named(plots.dynamics(dataset.where(False), np.nan, "a title"))
 
