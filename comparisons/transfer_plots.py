@@ -137,8 +137,9 @@ def statements(name: str, shifts: list[Shift]) -> list[str]:
     """How the optimum of a parametrization moves, with its 95 % interval, in a line each."""
     found = [shift for shift in shifts if shift.parametrization == name]
     powers = [plots.power(SIZES[s.size], s.exponent, s.interval) for s in found]
-    return [f"optimum {power}, {s.verdict}" if np.isfinite(s.exponent) else s.verdict
-            for power, s in zip(powers, found, strict=True)]  # fmt: skip
+    said = (f"optimum {power}, {s.verdict}" if np.isfinite(s.exponent) else s.verdict
+            for power, s in zip(powers, found, strict=True))  # fmt: skip
+    return list(dict.fromkeys(said))  # the same of width and depth: once
 
 
 def legend(dataset: xr.Dataset) -> list[Artist]:

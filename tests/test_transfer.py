@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 
 import finite.train
 from comparisons import records, sweep, transfer_plots
-from comparisons.optimum import analyse, bracket, minimum, neighbourhood, rounding, verdict
+from comparisons.optimum import Shift, analyse, bracket, minimum, neighbourhood, rounding, verdict
 from comparisons.transfer import Options, limit, main, prepare
 from finite.networks.build import build
 from limits import linear2
@@ -229,6 +229,11 @@ def test_a_sweep_in_which_all_diverged_has_no_optimum_and_shows_its_edge():
     low, high = figure.axes[1].get_ylim()
     assert low < 0.02 < 0.5 < high < 1e4
     assert "diverged" in transfer_plots.table(optima, shifts, "a title")
+
+
+def test_what_is_said_of_width_and_depth_alike_is_said_once():
+    shifts = [Shift("mup", size, np.nan, (np.nan, np.nan), "undecided") for size in ("width", "depth")]
+    assert transfer_plots.statements("mup", shifts) == ["undecided"]
 
 
 def test_verdicts():
