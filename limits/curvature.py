@@ -24,14 +24,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.sparse.linalg import lobpcg_standard
 from jaxtyping import Array, Float
 
+from limits import block_lanczos
 from limits.precision import eigh, in_float64
 
-DENSE_LIMIT = 1024  # above this dimension the top of a spectrum is found by LOBPCG instead of a full decomposition
-LOBPCG_GUARD = 6  # extra vectors of the iterated block: they speed it up and complete a multiplet cut by top_k
-LOBPCG_STEPS = 400
+DENSE_LIMIT = 1024  # above this dimension the top of a spectrum is found by block Lanczos instead of a full decomposition
 
 
 @jax.custom_jvp
@@ -71,8 +69,8 @@ class Spectrum(NamedTuple):
 def measure(state: OrderParameters, *, columns: int, spare: int, top_k: int) -> dict[str, Float[Array, "..."]]:
     """Every observable of the registry at one time.
 
-    ``columns`` is n' = min(N, n); ``spare`` is N − n' or anything above top_k in its stead (N = ∞).  Values that LOBPCG,
-    used for large problems only, could not bring to 1e-9 relative are NaN.
+    ``columns`` is n' = min(N, n); ``spare`` is N − n' or anything above top_k in its stead (N = ∞).  Values of large
+    problems that ``block_lanczos`` could not find are NaN.
     """
     ntk = gauss_newton_eigenvalues(state, top_k)
     edge = residual_edge(state)
@@ -115,9 +113,11 @@ def directional_sharpness(state: OrderParameters) -> Float[Array, ""]:
 
 def gauss_newton_eigenvalues(state: OrderParameters, top_k: int) -> Float[Array, " k"]:
     """Top eigenvalues of γ²G_GN, equal to those of γ²Θ/P: C blocks (ν_j K + K^{1/2} S_EE K^{1/2})/D, ν_j those of S_VV."""
-    r, _ = state.gradient.shape
+    r, C = state.gradient.shape
     S_EE, _, S_VV = _blocks(state.gram, r)
     root = jnp.sqrt(state.kernel)
+    if r * C > DENSE_LIMIT:
+        return block_lanczos.largest(partial(gauss_newton_product, state), r * C, top_k)
     fixed = root[:, None] * S_EE * root
     values = jax.lax.map(lambda nu: eigh(nu * jnp.diag(state.kernel) + fixed)[0], eigh(S_VV)[0])
     return _largest(values.ravel() / state.num_inputs, top_k)
@@ -129,21 +129,21 @@ def secular_matrix(lam: Float[Array, ""], state: OrderParameters) -> Float[Array
     The k-th largest eigenvalue of the Hessian, if above ρ, is the λ at which the k-th largest eigenvalue of M(λ) is 1.
     It is smooth in every order parameter, which makes it the way to differentiate an eigenvalue.
     """
+    return jax.vmap(partial(secular_product, lam, state))(jnp.eye(state.gradient.size))
+
+
+def secular_product(lam: Float[Array, ""], state: OrderParameters, vector: Float[Array, " rC"]) -> Float[Array, " rC"]:
+    """M(λ) v in O(r²C + rC²): entry rC + c of v belongs to input r and output c."""
     r, C = state.gradient.shape
     S_EE, S_EV, S_VV = _blocks(state.gram, r)
     cG = state.residual_scale * state.gradient
-    inner = _inverse(lam**2 * jnp.eye(C) - cG.T @ cG)
-    over_V = lam * inner  # the blocks of (λ − cA(G))^{-1}
+    inner = _inverse(lam**2 * jnp.eye(C) - cG.T @ cG)  # the blocks of (λ − cA(G))^{-1}: λ·inner, mixed, over_E
     mixed = cG @ inner
-    over_E = (jnp.eye(r) + mixed @ cG.T) / lam
-    tensor = (
-        jnp.einsum("ab,dc->acbd", over_E, S_VV)
-        + jnp.einsum("ab,dc->acbd", S_EE, over_V)
-        + jnp.einsum("ad,bc->acbd", mixed, S_EV)
-        + jnp.einsum("ad,bc->acbd", S_EV, mixed)
-    )
-    root = jnp.sqrt(jnp.repeat(state.kernel, C))
-    return root[:, None] * tensor.reshape(r * C, r * C) * root / state.num_inputs
+    root = jnp.sqrt(state.kernel)[:, None]
+    u = root * vector.reshape(r, C)
+    over_E = (u + mixed @ (cG.T @ u)) / lam
+    product = over_E @ S_VV + lam * (S_EE @ u) @ inner + mixed @ (u.T @ S_EV) + S_EV @ (u.T @ mixed)
+    return (root * product).ravel() / state.num_inputs
 
 
 @in_float64
@@ -193,9 +193,9 @@ def differentiable(state: OrderParameters, known: dict[str, Float[Array, "..."]]
     }
 
 
-def gauss_newton_matrix(state: OrderParameters) -> Float[Array, "rC rC"]:
+def gauss_newton_product(state: OrderParameters, vector: Float[Array, " rC"]) -> Float[Array, " rC"]:
     """G_GN on effective weights, symmetrised: K^{1/2}(1 ⊗ S_VV + S_EE ⊗ 1)K^{1/2}/D, which is λM(λ) without a residual part."""
-    return secular_matrix(jnp.ones(()), state._replace(gradient=jnp.zeros_like(state.gradient)))
+    return secular_product(jnp.ones(()), state._replace(gradient=jnp.zeros_like(state.gradient)), vector)
 
 
 def leading_eigenvalues(matrix: Float[Array, "n n"], k: int) -> Float[Array, " k"]:
@@ -266,8 +266,8 @@ def _hessian_extremes(state, columns, spare, top_k):
         outliers = eigh(jax.vmap(closed)(jnp.eye(size)))[0]
         lowest = outliers[0]
     else:
-        outliers = _lobpcg(closed, size, top_k)
-        lowest = -residual_edge(state) if spare else -_lobpcg(lambda v: -closed(v), size, 1)[0]
+        outliers = block_lanczos.largest(closed, size, top_k)
+        lowest = -residual_edge(state) if spare else -block_lanczos.largest(lambda v: -closed(v), size, 1)[0]
     bulk = jnp.repeat(state.residual_scale * jnp.linalg.svd(state.gradient, compute_uv=False), min(spare, top_k))
     return _largest(jnp.concatenate([outliers, bulk]), top_k), jnp.minimum(lowest, jnp.min(-bulk, initial=jnp.inf))
 
@@ -303,13 +303,3 @@ def _factor(gram, columns):
     values, vectors = eigh(gram)
     return vectors[:, -columns:] * jnp.sqrt(jnp.maximum(values[-columns:], 0.0))
 
-
-def _lobpcg(matvec, size, k):
-    """The k largest eigenvalues of a large symmetric operator, NaN where the residual exceeds 1e-9 of the largest."""
-    block = min(k + LOBPCG_GUARD, size // 6)
-    start = jax.random.normal(jax.random.key(0), (size, block), dtype=float)
-    apply = jax.vmap(matvec, in_axes=1, out_axes=1)
-    values, vectors, _ = lobpcg_standard(apply, start, m=LOBPCG_STEPS, tol=1e-16)
-    residual = jnp.linalg.norm(apply(vectors) - vectors * values, axis=0)
-    error = residual**2 / jnp.maximum(jnp.abs(values), jnp.finfo(float).tiny)
-    return jnp.where(error <= 1e-9 * jnp.abs(values[0]), values, jnp.nan)[:k]
