@@ -1,16 +1,20 @@
-"""The largest eigenvalues of a symmetric matvec on vectors, repeated ones as often as they occur: block Lanczos, restarted.
+"""The largest eigenvalues of a symmetric matvec on vectors, repeated ones as often as they occur: filtered block Lanczos.
 
     A Q = Q T + W,    T = Qᵀ A Q,    W = 0 but for the last block,    |A y − θ y| = |W s|,  y = Q s a Ritz vector
 
 The Krylov space of one vector holds one vector of each eigenspace; that of k random ones, k of each: all that the k largest
 eigenvalues can be, and no run in the complement of what was found need follow (``finite.lanczos``, where vectors are too long
-for many of them to be kept).  Every block is orthogonalised against all; a full basis gives way to its better half of Ritz
-vectors (Wu and Simon, SIAM J. Matrix Anal. 22 (2000) 602).
+for many of them to be kept).  Every block is orthogonalised against all; one that the space does not go on with is rounding
+noise, hence random: of an invariant space the basis grows on beside it.
 
-A block that the space does not go on with is rounding noise, hence random: of an invariant space the basis grows on beside it.
+A few blocks tell where the spectrum begins and give a number h ≤ λ_k.  The rest is done with p(A), p the Chebyshev polynomial
+that is within ±1 from there to h and grows beyond (Zhou and Saad, SIAM J. Matrix Anal. 29 (2007) 954): products of A cost
+less than to orthogonalise as often.  A full basis gives way to its better half of Ritz vectors (Wu and Simon, SIAM J. Matrix
+Anal. 22 (2000) 602).  In the end values and residuals are those of A on the vectors found.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,13 +24,15 @@ from jaxtyping import Array, Float
 
 from limits.precision import eigh
 
-BLOCKS = 24  # of the basis
-KEPT = 12  # after a restart
-CHECK = 3  # blocks between two looks at the residuals; BLOCKS − KEPT is a multiple
-RESTARTS = 40
 FEWEST = 8  # vectors of a block: single ones take longer
+BLOCKS = 18  # of the basis
+KEPT = 9  # after a restart
+CHECK = 3  # blocks between two looks at the residuals; BLOCKS − KEPT is a multiple
+UNFILTERED = 6  # blocks before the filter
+DEGREE = 9  # of p; odd, so that nothing below its interval comes out on top
+RESTARTS = 30
 RTOL = 1e-9  # of the residuals, to the largest |θ|; an eigenvalue's error is about the square of its own over the gap
-REACHED = 1e-6  # values that are no better after all restarts are NaN
+REACHED = 1e-6  # values that are no better in the end are NaN
 
 
 class _State(NamedTuple):
@@ -40,8 +46,7 @@ class _State(NamedTuple):
 
 
 class _Ritz(NamedTuple):
-    values: Array  # (k,) largest first
-    residuals: Array  # (k,)
+    residuals: Array  # (k,) largest value first
     scale: Array  # the largest |θ|
     theta: Array  # (M,) all, in ascending order, and lowest so many that are none
     weights: Array  # (M, M) s
@@ -51,18 +56,44 @@ def largest(matvec: Callable[[Array], Array], size: int, k: int) -> Float[Array,
     """The k largest eigenvalues of ``matvec`` on vectors (size,), largest first; zeros beyond the size.
 
     A piece for compiled code, in float64.  NaN where the operator is not finite or, after ``RESTARTS``, a residual exceeds
-    ``REACHED``.  Memory: 25 max(k, 8) vectors; where there are no more dimensions, the whole matrix is decomposed.
+    ``REACHED``.  Memory: 19 max(k, 8) vectors; where there are no more dimensions, the whole matrix is decomposed.
     """
     apply, b = jax.vmap(matvec), max(k, FEWEST)
-    M = BLOCKS * b
-    if size < M + b:
+    if size < (BLOCKS + 1) * b:
         values = eigh(apply(jnp.eye(size)))[0][::-1][:k]
         return jnp.pad(values, (0, k - len(values)))
+    start = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, b), float))[0].T
+    state, ritz = _iterated(apply, start, k, UNFILTERED)
+    found = _leading(state, ritz, b)
+    known = jnp.all(ritz.residuals <= RTOL * ritz.scale) | ~jnp.isfinite(ritz.scale)
+    lowest = ritz.theta[-UNFILTERED * b] - jnp.linalg.norm(state.rest)
+    filtered = partial(_filtered, apply, lowest, ritz.theta[-k])
+
+    def refined(found):
+        return _leading(*_iterated(filtered, found, k, BLOCKS + RESTARTS * (BLOCKS - KEPT)), b)
+
+    found = lax.cond(known, lambda found: found, refined, found)[:k]
+    images = apply(found)
+    values, turn = eigh(images @ found.T)
+    residuals = jnp.linalg.norm(turn.T @ images - values[:, None] * (turn.T @ found), axis=1)
+    return jnp.where(residuals <= REACHED * ritz.scale, values, jnp.nan)[::-1]
+
+
+def _filtered(apply, lowest, highest, block):
+    """p(A) of a block, by the recurrence of Chebyshev polynomials."""
+    centre, half = (highest + lowest) / 2, (highest - lowest) / 2
+    moved = lambda x: (apply(x) - centre * x) / half  # noqa: E731
+    return lax.fori_loop(1, DEGREE, lambda _, pair: (pair[1], 2 * moved(pair[1]) - pair[0]), (block, moved(block)))[1]
+
+
+def _iterated(apply, start, k, most):
+    """(state, Ritz pairs), at most so many products of blocks from ``start``, which is orthonormal."""
+    (b, n), M, zero = start.shape, BLOCKS * len(start), jnp.zeros((), int)
 
     def unfinished(carry):
         state, ritz = carry
         open_ = jnp.any(ritz.residuals > RTOL * ritz.scale) & jnp.all(jnp.isfinite(state.rest))
-        return open_ & (state.products < BLOCKS + RESTARTS * (BLOCKS - KEPT))
+        return open_ & (state.products < most)
 
     def grow(carry):
         state, ritz = carry
@@ -70,12 +101,10 @@ def largest(matvec: Callable[[Array], Array], size: int, k: int) -> Float[Array,
         state = lax.fori_loop(0, CHECK, lambda _, state: _extend(apply, state), state)
         return state, _ritz(state, k)
 
-    first = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, b), float))[0].T
-    zero, whole = jnp.zeros((), int), jnp.zeros((M, M))
-    state = _State(jnp.zeros((BLOCKS + 1, b, size)).at[0].set(first), whole, jnp.zeros((b, b)), zero, zero)
-    start = _Ritz(jnp.zeros(k), jnp.full(k, jnp.inf), jnp.ones(()), whole[0], whole)
-    state, ritz = lax.while_loop(unfinished, grow, (state, start))
-    return jnp.where(ritz.residuals <= REACHED * ritz.scale, ritz.values, jnp.nan)
+    basis = jnp.zeros((BLOCKS + 1, b, n)).at[0].set(start)
+    state = _State(basis, jnp.zeros((M, M)), jnp.zeros((b, b)), zero, zero)
+    unknown = _Ritz(jnp.full(k, jnp.inf), jnp.ones(()), jnp.zeros(M), jnp.zeros((M, M)))
+    return lax.while_loop(unfinished, grow, (state, unknown))
 
 
 def _extend(apply, state):
@@ -83,24 +112,21 @@ def _extend(apply, state):
     basis, b = state.basis, state.basis.shape[1]
     W = apply(basis[state.count])
     scale = jnp.max(jnp.linalg.norm(W, axis=1))
-    W, overlaps = _project_out(basis, W, state.count)
+    W, overlaps = _project_out(basis, W)
     noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), state.products), W.shape, float)
     Q, R = jnp.linalg.qr((W + jnp.finfo(W.dtype).eps * scale / jnp.sqrt(W.shape[1]) * noise).T)
-    Q = jnp.linalg.qr(_project_out(basis, Q.T, state.count)[0].T)[0].T  # twice is enough
+    Q = jnp.linalg.qr(_project_out(basis, Q.T)[0].T)[0].T  # twice is enough
+    overlaps = overlaps[:, : len(state.matrix)]
     matrix = lax.dynamic_update_slice(state.matrix, overlaps, (state.count * b, 0))
     matrix = lax.dynamic_update_slice(matrix, overlaps.T, (0, state.count * b))
     return _State(basis.at[state.count + 1].set(Q), matrix, R, state.count + 1, state.products + 1)
 
 
-def _project_out(basis, W, last):
-    """W (b, n) without the blocks up to ``last``, and its products (b, M) with them."""
-
-    def against(j, carry):
-        W, overlaps = carry
-        now = W @ basis[j].T
-        return W - now @ basis[j], lax.dynamic_update_slice(overlaps, now, (0, j * len(W)))
-
-    return lax.fori_loop(0, last + 1, against, (W, jnp.zeros((len(W), (len(basis) - 1) * len(W)))))
+def _project_out(basis, W):
+    """W without its part in the basis, and its products with all of that."""
+    rows = basis.reshape(-1, basis.shape[2])
+    overlaps = W @ rows.T
+    return W - overlaps @ rows, overlaps
 
 
 def _ritz(state, k):
@@ -111,14 +137,20 @@ def _ritz(state, k):
     theta, s = eigh(jnp.where(used[:, None] & used, matrix, jnp.diag(jnp.full(len(used), unused))))
     last = lax.dynamic_slice(s, ((state.count - 1) * b, 0), (b, len(s)))
     residuals = jnp.linalg.norm(state.rest @ last[:, ::-1][:, :k], axis=0)
-    return _Ritz(theta[::-1][:k], residuals, jnp.max(jnp.where(theta > unused, jnp.abs(theta), 0)), theta, s)
+    return _Ritz(residuals, jnp.max(jnp.where(theta > unused, jnp.abs(theta), 0)), theta, s)
+
+
+def _leading(state, ritz, count):
+    """So many upper Ritz vectors, largest first."""
+    rows = state.basis[:-1].reshape(len(state.matrix), -1)
+    return ritz.weights[:, -count:][:, ::-1].T @ rows
 
 
 def _restart(state, ritz):
     """The upper Ritz vectors, and the block that is next."""
     b, n = state.basis.shape[1:]
     kept = KEPT * b
-    vectors = ritz.weights[:, -kept:].T @ state.basis[:-1].reshape(-1, n)
-    basis = jnp.zeros_like(state.basis).at[:KEPT].set(vectors.reshape(KEPT, b, n)).at[KEPT].set(state.basis[BLOCKS])
-    matrix = jnp.zeros_like(state.matrix).at[:kept, :kept].set(jnp.diag(ritz.theta[-kept:]))
+    vectors = _leading(state, ritz, kept).reshape(KEPT, b, n)
+    basis = jnp.zeros_like(state.basis).at[:KEPT].set(vectors).at[KEPT].set(state.basis[BLOCKS])
+    matrix = jnp.zeros_like(state.matrix).at[:kept, :kept].set(jnp.diag(ritz.theta[-kept:][::-1]))
     return state._replace(basis=basis, matrix=matrix, count=jnp.asarray(KEPT))

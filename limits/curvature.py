@@ -116,10 +116,15 @@ def gauss_newton_eigenvalues(state: OrderParameters, top_k: int) -> Float[Array,
     r, C = state.gradient.shape
     S_EE, _, S_VV = _blocks(state.gram, r)
     root = jnp.sqrt(state.kernel)
-    if r * C > DENSE_LIMIT:
-        return block_lanczos.largest(partial(gauss_newton_product, state), r * C, top_k)
     fixed = root[:, None] * S_EE * root
-    values = jax.lax.map(lambda nu: eigh(nu * jnp.diag(state.kernel) + fixed)[0], eigh(S_VV)[0])
+
+    def block(before, nu):  # at step 0 all are equal
+        values = lambda: jnp.linalg.eigvalsh(nu * jnp.diag(state.kernel) + fixed)[-top_k:]  # noqa: E731
+        after = jax.lax.cond(nu == before[0], lambda: before[1], values)
+        return (nu, after), after
+
+    none = jnp.full(min(r, top_k), jnp.nan)
+    _, values = jax.lax.scan(block, (jnp.nan, none), eigh(S_VV)[0])
     return _largest(values.ravel() / state.num_inputs, top_k)
 
 
