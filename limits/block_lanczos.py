@@ -31,7 +31,7 @@ CHECK = 3  # blocks between two looks at the residuals; BLOCKS − KEPT is a mul
 UNFILTERED = 6  # blocks before the filter
 DEGREE = 9  # of p; odd, so that nothing below its interval comes out on top
 RESTARTS = 30
-RTOL = 1e-9  # of the residuals, to the largest |θ|; an eigenvalue's error is about the square of its own over the gap
+RTOL = 1e-8  # of the residuals, to the largest |θ|; an eigenvalue's error is about the square of its own over the gap
 REACHED = 1e-6  # values that are no better in the end are NaN
 
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from limits import block_lanczos
 from limits.precision import eigh, in_float64
@@ -177,18 +177,65 @@ def _closed_spectrum(state, columns):
     return eigh(jax.vmap(closed)(jnp.eye(size)))[0], bulk
 
 
-def differentiable(state: OrderParameters, known: dict[str, Float[Array, "..."]]) -> dict[str, Float[Array, "..."]]:
-    """The observables at N = ∞ as smooth functions of the order parameters, right to second order around ``known``.
+class Expansion(NamedTuple):
+    """About one state: for each rank i an eigenvalue and the matrix of which it, or 1, is the i-th eigenvalue.
 
-    ``known`` are their values, from ``measure``.  The eigenvalues of the Hessian above ρ are roots of the secular
-    equation; two chord steps from the root reproduce its first two derivatives.  Those at ρ are the bulk's edge.
+    known (k,) the eigenvalues, as measured · vectors (k, m) the i-th of each matrix · inverses (k, m, m) its (μ_i − A)⁺ ·
+    slopes (k,) ∂μ_i/∂λ of M(λ) · outlier (k,) whether there is a root.  m = rC.
     """
-    top_k = len(known["ntk_eigenvalues"])
+
+    known: Float[Array, " k"]
+    vectors: Float[Array, "k m"]
+    inverses: Float[Array, "k m m"]
+    slopes: Float[Array, " k"]
+    outlier: Bool[Array, " k"]
+
+
+def expansions(state: OrderParameters, known: dict[str, Float[Array, "..."]]) -> tuple[Expansion, Expansion]:
+    """Of the Hessian's eigenvalues, roots of the secular equation, and of the Gauss-Newton matrix's, at N = ∞."""
+    values, edge, m = known["hessian_eigenvalues"], residual_edge(state), state.gradient.size
+    ranks = jnp.minimum(jnp.arange(len(values)), m - 1)
+    outlier = values > edge * (1 + 1e-9)
+    values = jnp.where(outlier, values, 2 * edge + 1.0)
+    of_hessian = jax.lax.map(lambda pair: _resolvent(secular_matrix(pair[0], state), pair[1]), (values, ranks))
+
+    def slope(lam, vector):
+        return jax.jvp(lambda lam: vector @ secular_product(lam, state, vector), (lam,), (jnp.ones(()),))[1]
+
+    matrix = jax.vmap(partial(gauss_newton_product, state))(jnp.eye(m))
+    there = jnp.arange(len(values)) < m
+    of_ntk = jax.lax.map(lambda i: _resolvent(matrix, i), ranks)
+    slopes = jax.vmap(slope)(values, of_hessian[0])
+    return Expansion(values, *of_hessian, slopes, outlier), Expansion(known["ntk_eigenvalues"], *of_ntk, there * 1.0, there)
+
+
+def _resolvent(matrix, i):
+    """(v, (μ − A)⁺) of the i-th largest eigenvalue."""
+    values, vectors = (array[..., ::-1] for array in eigh(matrix))
+    gaps = values[i] - values
+    inverse = jnp.where((gaps == 0) | (jnp.arange(len(gaps)) == i), 0.0, 1.0 / jnp.where(gaps == 0, 1.0, gaps))
+    return vectors[:, i], (vectors * inverse) @ vectors.T
+
+
+def differentiable(
+    state: OrderParameters, expanded: tuple[Expansion, Expansion], known: dict[str, Float[Array, "..."]]
+) -> dict[str, Float[Array, "..."]]:
+    """The observables at N = ∞ as smooth functions of the order parameters, right to second order about those ``expanded``.
+
+    ``known`` are their values, from ``measure``.  With v an eigenvector of A and w = (A + dA)v − μv,
+
+        μ(A + dA) = μ + v·w + w·(μ − A)⁺w + O(dA³),
+
+    which takes products with v, and no derivative of a matrix.  The eigenvalues of the Hessian above ρ are roots of the
+    secular equation: two chord steps reproduce their first two derivatives.  Those at ρ are the bulk's edge.
+    """
+    hessian, gauss_newton = expanded
     edge = residual_edge(state)
-    ntk = leading_eigenvalues(gauss_newton_matrix(state), top_k)
+    ntk = jax.vmap(partial(_gauss_newton_eigenvalue, state))(gauss_newton)
+    roots = jnp.where(hessian.outlier, jax.vmap(partial(_hessian_root, state))(hessian), edge)
     return known | {
         "loss": state.loss,
-        "hessian_eigenvalues": _hessian_roots(state, jax.lax.stop_gradient(known["hessian_eigenvalues"])),
+        "hessian_eigenvalues": roots,
         "hessian_min": -edge,
         "gauss_newton_eigenvalues": ntk,
         "residual_eigenvalues": jnp.stack([edge, -edge]),
@@ -198,53 +245,17 @@ def differentiable(state: OrderParameters, known: dict[str, Float[Array, "..."]]
     }
 
 
-def gauss_newton_product(state: OrderParameters, vector: Float[Array, " rC"]) -> Float[Array, " rC"]:
-    """G_GN on effective weights, symmetrised: K^{1/2}(1 ⊗ S_VV + S_EE ⊗ 1)K^{1/2}/D, which is λM(λ) without a residual part."""
-    return secular_product(jnp.ones(()), state._replace(gradient=jnp.zeros_like(state.gradient)), vector)
+def _gauss_newton_eigenvalue(state, at):
+    moved = gauss_newton_product(state, at.vectors) - at.known * at.vectors
+    return at.slopes * (at.known + at.vectors @ moved + moved @ (at.inverses @ moved))
 
 
-def leading_eigenvalues(matrix: Float[Array, "n n"], k: int) -> Float[Array, " k"]:
-    """The k largest eigenvalues of a symmetric matrix, twice differentiable where they are simple; zeros beyond n."""
-    values = _leading(min(k, len(matrix)), matrix)[0]
-    return jnp.concatenate([values, jnp.zeros(k - len(values))])
+def _hessian_root(state, at):
+    def chord(lam, _):
+        moved = secular_product(lam, state, at.vectors) - at.vectors
+        return lam - (at.vectors @ moved + moved @ (at.inverses @ moved)) / at.slopes, None
 
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _leading(k, matrix):
-    """(values, vectors) of the k largest, and all of both as constants for the perturbation series."""
-    values, vectors = eigh(matrix)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    return values[:k], vectors[:, :k], values, vectors
-
-
-@_leading.defjvp
-def _leading_jvp(k, primals, tangents):
-    """λ' = vᵀA'v,  v' = Σ_j v_j (v_jᵀA'v)/(λ − λ_j): k vectors instead of all n, and λ'' follows from applying it twice."""
-    top, leading, values, vectors = out = _leading(k, *primals)
-    values, vectors = jax.lax.stop_gradient((values, vectors))
-    moved = tangents[0] @ leading
-    gaps = jax.lax.stop_gradient(top) - values[:, None]
-    inverse = jnp.where(gaps == 0, 0.0, 1.0 / jnp.where(gaps == 0, 1.0, gaps))
-    rates = (jnp.sum(leading * moved, 0), vectors @ (inverse * (vectors.T @ moved)))
-    return out, (*rates, jnp.zeros_like(values), jnp.zeros_like(vectors))
-
-
-def _hessian_roots(state, values):
-    """The top eigenvalues as roots of ``leading_eigenvalues(M(λ))_i = 1``; the bulk edge ρ where there is no root."""
-    edge = residual_edge(state)
-    outlier = values > edge * (1 + 1e-9)
-    starts = jax.lax.stop_gradient(jnp.where(outlier, values, 2 * edge + 1.0))
-    fixed = jax.lax.stop_gradient(state)
-
-    def level(i, lam, state):
-        return leading_eigenvalues(secular_matrix(lam, state), len(values))[i]
-
-    def root(i, start):
-        slope = jax.jvp(lambda lam: level(i, lam, fixed), (start,), (jnp.ones(()),))[1]
-        chord = lambda lam, _: (lam - (level(i, lam, state) - 1) / slope, None)  # noqa: E731
-        return jax.lax.scan(chord, start, length=2)[0]
-
-    return jnp.where(outlier, jax.vmap(root)(jnp.arange(len(values)), starts), edge)
+    return jax.lax.scan(chord, at.known, length=2)[0]
 
 
 def _blocks(gram, r):

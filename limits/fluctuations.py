@@ -109,9 +109,9 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
     data = linear2.coordinates(problem)
     numbers, limit = linear2.scales(problem, inf), linear2.solve(problem)
     known = {name: jnp.asarray(limit[name]) for name in MEASURED}
-    run = Run(data, numbers, linear2.schedule(problem), known)
+    n, schedule = sum(data.optimum.shape), linear2.schedule(problem)
+    run = Run(data, numbers, schedule, known, _expansions(data, numbers, jnp.zeros((n, n)), schedule, known))
     key = jax.random.key(seed)
-    n = sum(data.optimum.shape)
     if exponent == 0.5:
         sensitivity, laws = _meanfield_laws(run, key, n)
     else:
@@ -137,18 +137,26 @@ def edge_crossing(problem: Problem, limit: Trajectory) -> int | None:
 
 
 class Run(NamedTuple):
-    """What a trajectory is made of, but for ε and X_0, and the observables' values in the limit."""
+    """What a trajectory is made of, but for ε and X_0, and in the limit the observables' values and what they expand about."""
 
     data: linear2.Coordinates
     numbers: linear2.Scales
     schedule: linear2.Schedule
     known: dict[str, Array]
+    expanded: tuple[curvature.Expansion, curvature.Expansion]
+
+
+@jax.jit
+def _expansions(data, numbers, X0, schedule, known):
+    """At the measured steps.  In NTP too they are the same for every X_0: the curvature does not depend on f(0)."""
+    states = linear2.descend(data, numbers, X0, schedule)
+    return jax.lax.map(lambda at: curvature.expansions(*at), (states, known))
 
 
 def _observe(run, epsilon, X0):
     """Every observable at the measured steps, as a smooth function of ε and X_0."""
     states = linear2.descend(run.data, run.numbers._replace(epsilon=epsilon), X0, run.schedule)
-    return jax.vmap(curvature.differentiable)(states, run.known)
+    return jax.vmap(curvature.differentiable)(states, run.expanded, run.known)
 
 
 def _second_order(curve):
