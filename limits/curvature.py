@@ -113,7 +113,7 @@ def directional_sharpness(state: OrderParameters) -> Float[Array, ""]:
 
 def gauss_newton_eigenvalues(state: OrderParameters, top_k: int) -> Float[Array, " k"]:
     """Top eigenvalues of γ²G_GN, equal to those of γ²Θ/P: C blocks (ν_j K + K^{1/2} S_EE K^{1/2})/D, ν_j those of S_VV."""
-    r, C = state.gradient.shape
+    r, _ = state.gradient.shape
     S_EE, _, S_VV = _blocks(state.gram, r)
     root = jnp.sqrt(state.kernel)
     fixed = root[:, None] * S_EE * root
@@ -256,6 +256,37 @@ def _hessian_root(state, at):
         return lam - (at.vectors @ moved + moved @ (at.inverses @ moved)) / at.slopes, None
 
     return jax.lax.scan(chord, at.known, length=2)[0]
+
+
+def gauss_newton_product(state: OrderParameters, vector: Float[Array, " rC"]) -> Float[Array, " rC"]:
+    """G_GN on effective weights, symmetrised: K^{1/2}(1 ⊗ S_VV + S_EE ⊗ 1)K^{1/2}/D, which is λM(λ) without a residual part."""
+    return secular_product(jnp.ones(()), state._replace(gradient=jnp.zeros_like(state.gradient)), vector)
+
+
+def leading_eigenvalues(matrix: Float[Array, "n n"], k: int) -> Float[Array, " k"]:
+    """The k largest eigenvalues of a symmetric matrix, twice differentiable where they are simple; zeros beyond n."""
+    values = _leading(min(k, len(matrix)), matrix)[0]
+    return jnp.concatenate([values, jnp.zeros(k - len(values))])
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _leading(k, matrix):
+    """(values, vectors) of the k largest, and all of both as constants for the perturbation series."""
+    values, vectors = eigh(matrix)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    return values[:k], vectors[:, :k], values, vectors
+
+
+@_leading.defjvp
+def _leading_jvp(k, primals, tangents):
+    """λ' = vᵀA'v,  v' = Σ_j v_j (v_jᵀA'v)/(λ − λ_j): k vectors instead of all n, and λ'' follows from applying it twice."""
+    top, leading, values, vectors = out = _leading(k, *primals)
+    values, vectors = jax.lax.stop_gradient((values, vectors))
+    moved = tangents[0] @ leading
+    gaps = jax.lax.stop_gradient(top) - values[:, None]
+    inverse = jnp.where(gaps == 0, 0.0, 1.0 / jnp.where(gaps == 0, 1.0, gaps))
+    rates = (jnp.sum(leading * moved, 0), vectors @ (inverse * (vectors.T @ moved)))
+    return out, (*rates, jnp.zeros_like(values), jnp.zeros_like(vectors))
 
 
 def _blocks(gram, r):
