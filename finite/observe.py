@@ -19,7 +19,7 @@ from finite import curvature, density, lanczos
 from finite.networks import Architecture, Params, acting_through, by_role
 from limits.losses import LOSSES, Loss
 
-DENSE_NTK_ROWS = 2000  # up to this PC the NTK is built of the layers' factors and decomposed, beyond it Lanczos takes over
+DENSE_NTK_ROWS = 700  # up to this PC the NTK is built of the layers' factors and decomposed, beyond it Lanczos costs less
 CHECK_EVERY = 8  # at most so many products between two tests of convergence, as dear as several ones of a narrow network
 HESSIAN = {"hessian_eigenvalues", "hessian_min"}
 DENSITY = {"density_nodes", "density_weights"}

@@ -109,8 +109,8 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
     data = linear2.coordinates(problem)
     numbers, limit = linear2.scales(problem, inf), linear2.solve(problem)
     known = {name: jnp.asarray(limit[name]) for name in MEASURED}
-    n, schedule = sum(data.optimum.shape), linear2.schedule(problem)
-    run = Run(data, numbers, schedule, known, _expansions(data, numbers, jnp.zeros((n, n)), schedule, known))
+    n = sum(data.optimum.shape)
+    run = Run(data, numbers, linear2.schedule(problem), known, _expansions(linear2.evolve(problem), known))
     key = jax.random.key(seed)
     if exponent == 0.5:
         sensitivity, laws = _meanfield_laws(run, key, n)
@@ -147,9 +147,8 @@ class Run(NamedTuple):
 
 
 @jax.jit
-def _expansions(data, numbers, X0, schedule, known):
+def _expansions(states, known):
     """At the measured steps.  In NTP too they are the same for every X_0: the curvature does not depend on f(0)."""
-    states = linear2.descend(data, numbers, X0, schedule)
     return jax.lax.map(lambda at: curvature.expansions(*at), (states, known))
 
 

@@ -67,7 +67,7 @@ def test_iterated_spectrum_equals_the_dense_one(C, monkeypatch):
     """The route of large problems, forced upon a small one, multiplets of the initial state included."""
     rng = np.random.default_rng(4)
     for steps in (0, 5):
-        problem = Problem(inputs=rng.normal(size=(40, 25)), targets=rng.normal(size=(40, C)), num_steps=steps,
+        problem = Problem(inputs=rng.normal(size=(100, 80)), targets=rng.normal(size=(100, C)), num_steps=steps,
                           measure_every=max(1, steps), top_k=5)  # fmt: skip
         dense = linear2.solve(problem)
         with monkeypatch.context() as patch:

@@ -1,0 +1,54 @@
+"""Block Lanczos against LAPACK, and on matrices with eigenvalues put there as often as wanted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from limits import block_lanczos
+from limits.precision import computing
+
+SIZE = 600  # more than the basis holds
+
+
+def largest(matrix, k):
+    with computing("float64"):
+        find = jax.jit(lambda matrix: block_lanczos.largest(lambda v: matrix @ v, len(matrix), k))
+        return np.asarray(find(jnp.asarray(matrix)))
+
+
+def with_eigenvalues(values, seed=0):
+    turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(values), len(values))))[0]
+    return (turn * values) @ turn.T
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.repeat(1 / np.arange(1, SIZE // 10 + 1), 10),
+        np.repeat([3.0, 2.0, 1.0, -4.0], [4, 5, 100, SIZE - 109]),
+        np.repeat(np.linspace(1, 2, SIZE // 3) ** 0.5, 3),
+        np.linspace(-3, 1, SIZE),
+        np.ones(SIZE),
+        np.zeros(SIZE),
+        1e-30 * np.linspace(0, 1, SIZE) ** 2,
+    ],
+    ids=["each ten times", "few", "close triplets", "indefinite", "one", "zero", "tiny"],
+)
+def test_eigenvalues_are_found_as_often_as_they_occur(values):
+    expected = np.sort(values)[::-1][:10]
+    np.testing.assert_allclose(largest(with_eigenvalues(values), 10), expected, rtol=0, atol=1e-12 * np.abs(values).max())
+
+
+@pytest.mark.parametrize("k", [1, 7])
+def test_a_random_matrix(k):
+    A = np.random.default_rng(1).normal(size=(SIZE, SIZE))
+    np.testing.assert_allclose(largest(A + A.T, k), np.linalg.eigvalsh(A + A.T)[::-1][:k], rtol=1e-11)
+
+
+def test_small_matrices_are_decomposed_and_their_values_end_in_zeros():
+    np.testing.assert_allclose(largest(np.diag([1.0, 3.0, 2.0]), 5), [3, 2, 1, 0, 0])
+
+
+def test_what_is_not_finite_ends():
+    assert np.isnan(largest(np.full((SIZE, SIZE), np.nan), 3)).all()
