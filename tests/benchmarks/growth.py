@@ -3,7 +3,7 @@
     PYTHONPATH=. python tests/benchmarks/growth.py [--repeats 3] [--only step ntk ...]
 
 Each is the slope of a straight line through log seconds at the sizes printed, the best of --repeats calls after one that
-compiles; the other sizes stay what they are.  Beside it is what the problem asks for; what is above both that and 1.1 is marked.
+compiles; the other sizes stay what they are.  Beside it is what the problem asks for; what exceeds both that and 1.1 is marked.
 """
 
 import argparse
