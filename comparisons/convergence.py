@@ -135,7 +135,8 @@ def prepare(options: Options) -> Comparison:
         raise ValueError(f"no limit is known for {options.model} in {problem.scaling().name}: take --reference largest-width")
     fewest = 3 if reference == "theory" else 4
     if len(widths) < fewest:
-        raise ValueError(f"{len(widths)} widths: a fit against {reference} needs at least {fewest}")
+        why = "" if known else f" (no limit is known for {options.model} in {problem.scaling().name})"
+        raise ValueError(f"{len(widths)} widths: a fit against {reference}{why} needs at least {fewest}")
     smallest = min(widths) * (problem.num_inputs + problem.num_outputs)
     if options.top_k is None:
         options = replace(options, top_k=min(3, smallest))

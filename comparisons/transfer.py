@@ -64,7 +64,7 @@ class Options(runs.TrainingOptions):
     limit: bool = True
     """Whether the infinite network is computed too, where it is known: sampled ones (mlp3, resmlp, ...) take minutes each."""
     richness: float = 4.0
-    """γ0: how far features move; 0 is the kernel regime."""
+    """γ0: how far features move; towards 0 is the kernel regime."""
     processes: int = 1
     """So many of this machine work at once; with a job queue as cluster, so many jobs."""
     cluster: str | None = None

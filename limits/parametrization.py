@@ -82,12 +82,19 @@ def read_scaling(
     not rational or beyond ±16, and for an optimiser or an architecture other than the given one.  ``depth`` and ``loss`` are
     of the name, or of the base (``scaling``).
     """
+    wanted = {"optimizer": optimizer, "architecture": architecture, "depth": depth, "loss": loss}
     if text.lower().endswith(".toml"):
-        given = _toml(Path(os.path.expanduser(text)))
-    elif "=" in text:
-        given = _inline(text)
-    else:
-        return scaling(text, optimizer or "sgd", architecture or "plain", depth=depth, loss=loss)
+        try:
+            return _assembled(text, _toml(Path(os.path.expanduser(text))), **wanted)
+        except ValueError as mistake:
+            raise ValueError(f"{text}: {mistake}") from None
+    if "=" in text:
+        return _assembled(text, _inline(text), **wanted)
+    return scaling(text, optimizer or "sgd", architecture or "plain", depth=depth, loss=loss)
+
+
+def _assembled(text: str, given: dict, *, optimizer: str | None, architecture: str | None, depth: int, loss: str) -> Scaling:
+    """What a file or an inline text says, on its base."""
     head = {key: _text(key, given.pop(key)) for key in ("name", "base", "optimizer", "architecture") if key in given}
     optimizer = _agreed("optimizer", head, optimizer, "sgd", OPTIMIZERS)
     architecture = _agreed("architecture", head, architecture, "plain", ARCHITECTURES)
@@ -169,11 +176,11 @@ def _toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a byte order mark
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+        raise ValueError(error.strerror) from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text in UTF-8: byte {error.object[error.start]:#04x}, {error.reason}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"not a text in UTF-8: byte {error.object[error.start]:#04x}, {error.reason}") from None
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
 
 
 def _inline(text: str) -> dict[str, Any]:

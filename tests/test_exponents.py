@@ -453,6 +453,7 @@ def test_wrong_input_gets_one_line(text, message):
         ("name = 'ä'".encode("latin-1"), "mine.toml: not a text in UTF-8: byte 0xe4"),
         ("name = 'a'".encode("utf-16"), "mine.toml: not a text in UTF-8: byte 0xff"),
         (b"= 1", "mine.toml: Invalid"),
+        (b"name = ['a']", "mine.toml: name = ['a']: wanted a text"),
         (b"a = " + b"9" * 5000, "mine.toml: Exceeds the limit"),
         (b"a = " + b"[" * 5000, "mine.toml: "),
     ],
