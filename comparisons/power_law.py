@@ -51,6 +51,7 @@ NEXT_ORDER_OF_SQUARES = 0.1  # and of a mean square, N^-2 beside N^-1: at most, 
 LARGEST_NEXT_ORDER = 0.5  # what is more at the narrowest width is no correction
 EXPONENTS = np.linspace(-6.0, 4.0, 401)  # are looked for here
 UPWARDS = 2.0  # times as far as Student's t says reaches the interval of a mean square: no sample shows its tail
+SAMPLED = 2.0  # noise floors by which a reference may be off
 ROUNDING = 1e-12  # relative: seeds that scatter less have no interval to resample
 
 NAN = float("nan")
@@ -111,7 +112,8 @@ def fit(
     Status "diverged" where an error is not finite; "below noise floor" where fewer than three widths count, or a mean may be
     zero; "too few seeds" where so few exclude no exponent; "no power law" where what is left beside the best line, the next
     order included, is larger than in all but ``LEVEL`` of permutations (changes of sign, of a bias), or where the mean of a
-    fluctuation falls more slowly than its spread: then the reference is not the limit.  A held exponent is not tested so.
+    fluctuation falls more slowly than its spread, by more than ``SAMPLED`` noise floors: then the reference is not the limit.
+    A held exponent is not tested so.
     Raises ValueError, in one line, for shapes and options out of range.
     """
     widths, errors, noise_floor = _checked(widths, errors, noise_floor)
@@ -134,7 +136,7 @@ def _in_units(widths, errors, noise_floor, kind, exponent, confidence, resamples
     if errors.shape[1] == 1:
         return _line_of_magnitudes(widths, magnitude[used], exponent, confidence)
     if kind == "fluctuation":
-        return _fluctuation(widths, errors, exponent, confidence, resamples, seed)
+        return _fluctuation(widths, errors, noise_floor, exponent, confidence, resamples, seed)
     return _bias(widths, errors, noise_floor, exponent, confidence, resamples, seed)
 
 
@@ -236,7 +238,7 @@ def _permutations(seed, resamples, seeds, widths) -> Int[np.ndarray, "B S W"]:
     return np.random.default_rng(seed).permuted(every, axis=2)
 
 
-def _fluctuation(widths, errors, held, confidence, resamples, seed) -> PowerLaw:
+def _fluctuation(widths, errors, noise_floor, held, confidence, resamples, seed) -> PowerLaw:
     x = np.log(widths)
     if held is not None:
         log_prefactor, margins = _level(np.mean(errors**2 * np.exp(-2 * held * x)[:, None], axis=0), confidence)
@@ -246,9 +248,9 @@ def _fluctuation(widths, errors, held, confidence, resamples, seed) -> PowerLaw:
     squares = _Squares(x, errors, flat, shuffled)
     intervals = [_Squares(x, errors / np.sqrt(1 + size * next_order)[:, None], flat, shuffled).interval(confidence)
                  for size in (-NEXT_ORDER_OF_SQUARES, NEXT_ORDER_OF_SQUARES)]  # fmt: skip
-    if not squares.is_a_power_law():
+    if not squares.is_a_power_law(noise_floor):
         squares = _Squares(x, errors, np.concatenate([flat, [next_order]]), shuffled)
-        if not squares.has_a_small_next_order or not squares.is_a_power_law():
+        if not squares.has_a_small_next_order or not squares.is_a_power_law(noise_floor):
             return refused("no power law")
         intervals.append(squares.interval(confidence))
     interval = min(low for low, _ in intervals), max(high for _, high in intervals)
@@ -328,18 +330,19 @@ class _Squares:
         misfits = np.sum((np.log(np.concatenate([shuffled, squares.mean(axis=1)[None]])) @ off) ** 2, axis=1)
         return np.mean(misfits >= misfits[-1])
 
-    def share_with_a_slower_mean(self):
+    def share_with_a_slower_mean(self, offset):
         """Of permutations: whose mean over seeds falls even more slowly with the width, in units of the fluctuation.
 
-        A bias falls faster; what does not is a reference that is not the limit.
+        A bias falls faster; what does not is a reference that is not the limit, which is ``offset`` (W,) lower.
         """
-        signed = self.errors * np.exp(-self.exponent * (self.x - self.x.mean()))[:, None]
+        signed = (self.errors + offset[:, None]) * np.exp(-self.exponent * (self.x - self.x.mean()))[:, None]
         trends = np.append(self.shuffled_contrast @ signed.T.ravel(), self.contrast @ signed.sum(axis=1))
         rounding = ROUNDING * np.abs(self.contrast) @ np.abs(signed).sum(axis=1)
         return np.mean(np.sign(signed.sum()) * (trends - trends[-1]) >= -rounding)
 
-    def is_a_power_law(self):
-        return min(self.share_that_fits_worse(), self.share_with_a_slower_mean()) > LEVEL / 2
+    def is_a_power_law(self, noise_floor):
+        means = [self.share_with_a_slower_mean(times * noise_floor) for times in (-SAMPLED, 0, SAMPLED)]
+        return min(self.share_that_fits_worse(), max(means)) > LEVEL / 2
 
 
 def _without(basis, values):

@@ -326,6 +326,16 @@ def test_a_reference_that_is_not_the_limit_is_refused():
     assert fit(MAIN, z * MAIN[:, None] ** -0.5 + 3 / MAIN[:, None]).status == "fitted"
 
 
+def test_a_reference_is_the_limit_up_to_its_noise_floor():
+    z = np.random.default_rng(15).standard_normal((5, 256))
+    off = z * MAIN[:, None] ** -0.5 + 0.012
+    assert fit(MAIN, off).status == "no power law"
+    law = fit(MAIN, off, noise_floor=0.005)
+    assert law.status == "fitted"
+    assert holds(law.interval, -0.5)
+    assert fit(MAIN, off, noise_floor=0.001).status == "no power law"
+
+
 def test_the_next_order_of_paired_fluctuations_is_fitted():
     """N^-1/2 (1 + 40/N): without it the exponent is −0.59."""
     z = np.random.default_rng(13).standard_normal(32)
