@@ -182,5 +182,5 @@ def test_what_diverges_at_once_is_a_point():
     diverged = one.where(one.step == 0)
     for axis in drawn(plots.dynamics(diverged, 4.0, "a title")).axes:
         points = [line for line in axis.lines if line.get_marker() == "o"]
-        assert len(points) == len(WIDTHS)
+        assert len(points) == len(WIDTHS) + 1, "and the limit's"
         assert axis.get_xlim()[1] >= STEPS[-1]
