@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from limits import block_lanczos
-from limits.precision import eigh, in_float64
+from limits.precision import eigh, eigvalsh, in_float64
 
 DENSE_LIMIT = 1024  # above this dimension the top of a spectrum is found by block Lanczos instead of a full decomposition
 
@@ -119,7 +119,7 @@ def gauss_newton_eigenvalues(state: OrderParameters, top_k: int) -> Float[Array,
     fixed = root[:, None] * S_EE * root
 
     def block(before, nu):  # at step 0 all are equal
-        values = lambda: jnp.linalg.eigvalsh(nu * jnp.diag(state.kernel) + fixed)[-top_k:]  # noqa: E731
+        values = lambda: eigvalsh(nu * jnp.diag(state.kernel) + fixed)[-top_k:]  # noqa: E731
         after = jax.lax.cond(nu == before[0], lambda: before[1], values)
         return (nu, after), after
 

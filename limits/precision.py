@@ -54,7 +54,13 @@ def eigh(matrix):
     return _one_by_one(matrix) if jax.default_backend() == "cpu" else tuple(jnp.linalg.eigh(matrix))
 
 
+def eigvalsh(matrix):
+    """The eigenvalues alone, ascending, guarded as ``eigh`` is."""
+    return _values_one_by_one(matrix) if jax.default_backend() == "cpu" else jnp.linalg.eigvalsh(matrix)
+
+
 _one_by_one = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
+_values_one_by_one = jax.custom_batching.sequential_vmap(lambda matrix: jnp.linalg.eigvalsh(matrix))
 
 
 @cache
