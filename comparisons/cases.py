@@ -7,9 +7,11 @@ from jaxtyping import Array, Float
 
 from finite.networks import Network
 from finite.networks.build import build
-from finite.train import longest_basis
-from limits import Problem, Trajectory, limit, regimes
-from limits.precision import computing
+from finite.training.train import longest_basis
+from limits import Problem, Trajectory
+from limits import theories as limit
+from limits.exponents import regimes
+from limits.machine import computing
 
 
 def keys(seed: int, width: int, seeds: int, depth: int | None = None) -> Array:
@@ -67,7 +69,7 @@ def max_matvecs(problem: Problem) -> int:
     """How long a Lanczos run can be at most.
 
     No Krylov space of a two-layer linear Hessian has more dimensions than it has distinct eigenvalues: 3DC + C² outliers at
-    most, ±cσ_i and 0 (``limits.curvature``).  A shorter basis compiles faster.
+    most, ±cσ_i and 0 (``limits.two_layer.linear_curvature``).  A shorter basis compiles faster.
     """
     model, C = problem.network, problem.num_outputs
     if (model.architecture, model.depth, model.activation, problem.loss) != ("plain", 1, "linear", "mse"):

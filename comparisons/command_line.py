@@ -45,7 +45,7 @@ def run(options: type[Options], command: Callable[[Options], None], prog: str, a
 
 
 def _say_once(prog):
-    """What training tells of itself (``finite.side_by_side``), a line each, on standard error, not through a progress bar."""
+    """What training tells of itself (``finite.training.side_by_side``), a line each, on standard error, past a progress bar."""
 
     class Once(logging.Handler):
         said: ClassVar[set[str]] = set()

@@ -3,7 +3,7 @@
 Counted is one forward pass of one sample: its matrix products (and convolutions), and the numbers that all else makes.  In
 units of it a gradient takes 3 and a product with the Hessian, linearised once, 6.  What the device does in a second is
 measured at a matrix product.  Minutes are of the networks and their compilation, to a factor of about three; a limit that is
-sampled (``limits.dmft``) takes minutes of its own.
+sampled (``limits.deep.dmft``) takes minutes of its own.
 """
 
 import sys
@@ -16,11 +16,11 @@ from math import prod
 import jax
 import jax.numpy as jnp
 
+from finite.curvature.observers import DENSE_NTK_ROWS, DENSITY, Program, kernels, size
 from finite.networks import Architecture
 from finite.networks.build import build
-from finite.observe import DENSE_NTK_ROWS, DENSITY, Program, kernels, size
-from finite.side_by_side import HOST_MEMORY, footprint, lanczos_runs
-from finite.train import longest_basis
+from finite.training.side_by_side import HOST_MEMORY, footprint, lanczos_runs
+from finite.training.train import longest_basis
 from limits.memory import physical
 from limits.problem import Problem
 from limits.trajectory import STORED

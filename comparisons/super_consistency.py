@@ -13,7 +13,7 @@ In numbers, which are our choice:
     does not accumulate   g never exceeds ``GROWN``: a deviation that doubles is still of the size that it started with
 
 each with its 95 % interval (``verdict``).  Agreement is between sizes and needs no limit (``agreement``).  Accumulation needs
-one, or what stands for it (``measure_growth``): where there is none, as in ``comparisons.late``, agreement decides.
+one, or what stands for it (``measure_growth``): where there is none, as in ``comparisons.landscape.late``, agreement decides.
 """
 
 from dataclasses import asdict, dataclass
@@ -24,9 +24,9 @@ from jaxtyping import Float
 from scipy.stats import linregress
 from scipy.stats import t as student_t
 
+from comparisons.convergence.rates import components, deviations, variable
 from comparisons.power_law import FEWEST_SEEDS
-from comparisons.rates import components, deviations, variable
-from limits.fluctuations import Prediction
+from limits.two_layer.linear_law import Prediction
 
 LATE = 0.75
 APART = 1.5

@@ -39,12 +39,13 @@ import numpy as np
 from jaxtyping import Array
 from tqdm import tqdm
 
-from comparisons import cases, estimate, records, runs
+from comparisons import cases, estimate, records
+from comparisons import options as runs
 from finite.networks.build import build
-from finite.side_by_side import Plan
-from finite.train import train
+from finite.training.side_by_side import Plan
+from finite.training.train import train
 from limits import Problem
-from limits.size_algebra import Scaling
+from limits.exponents.algebra import Scaling
 
 JOB_QUEUES = {  # of dask_jobqueue; local: its jobs are processes of this machine
     "slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster",

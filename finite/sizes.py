@@ -1,4 +1,4 @@
-"""How large is what in a network: the measured side of ``limits.regimes.predicted``, under the same names.
+"""How large is what in a network: the measured side of ``limits.exponents.regimes.predicted``, under the same names.
 
 Sizes are root mean squares over entries, samples and outputs.  Stored weights are those without their multiplier.
 """
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from finite import curvature
-from finite.descent import Descent, descent
+from finite.curvature import operators as curvature
 from finite.networks import Network, Params, by_role, is_layer_factors, normal
+from finite.training.descent import Descent, descent
 from limits.losses import LOSSES
-from limits.precision import computing
+from limits.machine import computing
 from limits.problem import Problem
 
 POWER_ITERATIONS = 12

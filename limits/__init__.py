@@ -5,11 +5,18 @@ __version__ = "0.2.0"  # of the distribution superconsistency (pyproject.toml re
 import limits.start  # noqa: F401  (before what takes seconds)
 
 # isort: split
-from limits import curvature, deep_linear, depth, dmft, fluctuations, linear2, meanfield, ntk
-from limits.limit import predict, solve
+from limits.deep import dmft
+from limits.deep import infinite_depth as depth
+from limits.deep import linear as deep_linear
+from limits.exponents.algebra import Scaling
+from limits.kernel import ntk
 from limits.problem import Problem, minibatches
-from limits.size_algebra import Scaling
+from limits.theories import predict, solve
 from limits.trajectory import OBSERVABLES, Trajectory
+from limits.two_layer import linear as linear2
+from limits.two_layer import linear_curvature as curvature
+from limits.two_layer import linear_law as fluctuations
+from limits.two_layer import meanfield
 
 __all__ = [
     "OBSERVABLES",

@@ -3,9 +3,9 @@
     A Q = Q T + W,    T = Qᵀ A Q,    W = 0 but for the last block,    |A y − θ y| = |W s|,  y = Q s a Ritz vector
 
 The Krylov space of one vector holds one vector of each eigenspace; that of k random ones, k of each: all that the k largest
-eigenvalues can be, and no run in the complement of what was found need follow (``finite.lanczos``, where vectors are too long
-for many of them to be kept).  Every block is orthogonalised against all; one that the space does not go on with is rounding
-noise, hence random: of an invariant space the basis grows on beside it.
+eigenvalues can be, and no run in the complement of what was found need follow (``finite.curvature.lanczos``, where vectors are
+too long for many of them to be kept).  Every block is orthogonalised against all; one that the space does not go on with is
+rounding noise, hence random: of an invariant space the basis grows on beside it.
 
 A few blocks tell where the spectrum begins and give a number h ≤ λ_k.  The rest is done with p(A), p the Chebyshev polynomial
 that is within ±1 from there to h and grows beyond (Zhou and Saad, SIAM J. Matrix Anal. 29 (2007) 954): products of A cost
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from limits.precision import eigh
+from limits.machine import eigh
 
 FEWEST = 8  # vectors of a block: single ones take longer
 BLOCKS = 18  # of the basis

@@ -17,8 +17,8 @@ Conventions, stated once and used in every room
 Weight decay λ is in units of 1/τ (the raw coefficient is λ/γ²): it means the same at every width.
 
 So for SGD in a parametrization with one output multiplier γ.  In general every role of weights has its own learning rate
-η0 r_role (``limits.parametrization.factors``), which stands where γ² stands above: M is diagonal, r_role for all weights of
-a role.  AdamW (Loshchilov & Hutter 2019):
+η0 r_role (``limits.exponents.parametrization.factors``), which stands where γ² stands above: M is diagonal, r_role for all
+weights of a role.  AdamW (Loshchilov & Hutter 2019):
 
     update      θ ← θ − η (r_role m̂/(√v̂ + ε s_role) + λ θ),   s_role the size of the role's gradient entries at step 0
     metric      M = r_role/s_role:   θ ← θ − η (M m̂/P + λ θ),   P = √v̂/s_role + ε of order one
@@ -39,9 +39,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from limits import losses
+from limits.exponents.algebra import Scaling
+from limits.exponents.parametrization import SAME_EXPONENTS, read_scaling
 from limits.models import Model, read_model
-from limits.parametrization import SAME_EXPONENTS, read_scaling
-from limits.size_algebra import Scaling
 
 ARRAYS = ("inputs", "targets", "batches")
 TRAINED = ("sgd", "adam", "adamw")
@@ -54,7 +54,8 @@ class Problem:
 
     inputs            (P, D) array, held as float64
     targets           (P, C) array, held as float64; a vector (P,) is taken as one output
-    parametrization   a text for ``limits.parametrization.read_scaling`` (a name, a TOML file, or inline) or a ``Scaling``
+    parametrization   a text for ``limits.exponents.parametrization.read_scaling`` (a name, a TOML file, or inline) or a
+                      ``Scaling``
     optimizer         "sgd", "adam" or "adamw", which differ in the weight decay
     model, activation, depth, block_size, pooling    see ``limits.models``; ``problem.network`` is what they amount to
     image_shape       (H, W, channels) of inputs that are images, in this order; None: a square, grey or of three channels
@@ -72,8 +73,8 @@ class Problem:
     epsilon           ε of Adam, in units of a gradient entry at step 0
     weight_decay      λ ≥ 0, see the module's conventions
     batches           (num_steps, b) sample indices of each step, or None for all samples at every step
-    augment           whether a step sees its images shifted and mirrored at random (``finite.augmentation``); what is measured
-                      is of the samples as they are.  For models that read images, and vectors with an image_shape
+    augment           whether a step sees its images shifted and mirrored at random (``finite.training.augmentation``); what is
+                      measured is of the samples as they are.  For models that read images, and vectors with an image_shape
     top_k             how many of the largest eigenvalues an observable keeps
 
     Raises ValueError, in one line, for anything out of range, of the wrong shape or not finite.

@@ -16,7 +16,8 @@ import tyro
 import xarray as xr
 from matplotlib.figure import Figure
 
-from comparisons import plots, records
+from comparisons import records
+from comparisons import style as plots
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ linear teacher, full batches, γ0 = 1, 20 steps, and the widths (the paper's may
 from pathlib import Path
 
 from comparisons import command_line
-from comparisons.optimum import analyse
 from comparisons.records import Refused
-from comparisons.transfer_plots import picture
+from comparisons.transfer.optimum import analyse
+from comparisons.transfer.picture import picture
 from paper_figures import Options, quoted, read, save
 
 NAME = Path(__file__).stem

@@ -6,7 +6,7 @@
 A row per parametrization.  Titles say whether late sharpness and loss are the same at all widths, and how the best learning
 rate moves.
 
-The paper has CIFAR-10 and 50 epochs of batches of 128; here are 2000 crops of ten photographs (finite/patches.py), 256 steps,
+The paper has CIFAR-10 and 50 epochs of batches of 128; here are 2000 crops of ten photographs (finite/data/patches.py), 256 steps,
 and 128 in the sweep.  With `--data DIR`, without `--samples` and with more `--steps` both commands do the paper's.  The
 figures of its appendix that show the same of other settings are the same script on other results: both commands with
 `--optimizer adam` (and its `--learning-rate`, `--observables loss preconditioned_sharpness`), `--momentum 0.9`, `--loss mse`,
@@ -19,10 +19,13 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from comparisons import command_line, landscape_plots, plots, transfer_plots
-from comparisons.late import first, followed, growing, statement
-from comparisons.optimum import analyse
+from comparisons import command_line
+from comparisons import style as plots
+from comparisons.landscape import picture as landscape_plots
+from comparisons.landscape.late import first, followed, growing, statement
 from comparisons.records import Refused
+from comparisons.transfer import picture as transfer_plots
+from comparisons.transfer.optimum import analyse
 from limits import OBSERVABLES
 from paper_figures import Options, quoted, read, save
 

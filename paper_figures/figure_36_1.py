@@ -12,10 +12,13 @@ from pathlib import Path
 import xarray as xr
 from matplotlib.figure import Figure
 
-from comparisons import command_line, landscape_plots, plots, transfer_plots
-from comparisons.late import growing, statement
-from comparisons.optimum import analyse
+from comparisons import command_line
+from comparisons import style as plots
+from comparisons.landscape import picture as landscape_plots
+from comparisons.landscape.late import growing, statement
 from comparisons.records import Refused
+from comparisons.transfer import picture as transfer_plots
+from comparisons.transfer.optimum import analyse
 from limits import OBSERVABLES
 from paper_figures import Options, quoted, read, save
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import xarray as xr
 from matplotlib.figure import Figure
 
-from comparisons import command_line, landscape_plots, plots
-from comparisons.late import statement
+from comparisons import command_line
+from comparisons import style as plots
+from comparisons.landscape import picture as landscape_plots
+from comparisons.landscape.late import statement
 from comparisons.records import Refused
 from paper_figures import Options, quoted, read, save
 

@@ -25,9 +25,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from comparisons import command_line, landscape_plots, plots, power_law
-from comparisons.convergence import shown_steps
-from comparisons.rates import Rate, deviations
+from comparisons import command_line, power_law
+from comparisons import style as plots
+from comparisons.convergence.rates import Rate, deviations
+from comparisons.convergence.study import shown_steps
+from comparisons.landscape import picture as landscape_plots
 from limits import OBSERVABLES
 from paper_figures import Options, quoted, read, save
 

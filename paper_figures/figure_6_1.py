@@ -15,9 +15,11 @@ from pathlib import Path
 import xarray as xr
 from matplotlib.figure import Figure
 
-from comparisons import command_line, plots, transfer_plots
-from comparisons.optimum import analyse
+from comparisons import command_line
+from comparisons import style as plots
 from comparisons.records import Refused
+from comparisons.transfer import picture as transfer_plots
+from comparisons.transfer.optimum import analyse
 from paper_figures import Options, quoted, read, save
 
 NAME = Path(__file__).stem

@@ -17,10 +17,11 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from comparisons import command_line, plots
-from comparisons.late import statement
-from comparisons.plots import NAMES
+from comparisons import command_line
+from comparisons import style as plots
+from comparisons.landscape.late import statement
 from comparisons.records import Refused
+from comparisons.style import NAMES
 from paper_figures import Options, quoted, read, save
 
 NAME = Path(__file__).stem

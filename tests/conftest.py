@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the oracles call LAPACK too; see limits/precision.py
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the oracles call LAPACK too; see limits/machine.py
 # Most of the suite's time is compilation.  Programs that run once are compiled without optimisation (2.5 times faster), and
 # kept where every worker, every module and every subprocess of the tests finds them.  XLA_FLAGS= tests optimised ones.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")

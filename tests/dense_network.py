@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from limits.parametrization import output_exponent
+from limits.exponents.parametrization import output_exponent
 
 
 def train_dense(problem, Z):

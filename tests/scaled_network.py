@@ -5,7 +5,7 @@ ReLU with gain √2, MSE on Gaussian data, full batch; plain, or residual with `
 
 import numpy as np
 
-from limits.parametrization import Scaling
+from limits.exponents.parametrization import Scaling
 
 NUM_INPUTS, NUM_SAMPLES = 6, 4
 
@@ -93,7 +93,7 @@ class Network:
 
 
 def measure(scaling: Scaling, width: int, depth: int, block_size=1, seed=0, num_steps=3, eta0=0.2):
-    """Root mean squares, under the names of ``limits.regimes.predicted``: (quantity, layer) → size."""
+    """Root mean squares, under the names of ``limits.exponents.regimes.predicted``: (quantity, layer) → size."""
     net = Network(scaling, width, depth, block_size, seed)
     before = net.forward()
     net.train(scaling.optimizer, num_steps, eta0)

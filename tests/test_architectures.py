@@ -13,9 +13,10 @@ from scipy.signal import correlate2d
 from scipy.special import ndtr
 from written_out import in_numpy, numbers
 
-from comparisons import coord_check
-from comparisons.coord_check import Options, check
-from finite import curvature, sizes
+from comparisons.coord_check import study as coord_check
+from comparisons.coord_check.study import Options, check
+from finite import sizes
+from finite.curvature import operators as curvature
 from finite.networks import by_role
 from finite.networks.build import build
 from finite.networks.conv import activated, conv, convolution, pooled
@@ -24,12 +25,14 @@ from finite.networks.gpt import gpt
 from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
 from finite.networks.vit import vit
-from finite.train import train
-from limits import Problem, limit, ntk
+from finite.training.train import train
+from limits import Problem
+from limits import theories as limit
+from limits.exponents.algebra import Scaling
+from limits.exponents.parametrization import scaling
+from limits.kernel import ntk
 from limits.losses import LOSSES
-from limits.parametrization import scaling
-from limits.precision import computing
-from limits.size_algebra import Scaling
+from limits.machine import computing
 
 RICHNESS, VOCABULARY = 0.7, 5
 OWN = Scaling("mine", "sgd", "residual", {role: scaling("mup", "sgd", "residual")[role]
@@ -486,7 +489,7 @@ def test_attention_starts_uniform_and_learns():
 @pytest.mark.long
 @pytest.mark.parametrize("make", [conv, convnet, resconvnet], ids=["conv", "convnet", "resconvnet"])
 def test_wide_networks_have_the_analytic_kernels(make):
-    """Average pooling, NTP: covariance of f(0) and NTK of ``limits.ntk``, which knows nothing of these networks."""
+    """Average pooling, NTP: covariance of f(0) and NTK of ``limits.kernel.ntk``, which knows nothing of these networks."""
     x, y = images(16, num_outputs=1)
     x[1] = 0.8 * x[0] + 0.6 * x[1]
     problem = Problem(x, y, "ntp", model=make.__name__, depth=3, block_size=2, pooling="average")

@@ -6,9 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from finite.arrays import holds_classes, load_npz
-from finite.data import DataError
-from finite.images import network_inputs
+from finite.data.arrays import holds_classes, load_npz
+from finite.data.images import network_inputs
+from finite.data.synthetic import DataError
 
 X, Y = np.arange(12.0).reshape(6, 2), np.arange(6.0)
 

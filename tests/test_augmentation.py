@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from finite.augmentation import augmentation, crop_and_flip
-from finite.images import network_inputs
+from finite.data.images import network_inputs
+from finite.training.augmentation import augmentation, crop_and_flip
 from limits import Problem
-from limits.precision import computing
+from limits.machine import computing
 
 
 def numbered(count, height, width, channels=3):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from limits import block_lanczos
-from limits.precision import computing
+from limits.machine import computing
 
 SIZE = 600  # more than the basis holds
 

@@ -9,9 +9,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from finite import cifar10 as module
-from finite.cifar10 import CLASSES, FILES, cifar10
-from finite.data import DataError
+from finite.data import cifar10 as module
+from finite.data.cifar10 import CLASSES, FILES, cifar10
+from finite.data.synthetic import DataError
 
 INNER = "cifar-10-batches-bin"
 

@@ -10,8 +10,12 @@ import jax
 import pytest
 
 import limits
-from comparisons import command_line, convergence, coord_check, landscape, records, transfer
-from limits import exponent_tables
+from comparisons import command_line, records
+from comparisons.convergence import study as convergence
+from comparisons.coord_check import study as coord_check
+from comparisons.landscape import study as landscape
+from comparisons.transfer import study as transfer
+from limits.exponents import tables as exponent_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 MAINS = [module.main for module in (convergence, coord_check, landscape, transfer, exponent_tables)]

@@ -11,7 +11,10 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 
 import pytest
 
-from comparisons import convergence, coord_check, landscape, transfer
+from comparisons.convergence import study as convergence
+from comparisons.coord_check import study as coord_check
+from comparisons.landscape import study as landscape
+from comparisons.transfer import study as transfer
 
 COMMANDS = (convergence, coord_check, landscape, transfer)
 SMALL = {"steps": "4", "samples": "8", "seeds": "2"}

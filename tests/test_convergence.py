@@ -15,10 +15,11 @@ import pytest
 import xarray as xr
 from foreground import FOREGROUND
 
-from comparisons import convergence, records
-from comparisons.convergence import Options, compare, main
-from comparisons.rates import Rate
-from limits.limit import solve
+from comparisons import records
+from comparisons.convergence import study as convergence
+from comparisons.convergence.rates import Rate
+from comparisons.convergence.study import Options, compare, main
+from limits.theories import solve
 
 SMALL = ["--widths", "8", "16", "32", "--seeds", "5", "--steps", "4", "--measure-every", "2", "--samples", "8",
          "--inputs", "3", "--top-k", "2", "--learning-rate", "0.5"]  # fmt: skip

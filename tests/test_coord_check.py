@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from comparisons import cases, coord_check, records
-from comparisons.coord_check import Options, Sweep, check, checked, fit, prepare, table
+from comparisons import cases, records
+from comparisons.coord_check import study as coord_check
+from comparisons.coord_check.study import Options, Sweep, check, checked, fit, prepare, table
 from finite.networks.build import build
-from finite.train import train
+from finite.training.train import train
 from limits import Problem
 
 SP_AT_HALF = "base=sp, input.learning_rate=-1/2, hidden.learning_rate=1/2, readout.learning_rate=1/2"  # of N(0, 1) weights

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from finite import data
+from finite.data import synthetic as data
 
 
 @pytest.mark.parametrize("outputs", [1, 3])

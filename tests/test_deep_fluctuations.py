@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from finite.networks.build import build
-from finite.train import train
-from limits import Problem, deep_fluctuations, deep_linear, dmft, fluctuations, minibatches, predict
-from limits.precision import computing
+from finite.training.train import train
+from limits import Problem, minibatches, predict
+from limits.deep import dmft
+from limits.deep import linear as deep_linear
+from limits.deep import linear_law as deep_fluctuations
+from limits.machine import computing
+from limits.two_layer import linear_law as fluctuations
 
 NAMES = ("loss", "ntk_eigenvalues")
 RESIDUAL = {"model": "resmlp", "activation": "linear", "parametrization": "depth_mup", "depth": 2}

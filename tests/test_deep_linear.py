@@ -10,9 +10,12 @@ from benchmarks.deep_linear import fixed_point
 
 from comparisons.power_law import fit
 from finite.networks.build import build
-from finite.train import train
-from limits import Problem, deep_linear, linear2, linear_sweep, minibatches
-from limits.precision import computing
+from finite.training.train import train
+from limits import Problem, minibatches
+from limits.deep import linear as deep_linear
+from limits.deep import linear_sweep
+from limits.machine import computing
+from limits.two_layer import linear as linear2
 
 
 def a_problem(P=7, D=3, C=2, *, seed=0, batch=None, **options):

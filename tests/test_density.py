@@ -7,9 +7,9 @@ import matfree.funm
 import numpy as np
 import pytest
 
-from finite.curvature import signs_like
-from finite.density import Density, spectral_density
-from limits.precision import computing
+from finite.curvature.density import Density, spectral_density
+from finite.curvature.operators import signs_like
+from limits.machine import computing
 
 RNG = np.random.default_rng(0)
 BULK_AND_OUTLIERS = np.r_[np.linspace(-1, 1, 56), 3.0, 4.0, 4.5, 9.0]

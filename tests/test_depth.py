@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from limits import Problem, depth, dmft, minibatches
+from limits import Problem, minibatches
+from limits.deep import dmft
+from limits.deep import infinite_depth as depth
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(3, 3)), RNG.normal(size=(3, 1))

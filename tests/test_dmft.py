@@ -9,10 +9,15 @@ import written_out
 
 from comparisons.power_law import fit
 from finite.networks.build import build
-from finite.train import train
-from limits import Problem, deep_linear, dmft, linear2, meanfield, minibatches, ntk
-from limits.parametrization import interpolated
-from limits.precision import computing
+from finite.training.train import train
+from limits import Problem, minibatches
+from limits.deep import dmft
+from limits.deep import linear as deep_linear
+from limits.exponents.parametrization import interpolated
+from limits.kernel import ntk
+from limits.machine import computing
+from limits.two_layer import linear as linear2
+from limits.two_layer import meanfield
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(5, 4)), RNG.normal(size=(5, 2))

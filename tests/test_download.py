@@ -7,8 +7,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from finite import cifar10, download
-from finite.data import DataError
+from finite.data import cifar10, download
+from finite.data.synthetic import DataError
 
 CONTENT = bytes(range(256)) * 20_000  # more than one chunk
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

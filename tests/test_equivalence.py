@@ -14,11 +14,11 @@ import pytest
 from finite.networks import by_role
 from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
-from finite.train import train
-from limits.parametrization import QUANTITIES, gauge, interpolated, read_scaling, scaling
-from limits.precision import computing
+from finite.training.train import train
+from limits.exponents.algebra import OPTIMIZERS, Power, architecture, shifted
+from limits.exponents.parametrization import QUANTITIES, gauge, interpolated, read_scaling, scaling
+from limits.machine import computing
 from limits.problem import Problem, minibatches
-from limits.size_algebra import OPTIMIZERS, Power, architecture, shifted
 
 WIDTH, DEPTH = 7, 3
 KEY = jax.random.key(5)

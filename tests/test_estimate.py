@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from comparisons import convergence, coord_check, estimate, landscape, transfer
-from finite import curvature
+from comparisons import estimate
+from comparisons.convergence import study as convergence
+from comparisons.coord_check import study as coord_check
+from comparisons.landscape import study as landscape
+from comparisons.transfer import study as transfer
+from finite.curvature import operators as curvature
 from finite.networks.build import build
 from limits import Problem
 

@@ -13,22 +13,14 @@ import numpy as np
 import pytest
 from scaled_network import Network, slopes
 
-from limits import exponent_tables, exponents, regimes, requirements
-from limits.exponents import derive
-from limits.parametrization import gauge, interpolated, output_exponent, read_scaling, scaling
-from limits.regimes import LOSSES
-from limits.requirements import PARAMETRIZATIONS, Requirements, blocks_learn
-from limits.size_algebra import (
-    OPTIMIZERS,
-    WIDTH,
-    Alignment,
-    Exponents,
-    Optimizer,
-    Power,
-    Scaling,
-    architecture,
-    shifted,
-)
+from limits.exponents import derivation as exponents
+from limits.exponents import regimes, requirements
+from limits.exponents import tables as exponent_tables
+from limits.exponents.algebra import OPTIMIZERS, WIDTH, Alignment, Exponents, Optimizer, Power, Scaling, architecture, shifted
+from limits.exponents.derivation import derive
+from limits.exponents.parametrization import gauge, interpolated, output_exponent, read_scaling, scaling
+from limits.exponents.regimes import LOSSES
+from limits.exponents.requirements import PARAMETRIZATIONS, Requirements, blocks_learn
 
 HALF = F(1, 2)
 
@@ -223,7 +215,7 @@ def test_the_table_takes_little_time():
 
 
 def test_parametrization_imports_no_sympy():
-    program = "import sys, limits.parametrization, limits.regimes; sys.exit('sympy' in sys.modules)"
+    program = "import sys, limits.exponents.parametrization, limits.exponents.regimes; sys.exit('sympy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from finite import curvature
+from finite.curvature import operators as curvature
 from finite.networks import is_layer_factors
 from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
-from limits import neural_tangents_compat
+from limits.kernel import neural_tangents_compat
 from limits.losses import LOSSES
-from limits.precision import PRECISIONS, computing
+from limits.machine import PRECISIONS, computing
 from limits.problem import Problem
 
 P, D, C, N = 5, 3, 2, 4

@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from limits import Problem, fluctuations, linear2, minibatches
-from limits.parametrization import interpolated
+from limits import Problem, minibatches
+from limits.exponents.parametrization import interpolated
+from limits.two_layer import linear as linear2
+from limits.two_layer import linear_law as fluctuations
 
 WIDE = 10**6  # any width above D + C: in μP the recursion itself does not contain it
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from limits import gaussian_matrix
-from limits.gaussian_matrix import Space, has_room, unmet
-from limits.precision import in_float64
+from limits.deep import gaussian_matrix
+from limits.deep.gaussian_matrix import Space, has_room, unmet
+from limits.machine import in_float64
 
 S = 4096
 UNTRAINED = np.zeros((8, 8))

@@ -73,11 +73,11 @@ POWER_OF_A_SIZE = re.compile(r"\b(width|depth|N|L)\b\)?\s*\*\*|sqrt\([^)]*\b(wid
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HERE)))
 def test_powers_of_width_and_depth_have_one_home(path):
-    """Only ``limits.size_algebra.Power`` makes numbers of them, and ``limits.parametrization``: γ and ε."""
+    """Only ``limits.exponents.algebra.Power`` makes numbers of them, and ``limits.exponents.parametrization``: γ and ε."""
     code = ast.unparse(_without_strings(ast.parse(path.read_text(encoding="utf-8"))))
     found = [line for line in code.splitlines() if POWER_OF_A_SIZE.search(line)]
-    allowed = {"limits/parametrization.py": 2, "limits/size_algebra.py": 2,
-               "limits/linear2.py": 1}  # the degrees of freedom of a chi-square law  # fmt: skip
+    allowed = {"limits/exponents/parametrization.py": 2, "limits/exponents/algebra.py": 2,
+               "limits/two_layer/linear.py": 1}  # the degrees of freedom of a chi-square law  # fmt: skip
     assert len(found) <= allowed.get(str(path.relative_to(HERE)), 0), found
 
 

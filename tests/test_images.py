@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finite.data import DataError
-from finite.images import Images, class_targets, network_inputs, read_folder, read_npz
+from finite.data.images import Images, class_targets, network_inputs, read_folder, read_npz
+from finite.data.synthetic import DataError
 from limits import Problem
 
 RNG = np.random.default_rng(0)

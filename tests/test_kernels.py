@@ -7,12 +7,14 @@ import pytest
 import scipy.special
 
 from finite.networks.build import build
-from finite.train import train
-from limits import Problem, kernels, neural_tangents_compat, ntk
-from limits.kernels import Activation, AveragePool, Block, Conv, Dense, Flatten, Image, layers
+from finite.training.train import train
+from limits import Problem
+from limits.exponents.parametrization import Factors, factors, scaling
+from limits.kernel import analytic as kernels
+from limits.kernel import neural_tangents_compat, ntk
+from limits.kernel.analytic import Activation, AveragePool, Block, Conv, Dense, Flatten, Image, layers
+from limits.machine import computing
 from limits.models import Model
-from limits.parametrization import Factors, factors, scaling
-from limits.precision import computing
 
 ENDS = "base=ntp, input.learning_rate.L=-1/2, readout.multiplier.L=-1/4, "
 POWERS_OF_DEPTH = {

@@ -12,7 +12,7 @@ import scipy.sparse.linalg
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from finite.lanczos import combined, extremes, random_start, warm_start
+from finite.curvature.lanczos import combined, extremes, random_start, warm_start
 
 RNG = np.random.default_rng(0)
 SPECTRA = {  # all of one size: compiled once
@@ -184,7 +184,7 @@ def test_no_ghosts_when_spaces_are_exhausted_again_and_again():
     matrices = np.stack([dense(spectrum, seed) for seed, spectrum in enumerate(spectra)])
     arguments = jnp.asarray(matrices, "float32"), jnp.asarray(rng.normal(size=(100, 20)), "float32")
     one = lambda of: compiled(*of, top=3, bottom=2, max_matvecs=20)  # noqa: E731
-    found = jax.device_get(jax.lax.map(one, arguments))  # batched ones may wait for each other (``limits.curvature``)
+    found = jax.device_get(jax.lax.map(one, arguments))  # batched ones may wait for each other (limits.machine)
     distance = np.abs(found.values[:, :, None] - spectra[:, None]).min(-1)
     assert (distance <= found.errors).all()
 

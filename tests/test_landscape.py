@@ -8,12 +8,12 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from comparisons import cases, records
-from comparisons.landscape import Options, landscape, main, measured, prepare
-from comparisons.landscape_plots import panel, picture
-from comparisons.late import late_values
+from comparisons.landscape.late import late_values
+from comparisons.landscape.picture import panel, picture
+from comparisons.landscape.study import Options, landscape, main, measured, prepare
 from comparisons.super_consistency import APART, LATE
 from finite.networks.build import build
-from finite.train import train
+from finite.training.train import train
 
 SMALL = {
     "data": "digits", "model": "mlp2", "samples": 16, "outputs": 3, "widths": (8, 16), "steps": 8, "measure_every": 2,

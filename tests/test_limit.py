@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 
 import limits
-from limits import Problem, deep_linear, dmft, linear2, meanfield, ntk
-from limits.limit import outputs_are_random, predict, solve, theory
+from limits import Problem
+from limits.deep import dmft
+from limits.deep import linear as deep_linear
+from limits.kernel import ntk
+from limits.theories import outputs_are_random, predict, solve, theory
+from limits.two_layer import linear as linear2
+from limits.two_layer import meanfield
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(6, 3)), RNG.normal(size=(6, 2))

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limits import Problem, curvature, linear2
-from limits.precision import computing
+from limits import Problem
+from limits.machine import computing
+from limits.two_layer import linear as linear2
+from limits.two_layer import linear_curvature as curvature
 
 
 def random_state(seed=0, P=12, D=6, C=2, step=3):

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from comparisons.cases import initial_gram
 from finite.networks.mlp import mlp
-from finite.train import train
-from limits import Problem, linear2, minibatches
-from limits.curvature import hessian_spectrum
-from limits.parametrization import interpolated
+from finite.training.train import train
+from limits import Problem, minibatches
+from limits.exponents.parametrization import interpolated
+from limits.two_layer import linear as linear2
+from limits.two_layer.linear_curvature import hessian_spectrum
 
 
 def random_problem(seed=0, P=7, D=5, C=1, batch=None, **options):

@@ -8,7 +8,7 @@ import scipy.special
 
 from limits import Problem
 from limits.losses import LOSSES, MSE
-from limits.precision import computing
+from limits.machine import computing
 
 P, C = 5, 4
 TEXTBOOK = {

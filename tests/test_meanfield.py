@@ -9,11 +9,14 @@ import pytest
 
 from comparisons.power_law import fit
 from finite.networks.mlp import mlp
-from finite.train import train
-from limits import Problem, linear2, meanfield, minibatches, ntk
-from limits.neuron_blocks import measure_network
-from limits.particles import Neurons, cloud, functions, outputs, path, population
-from limits.precision import computing
+from finite.training.train import train
+from limits import Problem, minibatches
+from limits.kernel import ntk
+from limits.machine import computing
+from limits.two_layer import linear as linear2
+from limits.two_layer import meanfield
+from limits.two_layer.neuron_blocks import measure_network
+from limits.two_layer.particles import Neurons, cloud, functions, outputs, path, population
 
 RICH = {"momentum": 0.4, "weight_decay": 0.1, "batches": minibatches(np.random.default_rng(2), 8, 3, 8)}
 

@@ -6,10 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from limits import Problem, fluctuations, limit, meanfield, minibatches, particles
-from limits.neuron_blocks import hessian, measure
-from limits.precision import in_float64
-from limits.secular import eigenvalue
+from limits import Problem, minibatches
+from limits import theories as limit
+from limits.machine import in_float64
+from limits.two_layer import linear_law as fluctuations
+from limits.two_layer import meanfield, particles
+from limits.two_layer.neuron_blocks import hessian, measure
+from limits.two_layer.secular import eigenvalue
 
 RICH = {"momentum": 0.3, "nesterov": True, "weight_decay": 0.05, "batches": minibatches(np.random.default_rng(0), 8, 4, 4)}
 

@@ -9,8 +9,8 @@ from written_out import NUMPY_ACTIVATIONS, forward, in_numpy
 from finite import networks
 from finite.networks.mlp import ACTIVATIONS, mlp
 from finite.networks.resmlp import resmlp
-from limits.parametrization import scaling
-from limits.precision import computing
+from limits.exponents.parametrization import scaling
+from limits.machine import computing
 from limits.problem import Problem
 
 ROLES = ("input", "hidden", "block_inner", "block", "readout")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from limits import neural_tangents_compat
+from limits.kernel import neural_tangents_compat
 
 nt = neural_tangents_compat.load()
 
@@ -62,7 +62,7 @@ def test_largest_learning_rate():
 FRESH = """
 import sys, jax, jax.core, jax.interpreters.ad as ad
 before = {m: set(vars(m)) for m in (jax, jax.core, ad)}
-from limits.neural_tangents_compat import load
+from limits.kernel.neural_tangents_compat import load
 load()
 changed = {(m.__name__, n) for m, names in before.items() for n in set(vars(m)) ^ names
            if f"{m.__name__}.{n}" not in sys.modules}  # but for submodules that were imported
@@ -84,7 +84,7 @@ def version(name, known=metadata.version):
         raise metadata.PackageNotFoundError(name)
     return known(name)
 metadata.version = version
-from limits.neural_tangents_compat import load
+from limits.kernel.neural_tangents_compat import load
 try:
     load()
 except ImportError as error:

@@ -7,10 +7,12 @@ import pytest
 
 from comparisons.power_law import fit
 from finite.networks.build import build
-from finite.train import train
-from limits import Problem, linear2, minibatches, ntk
-from limits.parametrization import gauge, interpolated, scaling
-from limits.precision import computing
+from finite.training.train import train
+from limits import Problem, minibatches
+from limits.exponents.parametrization import gauge, interpolated, scaling
+from limits.kernel import ntk
+from limits.machine import computing
+from limits.two_layer import linear as linear2
 
 EVERYTHING = {"momentum": 0.4, "batches": minibatches(np.random.default_rng(2), 6, 2, 12)}
 LOOKING_AHEAD = EVERYTHING | {"nesterov": True, "warmup_steps": 5}

@@ -11,12 +11,12 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from written_out import descend, descend_with_squares, in_numpy, loss, numbers, outputs
 
-from finite.data import digits
-from finite.descent import Descent
+from finite.data.synthetic import digits
 from finite.networks.mlp import mlp
-from finite.train import train
-from limits import limit
-from limits.precision import computing
+from finite.training.descent import Descent
+from finite.training.train import train
+from limits import theories as limit
+from limits.machine import computing
 from limits.problem import Problem, minibatches
 from limits.trajectory import OBSERVABLES, STORED
 

@@ -13,8 +13,12 @@ import tyro
 import xarray as xr
 from matplotlib.figure import Figure
 
-from comparisons import command_line, convergence, landscape, records, transfer
-from limits import Problem, linear2
+from comparisons import command_line, records
+from comparisons.convergence import study as convergence
+from comparisons.landscape import study as landscape
+from comparisons.transfer import study as transfer
+from limits import Problem
+from limits.two_layer import linear as linear2
 from paper_figures import figure_1_1, figure_3_1, figure_3_2, figure_6_1, figure_6_2, figure_19_2, figure_36_1
 
 TINY = ["--widths", "8", "16", "32", "--seeds", "2", "--steps", "2", "--samples", "8", "--inputs", "3"]

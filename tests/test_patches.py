@@ -5,8 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from finite import data, patches
-from finite.patches import patches10
+from finite.data import patches
+from finite.data import synthetic as data
+from finite.data.patches import patches10
 
 
 def test_the_photographs_are_those_that_were_put_in():

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from limits import Problem, linear2, meanfield
-from limits.neuron_blocks import measure_network
-from limits.particles import Neurons, cloud, error_signal, functions, path, population
-from limits.patterns import Edge, bound_of_the_cube, candidates, edge, is_cell
-from limits.precision import computing
+from limits import Problem
+from limits.machine import computing
+from limits.two_layer import linear as linear2
+from limits.two_layer import meanfield
+from limits.two_layer.neuron_blocks import measure_network
+from limits.two_layer.particles import Neurons, cloud, error_signal, functions, path, population
+from limits.two_layer.patterns import Edge, bound_of_the_cube, candidates, edge, is_cell
 
 AXES = np.array([[1, 0, 0], [2, 0, 0], [-1, 0, 0], [0, 1, 0], [1, 1, 0], [1, -1, 0], [0, 0, 0], [0, 0, 1], [0, 3, 4.0]])
 

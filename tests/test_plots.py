@@ -6,7 +6,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from comparisons import landscape_plots, late, plots, rates, records, super_consistency
+from comparisons import records, super_consistency
+from comparisons import style as plots
+from comparisons.convergence import rates
+from comparisons.landscape import late
+from comparisons.landscape import picture as landscape_plots
 from limits import Trajectory
 
 STEPS, WIDTHS, SEEDS = np.array([0, 5, 10]), (8, 16, 32), 5

@@ -8,22 +8,17 @@ import numpy as np
 import pytest
 
 import limits
-from limits import (
-    OBSERVABLES,
-    Problem,
-    Trajectory,
-    deep_linear,
-    depth,
-    dmft,
-    fluctuations,
-    limit,
-    linear2,
-    meanfield,
-    minibatches,
-    ntk,
-)  # fmt: skip
-from limits.parametrization import factors, gauge, interpolated, laziness, output_exponent, output_multiplier, scaling
+from limits import OBSERVABLES, Problem, Trajectory, minibatches
+from limits import theories as limit
+from limits.deep import dmft
+from limits.deep import infinite_depth as depth
+from limits.deep import linear as deep_linear
+from limits.exponents.parametrization import factors, gauge, interpolated, laziness, output_exponent, output_multiplier, scaling
+from limits.kernel import ntk  # fmt: skip
 from limits.trajectory import MEASURED
+from limits.two_layer import linear as linear2
+from limits.two_layer import linear_law as fluctuations
+from limits.two_layer import meanfield
 
 X, Y = np.ones((4, 3)), np.ones((4, 2))
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from comparisons import rates, records
-from comparisons.rates import components, measure_rates, noise_floor
+from comparisons import records
+from comparisons.convergence import rates
+from comparisons.convergence.rates import components, measure_rates, noise_floor
 from comparisons.super_consistency import measure_growth
 from limits import Trajectory
-from limits.fluctuations import Law, Prediction
+from limits.two_layer.linear_law import Law, Prediction
 
 WIDTHS, SEEDS, STEPS = (50, 100, 200, 400, 800), 40, np.array([0, 4, 8])
 STD, BIAS = 3.0, 5.0

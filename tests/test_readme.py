@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import tyro
 
-from comparisons import convergence, coord_check, landscape, transfer
+from comparisons.convergence import study as convergence
+from comparisons.coord_check import study as coord_check
+from comparisons.landscape import study as landscape
+from comparisons.transfer import study as transfer
 from limits.models import read_model
 
 TEXT = (Path(__file__).resolve().parent.parent / "README.md").read_text()

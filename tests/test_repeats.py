@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from limits import Problem, dmft, meanfield, ntk
+from limits import Problem
+from limits.deep import dmft
+from limits.kernel import ntk
 from limits.repeats import error_of_eigenvalues, first_ranks, repulsion, scatter
+from limits.two_layer import meanfield
 
 DRAWS = 1000
 

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comparisons import convergence, coord_check, landscape, runs, transfer
+from comparisons import options as runs
+from comparisons.convergence import study as convergence
+from comparisons.coord_check import study as coord_check
+from comparisons.landscape import study as landscape
+from comparisons.transfer import study as transfer
 
 
 @dataclass(frozen=True)

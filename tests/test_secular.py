@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limits import Problem, secular
+from limits import Problem
 from limits.activations import ACTIVATIONS
 from limits.losses import LOSSES
-from limits.neuron_blocks import hessian_spectrum, measure_network
+from limits.two_layer import secular
+from limits.two_layer.neuron_blocks import hessian_spectrum, measure_network
 
 WIDTH = 40
 

@@ -10,7 +10,7 @@ from written_out import NUMPY_ACTIVATIONS, descend, forward, in_numpy, loss, num
 from finite import sizes
 from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
-from limits.precision import computing
+from limits.machine import computing
 from limits.problem import Problem
 
 WIDTH, DEPTH = 9, 3

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 import limits
-from comparisons import cases, records, runs, sweep
+from comparisons import cases, records, sweep
+from comparisons import options as runs
 from comparisons.sweep import Engine, Group, Row
-from comparisons.transfer import Options, main, prepare
+from comparisons.transfer.study import Options, main, prepare
 from finite.networks.build import build
-from finite.train import train
+from finite.training.train import train
 
 try:
     import resource

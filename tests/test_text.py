@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from finite import data, text
-from finite.text import plays, read_text, windows
+from finite.data import synthetic as data
+from finite.data import text
+from finite.data.text import plays, read_text, windows
 
 
 def test_the_plays_are_those_that_were_put_in():

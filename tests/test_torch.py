@@ -13,13 +13,13 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: its curvature is compared where it is")
 
-from finite import curvature  # noqa: E402  (after the skip)
+from finite.curvature import operators as curvature  # noqa: E402  (after the skip)
 from finite.networks.conv import conv  # noqa: E402
-from finite.train import train  # noqa: E402
+from finite.training.train import train  # noqa: E402
 from limits import Problem  # noqa: E402
+from limits.exponents.parametrization import output_multiplier  # noqa: E402
 from limits.losses import LOSSES  # noqa: E402
-from limits.parametrization import output_multiplier  # noqa: E402
-from limits.precision import computing  # noqa: E402
+from limits.machine import computing  # noqa: E402
 
 WIDTH, SAMPLES, CLASSES = 4, 6, 3
 ROLES = ("hidden", "input", "readout")  # in the order in which JAX flattens them

@@ -19,20 +19,20 @@ from written_out import in_numpy as stored_weights
 from written_out import loss as stored_loss
 from written_out import outputs as stored_outputs
 
-from finite import curvature
-from finite import observe as observing
-from finite import train as training
-from finite.data import digits
+from finite.curvature import observers as observing
+from finite.curvature import operators as curvature
+from finite.curvature.observers import Program
+from finite.data.synthetic import digits
 from finite.networks.build import build
 from finite.networks.conv import conv
 from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
-from finite.observe import Program
-from finite.side_by_side import Plan, footprint
-from finite.train import train
+from finite.training import train as training
+from finite.training.side_by_side import Plan, footprint
+from finite.training.train import train
 from limits import solve
-from limits.parametrization import gauge, output_multiplier, scaling
-from limits.precision import computing
+from limits.exponents.parametrization import gauge, output_multiplier, scaling
+from limits.machine import computing
 from limits.problem import Problem, minibatches
 from limits.trajectory import MEASURED
 

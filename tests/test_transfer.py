@@ -10,13 +10,14 @@ import xarray as xr
 from benchmarks.verdicts import transfer as judged
 from scipy.special import logsumexp
 
-import finite.train
-from comparisons import records, sweep, transfer_plots
-from comparisons.optimum import Shift, analyse, bracket, minimum, neighbourhood, rounding, verdict
-from comparisons.transfer import Options, limit, main, prepare
+import finite.training.train
+from comparisons import records, sweep
+from comparisons.transfer import picture as transfer_plots
+from comparisons.transfer.optimum import Shift, analyse, bracket, minimum, neighbourhood, rounding, verdict
+from comparisons.transfer.study import Options, limit, main, prepare
 from finite.networks.build import build
-from limits import linear2
 from limits.losses import LOSSES
+from limits.two_layer import linear as linear2
 
 SMALL = ["--widths", "8", "16", "--seeds", "3", "--steps", "4", "--samples", "8", "--inputs", "3",
          "--learning-rates", "0.3", "1", "2", "1000", "--richness", "1"]  # fmt: skip

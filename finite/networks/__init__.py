@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from limits.parametrization import Factors, factors
-from limits.precision import computing
+from limits.exponents.algebra import Scaling
+from limits.exponents.parametrization import Factors, factors
+from limits.machine import computing
 from limits.problem import Problem
-from limits.size_algebra import Scaling
 
 Params = PyTree[Float[Array | np.ndarray, "..."]]  # a dictionary whose top-level keys are the roles: input, hidden, readout, …
 Apply = Callable[[Params, Float[Array, "P D"]], Float[Array, "P C"]]
@@ -55,8 +55,8 @@ class Architecture:
     layerwise_linear  f is linear in each single weight matrix, hence tr R = 0 and tr H = tr G exactly
     layer_factors     (params, inputs) → ``LayerFactors`` in place of every leaf of the params, or None where the weights
                       are not plain matrices
-    matrices          params → the weights of each layer, by the layer names of ``limits.regimes``, or role and another word;
-                      of many residual blocks, those of the last; linear in the params
+    matrices          params → the weights of each layer, by the layer names of ``limits.exponents.regimes``, or role and
+                      another word; of many residual blocks, those of the last; linear in the params
     signals           (params, inputs) → the ``Signal`` of each of these layers; "stream" behind residual blocks has only
                       an output
     places            pixels or tokens of the widest layer: what it holds of a sample is ``places`` times the width

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from finite.networks import Architecture, Network, Params, Signal, once, parametrized, rowwise, standard_normal
 from finite.networks.mlp import check_sizes
-from limits.parametrization import input_multiplier
+from limits.exponents.parametrization import input_multiplier
 from limits.problem import Problem
 
 SIDE = 3  # pixels of a kernel

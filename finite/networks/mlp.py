@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from finite.networks import Architecture, LayerFactors, Network, Params, Signal, normal, once, one_hot_outputs, parametrized
 from limits import activations
 from limits.activations import ACTIVATIONS, PIECEWISE_LINEAR
-from limits.parametrization import input_multiplier
+from limits.exponents.parametrization import input_multiplier
 from limits.problem import Problem
 
 

@@ -22,7 +22,7 @@ from finite.networks import (
 )
 from finite.networks.mlp import check_sizes
 from limits.activations import ACTIVATIONS, PIECEWISE_LINEAR
-from limits.parametrization import input_multiplier
+from limits.exponents.parametrization import input_multiplier
 from limits.problem import Problem
 
 

@@ -10,8 +10,8 @@ multiplier L^{-α}; "norm_gain" the gains, which start at 1.
 
 q·k is averaged over the d units of a head, not summed over √d: once trained, q and k are aligned (Yang et al. 2022).  At step 0
 they are not: the mean is small as one over √d, every token looks at all others alike, and gradients of Q and K are smaller by
-that factor than those of V.  The algebra of sizes (``limits.size_algebra``) does not follow this, so Q and K are not among the
-layers whose sizes are measured.
+that factor than those of V.  The algebra of sizes (``limits.exponents.algebra``) does not follow this, so Q and K are not among
+the layers whose sizes are measured.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from finite.networks import Params, Signal, rowwise, standard_normal
 from finite.networks.mlp import check_sizes
 from limits.activations import ACTIVATIONS
-from limits.parametrization import input_multiplier
+from limits.exponents.parametrization import input_multiplier
 
 HEADS = 8
 RATIO = 4  # units of a perceptron per unit of the stream

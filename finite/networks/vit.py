@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from finite.networks import Architecture, Network, Params, Signal, once, parametrized, rowwise, standard_normal
 from finite.networks.transformer import HEADS, Sizes, check, init_blocks, matrices, transformed, watched
-from limits.parametrization import input_multiplier
+from limits.exponents.parametrization import input_multiplier
 from limits.problem import Problem
 
 PATCH = 4  # pixels a side

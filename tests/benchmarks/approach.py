@@ -14,7 +14,7 @@ import numpy as np
 from comparisons import cases
 from comparisons.power_law import fit
 from finite.networks.build import build
-from finite.train import train
+from finite.training.train import train
 from limits import Problem, solve
 
 STEPS = 12

@@ -1,4 +1,4 @@
-"""The causal sweep of ``limits.deep_linear`` against the usual way to solve the same equations.
+"""The causal sweep of ``limits.deep.linear`` against the usual way to solve the same equations.
 
     python tests/benchmarks/deep_linear.py [--steps 100] [--samples 10] [--depth 2] [--iterations 80] [--repeats 5]
 
@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from limits import Problem, deep_linear
-from limits.precision import computing
+from limits import Problem
+from limits.deep import linear as deep_linear
+from limits.machine import computing
 
 
 class Iterate(NamedTuple):

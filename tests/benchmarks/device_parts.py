@@ -31,19 +31,19 @@ import pytest
 import xarray as xr
 from jax.flatten_util import ravel_pytree
 
-from comparisons import convergence
-from finite import curvature
-from finite.lanczos import extremes
+from comparisons.convergence import study as convergence
+from finite.curvature import operators as curvature
+from finite.curvature.lanczos import extremes
+from finite.curvature.observers import Program
+from finite.data.patches import patches10
 from finite.networks import by_role
 from finite.networks.build import build
 from finite.networks.conv import activated, convolution, of_images, pooled, read_out
-from finite.observe import Program
-from finite.patches import patches10
-from finite.side_by_side import footprint, plan
-from finite.train import train
+from finite.training.side_by_side import footprint, plan
+from finite.training.train import train
 from limits import Problem, minibatches
 from limits.losses import LOSSES
-from limits.precision import computing
+from limits.machine import computing
 from limits.trajectory import MEASURED
 
 ROOT = Path(__file__).resolve().parents[2]

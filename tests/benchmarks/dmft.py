@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from finite.networks.build import build
-from finite.train import train
-from limits import Problem, dmft
+from finite.training.train import train
+from limits import Problem
+from limits.deep import dmft
 
 
 def a_problem(steps, inputs, depth):

@@ -15,10 +15,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from finite.data import gaussian
+from finite.data.synthetic import gaussian
 from finite.networks.build import build
-from finite.train import train
-from limits import Problem, fluctuations, linear2
+from finite.training.train import train
+from limits import Problem
+from limits.two_layer import linear as linear2
+from limits.two_layer import linear_law as fluctuations
 
 LIMIT = 1.1
 

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
 
-from finite.lanczos import extremes, random_start
+from finite.curvature.lanczos import extremes, random_start
 
 SIZES = {"small": ((64, 64, 64, 10), 64), "full": ((3072, 512, 512, 10), 512)}
 TOP, RTOL, LOOP = 10, 1e-3, 20

@@ -10,7 +10,8 @@ import time
 
 import numpy as np
 
-from limits import Problem, meanfield, particles
+from limits import Problem
+from limits.two_layer import meanfield, particles
 
 
 def a_problem(inputs, samples, steps):

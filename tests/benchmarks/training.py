@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from device_parts import forward
 
-from finite import curvature
+from finite.curvature import operators as curvature
+from finite.data.patches import patches10
 from finite.networks import by_role
 from finite.networks.build import build
-from finite.patches import patches10
-from finite.train import train
+from finite.training.train import train
 from limits import Problem
 from limits.losses import LOSSES
 

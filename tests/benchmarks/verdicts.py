@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from comparisons.optimum import TOLERATED, analyse
 from comparisons.power_law import fit
-from comparisons.transfer import Options
+from comparisons.transfer.optimum import TOLERATED, analyse
+from comparisons.transfer.study import Options
 
 CURVES = {
     "parabola": lambda z: z**2,

@@ -1,0 +1,1 @@
+"""How networks of growing width approach their limit."""

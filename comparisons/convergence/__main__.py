@@ -1,0 +1,3 @@
+from comparisons.convergence.study import main
+
+main()

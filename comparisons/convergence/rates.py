@@ -1,0 +1,183 @@
+"""From measured trajectories to rates: one power law per observable, eigenvalue, step and kind, next to the predicted one.
+
+Two references:
+
+    theory          each network minus the limit (in NTP the limit with that network's f(0))
+    largest-width   each network minus the network of the largest width that has its seed number, the paper's
+                    way.  For independent networks its error A√(1/N + 1/M) is too flat near M, for deterministic gaps
+                    A(1/N − 1/M) it is too steep; compare ``comparisons.power_law``.
+
+Two kinds: ``fluctuation`` (root mean square over seeds, ~N^{-1/2}) and ``bias`` (mean over seeds, ~N^{-1}).  A mean over 32
+seeds is mostly the fluctuation's own error; where the first-order deviation of each network is known (μP, from its
+initial Gram matrix; its mean over networks is exactly zero) it is subtracted first, as a control variate.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import xarray as xr
+
+from comparisons.power_law import FEWEST_WIDTHS, PowerLaw, fit, refused
+from limits import OBSERVABLES
+from limits.trajectory import STORED
+from limits.two_layer.linear_law import Law, Prediction
+
+KINDS = ("fluctuation", "bias")
+RANKS = {"rank": 1, "edge": "upper"}  # what "the" eigenvalue of an observable is where only one is shown
+
+
+@dataclass(frozen=True)
+class Rate:
+    """error ≈ prefactor · N^exponent at one step.
+
+    rank                    eigenvalue number from 1, or the edge ("upper", "lower"), None for scalars
+    exponent, interval      free fit and its 95 % interval; None where refused, ``status`` says why
+    prefactor               with the exponent held at the predicted one (−1/2 or −1): compare with ``predicted_prefactor``;
+                            its interval reaches further up than down, as far as the tail that few seeds do not show
+    fitted_prefactor        of the free fit: the line fitted_prefactor · N^exponent
+    """
+
+    observable: str
+    rank: int | str | None
+    step: int
+    kind: str
+    reference: str
+    exponent: float
+    interval: tuple[float, float]
+    prefactor: float
+    prefactor_interval: tuple[float, float]
+    fitted_prefactor: float
+    predicted_exponent: float | None
+    predicted_prefactor: float | None
+    status: str
+
+    def record(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, record: dict) -> "Rate":
+        """What was recorded: JSON has neither tuples nor numbers that are not finite."""
+        numbers = {name: np.nan if record[name] is None else float(record[name])
+                   for name in ("exponent", "prefactor", "fitted_prefactor")}  # fmt: skip
+        intervals = {name: tuple(np.nan if end is None else float(end) for end in record[name])
+                     for name in ("interval", "prefactor_interval")}  # fmt: skip
+        return cls(**record | numbers | intervals)
+
+
+def components(dataset: xr.Dataset) -> Iterator[tuple[str, int | str | None, dict]]:
+    """(observable, rank, selection) of every number that is followed in time; sharpness first among the eigenvalues."""
+    for name in (n for n in OBSERVABLES if n == "sharpness" or n in dataset):
+        if name == "sharpness":
+            if "hessian_eigenvalues" in dataset:
+                yield name, None, {"rank": 1}
+        elif "edge" in dataset[name].dims:
+            yield from ((name, str(edge), {"edge": edge}) for edge in dataset["edge"].values)
+        elif "rank" in dataset[name].dims:
+            ranks = dataset["rank"].values[: dataset[name].attrs["ranks"]]
+            yield from ((name, int(rank), {"rank": rank}) for rank in ranks)
+        else:
+            yield name, None, {}
+
+
+def variable(name: str) -> str:
+    """The stored variable of an observable."""
+    return "hessian_eigenvalues" if name == "sharpness" else name
+
+
+def reference_of(dataset: xr.Dataset, name: str, reference: str) -> str:
+    """What is subtracted from an observable: where the limit leaves it open, the largest width stands for it."""
+    return reference if f"{variable(name)}_deviation" in dataset else "largest-width"
+
+
+def deviations(dataset: xr.Dataset, name: str, selection: dict, reference: str, kind: str) -> xr.DataArray:
+    """(width, seed, step): what is called the error of one component."""
+    stored = variable(name)
+    if reference_of(dataset, name, reference) == "largest-width":
+        values = dataset[stored].sel(selection)
+        return values.isel(width=slice(None, -1)) - values.isel(width=-1, drop=True)
+    values = dataset[f"{stored}_deviation"].sel(selection)
+    if kind == "bias" and f"{stored}_first_order" in dataset:
+        values = values - dataset[f"{stored}_first_order"].sel(selection)
+    return values.transpose("width", "seed", "step")
+
+
+def noise_floor(dataset: xr.Dataset, name: str, selection: dict) -> xr.DataArray:
+    """(width, step): what measuring, rounding and the limit's own error leave undecided, root mean square over seeds.
+
+    Rounding: curvature is known to a few ε of the operator's norm, a loss ½r² to a few ε of r times the first r.
+    """
+    stored = variable(name)
+    epsilon = 10 * dataset.attrs["epsilon"]
+    if name == "loss":
+        loss = dataset["loss"]
+        rounding = epsilon * np.sqrt(loss * loss.isel(step=0, drop=True))
+    else:
+        rounding = epsilon * abs(dataset["hessian_eigenvalues"].sel(rank=1, drop=True))
+    measured, of_limit = (dataset[error].sel(selection) if error in dataset else 0.0
+                          for error in (f"{stored}_error", f"{stored}_error_limit"))  # fmt: skip
+    return np.sqrt((rounding**2 + measured**2 + of_limit**2).mean("seed")).transpose("width", "step").reset_coords(drop=True)
+
+
+def measure_rates(
+    dataset: xr.Dataset, reference: str, prediction: Prediction | None, unstable_after: int | None
+) -> list[Rate]:
+    """Every rate of a comparison.  ``unstable_after``: the step at which the limit crosses the edge of stability, or None."""
+    rates = []
+    for name, rank, selection in components(dataset):
+        floor, used = noise_floor(dataset, name, selection), reference_of(dataset, name, reference)
+        for kind in KINDS:
+            errors = deviations(dataset, name, selection, reference, kind)
+            for index, step in enumerate(int(s) for s in dataset.step.values):
+                predicted = _predicted(prediction, name, selection, kind, index)
+                unstable = unstable_after is not None and step > unstable_after
+                laws = _fits(errors.isel(step=index), floor.isel(step=index), kind, predicted[0], unstable)
+                rates.append(_rate((name, rank, step, kind, used), laws, predicted))
+    return rates
+
+
+def _fits(errors, floor, kind, held, unstable) -> tuple[PowerLaw, PowerLaw]:
+    """The free fit, and the one with the exponent held."""
+    values = errors.values
+    if np.isfinite(values).all() and unstable:
+        return (refused("past the edge of stability"),) * 2
+    if len(errors.width) < FEWEST_WIDTHS:
+        return (refused("too few widths"),) * 2
+    options = {"kind": kind, "noise_floor": floor.sel(width=errors.width).values}
+    free = fit(errors.width.values, values, **options)
+    if free.status == "no power law":
+        return free, free  # has no prefactor either
+    return free, fit(errors.width.values, values, exponent=held, **options)
+
+
+def _predicted(prediction, name, selection, kind, index) -> tuple[float, float]:
+    """(exponent, prefactor ≥ 0), the prefactor NaN where nothing is predicted."""
+    usual = -0.5 if kind == "fluctuation" else -1.0
+    if prediction is None or variable(name) not in prediction:
+        return usual, np.nan
+    law = Law(*(_component(values[index], selection) for values in prediction[variable(name)]))
+    if kind == "bias" and law.shift != 0:
+        return -0.5, abs(law.shift)
+    return usual, law.std if kind == "fluctuation" else abs(law.bias)
+
+
+def _component(values, selection):
+    if "edge" in selection:
+        return float(values[0 if selection["edge"] == "upper" else 1])
+    return float(values[selection["rank"] - 1] if "rank" in selection else values)
+
+
+def _rate(label, laws, predicted) -> Rate:
+    free, held = laws
+    known = predicted if np.isfinite(predicted[1]) else (predicted[0] if label[-1] == "theory" else None, None)
+    return Rate(*label, free.exponent, free.interval, held.prefactor, held.prefactor_interval, free.prefactor,
+                *known, free.status)  # fmt: skip
+
+
+def limit_component(dataset: xr.Dataset, name: str, selection: dict) -> xr.DataArray | None:
+    """The limit of one component against step, where it is stored."""
+    stored = f"{variable(name)}_limit"
+    return dataset[stored].sel(selection) if stored in dataset else None
+
+
+assert set(OBSERVABLES) - {"sharpness"} == set(STORED)

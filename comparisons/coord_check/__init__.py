@@ -1,0 +1,1 @@
+"""Whether every size of a network scales as derived."""

@@ -1,0 +1,3 @@
+from comparisons.coord_check.study import main
+
+main()

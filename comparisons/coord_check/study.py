@@ -1,0 +1,473 @@
+"""Do networks do what their scaling exponents say?  `python -m comparisons.coord_check --model mlp --param sp ntp mup`.
+
+Trains networks of growing width (and depth, for residual ones) for a few steps, measures how large everything is, fits
+each size's exponent, and puts it beside the derived one (``limits.exponents.regimes.predicted``).  In DIR:
+
+    config.json         the options, the exponents, and a digest of the data
+    cells/              one file per finished size of a network, from which an interrupted run goes on
+    coord_check.json    a list of ``Check``
+    coord_check-OPTIMIZER .png and .pdf
+
+The fit: least squares of the mean over seeds of log size against log width, with a 95 % interval from the spread over
+seeds.  A check agrees within ``TOLERANCE``; it differs where its whole interval does; between the two it is undecided.
+Behind the step at which exponents of one's own blow up nothing is compared: the table says what blew up, and when.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+import xarray as xr
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
+from scipy.stats import t as student_t
+
+from comparisons import cases, command_line, estimate, records
+from comparisons import options as runs
+from comparisons import style as plots
+from finite import sizes as measured_sizes
+from finite.networks.build import build
+from limits import Problem
+from limits.exponents import regimes
+from limits.exponents import tables as exponent_tables
+from limits.models import read_model
+
+PROGRAM = "python -m comparisons.coord_check"
+TOLERANCE = 0.1
+FEWEST = 3  # sizes to fit an exponent to
+MORE_SEEDS = 8  # times as many of narrow networks, which are cheap and scatter as much as wide ones
+PLAIN, RESIDUAL = ("sp", "ntp", "mup"), ("depth_mup", "alpha1")
+USUAL = {  # parametrizations, depths, learning rate
+    "mlp": (PLAIN, (2,), 0.2), "conv": (PLAIN, (2,), 0.2), "convnet": (PLAIN, (4,), 0.2),
+    "resmlp": (RESIDUAL, (4, 8, 16, 32, 64), 0.2), "resconvnet": (RESIDUAL, (6, 12, 24, 48), 0.02),
+    "vit": (RESIDUAL, (2, 4, 8, 16), 0.2), "gpt": (RESIDUAL, (2, 4, 8, 16), 0.2),
+}  # fmt: skip
+PIXELS, TOKENS = 64, 6  # of the probes
+SURE = 7 / 8  # the probability of a probe's class
+VOCABULARY = 2  # as few outputs as there can be: of C, sharpness is by (1 + √(C/N))² above its power of N
+AT_STEP_0 = ("h", "f", "gradient", "sharpness")
+NOT_COMPARED = "not compared: "
+DERIVED, DISAGREES = "derived exponent", "does not agree"  # in the legend
+SHOWN = ("delta_h", "f", "delta_f", "weight_update_spectral", "sharpness")
+LABELS = {
+    "h": r"$h$ at step 0", "f": r"$f$ at step 0", "delta_h": r"$\Delta h$", "delta_f": r"$\Delta f$",
+    "own_change": r"$\Delta W\,x$", "gradient": r"$\partial\mathcal{L}/\partial W$", "weight_update": r"$\Delta W$",
+    "weight_update_spectral": r"$\|\Delta W\|_2$", "sharpness": r"raw $\lambda_1(G)$",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options(runs.DataOptions):
+    """Train networks of growing width and depth for a few steps and compare the exponent of every size with the derived
+    one.
+    """
+
+    model: Literal["mlp", "resmlp", "conv", "convnet", "resconvnet", "vit", "gpt"] = "mlp"
+    """mlp, conv (two convolutions), convnet: plain. resmlp, resconvnet, vit, gpt: residual."""
+    param: tuple[str, ...] = ()
+    """sp, ntp, mup, mean_field, depth_mup, alpha1, a .toml file, or inline as "base=mup, hidden.learning_rate=1/2";
+    default sp ntp mup for plain models, depth_mup alpha1 for residual ones."""
+    optimizer: tuple[Literal["sgd", "adam"], ...] = ("sgd", "adam")
+    """One picture each."""
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    """Hidden widths N, at least three."""
+    depths: tuple[int, ...] = ()
+    """mlp, convnet: hidden layers, one sweep of the widths for each. Residual: blocks L, at least three, swept at the
+    second smallest width; the widths are swept at the fewest."""
+    block_size: int = 1
+    """Matrices per residual block of resmlp, kernels per one of resconvnet."""
+    activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
+    """Activation of mlp and resmlp."""
+    learning_rate: float | None = None
+    """η0; default 0.2, for resconvnet, which is ten times as sharp, 0.02. With cross-entropy a tenth of it, so that f, which
+    may grow with the width, saturates no softmax yet: errors are then of one size at all widths."""
+    steps: int = 3
+    """Gradient steps; exponents that blow up after k of them are compared up to k."""
+    seeds: int = 8
+    """Networks of the largest width, at least two; up to 8 times as many of the narrower ones."""
+    data: str = "probe"
+    """probe (8 directions in a plane, for gpt 8 texts, targets ±4, so large that the noise of f(0) does not show in the
+    gradients; with cross-entropy classes that are 7/8 sure, so that gradients stay however large f is), gaussian (linear
+    teacher), digits (real 8×8 images), or FILE.npz with arrays inputs (P, D) and targets."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of the networks."""
+    every: bool = False
+    """Print every check, not only those that do not agree."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Results; default results/coord_check-MODEL-DIGEST, one folder per set of options."""
+
+    def without_effect(self) -> dict[str, str]:
+        drawn = ("samples", "inputs", "outputs", "image_size") if self.data == "probe" else ()
+        layers = {name: why for name, why in runs.without_effect_on(self.model).items() if name != "pooling"}
+        return super().without_effect() | layers | dict.fromkeys(drawn, "the data probe has its own")
+
+    def load_shaped(self) -> runs.Shaped:
+        """Inputs, targets and the images' shape; "probe" is made here."""
+        if self.data != "probe":
+            return super().load_shaped()
+        inputs, targets, shape = self._probe()
+        if self.loss == "cross_entropy":
+            first = np.where(targets[:, :1] > 0, SURE, 1 - SURE)
+            targets = np.concatenate([first, 1 - first], axis=1)
+        return inputs, targets, shape
+
+    def _probe(self) -> runs.Shaped:
+        rng, reads = np.random.default_rng(self.seed), read_model(self.model).reads
+        if reads == "tokens":
+            texts = rng.integers(VOCABULARY, size=(8, TOKENS)).astype(float)
+            return texts, rng.choice([-4.0, 4.0], size=(8, VOCABULARY)), None
+        directions = rng.normal(size=(8, 2))
+        on_circle = np.sqrt(2) * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        if reads == "vectors":
+            return on_circle, 4.0 * (-1.0) ** np.arange(8)[:, None], None
+        targets = np.where(np.arange(8) % 4, 4.0, -4.0)  # with a mean: embeddings of places are common to all samples
+        return on_circle @ rng.normal(size=(2, PIXELS)), targets[:, None], None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Networks that differ in width (``letter`` "N") or in depth ("L") only."""
+
+    optimizer: str
+    letter: str
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+
+    @property
+    def grid(self) -> list[tuple[int, int]]:
+        return [(width, depth) for width in self.widths for depth in self.depths]
+
+    @property
+    def growing(self) -> tuple[int, ...]:
+        return self.widths if self.letter == "N" else self.depths
+
+    @property
+    def fixed(self) -> str:
+        return f"L = {self.depths[0]}" if self.letter == "N" else f"N = {self.widths[0]}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """size ≈ N^exponent (or L^exponent) at fixed depth (or width): the fit, its 95 % interval, the derived exponent.
+
+    derived     not a number where nothing is compared
+    verdict     "agrees", "differs", "undecided", why there is no exponent, or "not compared: …", after a blow-up
+    """
+
+    parametrization: str
+    optimizer: str
+    letter: str
+    fixed: str
+    quantity: str
+    layer: str
+    exponent: float
+    interval: tuple[float, float]
+    derived: float
+    verdict: str
+
+    @property
+    def compared(self) -> bool:
+        return not self.verdict.startswith(NOT_COMPARED)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run does."""
+
+    options: Options
+    params: tuple[str, ...]
+    sweeps: list[Sweep]
+    data: runs.Shaped
+    config: dict
+
+    def problem(self, param: str, optimizer: str, depth: int) -> Problem:
+        o, (inputs, targets, shape) = self.options, self.data
+        problem = Problem(
+            inputs, targets, param, optimizer, model=o.model, activation=o.activation, depth=depth,
+            block_size=o.block_size, loss=o.loss, image_shape=shape, learning_rate=o.learning_rate, num_steps=o.steps,
+        )  # fmt: skip
+        return replace(problem, parametrization=problem.scaling())  # a file is read once
+
+
+def check(options: Options) -> list[Check]:
+    """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
+    job = prepare(options)
+    options = job.options
+    if not estimate.begins(_networks(job), PROGRAM, options.dry_run):
+        return []
+    print(classified(job), flush=True)
+    folder = runs.folder(options.out, f"coord_check-{options.model}", job.config)
+    with records.claim(folder, job.config, PROGRAM) as store:
+        cells = _measured(job, store)
+        checks = [one for s in job.sweeps for one in checked(job, s, [cells[s.optimizer, *at] for at in s.grid])]
+        records.write_json([asdict(one) for one in checks], folder / "coord_check.json")
+        for optimizer in options.optimizer:
+            plots.save(picture(job, optimizer, cells, checks), folder / f"coord_check-{optimizer}")
+        print(table(checks, options.every))
+        print(f"results in {folder}")
+    return checks
+
+
+def prepare(options: Options) -> Job:
+    """Check the options.  Raises ValueError in one line."""
+    options = options.adapted()
+    usual_params, usual_depths, usual_rate = USUAL[options.model]
+    usual_rate *= 0.1 if options.loss == "cross_entropy" else 1.0
+    options = replace(options, learning_rate=usual_rate if options.learning_rate is None else options.learning_rate)
+    model = read_model(options.model, activation=options.activation, block_size=options.block_size)
+    params, depths = options.param or usual_params, options.depths or usual_depths
+    runs.check_distinct("parametrizations", params, 1)
+    runs.check_distinct("optimizers", options.optimizer, 1)
+    runs.check_distinct("widths", options.widths, FEWEST)
+    if max(options.widths) * 1000 + max(depths) >= 2**32:  # of which the keys are made
+        raise ValueError(f"widths {max(options.widths)}: wanted below {2**32 // 1000}")
+    residual = model.architecture == "residual"
+    runs.check_distinct("depths", depths, FEWEST if residual else 1)
+    if options.model == "conv" and depths != usual_depths:
+        raise ValueError(f"conv has {model.depth} hidden layers: no other depths")
+    runs.check_seeds(options.seeds, options.seed)
+    if options.steps < 1:
+        raise ValueError(f"{options.steps} steps: at least 1 is needed for a change")
+    widths, depths = tuple(sorted(options.widths)), tuple(sorted(depths))
+    sweeps = [Sweep(o, "N", widths, (depth,)) for o in options.optimizer for depth in (depths[:1] if residual else depths)]
+    sweeps += [Sweep(o, "L", widths[1:2], depths) for o in options.optimizer if residual]
+    data = options.load_shaped()
+    job = Job(options, params, sweeps, data, {})
+    problems = [problem for sweep in sweeps for problem in _problems(job, sweep.optimizer, sweep.depths[0])]
+    config = runs.config(options, *data[:2]) | {"exponents": [exponent_tables.rows(one.scaling()) for one in problems]}
+    config.pop("every")  # changes what is printed only
+    return replace(job, config=config)
+
+
+def classified(job: Job) -> str:
+    """What the derivation says of every parametrization before anything runs."""
+    problems = (job.problem(param, sweep.optimizer, sweep.depths[0]) for sweep in job.sweeps for param in job.params)
+    return "\n".join(dict.fromkeys(cases.regime(problem) for problem in problems))
+
+
+# Measuring ------------------------------------------------------------------------------------------------------------
+
+
+def _measured(job: Job, store: records.Store) -> dict[tuple[str, int, int], xr.Dataset]:
+    """The sizes of every network, by (optimizer, width, depth); the dearest first, two at a time on a CPU."""
+    wanted = {(sweep.optimizer, *at) for sweep in job.sweeps for at in sweep.grid}
+    order = sorted(wanted, key=lambda cell: -(cell[1] ** 2) * cell[2])
+
+    def measured(cell):
+        name = "-".join(map(str, cell))
+        report = progress.report(cell)
+        found = store.kept(name, lambda: _cell(job, *cell, report))
+        report(1.0)
+        return found
+
+    names = {cell: "{} N = {} L = {}".format(*cell) for cell in order}
+    with runs.threads() as pool, runs.Progress(names, "networks") as progress:
+        return dict(zip(order, pool.map(measured, order), strict=True))
+
+
+def _networks(job: Job) -> list[estimate.Networks]:
+    """Of every cell; its raw λ1(G) costs what a Gauss-Newton eigenvalue does."""
+    wanted, observables = {(s.optimizer, *at) for s in job.sweeps for at in s.grid}, ("loss", "gauss_newton_eigenvalues")
+    return [
+        estimate.Networks(problem, width, _seeds(job.options, width), observables, cells=int(not place))
+        for optimizer, width, depth in wanted
+        for place, problem in enumerate(_problems(job, optimizer, depth))
+    ]
+
+
+def _seeds(options: Options, width: int) -> int:
+    return options.seeds * max(1, min(MORE_SEEDS, max(options.widths) // width))
+
+
+def _problems(job: Job, optimizer: str, depth: int) -> list[Problem]:
+    return [job.problem(param, optimizer, depth) for param in job.params]
+
+
+def _cell(job: Job, optimizer: str, width: int, depth: int, report: Callable[[float], None]) -> xr.Dataset:
+    """size (param, entry, seed) of the networks of one width and depth; an entry is a quantity of a layer."""
+    report(0.0)
+    o, started = job.options, time.perf_counter()
+    problems = _problems(job, optimizer, depth)
+    keys = cases.keys(o.seed, 1000 * width + depth, _seeds(o, width))
+    found = measured_sizes.measure(problems, [build(p, width) for p in problems], keys, o.precision)
+    entries = [(quantity, layer) for quantity, of_layers in found.items() for layer in of_layers]
+    values = np.stack([found[quantity][layer] for quantity, layer in entries], axis=1)
+    described = {"long_name": "root mean square", "units": "1", "definition": "finite/sizes.py"}
+    quantities, layers = (list(names) for names in zip(*entries, strict=True))
+    return xr.Dataset(
+        {"size": (("param", "entry", "seed"), values, described), "seconds": ((), time.perf_counter() - started)},
+        {"param": list(job.params), "quantity": ("entry", quantities), "layer": ("entry", layers)},
+    )
+
+
+# Checking -------------------------------------------------------------------------------------------------------------
+
+
+def checked(job: Job, sweep: Sweep, cells: Sequence[xr.Dataset]) -> Iterator[Check]:
+    """One check per parametrization, quantity and layer; a layer that not all networks have is left out."""
+    for param in job.params:
+        problem = job.problem(param, sweep.optimizer, sweep.depths[0])
+        case, steps = cases.derived(problem), job.options.steps
+        derived, blow_up = regimes.predicted(case, steps), regimes.blow_up(case, sweep.letter, steps)
+        for quantity, layer in _entries(cells[0]):
+            sizes = [_values(cell, param, quantity, layer) for cell in cells]
+            wanted = float(getattr(_of_layer(derived[quantity], layer), sweep.letter))
+            exponent, interval = fit(sweep.growing, sizes)
+            label = param, sweep.optimizer, sweep.letter, sweep.fixed, quantity, layer
+            if blow_up and blow_up[0] < steps and quantity not in AT_STEP_0:
+                yield Check(*label, exponent, interval, np.nan, NOT_COMPARED + blow_up[1])
+            else:
+                yield Check(*label, exponent, interval, wanted, _verdict(exponent, interval, wanted))
+
+
+def _of_layer(derived, layer):
+    """The power of that layer, or of the first of its role: "block_inner value" is one of the "block_inner 1"."""
+    role = layer.split()[0]
+    return derived.get(layer) or next(power for name, power in derived.items() if name.split()[0] == role)
+
+
+def fit(growing: Sequence[int], sizes: Sequence[Float[np.ndarray, "_"]]) -> tuple[float, tuple[float, float]]:
+    """(exponent, 95 % interval) of sizes ∝ growing^exponent, from any number of seeds at each; not numbers where a size is
+    not finite, or zero.
+    """
+    if not all((np.isfinite(size) & (size > 0)).all() for size in sizes):
+        return np.nan, (np.nan, np.nan)
+    x, logs = np.log(growing), [np.log(size) for size in sizes]
+    leverage = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
+    exponent = float(leverage @ [log.mean() for log in logs])
+    variances = leverage**2 * [log.var(ddof=1) / len(log) for log in logs]
+    if not variances.any():
+        return exponent, (exponent, exponent)
+    freedom = np.sum(variances) ** 2 / np.sum(variances**2 / [len(log) - 1 for log in logs])  # Welch, Satterthwaite
+    half = float(student_t.ppf(0.975, freedom) * np.sqrt(np.sum(variances)))
+    return exponent, (exponent - half, exponent + half)
+
+
+def _entries(cell):
+    return list(zip(cell.quantity.values.tolist(), cell.layer.values.tolist(), strict=True))
+
+
+def _values(cell, param, quantity, layer):
+    """(seeds,)"""
+    entry = _entries(cell).index((quantity, layer))
+    return cell["size"].sel(param=param).isel(entry=entry).values
+
+
+def _verdict(exponent, interval, derived):
+    if not isfinite(exponent):
+        return "diverged"
+    if not isfinite(derived):
+        return "faster than any power"
+    if abs(exponent - derived) <= TOLERANCE:
+        return "agrees"
+    low, high = interval
+    return "differs" if low > derived + TOLERANCE or high < derived - TOLERANCE else "undecided"
+
+
+def table(checks: Sequence[Check], every: bool = False) -> str:
+    """One line per parametrization, optimiser and sweep, one per check that does not agree (or per check), and one that says
+    what is not compared and why.
+    """
+    groups: dict[tuple, list[Check]] = {}
+    for one in checks:
+        groups.setdefault((one.parametrization, one.optimizer, one.fixed), []).append(one)
+    lines = []
+    for (param, optimizer, fixed), members in groups.items():
+        agree, left_out = [one for one in members if one.verdict == "agrees"], [one for one in members if not one.compared]
+        worst = max((abs(one.exponent - one.derived) for one in agree), default=float("nan"))
+        head = f"{param}, {optimizer}, {fixed}: {len(agree)} of {len(members) - len(left_out)} exponents agree"
+        lines.append(head + (f", within {worst:.3f}" if agree else ""))
+        lines += [_row(one) for one in members if every or (one.compared and one.verdict != "agrees")]
+        lines += [f"    {len(left_out)} {left_out[0].verdict}, and from there on no power is left"] if left_out else []
+    return "\n".join(lines)
+
+
+def _row(one: Check) -> str:
+    low, high = one.interval
+    mark = "✗ " if one.compared and one.verdict != "agrees" else "  "
+    derived = f"derived {one.letter}^{one.derived:<+6.2f} " if one.compared else ""
+    found = f"{one.letter}^{one.exponent:<+8.3f}[{low:+.3f}, {high:+.3f}]" if isfinite(one.exponent) else f"{'–':<26}"
+    return f"  {mark}{one.quantity:<24}{one.layer:<15}{found}  {derived}{one.verdict}"
+
+
+# The picture ----------------------------------------------------------------------------------------------------------
+
+
+@plots.styled
+def picture(job: Job, optimizer: str, cells: dict, checks: Sequence[Check]) -> Figure:
+    """Size against width or depth, one row per sweep; points are networks, lines the derived power through their middle.
+
+    What is not compared is left out, and the title says why: after a blow-up sizes span all decades there are.
+    """
+    sweeps = [sweep for sweep in job.sweeps if sweep.optimizer == optimizer]
+    figure = Figure(figsize=(2.5 * len(SHOWN), 2.4 * len(sweeps) + 0.7), layout="constrained")
+    grid = figure.subplots(len(sweeps), len(SHOWN), squeeze=False)
+    colors = dict(plots.colors(job.params))
+    found = {(c.parametrization, c.fixed, c.quantity, c.layer): c for c in checks if c.optimizer == optimizer}
+    for row, sweep in zip(grid, sweeps, strict=True):
+        datasets = [cells[optimizer, *at] for at in sweep.grid]
+        for axis, quantity in zip(row, SHOWN, strict=True):
+            layer = _shown_layer([n for q, n in _entries(datasets[0]) if q == quantity])
+            for rank, param in enumerate(job.params):
+                one = found[param, sweep.fixed, quantity, layer]
+                if not one.compared:
+                    continue
+                with np.errstate(divide="ignore", over="ignore"):
+                    logs = [np.log(_values(cell, param, quantity, layer)).mean() for cell in datasets]
+                size = 2 + 5 * (1 - rank / len(job.params))  # those drawn later leave the earlier ones visible
+                _draw(axis, np.array(sweep.growing), np.exp(logs), one, colors[param], size)
+            axis.set(xscale="log", xlabel="width $N$" if sweep.letter == "N" else "depth $L$")
+            if any(line.get_xdata().size for line in axis.lines):
+                axis.set_yscale("log")
+            else:
+                axis.set(xlim=(sweep.growing[0], sweep.growing[-1]), yticks=[])
+                compared = any(found[param, sweep.fixed, quantity, layer].compared for param in job.params)
+                axis.text(0.5, 0.5, "diverged" if compared else "not compared", transform=axis.transAxes, ha="center")
+            axis.set_title(LABELS[quantity] + ("" if layer == "readout" else f", {layer}"))
+            low, high = axis.get_ylim()
+            if 0 < high < 30 * low:  # what is flat is to look flat
+                axis.set_ylim(low / np.sqrt(30 * low / high), high * np.sqrt(30 * low / high))
+            axis.set_xticks(sweep.growing, [str(n) for n in sweep.growing], rotation=45)
+            axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            plots.plain_numbers(axis.yaxis)
+        row[0].set_ylabel(f"root mean square at {sweep.fixed}")
+    handles = [Line2D([], [], color=color, marker="o", linestyle="", label=plots.NAMES.get(param, param))
+               for param, color in colors.items()]
+    handles += [Line2D([], [], color="gray", label=DERIVED),
+                Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label=DISAGREES)]  # fmt: skip
+    plots.legend_below(figure, handles)
+    o = job.options
+    title = f"{o.model}, {optimizer}, {o.activation}, {o.data} data, η0 = {o.learning_rate:g}, {o.steps} steps"
+    reasons = dict.fromkeys(f"{one.parametrization}, {one.verdict}" for one in found.values() if not one.compared)
+    figure.suptitle("\n".join([f"{title}; geometric mean over seeds", *reasons]), fontsize=9)
+    return figure
+
+
+def _shown_layer(layers: list[str]) -> str:
+    """The last one before the readout, if there is one."""
+    hidden = sorted((name for name in layers if name.startswith("hidden")), key=lambda name: int(name.split()[1]))
+    last = ("stream", "block", "block mlp", *reversed(hidden), "input", "readout")
+    return next(name for name in last if name in layers)
+
+
+def _draw(axis: Axes, growing: np.ndarray, magnitude: np.ndarray, one: Check, color, markersize) -> None:
+    drawn, agrees = np.isfinite(magnitude) & (magnitude > 0), one.verdict == "agrees"
+    axis.plot(growing[drawn], magnitude[drawn], marker="o", markersize=markersize, linestyle="", color=color,
+              fillstyle="full" if agrees else "none", label=plots.NAMES.get(one.parametrization, one.parametrization),
+              gid=None if agrees else DISAGREES)  # fmt: skip
+    if isfinite(one.derived) and drawn.all():
+        level = np.exp(np.mean(np.log(magnitude) - one.derived * np.log(growing)))
+        axis.plot(growing, level * growing.astype(float) ** one.derived, color=color, linewidth=1, label=DERIVED)
+
+
+def main(arguments=None) -> None:
+    command_line.run(Options, check, PROGRAM, arguments)

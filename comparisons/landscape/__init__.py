@@ -1,0 +1,1 @@
+"""Whether the curvature along training stays the same at every size."""

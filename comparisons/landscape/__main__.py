@@ -1,0 +1,3 @@
+from comparisons.landscape.study import main
+
+main()

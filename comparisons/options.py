@@ -1,0 +1,426 @@
+"""What every command that trains networks shares: its data, what its options must fulfil, its folder, its progress bar."""
+
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from math import isfinite, isqrt
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from finite.data.arrays import load_npz
+from finite.data.cifar10 import cifar10
+from finite.data.images import Images, holds_images, read_folder, read_npz
+from finite.data.patches import patches10
+from finite.data.synthetic import Data, digits, gaussian
+from finite.data.text import Text, plays, read_text, windows
+from limits import Problem, minibatches
+from limits.machine import one_lapack_thread
+from limits.models import Model, read_model
+
+Shaped = tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P C"], tuple[int, int, int] | None]  # None: not said
+WITH_DEPTH = ("mlp", "resmlp", "convnet", "resconvnet", "vit", "gpt")  # models that do not say it in their name
+NAMED = ("gaussian", "digits", "patches10", "plays", "probe")  # data that is no file
+UNRECORDED = ("out", "dry_run")  # options on which no number depends
+MEASUREMENTS = 8  # after the first one, where a command is not told how many
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The options that say what is learned; the options of a command inherit them.
+
+    A default that is None adapts to what was given: ``adapted``.
+    """
+
+    notes: ClassVar[str] = """data of your own:
+  FILE.npz  inputs (P, D), or images (P, H, W[, 3]) of bytes or reals in [0, 1];
+            targets (P[, C]) or labels (P,); or train_images and train_labels
+  DIR       pictures in a folder per class, or train/, val/, test/ of such ones
+  CIFAR-10  its binary version, a folder or its .tar.gz
+  FILE.txt  UTF-8, every character a token; for gpt"""
+
+    data: str | None = None
+    """gaussian (linear teacher; default), digits (1797 real 8×8 images; default of models of images), patches10 (32×32 colour
+    crops of ten photographs), plays (four of Shakespeare's, for gpt; its default), or a file or folder, see above."""
+    samples: int | None = None
+    """P, drawn at random, as they come; default 40 for gaussian, 256 for digits, patches10 and texts, for other files all."""
+    image_size: int | None = None
+    """A folder's pictures are cut to their central square and scaled to so many pixels a side; wanted where they differ."""
+    inputs: int | None = None
+    """D; default 10 for gaussian, 16 characters of a text, else what the data has."""
+    outputs: int | None = None
+    """C; default 1, with cross-entropy 10. digits: 1 is even or odd, C > 1 the classes 0 … C−1."""
+    loss: Literal["mse", "cross_entropy"] = "mse"
+    """Cross-entropy: the targets of gaussian and digits are classes then, one per output."""
+    seed: int = 0
+    """Of data, batches and networks."""
+    dry_run: bool = False
+    """Only say how many cells there are to compute, and about how many minutes and GiB that takes; nothing is written."""
+    patches: ClassVar[int] = 256  # how many of patches10, if not told
+    precision: ClassVar[str] = "float64"  # of what is learned from them
+
+    def adapted(self) -> "DataOptions":
+        """With the defaults that follow from what was given, and every ~ written out; the same again if it is asked again.
+
+        Raises ValueError, in one line, for a number that is not finite or too large, and for an option without effect.
+        """
+        given = {field.name: _at_home(getattr(self, field.name)) for field in fields(self)}
+        for name, value in given.items():
+            _check_numbers(name, value)
+        options = replace(self, **given)
+        options = replace(options, data=options.usual_data) if options.data is None else options
+        _check_effects(options)
+        return options
+
+    @property
+    def usual_data(self) -> str:
+        """Where there is no model."""
+        return "gaussian"
+
+    def without_effect(self) -> dict[str, str]:
+        """Options that change nothing beside the others, and why."""
+        folder = self.data not in NAMED and Path(self.data).is_dir() and not _holds_cifar10(Path(self.data))
+        return {} if folder else {"image_size": "only the pictures of a folder are scaled"}
+
+    def load(self) -> Data:
+        """Inputs (P, D) and targets (P, C).  Raises ValueError in one line that says what is wrong with the data."""
+        return self.load_shaped()[:2]
+
+    def load_shaped(self) -> Shaped:
+        """And of images their (H, W, channels), where the data says it."""
+        options = self.adapted()
+        inputs, targets, shape = options.loaded()
+        if options.loss == "cross_entropy" and options.suffix != ".npz":
+            targets = np.eye(targets.shape[1])[targets.argmax(axis=1)]  # of a centred one-hot vector: its class
+        for what, wanted, size in (("inputs", self.inputs, inputs.shape[1]), ("outputs", self.outputs, targets.shape[1])):
+            if wanted not in (None, size):
+                raise ValueError(f"{wanted} {what}: {options.data} has {size}")
+        if not inputs.any():
+            raise ValueError(f"all inputs of {options.data} are zero: there is nothing to tell apart")
+        for what, values in (("inputs", inputs), ("targets", targets)):
+            if (largest := np.abs(values).max()) > np.finfo(options.precision).max:
+                raise ValueError(f"{what} reach {largest:.2g}: beyond {options.precision}; take float64, or scale them")
+        return inputs, targets, shape
+
+    @property
+    def suffix(self) -> str:
+        """How the name of the data ends, in small letters."""
+        return Path(self.data).suffix.lower()
+
+    def loaded(self) -> Shaped:
+        """As the data has them."""
+        classes = 1 if self.loss == "mse" else 10
+        if self.data == "gaussian":
+            sizes = _given(self.samples, 40), _given(self.inputs, 10), _given(self.outputs, classes)
+            return *gaussian(self.seed, *sizes), None
+        if self.data == "digits":
+            if self.inputs not in (None, 64):
+                raise ValueError(f"{self.inputs} inputs: the digits have 64")
+            return *digits(_given(self.samples, 256), _given(self.outputs, classes), self.seed), None
+        if self.data == "plays" or self.suffix == ".txt":
+            return *self._next_characters(plays() if self.data == "plays" else read_text(self.data)), None
+        if self.suffix == ".npz" and not holds_images(self.data):
+            return load_npz(self.data, self.loss, self.samples, self.seed)
+        images = self._images(Path(self.data))
+        count = _given(self.samples, len(images.train_images))  # in random order: the first ones have the curvature
+        drawn = () if self.data == "patches10" else (count, self.seed)  # that is drawn already
+        return *images.train(self.loss, *drawn), images.train_images.shape[1:]
+
+    def _next_characters(self, text: Text) -> Data:
+        """Stretches of the text as tokens, and the character behind each, one-hot and centred."""
+        length = _given(self.inputs, min(16, len(text.train_tokens) - 1))
+        samples = _given(self.samples, min(256, max(len(text.train_tokens) - length, 1)))
+        tokens, following = windows(text.train_tokens, length, samples, self.seed)
+        C = len(text.vocabulary)
+        return tokens.astype(float), np.eye(C)[following[:, -1]] - 1 / C
+
+    def _images(self, path: Path) -> Images:
+        if self.data == "patches10":
+            return patches10(_given(self.samples, self.patches), 0, self.seed)
+        if self.suffix == ".npz":
+            return read_npz(path)
+        if self.suffix == ".gz" or _holds_cifar10(path):
+            return cifar10(path)
+        if self.data and path.is_dir():
+            return read_folder(path, self.image_size)
+        raise ValueError(f"unknown data {self.data!r}; known: gaussian, digits, patches10, plays, a file that ends in .npz "
+                         "or .txt, a folder of images, or CIFAR-10's binary version")  # fmt: skip
+
+
+def _holds_cifar10(path):
+    return any((path / part / "data_batch_1.bin").is_file() for part in ("", "cifar-10-batches-bin"))
+
+
+def _at_home(value: Any) -> Any:
+    """Texts and paths, also of a tuple, with ~ written out, as a shell does only where it stands alone."""
+    if isinstance(value, tuple):
+        return tuple(_at_home(one) for one in value)
+    return type(value)(os.path.expanduser(value)) if isinstance(value, str | Path) and str(value)[:1] == "~" else value
+
+
+def _check_numbers(name, value):
+    """Raises ValueError where one is not finite, or beyond what an array on the device can be long."""
+    option = name.replace("_", "-")
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, float) and not isfinite(one):
+            raise ValueError(f"{option} {one:g}: wanted a finite number")
+        if isinstance(one, int) and abs(one) >= 2**31 and name != "seed":
+            raise ValueError(f"{option} {one}: wanted a number below 2^31")
+
+
+def _check_effects(options):
+    """Raises ValueError for an option that was given and has no effect."""
+    for name, why in options.without_effect().items():
+        value = getattr(options, name)
+        if value != type(options).__dataclass_fields__[name].default:
+            raise ValueError(f"{name.replace('_', '-')} {value}: {why}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(DataOptions):
+    """The options that say which network learns it and how; the options of a command inherit them too."""
+
+    model: str = "linear2"
+    """linear2, linear3, ...: so many weight matrices. mlp2, mlp3, ...: an activation between them. mlp: --depth hidden
+    layers. resmlp: --depth residual blocks. Of images: conv, convnet, resconvnet, vit; of tokens: gpt (limits/models.py)."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Adam has β1 0.9, β2 0.999 and an ε in units of the gradient; it has no limit here."""
+    steps: int = 20
+    """Gradient steps."""
+    richness: float = 1.0
+    """γ0: how far features move; towards 0 is the kernel regime."""
+    momentum: float = 0.0
+    """Heavy-ball coefficient."""
+    nesterov: bool = False
+    """Whether it looks ahead."""
+    weight_decay: float = 0.0
+    """Decay of the weights per unit of time η0 · step."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate grows to η0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What follows: η0, or a cosine down to 0 at the last step."""
+    batch_size: int | Literal["all"] | None = None
+    """Samples per minibatch; default all of them."""
+    activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
+    """Activation of mlp... and resmlp."""
+    block_size: int = 1
+    """Matrices, or convolutions, one behind the other in a block of resmlp, resconvnet."""
+    pooling: Literal["max", "average"] = "max"
+    """Of conv, convnet, resconvnet; average has an analytic kernel, so a limit in NTP."""
+    augment: bool = False
+    """Each step sees its images shifted by up to 4 pixels, and mirrored half of the time; what is measured does not."""
+    trained: Literal["all", "readout"] = "all"
+    """readout: all other weights stay where they start (random features)."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of the networks; the limit is always float64."""
+    usual_batch: ClassVar[int | None] = None  # all of them
+
+    @property
+    def network(self) -> Model:
+        """Without its depth."""
+        return read_model(self.model, activation=self.activation, block_size=self.block_size, pooling=self.pooling)
+
+    @property
+    def usual_data(self) -> str:
+        """What the model reads; images of a given size are white noise."""
+        images = "digits" if self.inputs is None else "gaussian"
+        return {"vectors": "gaussian", "images": images, "tokens": "plays"}[self.network.reads]
+
+    def without_effect(self) -> dict[str, str]:
+        return super().without_effect() | without_effect_on(self.model) | self._schedule_without_effect()
+
+    def _schedule_without_effect(self):
+        covered = 0 < self.steps <= self.warmup_steps
+        return {"schedule": f"nothing follows a warm-up of {self.warmup_steps} steps of {self.steps}"} if covered else {}
+
+    def batch(self, num_samples: int) -> int | None:
+        """Samples per minibatch, None for all of them; a default that is more than there are is all of them."""
+        if self.batch_size is None:
+            return None if self.usual_batch is None or num_samples <= self.usual_batch else self.usual_batch
+        return None if self.batch_size == "all" else self.batch_size
+
+    def problem(self, **given) -> Problem:
+        """The problem of these options, with what a command adds.  Raises ValueError in one line."""
+        inputs, targets, shape = self.load_shaped()
+        own = {field.name: getattr(self, field.name) for field in fields(Problem) if hasattr(self, field.name)}
+        del own["inputs"]  # of the options: their number
+        drawn = batches(self.seed, len(inputs), self.batch(len(inputs)), self.steps)
+        given = {"image_shape": shape, "num_steps": self.steps, "batches": drawn} | given
+        return Problem(inputs=inputs, targets=targets, **own | given)
+
+    def described(self, problem: Problem) -> str:
+        """For the title of a picture: model, optimiser, data and training."""
+        network, name = problem.network, self.model
+        deep = f" L = {network.depth}" if name in WITH_DEPTH else ""
+        activation = f" {network.activation}" if "mlp" in name else ""
+        more = [f"β = {self.momentum:g}{' Nesterov' if self.nesterov else ''}"] if self.momentum else []
+        more += [f"λ = {self.weight_decay:g}"] if self.weight_decay else []
+        more += [f"warm-up {self.warmup_steps}"] if self.warmup_steps else []
+        more += [self.schedule] if self.schedule != "constant" else []
+        more += [] if problem.batches is None else [f"batch {problem.batches.shape[1]}"]
+        more += ["augmented"] if self.augment else []
+        more += ["readout only"] if self.trained == "readout" else []
+        sizes = f"P = {problem.num_samples}, D = {problem.num_inputs}, C = {problem.num_outputs}"
+        loss = "" if self.loss == "mse" else ", cross-entropy"
+        training = ", ".join([f"γ0 = {self.richness:g}", *more])
+        return f"{name}{deep}{activation}, {self.optimizer}, {Path(self.data).name}{loss}, {sizes}, {training}"
+
+
+def without_effect_on(model: str) -> dict[str, str]:
+    """Options of layers that the model does not have, and why."""
+    chosen = {
+        "activation": (model == "resmlp" or model.startswith("mlp"), "has its own"),
+        "block_size": (model in ("resmlp", "resconvnet"), "has its own; of resmlp and resconvnet it can be chosen"),
+        "pooling": (model in ("conv", "convnet", "resconvnet"), "has none"),
+    }
+    return {name: f"{model} {why}" for name, (has, why) in chosen.items() if not has}
+
+
+def usual_interval(steps: int) -> int:
+    """Steps between two measurements: the divisor of the steps that leaves nearly ``MEASUREMENTS`` of them."""
+    small = [n for n in range(1, isqrt(max(steps, 1)) + 1) if steps % n == 0]
+    counts = sorted({*small, *(steps // n for n in small)}, reverse=True)
+    return max(steps, 1) // min(counts, key=lambda count: max(count / MEASUREMENTS, MEASUREMENTS / max(count, 1)))
+
+
+def _given(value, usual):
+    return usual if value is None else value
+
+
+def check_seeds(seeds: int, seed: int) -> None:
+    """Raises ValueError where the number of networks per width is below 2, or the seed below 0."""
+    if seeds < 2:
+        raise ValueError(f"{seeds} seeds: at least 2 are needed for an interval")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed} must be at least 0 and below 2^32")
+
+
+def check_distinct(name: str, values: tuple, fewest: int) -> None:
+    """Raises ValueError for fewer than ``fewest`` values, one given twice, or a number that is not positive and finite."""
+    positive = all(isinstance(value, str) or 0 < value < np.inf for value in values)
+    if len(values) < fewest or len(set(values)) < len(values) or not positive:
+        listed = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values) or "none"
+        raise ValueError(f"{name} {listed}: wanted at least {fewest}, positive, none twice")
+
+
+def sized(options: TrainingOptions, problem: Problem) -> str:
+    """What is trained, without the depth where there are several, and with the width where there is one."""
+    text = options.described(problem)
+    if len(options.depths) > 1:
+        text = text.replace(f" L = {problem.network.depth}", "", 1)
+    return text + (f", N = {options.widths[0]}" if len(options.widths) == 1 else "")
+
+
+def check_depths(model: str, depths: tuple[int, ...], usual: tuple[int, ...] = (2,)) -> None:
+    """Raises ValueError for other depths than the usual, of a model that has one of its own."""
+    if depths != usual and model not in WITH_DEPTH:
+        listed = " ".join(map(str, depths))
+        raise ValueError(f"depths {listed}: {model} has its own; models of any depth: {', '.join(WITH_DEPTH)}")
+
+
+def check_interval(measure_every: int, steps: int) -> None:
+    """Raises ValueError where it does not divide the steps."""
+    if measure_every < 1 or steps % measure_every:
+        raise ValueError(f"measure-every {measure_every}: wanted a divisor of the {steps} steps")
+
+
+def batches(seed: int, num_samples: int, batch_size: int | None, num_steps: int) -> Int[np.ndarray, "T b"] | None:
+    """The samples of every step, None for all of them.  Raises ValueError for a batch larger than the data, or empty."""
+    if batch_size is None:
+        return None
+    return minibatches(np.random.default_rng((seed, 1)), num_samples, batch_size, max(num_steps, 0))
+
+
+def config(options: DataOptions, inputs: Float[np.ndarray, "P D"], targets: Float[np.ndarray, "P C"]) -> dict:
+    """All that the numbers depend on, as JSON has it: every option that has an effect, and the SHA-256 of the data."""
+    options = options.adapted()
+    unrecorded = {*UNRECORDED, *options.without_effect()}
+    settings = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in unrecorded}
+    lists = {name: list(value) for name, value in settings.items() if isinstance(value, tuple)}
+    return settings | lists | {"data_sha256": hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest()}
+
+
+def digest(config: dict) -> str:
+    """SHA-256 of a configuration, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def slug(param: str) -> str:
+    """A parametrization in the name of a file: itself, or where it is a path or a text, its letters and a digest."""
+    plain = re.sub(r"[^A-Za-z0-9_]+", "_", param).strip("_")
+    return param if plain == param else f"{plain[:24]}-{hashlib.sha256(param.encode()).hexdigest()[:6]}"
+
+
+def folder(out: Path | None, name: str, config: dict) -> Path:
+    """Where the results go: ``out`` if given, else results/NAME-DIGEST, one folder per configuration."""
+    return out or Path("results") / f"{name}-{digest(config)[:8]}"
+
+
+@contextmanager
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """For the length of a ``with``: what computes two things at a time on a CPU, where compiling takes one core, and so do
+    small networks.  An accelerator is kept for one."""
+    pool = ThreadPoolExecutor(2 if jax.default_backend() == "cpu" else 1)
+    try:
+        with one_lapack_thread():
+            yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Progress:
+    """One bar over all cells, which may advance on threads of their own; without a terminal, a line for each that is finished.
+
+    ``cells`` may have names.  One that is only told to be whole was there already.
+    """
+
+    def __init__(self, cells: Iterable[Hashable] | Mapping[Hashable, str], description: str = ""):
+        form = "{desc:<14}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
+        self.names = cells if isinstance(cells, Mapping) else {}
+        self.parts = dict.fromkeys(cells, 0.0)
+        self.began: dict[Hashable, float] = {}
+        self.bar = tqdm(total=len(self.parts), desc=description, bar_format=form, disable=None, leave=False)
+
+    def describe(self, description: str) -> None:
+        """What stands in front of the bar."""
+        self.bar.set_description(description)
+
+    def report(self, cell: Hashable) -> Callable[[float], None]:
+        """A function that is told which part of this cell is done, from 0 to 1."""
+
+        def advance(part):
+            if part < 1:
+                self.began.setdefault(cell, time.monotonic())
+            finished = part >= 1 > self.parts[cell]
+            self.parts[cell] = part
+            self.bar.n = sum(self.parts.values())
+            self.bar.refresh()
+            if self.bar.disable and finished and cell in self.began:
+                tqdm.write(self._line(cell), file=sys.stderr)
+
+        return advance
+
+    def _line(self, cell):
+        """How long it took, and how long the rest will at this pace."""
+        now, there = time.monotonic(), [one for one, part in self.parts.items() if part == 1 and one not in self.began]
+        done, left = sum(self.parts.values()) - len(there), sum(part < 1 for part in self.parts.values())
+        rest = (now - min(self.began.values())) * (len(self.parts) - len(there) - done) / done
+        line = f"{self.names.get(cell, cell)}: {now - self.began[cell]:.1f} s; {left} left"
+        return line + (f", about {rest:.0f} s" if left else "")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()

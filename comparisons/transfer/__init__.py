@@ -1,0 +1,1 @@
+"""Whether the best learning rate moves with the size."""

@@ -1,0 +1,3 @@
+from comparisons.transfer.study import main
+
+main()

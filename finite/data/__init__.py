@@ -1,0 +1,1 @@
+"""What is learned: generated, shipped, or the user's own."""

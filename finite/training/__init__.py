@@ -1,0 +1,1 @@
+"""Training on the device, and what is measured on the way."""

@@ -1,0 +1,267 @@
+"""Training networks of width N, measured on the way.
+
+    train(problem, network, keys) -> [Trajectory, …]        one network per key
+
+Loss, γ, optimiser and time are those of ``limits.problem``, observables those of ``limits.trajectory``, over all samples
+if not told otherwise.  Between two measurements one compiled loop runs; one other compiled function measures.
+Parametrization, learning rates, momentum, weight decay, data, batches and keys are arguments of both: changing them
+compiles nothing.  Networks of several seeds and learning rates run side by side (``finite.training.side_by_side``).  Images may
+be seen shifted and mirrored by the steps (``finite.training.augmentation``), never by what is measured.
+
+What is trained are the weights as they act, multiplier · θ, at the learning rates that do the same to them.  Curvature is
+measured by ``finite.curvature.observers``.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from finite.curvature import density, lanczos
+from finite.curvature import operators as curvature
+from finite.curvature.observers import DENSITY, Program, coordinates, observe, operators, size
+from finite.networks import Network, Params, by_role
+from finite.training.augmentation import augmentation
+from finite.training.descent import descent
+from finite.training.side_by_side import plan
+from limits.machine import computing
+from limits.problem import Problem
+from limits.trajectory import MEASURED, STORED, Trajectory
+
+LOG = logging.getLogger(__name__)
+
+
+def train(
+    problem: Problem,
+    network: Network,
+    keys: Array,
+    *,
+    learning_rates: Sequence[float] | None = None,
+    initial: Params | None = None,
+    precision: str = "float32",
+    observables: Sequence[str] = MEASURED,
+    curvature_samples: int | None = None,
+    rtol: float = 1e-3,
+    max_matvecs: int | None = None,
+    warm_start: bool = True,
+    probes: int = 16,
+    density_probes: int = 8,
+    density_steps: int = 32,
+    memory: int | float | None = None,
+    vectorized: bool | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> list[Trajectory]:
+    """The trajectories of one network per key, e.g. ``keys = jax.random.split(jax.random.key(0), 8)``.
+
+    network       built for this problem, e.g. ``mlp(problem, width)``; it starts at ``network.init(key)``
+    learning_rates       η0 of each network, instead of the problem's for all; keys may repeat
+    initial       start at these weights: ``params`` with a leading axis over the networks
+    precision     "float32" or "float64", of everything; results are float64 on the host
+    observables   which of ``limits.trajectory.STORED`` to measure
+    curvature_samples    all but the loss are measured on the first so many samples (default: all), which then stand for L
+    rtol          relative tolerance of Lanczos eigenvalues; ``Trajectory.errors`` holds what was reached
+    max_matvecs   products after which a Lanczos run gives up, and vectors of the parameters' size that it may hold; default
+                  100, of many eigenvalues 20 and twice their number
+    warm_start    start each Lanczos run from the eigenvectors of the measurement before
+    probes        random vectors of the trace estimate, where the trace is not exact
+    density_probes, density_steps    random vectors of the spectral density, and products with each: as many nodes, or as many
+                  as there are parameters; ``finite.curvature.density.Density(nodes[None], weights[None])`` smooths it
+    memory        bytes for the networks that run side by side (default: most of the device's); the rest follow in chunks
+    vectorized    whether the networks of a chunk run as one batch, in equal parts on all accelerators of this machine; by
+                  default they do, except on a CPU, where one after the other is two to three times faster
+    progress      called after every measured step with the fraction of the job that is done
+
+    What was chosen is logged, as information of the logger "finite".
+
+    Raises ValueError for an unknown observable or precision, for more eigenvalues than parameters, more curvature samples
+    than there are, a density of fewer than two random vectors, and for a network, learning rates or weights that do not fit;
+    MemoryError if ``memory`` does not hold one network.  A divergence is no error: from there on the values are not finite.
+    """
+    with computing(precision):
+        vectorized = jax.default_backend() != "cpu" if vectorized is None else vectorized
+        longest = longest_basis(problem) if max_matvecs is None else max_matvecs
+        numerics = rtol, longest, warm_start, probes, vectorized, density_probes, density_steps
+        program = Program(network.architecture, problem.loss, tuple(observables), problem.top_k, *numerics)
+        samples = problem.num_samples if curvature_samples is None else curvature_samples
+        check(problem, network, program.observables, samples)
+        _check_networks(keys, learning_rates, initial)
+        if DENSITY & set(program.observables):
+            density.check(program.density_probes, program.density_steps)
+        chosen = plan(problem, network, program, len(keys), samples, memory)
+        LOG.info("%s", chosen)
+        etas = _etas(problem, learning_rates, len(keys))
+        trajectories, chunks = [], chosen.rows()
+        for done, rows in enumerate(chunks):
+            weights = _weights(network, keys[rows], jax.tree.map(lambda leaf: leaf[rows], initial))  # noqa: B023
+            report = None if progress is None else lambda part: progress((done + part) / len(chunks))  # noqa: B023
+            trajectories += _train_chunk(problem, network, program, keys[rows], etas[rows], weights, samples, report)
+    return trajectories[: len(keys)]  # without the last chunk's padding
+
+
+def _etas(problem, learning_rates, networks) -> Float[np.ndarray, "networks steps"]:
+    """The learning rate of every step of every network."""
+    if learning_rates is None:
+        return np.tile(problem.learning_rates, (networks, 1))
+    return np.stack([replace(problem, learning_rate=float(rate)).learning_rates for rate in learning_rates])
+
+
+def _train_chunk(problem, network, program, keys, etas, weights, samples, progress):
+    """The trajectories of the networks that run side by side; ``weights``, as they act, have a leading axis over them."""
+    steps, update = problem.steps, descent(problem, network)
+    data = tuple(jnp.asarray(array, jnp.zeros(()).dtype) for array in (problem.inputs, problem.targets))
+    curved = tuple(array[:samples] for array in data)
+    batches = None if problem.batches is None else jnp.asarray(problem.batches, jnp.int32)
+    augmented = augmentation(problem)
+    etas = jnp.asarray(etas, update.eta.dtype)
+    if program.vectorized:
+        weights, keys, etas = _over_devices((weights, keys, etas))
+    state, starts = _begin(program, update, curved, weights, keys)
+    measurements = []
+    for index in range(len(steps)):
+        if index:
+            stretch = jax.device_put((np.int32(steps[index - 1]), np.int32(steps[index])))
+            weights, state = _advance(program, update, data, batches, augmented, weights, state, keys, etas, *stretch)
+        place = jax.device_put(np.int32(index))
+        measured, starts = _measure(program, update, data, curved, weights, state, starts, keys, place)
+        measurements.append(jax.device_get(measured))
+        if progress is not None:
+            progress((index + 1) / len(steps))
+    return _trajectories(steps, measurements)
+
+
+@partial(jax.jit, static_argnums=0)
+def _begin(program, update, curved, weights, keys):
+    """The optimiser's state, and for every Lanczos run three vectors of the past (``lanczos.warm_start``)."""
+
+    def begin(params, key):
+        runs = operators(program, program.architecture, params, params, curved)
+        key = _measuring_key(key, 0)
+        starts = {name: (lanczos.random_start(key, run.like),) * 3 for name, run in runs.items()}
+        return update.transformation().init(params), starts
+
+    return program.over_networks(begin)(weights, keys)
+
+
+@partial(jax.jit, static_argnums=0)
+def _advance(program, update, data, batches, augmented, weights, state, keys, etas, start, stop):
+    """Weights and optimiser's state after the steps start, …, stop − 1."""
+    apply = program.architecture.apply
+
+    def step(t, now, key, optimizer):
+        params, state = now
+        inputs, targets = data if batches is None else jax.tree.map(lambda rows: rows[batches[t]], data)
+        inputs = inputs if augmented is None else augmented.seen(_augmenting_key(key, t), inputs)
+        gradient = jax.grad(lambda p: curvature.loss(apply, p, inputs, targets, program.of))(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def advance(params, state, key, eta):
+        optimizer = replace(update, eta=eta).transformation()
+        return jax.lax.fori_loop(start, stop, lambda t, now: step(t, now, key, optimizer), (params, state))
+
+    return program.over_networks(advance)(weights, state, keys, etas)
+
+
+@partial(jax.jit, static_argnums=0)
+def _measure(program, update, data, curved, weights, state, starts, keys, index):
+    """((values, errors, products) by observable; for every Lanczos run the vectors from which the next one starts)"""
+
+    def measure(params, state, starts, key):
+        loss = curvature.loss_of_many(program.architecture.apply, params, *data, program.of)
+        healthy = jnp.isfinite(loss)
+        params = jax.tree.map(lambda leaf: jnp.where(healthy, leaf, 0), params)  # no Lanczos run on a diverged network
+        rescaled = *coordinates(program.architecture, update, params), update.preconditioner(state, params)
+        found, starts = observe(program, *rescaled, curved, starts, _measuring_key(key, index + 1))
+        values = {name: jnp.where(healthy, one.value, jnp.nan) for name, one in found.items()}
+        errors = {name: _or_infinite(one.error, healthy) for name, one in found.items() if one.error is not None}
+        products = {name: one.products for name, one in found.items() if one.products is not None}
+        return ({"loss": loss, **values}, errors, products), starts
+
+    return program.over_networks(measure)(weights, state, starts, keys)
+
+
+def _over_devices(tree):
+    """The leading axis, of networks, in equal parts on all devices of this machine: what is compiled follows its data."""
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("networks",))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("networks")))
+
+
+def _measuring_key(key, index):
+    """A stream apart from the one that draws the weights."""
+    return jax.random.fold_in(jax.random.fold_in(key, 0x6D656173), index)
+
+
+def _augmenting_key(key, step):
+    """Of how a step sees its batch: a stream apart from both."""
+    return jax.random.fold_in(jax.random.fold_in(key, 0x6372_6F70), step)
+
+
+def _or_infinite(error, healthy):
+    return jnp.where(healthy & ~jnp.isnan(error), error, jnp.inf)
+
+
+def _trajectories(steps, measurements):
+    """One trajectory per network from the (values, errors, products) at each step, in float64."""
+    *numbers, products = jax.tree.map(lambda *steps: np.stack(steps, axis=1), *measurements)
+    values, errors = jax.tree.map(np.float64, numbers)
+    return [
+        Trajectory(steps, *jax.tree.map(lambda column: column[one], (values, errors, products)))  # noqa: B023
+        for one in range(len(values["loss"]))
+    ]
+
+
+def longest_basis(problem: Problem) -> int:
+    """Products, and vectors, of a Lanczos run that is not told how many."""
+    return max(100, 20 + 2 * problem.top_k)
+
+
+def check(problem: Problem, network: Network, observables: Sequence[str] = MEASURED, curvature_samples: int = 1) -> None:
+    """Raises ValueError, in one line, for what ``train`` would refuse of these, before anything is computed."""
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    unknown = [name for name in observables if name not in STORED]
+    if unknown:
+        raise ValueError(f"unknown observable {unknown[0]!r}; known: {', '.join(STORED)}")
+    if not 1 <= curvature_samples <= problem.num_samples:
+        raise ValueError(f"curvature_samples {curvature_samples} must be from 1 to the {problem.num_samples} samples")
+    wanted = problem.scaling(network.scaling.architecture, network.depth), problem.richness, problem.trained
+    if wanted != (network.scaling, network.richness, network.trained):
+        raise ValueError("the network's exponents, richness or trained roles are not the problem's: build it for this problem")
+    inputs = jax.ShapeDtypeStruct(problem.inputs.shape, jnp.float32)
+    try:
+        fits = jax.eval_shape(network.apply, shapes, inputs).shape == problem.targets.shape
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"no network from {inputs.shape} to {problem.targets.shape}: build it for this problem")
+    if problem.top_k > size(shapes):
+        raise ValueError(f"top_k {problem.top_k} is more than the network's {size(shapes)} parameters")
+
+
+def _check_networks(keys, learning_rates, initial):
+    if jnp.ndim(keys) != (1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else 2):
+        raise ValueError("one key per network, along a leading axis: jax.random.split(key, number of networks)")
+    if learning_rates is not None and len(learning_rates) != len(keys):
+        raise ValueError(f"{len(keys)} keys but {len(learning_rates)} learning rates: one for each, keys may repeat")
+    if initial is not None and any(leaf.shape[0] != len(keys) for leaf in jax.tree.leaves(initial)):
+        raise ValueError(f"{len(keys)} keys but initial weights for {jax.tree.leaves(initial)[0].shape[0]} networks")
+
+
+def _weights(network, keys, initial):
+    """The initial weights of a chunk, as they act, with a leading axis over networks, in the precision of the scope.
+
+    Drawn one by one and not compiled together: so they are bit for bit those of ``network.init(key)``.  A key that repeats,
+    for another learning rate, is drawn once.  Multiplied on the host, where that compiles nothing.
+    """
+    if initial is None:
+        numbers = jax.random.key_data(keys) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
+        _, first, places = np.unique(np.asarray(numbers), axis=0, return_index=True, return_inverse=True)
+        drawn = [jax.device_get(network.init(keys[i])) for i in first]
+        initial = jax.tree.map(lambda *leaves: np.stack(leaves)[places.reshape(-1)], *drawn)
+    stored = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.zeros(()).dtype), initial)
+    return jax.device_put(by_role(network.numbers("multiplier"), stored))

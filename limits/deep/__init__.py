@@ -1,0 +1,1 @@
+"""Deeper networks at infinite width in μP: dynamical mean field, exact where the activation is linear."""

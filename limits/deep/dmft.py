@@ -1,0 +1,301 @@
+"""Deep networks in μP at N = ∞, any activation, plain or residual: dynamical mean-field theory in one sweep forward in time.
+
+The network, its fields and its step are those of ``limits.deep.network``: the optimiser of ``limits.problem``
+in discrete time, minibatches, several outputs.  As N → ∞ its loss and its kernels,
+
+    Φ^l = <φ(h^l) φ(h^l)>,    G^l = <g^l g^l>,    Θ = Σ_matrices a²r Φ below ∘ G above,
+
+are numbers (a²r powers of the depth alone).  Bordelon & Pehlevan 2022 derive them, Bordelon et al. 2023 and Yang et al. 2023
+those of residual networks; the usual solution iterates all kernels at once to a fixed point, with paths sampled at each
+iteration and (TP) × (TP) responses along each path.  Here time goes forward once, and responses are products of fields.
+
+Fields are S samples: all converges as S → ∞, and the spread over independent repeats is the error.  For linear activations
+they are coordinates, and the limit is exact.
+
+Cost.  A step of one matrix that has met n fields takes about 15 nPS multiplications forward, and C times that backward.
+n grows by at most P a step, but fields change slowly: 100 steps of 5 samples are about 100 fields below, 150 above.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from limits import memory
+from limits.deep import linear_law as deep_fluctuations
+from limits.deep.gaussian_matrix import Space
+from limits.deep.network import Data, Fields, Kind, advance, begin, first_draws, grown, more_draws
+from limits.exponents.algebra import Exponents
+from limits.exponents.parametrization import gauge, input_multiplier, output_exponent
+from limits.losses import LOSSES
+from limits.machine import in_float64
+from limits.problem import Problem, refuse_unknown_limit
+from limits.repeats import errors_of, first_ranks
+from limits.trajectory import Trajectory, hessian_left_open
+from limits.two_layer.linear import coordinates
+from limits.two_layer.linear_curvature import leading_eigenvalues
+from limits.two_layer.linear_law import Prediction
+
+TOLERANCE = 1e-3  # what is left out of sampled fields, where they move by one: a tenth of the error at 8192 samples
+EXACT_TOLERANCE = 1e-10
+LEFT_OPEN = hessian_left_open("mean-field theory of deep networks has kernels, not the Hessian")
+ROOM = 64  # fields that a matrix has room for at first (and at least four steps' worth); then it doubles
+
+require_memory = partial(memory.require, advice="fewer samples or steps")
+
+
+class Kernels(NamedTuple):
+    """The order parameters at the T measured steps; layers l = 1 … L of plain networks, 0 … L of residual ones.
+
+    features     (layers, T, T, P, P)         Φ^l(t,s)
+    gradients    (layers, T, T, P, C, P, C)   G^l(t,s)
+    outputs      (T, P, C)                    f(t)
+    ntk          (T, P, C, P, C)              Θ, rescaled
+    """
+
+    features: Float[np.ndarray, "layers T T P P"]
+    gradients: Float[np.ndarray, "layers T T P C P C"]
+    outputs: Float[np.ndarray, "T P C"]
+    ntk: Float[np.ndarray, "T P C P C"]
+
+
+class Verdict(NamedTuple):
+    """Whether twice the samples changed no kernel by more than the tolerance.
+
+    error     the largest relative change (Frobenius norm) among features, gradients, outputs and NTK; 0 if exact
+    samples   S of the finer of the two runs; 0 if exact
+    """
+
+    converged: bool
+    error: float
+    samples: int
+
+
+class Estimate(NamedTuple):
+    """Mean over the repeats, standard error of each number in it, and whether there were enough samples."""
+
+    mean: Kernels
+    error: Kernels
+    verdict: Verdict
+
+
+@in_float64
+def solve(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int = 0) -> Trajectory:
+    """The limit of the problem's network: loss, NTK and Gauss-Newton eigenvalues at the measured steps.
+
+    samples   S, a power of two
+    repeats   independent runs; values are those of their mean outputs and NTK, errors those of ``limits.repeats``: the true
+              value is within twice the error in 95 % of draws
+
+    For linear activations the limit is exact, and neither means anything.  Raises ValueError, in one line, for what has no
+    such limit, and MemoryError for what does not fit this machine: at once, or later if fields need more room than usual.
+    """
+    kind, data = _read(problem, samples, repeats)
+    total, of_runs, ranks = None, [], problem.top_k + problem.num_outputs
+    for run in _runs(problem, kind, data, samples, repeats, seed):
+        found = _outputs_and_ntk(data, run)
+        of_runs.append(_observables(kind, data, *found, ranks))
+        total = found if total is None else jax.tree.map(np.add, total, found)
+    values = _observables(kind, data, *(sums / len(of_runs) for sums in total), ranks)
+    of_repeats = {name: np.stack([run[name] for run in of_runs]) for name in values}
+    errors = {} if kind.exact else errors_of(values, of_repeats, averaged=repeats)
+    values, errors = (first_ranks(of, problem.top_k) for of in (values, errors))
+    return Trajectory(problem.steps, values, errors, left_open=LEFT_OPEN)
+
+
+@in_float64
+def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction | None:
+    """The 1/√N and 1/N laws of the same observables where the limit is exact and the loss MSE, else None: sampled fields
+    are too noisy to be differentiated.
+
+    ``draws`` and ``seed`` as in ``limits.deep.linear_law``; errors as in ``solve``.
+    """
+    check(problem)
+    if problem.network.activation != "linear" or problem.loss != "mse":
+        return None
+    return deep_fluctuations.predict(problem, *_read(problem, 0, 0), draws=draws, seed=seed)
+
+
+@in_float64
+def kernels(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int = 0, tolerance: float = 0.01) -> Estimate:
+    """All kernels at the measured steps, with their errors, and the verdict on S samples against S/2; else as ``solve``."""
+    mean, error = _mean_kernels(problem, samples, repeats, seed)
+    if error is None:
+        finite = bool(np.isfinite(mean.outputs).all())
+        return Estimate(mean, jax.tree.map(np.zeros_like, mean), Verdict(finite, 0.0, 0))
+    coarse, _ = _mean_kernels(problem, samples // 2, repeats, seed + 1)
+    with np.errstate(all="ignore"):  # no outputs before step 0, or a divergence
+        changes = [np.linalg.norm(c - m) / np.linalg.norm(m) for c, m in zip(coarse, mean, strict=True)]
+    change = float(np.max(changes))
+    return Estimate(mean, error, Verdict(change < tolerance, change, samples))
+
+
+def _mean_kernels(problem, samples, repeats, seed) -> tuple[Kernels, Kernels | None]:
+    """(mean, standard error or None if exact)"""
+    kind, data = _read(problem, samples, repeats)
+    (P, C), T, layers = problem.targets.shape, len(problem.steps), problem.network.depth + kind.residual
+    fields = 2 * T * layers * P * (1 + C) * (1 if kind.exact else samples)
+    require_memory(fields + repeats * (layers * T * T + T) * P * P * (1 + C * C))
+    return _mean_and_error([_kernels(data, run) for run in _runs(problem, kind, data, samples, repeats, seed)])
+
+
+def _mean_and_error(of_runs):
+    """(mean, standard error of the mean) of each number; None for the error of one run."""
+    if len(of_runs) == 1:
+        return of_runs[0], None
+    with np.errstate(all="ignore"):  # after a divergence
+        mean = jax.tree.map(lambda *values: np.mean(values, 0), *of_runs)
+        return mean, jax.tree.map(lambda *values: np.std(values, 0, ddof=1) / np.sqrt(len(values)), *of_runs)
+
+
+def check(problem: Problem) -> None:
+    """Raises ValueError, in one line, for what has no such limit."""
+    refuse_unknown_limit(problem)
+    model, scaling = problem.network, problem.scaling()
+    if output_exponent(scaling) != 0.5:
+        raise ValueError(f"{scaling.name} has another limit: this one is of μP's powers of the width, output exponent 1/2")
+    if model.family != "perceptron":
+        raise ValueError(f"no limit is known for {problem.model} in {scaling.name}")
+    if problem.trained != "all":
+        raise ValueError(f"only the {problem.trained} is trained: features stay, and the limit is that of ntk")
+    if model.block_size > 1:
+        raise ValueError(f"no limit of blocks of {model.block_size} matrices is known: block_size 1 only")
+
+
+def _read(problem, samples, repeats) -> tuple[Kind, Data]:
+    """The problem as it is computed; refuses what has no such limit."""
+    check(problem)
+    model, scaling = problem.network, gauge(problem.scaling())
+    kind = Kind(model.activation, problem.loss, model.architecture == "residual", problem.nesterov)
+    if not kind.exact:
+        _check_sampling(samples, repeats)
+    names = "input", "block" if kind.residual else "hidden", "readout"
+    of_depth = [_of_depth(scaling.roles.get(name, Exponents()), model.depth) for name in names]
+    data = Data(
+        coordinates(problem).inputs * input_multiplier(problem.num_inputs),
+        problem.targets,
+        _shares(problem),
+        problem.learning_rates,
+        problem.momentum,
+        problem.weight_decay,
+        problem.richness,
+        scales=np.array([multiplier for multiplier, _ in of_depth]),
+        rates=np.array([multiplier * multiplier * rate for multiplier, rate in of_depth]),
+        space=Space(1.0, EXACT_TOLERANCE) if kind.exact else Space(1.0 / samples, TOLERANCE * _motion(problem)),
+    )
+    return kind, jax.tree.map(jnp.asarray, data)
+
+
+def _check_sampling(samples, repeats):
+    if samples < 4 or samples & (samples - 1):
+        raise ValueError(f"{samples} samples: wanted a power of two, at least 4")
+    if repeats < 2:
+        raise ValueError(f"{repeats} repeats: wanted at least 2, for their spread is the error")
+
+
+def _of_depth(exponents, depth) -> tuple[float, float]:
+    """(multiplier, learning rate) of a role, without their powers of the width."""
+    return exponents.multiplier(1, depth), exponents.learning_rate(1, depth)
+
+
+def _motion(problem) -> float:
+    """How far fields move, at most one: f is their motion over γ0, so what is left out must be small beside that."""
+    errors = LOSSES[problem.loss].gradient(jnp.zeros(problem.targets.shape), jnp.asarray(problem.targets))
+    size = problem.richness * float(jnp.sqrt(jnp.mean(errors**2)))
+    return min(1.0, size) if size > 0 else 1.0
+
+
+def _shares(problem) -> Float[np.ndarray, "T P"]:
+    """How much of each step's batch each sample is."""
+    P = problem.num_samples
+    if problem.batches is None:
+        return np.full((1, P), 1 / P)
+    return np.stack([np.bincount(batch, minlength=P) / len(batch) for batch in problem.batches] or [np.zeros(P)])
+
+
+def _runs(problem, kind, data, samples, repeats, seed) -> Iterator[Iterator[Fields]]:
+    """Independent ones, one after the other; an exact one needs no second."""
+    for of_run in np.random.SeedSequence(seed).spawn(1 if kind.exact else repeats):
+        yield _run(problem, kind, data, samples, np.random.default_rng(of_run))
+
+
+def _run(problem, kind, data, samples, rng) -> Iterator[Fields]:
+    """The fields at each measured step."""
+    (P, C), r = problem.targets.shape, data.inputs.shape[1]
+    H = problem.network.depth - (not kind.residual)
+    n, m = max(ROOM, 4 * P), max(ROOM, 4 * P * C)
+    require_memory(_numbers_held(H, n, m, r + C + H * (n + m) if kind.exact else samples))
+    state = begin(data, *first_draws(kind, rng, (r, P, C, H, n, m), samples))
+    for step in problem.steps:
+        while (state := advance(kind, data, state, step + 1)).step <= step:
+            (_, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
+            require_memory(_numbers_held(H, 2 * n, 2 * m, S + H * (n + m) * kind.exact))
+            state = grown(state, *more_draws(kind, rng, (H, n, m), S))
+        yield state.now
+
+
+def _numbers_held(H, n, m, S):
+    """Two fields of S numbers for each that the matrices have room for, held twice while a step replaces them."""
+    return 2 * 2 * H * (n + m) * S
+
+
+def _outputs_and_ntk(data, run) -> tuple[np.ndarray, np.ndarray]:
+    """f (T, P, C) and Θ (T, P, C, P, C)"""
+    steps = [jax.device_get((now.outputs, _ntk(data, now))) for now in run]
+    return tuple(np.stack(parts) for parts in zip(*steps, strict=True))
+
+
+def _observables(kind, data, outputs, ntk, top_k) -> dict[str, np.ndarray]:
+    """Over all samples; not a number after a divergence."""
+    found = jax.device_get(_measure(kind, data, outputs, ntk, top_k))
+    gone = ~np.isfinite(found["loss"])
+    return {name: values if name == "loss" else np.where(gone[:, None], np.nan, values) for name, values in found.items()}
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def _measure(kind, data, outputs, ntk, top_k) -> dict[str, Array]:
+    loss, side = LOSSES[kind.loss], data.targets.size
+
+    def at_a_step(outputs_and_ntk):
+        f, theta = outputs_and_ntk
+        root = loss.root(f)
+        curved = jnp.einsum("pci,pcqe,qej->piqj", root, theta, root)
+        return {
+            "loss": loss.mean(f, data.targets),
+            "ntk_eigenvalues": leading_eigenvalues(theta.reshape(side, side), top_k),
+            "gauss_newton_eigenvalues": leading_eigenvalues(curved.reshape(side, side), top_k),
+        }
+
+    return jax.lax.map(at_a_step, (outputs, ntk / len(data.targets)))
+
+
+@jax.jit
+def _ntk(data, now) -> Float[Array, "P C P C"]:
+    """Σ over the matrices of a²r Φ below ∘ G above."""
+    P, C = data.targets.shape
+    gradients = now.gradients.reshape(-1, P, C, now.gradients.shape[-1])
+    features = data.space.weight * jnp.einsum("lps,lqs->lpq", now.features, now.features)
+    gradients = data.space.weight * jnp.einsum("lpcs,lqes->lpcqe", gradients, gradients)
+    first = jnp.einsum("pr,qr,pcqe->pcqe", data.inputs, data.inputs, gradients[0])
+    between = jnp.einsum("lpq,lpcqe->pcqe", features[:-1], gradients[1:])
+    last = jnp.einsum("pq,ce->pcqe", features[-1], jnp.eye(C))
+    return data.rates[0] * first + data.rates[1] * between + data.rates[2] * last
+
+
+def _kernels(data, run) -> Kernels:
+    """From the fields of all measured steps, kept on the host."""
+    P, C = data.targets.shape
+    kept = [jax.device_get((now.features, now.gradients, now.outputs, _ntk(data, now))) for now in run]
+    features, gradients, outputs, ntk = (np.stack(steps) for steps in zip(*kept, strict=True))
+    gradients = gradients.reshape(*gradients.shape[:2], P, C, -1)
+    weight = float(data.space.weight)
+    return Kernels(
+        features=weight * np.einsum("tlps,ulqs->ltupq", features, features, optimize=True),
+        gradients=weight * np.einsum("tlpcs,ulqes->ltupcqe", gradients, gradients, optimize=True),
+        outputs=outputs,
+        ntk=ntk,
+    )

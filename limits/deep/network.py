@@ -1,0 +1,266 @@
+"""A network of infinite width in training: the fields of its neurons, and one step of gradient descent.
+
+    plain      h¹ = W⁰x/√D,   h^{l+1} = W^l φ(h^l)/√N                  f = V φ(h^L)/(γ0 N)
+    residual   h⁰ = W⁰x/√D,   h^{l+1} = h^l + L^{-α} W^l φ(h^l)/√N     l = 0 … L − 1
+
+Its H + 1 layers are joined by H random matrices W^l, each a ``limits.deep.gaussian_matrix``.  A neuron of the limit has first
+or last weights of its own, and of the others it sees what the W^l let through.  <·> is the mean over neurons, Δ = −∂ℓ/∂f, π_p
+the share of sample p in the step's batch; a are the powers of the depth in front of a matrix, r those of its learning rate:
+
+    W⁰ = a · fresh Gaussians,     W^l(t) = d(t) a W^l + A^l(t),     V = a · fresh Gaussians,       A^l(0) = 0
+    g^L_c = φ'(h^L) V_c,   g^l = [g^{l+1}] + φ'(h^l) W^l(t)ᵀ g^{l+1}         g^l_c = γ0 N ∂f_c/∂h^l; [ ] if residual
+    f_c = <V_c φ(h^L)>/γ0
+    forces  γ0 a²r Σ_pc π_p Δ_pc · { g_c xᵀ/√D on W⁰,   g^{l+1}_c φ(h^l)ᵀ on A^l,   φ(h^L) on V_c }
+
+The optimiser of ``limits.problem`` acts on all weights: weight decay shrinks what is left of the initial matrices, d, too.
+
+A field is S samples of neurons: scrambled Sobol points (Owen 1997) for the Gaussians met at step 0, which matter most,
+pseudo-random ones later.  Where φ is linear only inner products of fields matter; there a field is its coordinates with
+respect to all Gaussians of the network, and nothing is sampled.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy.special import ndtri
+from scipy.stats import qmc
+
+from limits.activations import ACTIVATIONS
+from limits.deep.gaussian_matrix import GaussianMatrix, Space, has_room, meet, send, send_back, unmet
+from limits.losses import LOSSES
+
+HALF_A_CELL = 0.5**31  # Sobol points are multiples of 2⁻³⁰, 0 among them
+
+
+class Kind(NamedTuple):
+    """What is compiled: the static argument of the compiled functions."""
+
+    activation: str
+    loss: str
+    residual: bool
+    nesterov: bool
+
+    @property
+    def exact(self) -> bool:
+        return self.activation == "linear"
+
+    def activated(self, h):
+        """(φ(h), φ'(h))"""
+        return jax.jvp(ACTIVATIONS[self.activation], (h,), (jnp.ones_like(h),))
+
+
+class Data(NamedTuple):
+    """inputs (P, r) over √D, in coordinates of rank r · targets · shares π of each step (one row if all are the same) · the
+    optimiser's numbers · scales a and rates a²r of first, hidden and last weights."""
+
+    inputs: Float[Array, "P r"]
+    targets: Float[Array, "P C"]
+    shares: Float[Array, "T P"]
+    learning_rates: Float[Array, " steps"]
+    momentum: Float[Array, ""]
+    weight_decay: Float[Array, ""]
+    richness: Float[Array, ""]
+    scales: Float[Array, "3"]
+    rates: Float[Array, "3"]
+    space: Space
+
+
+class Weights(NamedTuple):
+    """As they act: first (r, S) · left, d·a, of the H initial matrices · trained (H, m, n), A of each · last (C, S)."""
+
+    first: Float[Array, "r S"]
+    left: Float[Array, ""]
+    trained: Float[Array, "H m n"]
+    last: Float[Array, "C S"]
+
+
+class Fields(NamedTuple):
+    """outputs f · of the H + 1 layers features φ(h) and gradients g · coordinates of those that the H matrices met."""
+
+    outputs: Float[Array, "P C"]
+    features: Float[Array, "layers P S"]
+    gradients: Float[Array, "layers PC S"]
+    below: Float[Array, "H P n"]
+    above: Float[Array, "H PC m"]
+
+
+class State(NamedTuple):
+    """Before a step; the fields are those of the step before."""
+
+    step: Int[Array, ""]
+    weights: Weights
+    velocity: Weights
+    matrices: GaussianMatrix
+    now: Fields
+
+
+def first_draws(kind, rng, sizes, samples):
+    """First weights (r, S), Gaussians in store for the matrices (H, n, S) and (H, m, S), last weights (C, S)."""
+    r, P, C, H, n, m = sizes
+    drawn = _gaussians(kind, rng, r + C + H * (n + m), 0 if kind.exact else samples)
+    first, last, (sent, returned) = drawn[:r], drawn[r : r + C], _stored(drawn[r + C :], H, n, m)
+    if not kind.exact:
+        (first, *below), (*above, last) = _met_first(kind, rng, (r, P, C, H), samples)
+        for l in range(H):
+            sent[l, :P], returned[l, : P * C] = below[l], above[l]
+    return first, sent, returned, last
+
+
+def more_draws(kind, rng, sizes, size):
+    """As many more Gaussians in store, (H, n, S) and (H, m, S), beside fields of ``size`` numbers."""
+    H, n, m = sizes
+    return _stored(_gaussians(kind, rng, H * (n + m), size), H, n, m)
+
+
+def _gaussians(kind, rng, count, size) -> Float[np.ndarray, "count S"]:
+    """Independent N(0,1) fields: of so many samples; or coordinates of their own, behind ``size`` others."""
+    return np.eye(count, size + count, size) if kind.exact else rng.normal(size=(count, size))
+
+
+def _stored(fields, H, n, m):
+    """Rows as (H, n, S) and (H, m, S)."""
+    S = fields.shape[1]
+    return fields[: H * n].reshape(H, n, S), fields[H * n :].reshape(H, m, S)
+
+
+def _met_first(kind, rng, sizes, samples):
+    """What each layer gets from below, and from above, at step 0: all that meets in the same neurons is one Sobol net."""
+    r, P, C, H = sizes
+    below, above = [r, *[P] * H], [*[P * C] * H, C]
+    if kind.residual:
+        fields = _parts(_quasi_gaussians(rng, sum(below + above), samples), below + above)
+        return fields[: H + 1], fields[H + 1 :]
+    pairs = [_parts(_quasi_gaussians(rng, b + a, samples), [b, a]) for b, a in zip(below, above, strict=True)]
+    return zip(*pairs, strict=True)
+
+
+def _quasi_gaussians(rng, count, samples) -> Float[np.ndarray, "count S"]:
+    """Scrambled Sobol points turned normal; pseudo-random beyond the last Sobol sequence."""
+    quasi = min(count, qmc.Sobol.MAXDIM)
+    points = qmc.Sobol(quasi, rng=rng).random(samples).T
+    return np.concatenate([ndtri(points + HALF_A_CELL), rng.normal(size=(count - quasi, samples))])
+
+
+def _parts(fields, sizes):
+    return np.split(fields, np.cumsum(sizes)[:-1])
+
+
+@jax.jit
+def begin(data, first, sent, returned, last) -> State:
+    """Before step 0, with these Gaussians: (r, S), (H, n, S), (H, m, S) and (C, S)."""
+    (H, n, S), m, (P, C) = sent.shape, returned.shape[1], data.targets.shape
+    weights = Weights(data.scales[0] * first, data.scales[1], jnp.zeros((H, m, n)), data.scales[2] * last)
+    shapes = (P, C), (H + 1, P, S), (H + 1, P * C, S), (H, P, n), (H, P * C, m)
+    nothing = Fields(*(jnp.zeros(shape) for shape in shapes))
+    velocity = jax.tree.map(jnp.zeros_like, weights)
+    return State(jnp.zeros((), int), weights, velocity, unmet(sent, returned), nothing)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def advance(kind, data, state, until) -> State:
+    """Steps up to ``until``, or as long as the matrices have room.  Its fields are those that the last step went by."""
+    P, C = data.targets.shape
+
+    def going(state):
+        return (state.step < until) & has_room(state.matrices, P, P * C)
+
+    def step(state):
+        matrices, h, below = _forward(kind, data, state.weights, state.matrices)
+        last = state.weights.last
+        last = jax.lax.cond(state.step == 0, lambda: _without_outputs(kind, data, h[-1], last), lambda: last)
+        weights = state.weights._replace(last=last)
+        matrices, now = _backward(kind, data, weights, matrices, h, below)
+        weights, velocity = _descend(kind, data, state.step, weights, state.velocity, now)
+        return State(state.step + 1, weights, velocity, matrices, now)
+
+    return jax.lax.while_loop(going, step, state)
+
+
+def _forward(kind, data, weights, matrices) -> tuple[GaussianMatrix, Array, Array]:
+    """(the matrices, h of the H + 1 layers, coordinates of their features)"""
+
+    def through(h, matrix_and_trained):
+        matrix, trained = matrix_and_trained
+        matrix, out, coordinates = send(data.space, matrix, kind.activated(h)[0], weights.left, trained)
+        return kind.residual * h + out, (matrix, h, coordinates)
+
+    h, (matrices, behind, coordinates) = jax.lax.scan(through, data.inputs @ weights.first, (matrices, weights.trained))
+    return matrices, jnp.concatenate([behind, h[None]]), coordinates
+
+
+def _backward(kind, data, weights, matrices, h, below) -> tuple[GaussianMatrix, Fields]:
+    """(the matrices, all fields of this step)"""
+    features, slopes = kind.activated(h)
+    C, S = weights.last.shape
+
+    def through(g, layer):
+        matrix, trained, slope = layer
+        matrix, out, coordinates = send_back(data.space, matrix, g, weights.left, trained)
+        return kind.residual * g + jnp.repeat(slope, C, 0) * out, (matrix, g, coordinates)
+
+    g = (slopes[-1][:, None] * weights.last).reshape(-1, S)
+    layers = matrices, weights.trained, slopes[:-1]
+    g, (matrices, before, above) = jax.lax.scan(through, g, layers, reverse=True)
+    outputs = data.space.products(features[-1], weights.last) / data.richness
+    return matrices, Fields(outputs, features, jnp.concatenate([g[None], before]), below, above)
+
+
+def _without_outputs(kind, data, h, last) -> Float[Array, "C S"]:
+    """The last weights, of the same norm, but orthogonal to these features: f = 0."""
+    features, _ = kind.activated(h)
+    met, *_ = meet(data.space, jnp.zeros_like(features), jnp.zeros((), int), features)
+    rest = data.space.beyond(last, met)
+    return rest * (data.space.norms(last) / data.space.norms(rest))[:, None]
+
+
+def _descend(kind, data, step, weights, velocity, now) -> tuple[Weights, Weights]:
+    """(weights, velocity) after the step."""
+    P, C = data.targets.shape
+    share = data.shares[step % len(data.shares)]
+    errors = -LOSSES[kind.loss].gradient(now.outputs, data.targets) * share[:, None] * data.richness
+    above = now.above.reshape(-1, P, C, now.above.shape[-1])
+    force = Weights(
+        first=data.rates[0] * jnp.einsum("pc,pr,pcs->rs", errors, data.inputs, now.gradients[0].reshape(P, C, -1)),
+        left=jnp.zeros(()),
+        trained=data.rates[1] * jnp.einsum("pc,lpn,lpcm->lmn", errors, now.below, above),
+        last=data.rates[2] * errors.T @ now.features[-1],
+    )
+    return moved(kind, data, step, weights, velocity, force)
+
+
+def moved(kind, data, step, weights, velocity, force) -> tuple[Weights, Weights]:
+    """(weights, velocity) after a step of the optimiser with this force, −γ²∇L over γ0 at N = ∞."""
+    gradient = jax.tree.map(lambda weight, force: data.weight_decay * weight - force, weights, force)
+    velocity = jax.tree.map(lambda v, g: data.momentum * v + g, velocity, gradient)
+    ahead = jax.tree.map(lambda v, g: g + data.momentum * v, velocity, gradient) if kind.nesterov else velocity
+    rate = data.learning_rates[step]
+    return jax.tree.map(lambda weight, move: weight - rate * move, weights, ahead), velocity
+
+
+@jax.jit
+def grown(state, sent, returned) -> State:
+    """The same with room for as many more fields; Gaussians that bring coordinates of their own make all fields longer."""
+    n, m, s = sent.shape[1], returned.shape[1], sent.shape[2] - state.matrices.sent.shape[2]
+
+    def longer(array, *by):
+        return jnp.pad(array, [(0, 0)] * (array.ndim - len(by)) + [(0, more) for more in by])
+
+    def of_weights(w):
+        return w._replace(first=longer(w.first, s), trained=longer(w.trained, m, n), last=longer(w.last, s))
+
+    old, now = state.matrices, state.now
+    matrices = old._replace(
+        below=longer(old.below, n, s),
+        above=longer(old.above, m, s),
+        sent=jnp.concatenate([longer(old.sent, s), sent], 1),
+        returned=jnp.concatenate([longer(old.returned, s), returned], 1),
+        forward=longer(old.forward, m, n),
+        backward=longer(old.backward, m, n),
+    )
+    features, gradients = longer(now.features, s), longer(now.gradients, s)
+    now = Fields(now.outputs, features, gradients, longer(now.below, n), longer(now.above, m))
+    return State(state.step, of_weights(state.weights), of_weights(state.velocity), matrices, now)

@@ -1,0 +1,1 @@
+"""Powers of width and depth: derived, classified, printed (`python -m limits.exponents`)."""

@@ -1,0 +1,3 @@
+from limits.exponents.tables import main
+
+main()

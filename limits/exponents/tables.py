@@ -1,0 +1,209 @@
+"""The command line of the derivation: ``python -m limits.exponents`` prints the table, or the derivation itself."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from limits.arguments import read, stop
+from limits.exponents import regimes
+from limits.exponents.algebra import Power
+from limits.exponents.derivation import Solution, derive, table
+from limits.exponents.parametrization import QUANTITIES, Scaling, gauge, rational, read_scaling
+from limits.exponents.requirements import PARAMETRIZATIONS
+
+PROGRAM = "python -m limits.exponents"
+COLUMNS = ("parametrization", "optimizer", "architecture", "role", *QUANTITIES)
+
+
+@dataclass(frozen=True)
+class Command:
+    """Which power of the width N and the depth L goes where, derived from what each parametrization asks for.
+
+    A power N^{-1/2} is printed as it stands (in JSON: "-1/2").  Weights are N(0,1) unless --gauge says otherwise.
+    """
+
+    param: str | None = None
+    """One parametrization: sp, ntp, mup, mean_field, depth_mup, alpha1, depth_family; or your own, which is classified:
+    a .toml file, or inline as "base=mup, hidden.learning_rate=-1/2, block.multiplier.L=-1"."""
+    optimizer: str | None = None
+    """sgd, momentum, adam or sign; sgd and adam if not given."""
+    architecture: Literal["plain", "residual"] | None = None
+    """Both if not given."""
+    depth: int = 3
+    """Hidden layers of the plain network."""
+    block_size: int = 1
+    """Matrices per residual block."""
+    format: Literal["text", "markdown", "latex", "json"] = "text"
+    """Of the table."""
+    gauge: Literal["init_std", "multiplier", "learning_rate"] = "init_std"
+    """Which of the three has no power: init_std (weights N(0,1)), multiplier, or learning_rate."""
+    explain: bool = False
+    """Print the derivation, condition by condition."""
+    impose: tuple[str, ...] = ()
+    """Further equations, as role.quantity.N=power."""
+    loss: Literal["mse", "cross_entropy"] = "mse"
+    """Which is trained on: it decides the learning rate of sp, and the regime of your own exponents."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print what the command asks for; one line on stderr and exit status 2 for wrong input."""
+    command = read(Command, PROGRAM, arguments)
+    try:
+        print(_answer(command), flush=True)
+    except BrokenPipeError:  # `… | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError as error:
+        stop(PROGRAM, str(error))
+
+
+def records(solutions: Sequence[Solution], gauge_quantity: str = "init_std") -> list[dict]:
+    """One record per role: the row of the table, exponents as strings of rationals."""
+    canonical = (Scaling(s.parametrization, s.optimizer.name, s.architecture, s.canonical) for s in solutions)
+    return [row for scaling in canonical for row in rows(gauge(scaling, gauge_quantity))]
+
+
+def explain(s: Solution) -> str:
+    """The derivation in formulas: rules, conditions, solution family, canonical member."""
+    roles = list(s.family)
+    lines = [f"{PARAMETRIZATIONS[s.parametrization].title}, {s.optimizer.name}, {s.architecture}", "", "Unknown powers"]
+    lines += [f"    {q:<14}{_letters(q, s)}" for q in QUANTITIES] + [f"    of each role: {', '.join(roles)}"]
+    lines += ["", "Assumed", *(f"    {a}" for a in s.assumptions), "", "Asked"]
+    for requirement in PARAMETRIZATIONS[s.parametrization].conditions:
+        lines.append(f"    {requirement.__name__}: {' '.join(requirement.__doc__.split())}")
+    width = max(len(c.name) for c in s.conditions)
+    lines += ["", "Conditions (the power of the size that is named)"]
+    lines += [f"    {c.name:<{width}}  {c.letter}:  {c.expression} {c.relation} 0" for c in s.conditions]
+    free = sorted({str(x) for e in s.family.values() for q in QUANTITIES for x in _symbols(getattr(e, q))})
+    lines += ["", f"Solution family (free: {', '.join(free) or 'nothing'})"]
+    lines += _aligned([[r, *(f"{q} {getattr(e, q)}" for q in QUANTITIES)] for r, e in s.family.items()])
+    lines += ["", "Bounds on the solution", *(f"    {b.name}, {b.letter}:  {b.expression} ≤ 0" for b in s.bounds)]
+    lines += ["", "Canonical member, weights N(0,1)"]
+    lines += _aligned([[r, *(f"{q} {getattr(e, q)}" for q in QUANTITIES)] for r, e in s.canonical.items()])
+    return "\n".join(lines)
+
+
+def describe(scaling: Scaling, depth: int, block_size: int, loss: str) -> str:
+    """A given parametrization's regime and the exponents of everything measurable."""
+    case = regimes.case(scaling, depth=depth, block_size=block_size, loss=loss)
+    verdict = regimes.classify(case)
+    lines = [f"{scaling.name}, {scaling.optimizer}, {scaling.architecture}, {loss}: {verdict.regime}", verdict.reason]
+    lines += ["", *_aligned([[layer, motion] for layer, motion in verdict.layers.items()])]
+    lines += ["", f"border of stability: every learning rate times N^({verdict.border.N}) L^({verdict.border.L})", ""]
+    rows = [[q, n, str(size)] for q, by_layer in regimes.predicted(case).items() for n, size in by_layer.items()]
+    return "\n".join(lines + _aligned([["quantity", "layer", "size"], *rows]))
+
+
+def _answer(c: Command) -> str:
+    optimizers = (c.optimizer,) if c.optimizer else ("sgd", "adam")
+    if c.param is not None and ("=" in c.param or c.param.endswith(".toml")):
+        if c.explain or c.impose:
+            raise ValueError("--explain and --impose are about a derivation: give a parametrization's name")
+        return _given(c)
+    if c.param is None:
+        if c.impose:
+            raise ValueError("--impose needs one --param")
+        solutions = [
+            s
+            for s in table(optimizers, depth=c.depth, block_size=c.block_size, loss=c.loss)
+            if c.architecture in (None, s.architecture)
+        ]
+    else:
+        options = {"depth": c.depth, "block_size": c.block_size, "loss": c.loss}
+        solutions = [
+            derive(c.param, o, kind, **options, impose=[_equation(e) for e in c.impose])
+            for o in optimizers
+            for kind in _architectures(c)
+        ]
+    if c.explain:
+        return "\n\n\n".join(explain(s) for s in solutions)
+    return FORMATS[c.format](records(solutions, c.gauge))
+
+
+def _architectures(c: Command) -> tuple[str, ...]:
+    if c.architecture is not None:
+        return (c.architecture,)
+    about_blocks = c.param in PARAMETRIZATIONS and PARAMETRIZATIONS[c.param].depth_aware
+    return ("residual",) if about_blocks else ("plain", "residual")
+
+
+def _given(c: Command) -> str:
+    scaling = read_scaling(c.param, c.optimizer, c.architecture, depth=c.depth, loss=c.loss)
+    if c.format == "text":
+        return describe(scaling, c.depth, c.block_size, c.loss)
+    return FORMATS[c.format](rows(gauge(scaling, c.gauge)))
+
+
+def _equation(text: str) -> tuple[str, str, str, Fraction]:
+    left, _, value = text.partition("=")
+    parts = left.strip().split(".")
+    if len(parts) != 3 or parts[1] not in QUANTITIES or parts[2] not in ("N", "L"):
+        raise ValueError(f"{text!r}: wanted role.quantity.N=power, quantity one of {', '.join(QUANTITIES)}")
+    role, quantity, letter = parts
+    return role, quantity, letter, rational(left.strip(), value)
+
+
+def rows(scaling: Scaling) -> list[dict]:
+    """Of every role its exponents, as JSON has them: "-1/2"."""
+    head = {"parametrization": scaling.name, "optimizer": scaling.optimizer, "architecture": scaling.architecture}
+    return [
+        head | {"role": role} | {q: {x: str(getattr(getattr(e, q), x)) for x in "NL"} for q in QUANTITIES}
+        for role, e in scaling.roles.items()
+    ]
+
+
+def _cells(row: dict, power) -> list[str]:
+    return [row[c] if isinstance(row[c], str) else power(row[c]["N"], row[c]["L"]) for c in COLUMNS]
+
+
+def _text(rows: list[dict]) -> str:
+    return "\n".join(_aligned([list(COLUMNS), *(_cells(row, _plain_power) for row in rows)], indent=""))
+
+
+def _markdown(rows: list[dict]) -> str:
+    lines = [list(COLUMNS), ["---"] * len(COLUMNS), *(_cells(row, _math) for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _latex(rows: list[dict]) -> str:
+    def line(cells):
+        return " & ".join(cell if "$" in cell else cell.replace("_", r"\_") for cell in cells) + r" \\"
+
+    lines = [line(COLUMNS), *(line(_cells(row, _math)) for row in rows)]
+    return "\n".join([r"\begin{tabular}{lllllll}", lines[0], r"\hline", *lines[1:], r"\end{tabular}"])
+
+
+def _json(rows: list[dict]) -> str:
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]"
+
+
+FORMATS = {"text": _text, "markdown": _markdown, "latex": _latex, "json": _json}
+
+
+def _plain_power(n: str, l: str) -> str:
+    def factor(x, p):
+        return x if p == "1" else f"{x}^{p}" if p.isdigit() else f"{x}^({p})"
+
+    return " ".join(factor(x, p) for x, p in (("N", n), ("L", l)) if p != "0") or "1"
+
+
+def _math(n: str, l: str) -> str:
+    factors = [x if p == "1" else f"{x}^{{{p}}}" for x, p in (("N", n), ("L", l)) if p != "0"]
+    return "$" + (r" \, ".join(factors).replace("alpha", r"\alpha") or "1") + "$"
+
+
+def _aligned(rows: list[list[str]], indent: str = "    ") -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [indent + "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _letters(quantity: str, s: Solution) -> str:
+    in_width, in_depth = {"multiplier": "a α", "init_std": "b β", "learning_rate": "c d"}[quantity].split()
+    return f"N^{in_width} L^{in_depth}" if PARAMETRIZATIONS[s.parametrization].depth_aware else f"N^{in_width}"
+
+
+def _symbols(power: Power) -> set:
+    return set().union(*(getattr(x, "free_symbols", set()) for x in (power.N, power.L)))

@@ -1,0 +1,1 @@
+"""Parametrizations whose limit is lazy: networks are linear in their weights, with a fixed kernel."""

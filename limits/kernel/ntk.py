@@ -1,0 +1,249 @@
+"""The kernel limit: in NTP, and between NTP and μP, a network of any architecture moves in function space by its kernel.
+
+    f ← f − η v,    v ← β v + Θ[:, batch] ∂ℓ/∂f[batch]/|batch|          Θ = γ² JJᵀ, of size P × P, at its initial value
+
+for each output, in discrete time, with momentum (heavy ball or Nesterov), minibatches, warm-up and schedule of
+``limits.problem``; ℓ the loss of one sample (``limits.losses``).  For MSE this is linear in f.  Θ and the covariance K/γ0² of
+f(0) are analytic (``limits.kernel.analytic``).  Powers of the depth stand in them as the parametrization says, each role's
+learning rate included.  A network of which only the readout is trained has such a limit in μP too, for its features cannot
+move.
+
+The residual part of the Hessian vanishes, so its eigenvalues are those of Bᵀ(Θ ⊗ 1)B/P with BBᵀ = ∂²ℓ/∂f²: for MSE those of
+Θ/P, which stay what they are; for cross-entropy they move with f, while Θ stays.
+
+In NTP f(0) stays random.  ``solve`` conditions on a given one (0 if none is given), ``loss_law`` has the law over
+initialisations.  Between NTP and μP f(0) vanishes.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from limits.activations import PIECEWISE_LINEAR
+from limits.exponents.parametrization import factors, gauge, output_exponent
+from limits.kernel import analytic, neural_tangents_compat
+from limits.losses import LOSSES
+from limits.machine import in_float64
+from limits.problem import Problem, refuse_unknown_limit
+from limits.trajectory import Trajectory
+
+DENSE_ROWS = 500  # up to this size a matrix is decomposed, beyond it Lanczos (ARPACK, to rounding) takes over
+ROUNDING = 1e-12  # of the largest eigenvalue: two that are no farther apart are one, repeated
+LEFT_OPEN = {"hessian_trace": "that of its residual part stays random at every width"}
+DRAWS = 1024  # of f(0), for the law of the cross-entropy
+
+
+def solve(problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None = None) -> Trajectory:
+    """The limit of ``problem.network`` that starts at these outputs.
+
+    All observables, but the Hessian's trace only for linear and ReLU networks and where only the readout is trained:
+    elsewhere its residual part stays random.  Raises ValueError for μP and other parametrizations without a kernel limit,
+    for models without analytic kernels, for weight decay (the kernel then shrinks) and for an f(0) where it must vanish;
+    MemoryError for more samples than fit.
+    """
+    check(problem)
+    start = _start(problem, initial_outputs)
+    _, theta = kernels(problem)
+    return Trajectory(problem.steps, _observables(problem, theta, *_descend(problem, theta, start)), left_open=LEFT_OPEN)
+
+
+def loss_law(problem: Problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
+    """(mean, standard deviation) over initialisations of the loss at the measured steps.
+
+    f(0) ~ N(0, K/γ0²), independent outputs.  For MSE in closed form: f − y stays linear in it.  Cross-entropy has none: the
+    mean and standard deviation of DRAWS networks, the same ones at every call; their standard errors are 1/√DRAWS = 3 % and
+    about 2 % of the standard deviation.  Raises as ``solve``, and ValueError where f(0) vanishes.
+    """
+    check(problem)
+    if output_exponent(problem.scaling()) > 0:
+        raise ValueError(f"the limit of {problem.scaling().name} does not depend on f(0): its loss has no spread")
+    nngp, theta = kernels(problem)
+    values, vectors = np.linalg.eigh(nngp)
+    spread = vectors * np.sqrt(np.clip(values, 0, None)) / problem.richness  # f(0) = spread · N(0, 1)
+    if LOSSES[problem.loss].quadratic:
+        return _quadratic_law(problem, theta, spread)
+    draws = np.random.default_rng(0).normal(size=(DRAWS, *problem.targets.shape))
+    losses = _run(problem, theta, spread @ draws, problem.targets, _losses)
+    return losses.mean(axis=1), losses.std(axis=1, ddof=1)
+
+
+def kernels(problem: Problem) -> tuple[Float[np.ndarray, "P P"], Float[np.ndarray, "P P"]]:
+    """(K, Θ) of ``problem.network`` at γ0 = 1: the covariance of f(0) and the neural tangent kernel of one output.
+
+    Weights N(0, 1), no biases.  Raises ValueError for a parametrization with other powers of the width than those between
+    NTP and μP and for models without analytic kernels; MemoryError for more samples than fit.
+    """
+    output_exponent(problem.scaling())  # a width-independent kernel, or ValueError
+    model, network = problem.network, _layers(problem)
+    of_depth = factors(gauge(problem.scaling()), 1, model.depth, block_size=model.block_size)
+    if problem.trained == "readout":
+        of_depth = {role: of if role == "readout" else replace(of, learning_rate=0.0) for role, of in of_depth.items()}
+    return analytic.kernels(network, problem.inputs, of_depth)
+
+
+def check(problem: Problem) -> None:
+    """Raises ValueError, in one line, where there is no kernel limit: see ``solve``; ImportError without neural-tangents."""
+    refuse_unknown_limit(problem)
+    if output_exponent(problem.scaling()) >= 0.5 and problem.trained == "all":
+        raise ValueError(f"{problem.scaling().name} has no kernel limit: features move")
+    if problem.weight_decay:
+        raise ValueError("weight decay shrinks the kernel: the kernel limit wants weight decay 0")
+    _layers(problem)
+    neural_tangents_compat.require()
+
+
+def _layers(problem):
+    model = problem.network
+    return analytic.layers(model, problem.image if model.reads == "images" else None)
+
+
+def _start(problem, initial_outputs):
+    if initial_outputs is None:
+        return np.zeros_like(problem.targets)
+    if output_exponent(problem.scaling()) > 0:
+        raise ValueError(f"in the limit of {problem.scaling().name} f(0) = 0; it can be given in NTP only")
+    outputs = np.asarray(initial_outputs, np.float64)
+    if outputs.shape != problem.targets.shape:
+        raise ValueError(f"initial outputs of shape {outputs.shape}: wanted {problem.targets.shape}, like the targets")
+    return outputs
+
+
+def _descend(problem, theta, start):
+    """(outputs (T, P, C), targets) at the measured steps; for MSE f − y and 0, so that small errors keep their digits."""
+    targets = problem.targets
+    if LOSSES[problem.loss].quadratic:
+        start, targets = start - targets, np.zeros_like(targets)
+    return _run(problem, theta, start, targets, _outputs), targets
+
+
+def _quadratic_law(problem, theta, spread):
+    """As ``loss_law``, from the columns f − y of a network that starts at 0 and the P columns that f(0) is made of."""
+    start = np.concatenate([-problem.targets, spread], axis=1)
+    mean, variance = _run(problem, theta, start, np.zeros_like(start), _moments)
+    return mean / (2 * len(start)), np.sqrt(variance) / (2 * len(start))
+
+
+def _outputs(loss, outputs, targets):
+    return outputs
+
+
+def _losses(loss, outputs, targets):
+    """(draws,) from outputs (draws, P, C)"""
+    return jnp.mean(loss.value(outputs, targets), axis=-1)
+
+
+def _moments(loss, columns, targets):
+    """Mean and variance of Σ (f − y)², Gaussian of mean ``offset`` and in each output of covariance ``spread spreadᵀ``."""
+    offset, spread = columns[:, : -len(columns)], columns[:, -len(columns) :]
+    C = offset.shape[1]
+    mean = jnp.sum(offset**2) + C * jnp.sum(spread**2)
+    return mean, 2 * C * jnp.sum((spread.T @ spread) ** 2) + 4 * jnp.sum((spread.T @ offset) ** 2)
+
+
+@in_float64
+def _run(problem: Problem, theta, start, targets, observe):
+    """``observe(loss, outputs, targets)`` at the measured steps, stacked; outputs start at ``start`` (…, P, C)."""
+    arrays = (theta, start, targets, problem.batches, problem.learning_rates, problem.momentum, problem.steps)
+    static = {"loss": LOSSES[problem.loss], "observe": observe, "every": problem.measure_every, "nesterov": problem.nesterov}
+    seen = _recursion(*jax.tree.map(jnp.asarray, arrays), **static)
+    return jax.tree.map(np.asarray, seen)
+
+
+@partial(jax.jit, static_argnames=("loss", "observe", "every", "nesterov"))
+def _recursion(theta, start, targets, batches, rates, momentum, measured, *, loss, observe, every, nesterov):
+    def step(t, state):
+        outputs, velocity = state
+        rows = slice(None) if batches is None else batches[t]
+        slope = loss.gradient(outputs[..., rows, :], targets[rows])
+        push = theta[:, rows] @ slope / slope.shape[-2]
+        velocity = momentum * velocity + push
+        return outputs - rates[t] * (push + momentum * velocity if nesterov else velocity), velocity
+
+    def between(state, first):
+        state = jax.lax.fori_loop(first, first + every, step, state)
+        return state, observe(loss, state[0], targets)
+
+    _, later = jax.lax.scan(between, (start, jnp.zeros_like(start)), measured[:-1])
+    first = observe(loss, start, targets)
+    return jax.tree.map(lambda one, others: jnp.concatenate([jnp.asarray(one)[None], others]), first, later)
+
+
+@in_float64
+def _observables(problem, theta, outputs, targets):
+    loss, (T, P, C), k, outputs = LOSSES[problem.loss], outputs.shape, problem.top_k, jnp.asarray(outputs)
+    slope, root = np.asarray(loss.gradient(outputs, targets)), np.asarray(loss.root(outputs))
+    mean = np.asarray(loss.value(outputs, targets).mean(axis=1))
+    with np.errstate(all="ignore"):  # diverged outputs, and no gradient at all
+        along_gradient = _along_gradient(theta, slope, root)
+    ntk = np.tile(np.pad(np.repeat(_largest(theta, np.ones((P, 1, 1)), k), C), (0, k))[:k], (T, 1))
+    curvature = ntk if loss.quadratic else np.stack([_largest(theta, now, k) for now in root])
+    observables = {
+        "loss": mean,
+        "hessian_eigenvalues": curvature,
+        "hessian_min": np.zeros(T),
+        "gauss_newton_eigenvalues": curvature,
+        "residual_eigenvalues": np.zeros((T, 2)),
+        "ntk_eigenvalues": ntk,
+        "directional_sharpness": along_gradient,
+    }
+    if problem.network.activation in PIECEWISE_LINEAR or problem.trained == "readout":  # tr R = 0 at every width
+        observables["hessian_trace"] = np.einsum("pp,tpce->t", theta, root**2) / P
+    return {name: found if name == "loss" else _until_divergence(mean, found) for name, found in observables.items()}
+
+
+def _along_gradient(theta, slope, root):
+    """|Bᵀ Θ s|²/(P sᵀ Θ s) with s = ∂ℓ/∂f"""
+    pushed = theta @ slope
+    return np.sum(np.einsum("tpce,tpc->tpe", root, pushed) ** 2, (1, 2)) / np.sum(slope * pushed, (1, 2)) / len(theta)
+
+
+def _until_divergence(loss, found):
+    return np.where(np.isfinite(loss).reshape(-1, *[1] * (found.ndim - 1)), found, np.nan)
+
+
+def _largest(theta: Float[np.ndarray, "P P"], root: Float[np.ndarray, "P C C"], k: int) -> Float[np.ndarray, " k"]:
+    """The k largest eigenvalues of Bᵀ(Θ ⊗ 1)B/P, zeros beyond its PC; not numbers where B is not finite."""
+    unit = np.abs(root).max()  # in units of which nothing underflows
+    if not 0 < unit < np.inf:
+        return np.full(k, 0.0 if unit == 0 else np.nan)
+    rows = root.shape[0] * root.shape[1]
+    of = _dense if rows <= max(DENSE_ROWS, 2 * k) else _lanczos
+    return of(theta, root / unit, rows, k) * unit**2 / len(theta)
+
+
+def _dense(theta, root, rows, k):
+    matrix = np.einsum("pce,pq,qcf->peqf", root, theta, root, optimize=True).reshape(rows, rows)
+    return np.pad(np.linalg.eigvalsh(matrix)[::-1], (0, k))[:k]
+
+
+def _lanczos(theta, root, rows, k):
+    """A Krylov space holds one vector of each eigenspace, and further copies come into it by rounding only: hence other runs
+    orthogonal to what was found, each for one eigenvalue that takes the place of the least, until none is above that."""
+
+    def apply(x):
+        pushed = theta @ np.einsum("pce,pe->pc", root, x.reshape(root.shape[:2]))
+        return np.einsum("pce,pc->pe", root, pushed).ravel()
+
+    def outside(x):
+        return x - vectors @ (x @ vectors)
+
+    def leading(apply, count):
+        shifted = LinearOperator((rows, rows), lambda x: apply(x) + shift * x.ravel(), dtype=float)
+        values, vectors = eigsh(shifted, count, which="LA", v0=np.random.default_rng(0).normal(size=rows))
+        return values - shift, vectors
+
+    shift = np.trace(theta) / len(theta) or 1.0  # ARPACK fails where the first product is 0
+
+    found, vectors = leading(apply, k)
+    for _ in range(k):
+        (other,), vector = leading(lambda x: outside(apply(outside(x))), 1)
+        least = np.argmin(found)
+        if other <= found[least] + ROUNDING * found.max():
+            break
+        found[least], vectors[:, least] = other, outside(vector[:, 0])
+    return np.sort(found)[::-1]

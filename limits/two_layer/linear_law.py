@@ -1,0 +1,273 @@
+"""How a network of finite width departs from the limit: predicted by differentiating the recursion, no simulation.
+
+At step 0 the Gram matrix is S_0 = 1 + N^{-1/2} Ξ with Wishart moments: E Ξ = 0, Cov(Ξ_ij, Ξ_kl) = δ_ikδ_jl + δ_ilδ_jk.
+Every later observable is a function of it, so with o_N − o_∞ = N^{-1/2} o'[Ξ] + N^{-1} ½o''[Ξ, Ξ] + …
+
+    root mean square over seeds   N^{-1/2} · std,     std² = E o'[Ξ]²
+    mean over seeds               N^{-1} · bias,      bias = ½ E o''[Ξ, Ξ]
+
+**μP.**  o' is linear: std = √2 ‖sym ∂o/∂S_0‖_F, one reverse sweep per number; bias = ½ Σ o''[B, B] over the n(n+1)/2
+independent directions B of Ξ, summed exactly (or, beyond ``EXACT_DIRECTIONS``, over random ±combinations, with its
+standard error).
+
+**NTP.**  ε = N^{-1/2} enters also as the strength of feature learning and f(0) stays random, so the limit subtracted is
+the one with the network's own f(0) (see ``limits.two_layer.linear``), and o', o'' are averaged over draws of Ξ: the Bartlett
+factor of S_0 expanded in ε, which keeps the third moment of Ξ that the bias feels.  Standard errors are given.
+
+Eigenvalues that are degenerate in the limit have no such law (they split at order N^{-1/2}, linearly in nothing): NaN.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from limits.exponents.parametrization import output_exponent
+from limits.machine import in_float64
+from limits.problem import Problem
+from limits.trajectory import MEASURED, Trajectory
+from limits.two_layer import linear as linear2
+from limits.two_layer import linear_curvature as curvature
+
+EXACT_DIRECTIONS = 1024
+SAMPLED_DIRECTIONS = 256
+DEGENERATE = 1e-7  # relative distance under which two eigenvalues count as one
+
+
+class Law(NamedTuple):
+    """Of one observable: what its deviation from the limit is at width N, over seeds.
+
+        root mean square   N^{-1/2} · std
+        mean               N^{-1/2} · shift + N^{-1} · bias        shift is 0 in μP, and in NTP but for the residual part
+
+    Arrays like the observable's, first axis the measured steps; NaN where there is no such law.  The ``…_error`` are the
+    standard errors of the prediction itself, 0 where it is exact.
+    """
+
+    std: Float[np.ndarray, "T ..."]
+    bias: Float[np.ndarray, "T ..."]
+    shift: Float[np.ndarray, "T ..."]
+    std_error: Float[np.ndarray, "T ..."]
+    bias_error: Float[np.ndarray, "T ..."]
+    shift_error: Float[np.ndarray, "T ..."]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction(Mapping):
+    """``prediction[observable]`` is its ``Law``.  ``sensitivity`` (μP only): ∂o/∂S_0 of every observable, symmetrised."""
+
+    laws: dict[str, Law]
+    basis: Float[np.ndarray, "D r"]
+    sensitivity: dict[str, Float[np.ndarray, "T ... n n"]] | None
+
+    def __getitem__(self, name: str) -> Law:
+        if name == "sharpness":
+            return Law(*(values[:, 0] for values in self.laws["hessian_eigenvalues"]))
+        return self.laws[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.laws
+        if "hessian_eigenvalues" in self.laws:
+            yield "sharpness"
+
+    def __len__(self) -> int:
+        return len(tuple(iter(self)))
+
+    def first_order(self, gram: Float[np.ndarray, "m m"]) -> dict[str, np.ndarray]:
+        """N^{-1/2} o'[Ξ] of the network that starts at this Gram matrix (D+C, D+C): its deviation but for O(1/N).
+
+        Its mean over networks is zero, which makes it the control variate of a measured bias.  μP only (else ValueError).
+        """
+        if self.sensitivity is None:
+            raise ValueError("the first-order deviation is linear in the Gram matrix in μP only")
+        outputs = len(gram) - len(self.basis)
+        turn = np.block(
+            [
+                [self.basis, np.zeros((len(self.basis), outputs))],
+                [np.zeros((outputs, self.basis.shape[1])), np.eye(outputs)],
+            ]
+        )
+        deviation = turn.T @ gram @ turn - np.eye(turn.shape[1])
+        response = {name: np.sum(g * deviation, axis=(-2, -1)) for name, g in self.sensitivity.items()}
+        return response | {"sharpness": response["hessian_eigenvalues"][:, 0]}
+
+
+@in_float64
+def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction:
+    """The laws of every observable at every measured step.  ``draws``, ``seed``: of Ξ, where an average is sampled.
+
+    Raises ValueError for parametrizations between NTP and μP: their rates are not powers of N^{-1/2} alone.
+    """
+    exponent = output_exponent(problem.scaling())
+    if exponent not in (0.0, 0.5):
+        raise ValueError(f"fluctuations are predicted for ntp and mup, not for output exponent {exponent:g}")
+    data = linear2.coordinates(problem)
+    numbers, limit = linear2.scales(problem, inf), linear2.solve(problem)
+    known = {name: jnp.asarray(limit[name]) for name in MEASURED}
+    n = sum(data.optimum.shape)
+    run = Run(data, numbers, linear2.schedule(problem), known, _expansions(linear2.evolve(problem), known))
+    key = jax.random.key(seed)
+    if exponent == 0.5:
+        sensitivity, laws = _meanfield_laws(run, key, n)
+    else:
+        sensitivity, laws = None, _kernel_laws(run, _gaussian_factors(key, draws, n))
+    masks = _simple_eigenvalues(problem, data, numbers)
+    laws = {
+        name: Law(*(np.where(masks.get(name, True), np.asarray(values), np.nan) for values in law))
+        for name, law in laws.items()
+    }
+    if sensitivity is not None:
+        sensitivity = {name: np.asarray(values) for name, values in sensitivity.items()}
+    return Prediction(laws, np.asarray(data.basis), sensitivity)
+
+
+def edge_crossing(problem: Problem, limit: Trajectory) -> int | None:
+    """The first measured step at which the limit's sharpness exceeds the edge of stability 2(1+β)/η0 − λ; None if never.
+
+    From there on the dynamics amplifies differences, the expansion in 1/√N loses its meaning, and no exponent is fitted.
+    With minibatches the noise may destabilise earlier; the condition is that of the full batch.
+    """
+    beyond = ~(limit["sharpness"] <= problem.edge_of_stability)
+    return int(limit.steps[np.argmax(beyond)]) if beyond.any() else None
+
+
+class Run(NamedTuple):
+    """What a trajectory is made of, but for ε and X_0, and in the limit the observables' values and what they expand about."""
+
+    data: linear2.Coordinates
+    numbers: linear2.Scales
+    schedule: linear2.Schedule
+    known: dict[str, Array]
+    expanded: tuple[curvature.Expansion, curvature.Expansion]
+
+
+@jax.jit
+def _expansions(states, known):
+    """At the measured steps.  In NTP too they are the same for every X_0: the curvature does not depend on f(0)."""
+    return jax.lax.map(lambda at: curvature.expansions(*at), (states, known))
+
+
+def _observe(run, epsilon, X0):
+    """Every observable at the measured steps, as a smooth function of ε and X_0."""
+    states = linear2.descend(run.data, run.numbers._replace(epsilon=epsilon), X0, run.schedule)
+    return jax.vmap(curvature.differentiable)(states, run.expanded, run.known)
+
+
+def _second_order(curve):
+    """(o', o'') at h = 0 of a function of one number."""
+    zero, one = jnp.zeros(()), jnp.ones(())
+    return jax.jvp(lambda h: jax.jvp(curve, (h,), (one,))[1], (zero,), (one,))
+
+
+def _meanfield_laws(run, key, n):
+    """(sensitivities, laws) in μP: both from all directions of Ξ where these are few enough, else each by its own means."""
+    zero = jax.tree.map(jnp.zeros_like, run.known)
+    if n * (n + 1) // 2 <= EXACT_DIRECTIONS:
+        basis = _basis(n)
+        first, second = _along(run, basis)
+        sensitivity = jax.tree.map(lambda o: 0.5 * jnp.tensordot(jnp.moveaxis(o, 0, -1), basis, 1), first)
+        bias, bias_error = jax.tree.map(lambda o: 0.5 * jnp.sum(o, 0), second), zero
+    else:
+        sensitivity = _gradients(run, n)
+        _, second = _along(run, _random_directions(key, n))
+        bias = jax.tree.map(lambda o: 0.5 * jnp.mean(o, 0), second)
+        bias_error = jax.tree.map(lambda o: 0.5 * jnp.std(o, 0) / np.sqrt(SAMPLED_DIRECTIONS), second)
+    std = jax.tree.map(lambda g: jnp.sqrt(2.0) * jnp.linalg.norm(g, axis=(-2, -1)), sensitivity)
+    laws = {name: (std[name], bias[name], zero[name], zero[name], bias_error[name], zero[name]) for name in zero}
+    return sensitivity, laws
+
+
+@jax.jit
+def _along(run, directions):
+    """(o', o'') along directions of X_0."""
+
+    def one(direction):
+        return _second_order(lambda h: _observe(run, jnp.ones(()), h * direction))
+
+    return jax.lax.map(one, directions, batch_size=64)
+
+
+@partial(jax.jit, static_argnames="n")
+def _gradients(run, n):
+    """sym ∂o/∂S_0 at S_0 = 1 (T, …, n, n), one reverse sweep per number, a few at a time."""
+
+    def flat(X0):
+        return jax.flatten_util.ravel_pytree(_observe(run, jnp.ones(()), X0))[0]
+
+    values, pull = jax.vjp(flat, jnp.zeros((n, n)))
+    gradients = jax.lax.map(lambda e: pull(e)[0], jnp.eye(len(values)), batch_size=16)
+    gradients = 0.5 * (gradients + gradients.swapaxes(1, 2))
+    unflatten = jax.flatten_util.ravel_pytree(run.known)[1]
+    return jax.vmap(jax.vmap(unflatten, 1, -1), 2, -1)(gradients)
+
+
+def _basis(n):
+    """The independent unit directions of Ξ: Ξ = Σ_k ξ_k B_k with ξ_k uncorrelated, of variance 1; |B_k|² = 2."""
+    rows, columns = np.tril_indices(n)
+    basis = np.zeros((len(rows), n, n))
+    basis[np.arange(len(rows)), rows, columns] = np.where(rows == columns, np.sqrt(2.0), 1.0)
+    basis[np.arange(len(rows)), columns, rows] = basis[np.arange(len(rows)), rows, columns]
+    return jnp.asarray(basis)
+
+
+def _random_directions(key, n):
+    """Random-sign combinations of all of them: E o''[Ξ, Ξ] needs no more than their second moments."""
+    signs = jax.random.rademacher(key, (SAMPLED_DIRECTIONS, n, n), dtype=float)
+    lower = jnp.tril(signs, -1)
+    return lower + lower.swapaxes(1, 2) + jnp.sqrt(2.0) * signs * jnp.eye(n)
+
+
+def _gaussian_factors(key, draws, n):
+    """ℓ of the Bartlett factor L/√N = 1 + εℓ − ε² diag(2i+1)/4: N(0,1) below the diagonal, N(0,1/2) on it."""
+    g = jax.random.normal(key, (draws, n, n), dtype=float)
+    return jnp.tril(g, -1) + g * jnp.eye(n) / jnp.sqrt(2.0)
+
+
+@jax.jit
+def _kernel_laws(run, factors):
+    """NTP: averages over draws of the derivatives in ε of o(ε, X_0(ε)) − o(0, f(0) of X_0(ε))."""
+    ends = 0.5 * jnp.diag(2 * jnp.arange(factors.shape[-1]) + 1.0)
+
+    def one(factor):
+        def deviation(epsilon):
+            X0 = factor + factor.T + epsilon * (factor @ factor.T - ends)
+            return jax.tree.map(jnp.subtract, *(_observe(run, e, X0) for e in (epsilon, jnp.zeros(()))))
+
+        return _second_order(deviation)
+
+    first, second = jax.lax.map(one, factors, batch_size=64)
+    count = np.sqrt(len(factors))
+
+    def law(o1, o2):
+        std = jnp.sqrt(jnp.mean(o1**2, 0))
+        std_error = jnp.std(o1**2, 0) / count / (2 * jnp.where(std > 0, std, 1.0))
+        shift, shift_error = jnp.mean(o1, 0), jnp.std(o1, 0) / count
+        significant = jnp.abs(shift) > 5 * shift_error  # most means vanish by symmetry: do not report their noise
+        return (std, 0.5 * jnp.mean(o2, 0), jnp.where(significant, shift, 0.0),
+                std_error, 0.5 * jnp.std(o2, 0) / count, shift_error)  # fmt: skip
+
+    return {name: law(first[name], second[name]) for name in run.known}
+
+
+def _simple_eigenvalues(problem, data, numbers):
+    """Per ranked observable (T, k): whether the eigenvalue is apart from its neighbours, one rank beyond k included."""
+    n = sum(data.optimum.shape)
+    more = linear2._measure_all(linear2.evolve(problem), n, problem.top_k + 1, problem.top_k + 1)
+
+    def apart(name):
+        values = np.asarray(more[name])
+        close = -np.diff(values, axis=1) <= DEGENERATE * np.abs(values[:, :1])
+        at_edge = np.zeros_like(values, bool)
+        if name == "hessian_eigenvalues":  # on the bulk's edge ρ(S_0): as smooth as ρ, however many there are
+            at_edge = values <= np.asarray(more["residual_eigenvalues"])[:, :1] * (1 + 1e-9)
+        shared = np.pad(close, ((0, 0), (1, 0))) | np.pad(close, ((0, 0), (0, 1)))
+        return ~(shared & ~at_edge)[:, : problem.top_k]
+
+    names = ("hessian_eigenvalues", "gauss_newton_eigenvalues", "ntk_eigenvalues")
+    return {name: apart(name) for name in names}

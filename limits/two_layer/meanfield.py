@@ -1,0 +1,156 @@
+"""Two-layer networks in μP at N = ∞, with any activation and loss: the mean-field limit, by clouds of particles.
+
+    f(x) = (1/γ0) <v φ(e·x/√D)>,    rescaled Hessian R + F Fᵀ        (``particles``, ``neuron_blocks``, beside this file)
+
+Gradient descent in discrete time, exact given the cloud.  Several clouds, scrambled independently, tell the error: every
+observable is their mean, ``Trajectory.errors`` is that of ``limits.repeats`` (the true value is within twice that in 95 %
+of draws).  Edges are no means: see below.
+
+Which observables have a limit?  Means over neurons have: loss, NTK and Gauss-Newton eigenvalues, directional sharpness, and
+the eigenvalues of the Hessian outside its bulk, roots of λ_k(M(λ)) = 1 with M(λ) = <F̂ᵀ(λ − R)⁻¹F̂>, F̂ = BᵀJ/√P.  The rest is
+up to the bulk, the law of the eigenvalues of a neuron's block R_i.
+
+φ'' = 0 (linear, ReLU)   R_i depends only on the samples that the neuron is active on, tr R_i = 0: the bulk is compact.  Its
+    edges are the limits of λ_min and of R's edges, an eigenvalue without a root lies at the edge, and tr H = tr G.  ReLU:
+    the edge is a maximum over patterns of activation, and a cloud, as a network of its size, lacks the rarest ones.
+    ``limits.two_layer.patterns`` has all of them, at step 0 those that there are: then the edge is exact.  Later some might be
+    deserted, and of large data sets the patterns are too many: then the value is the largest that the clouds have, and
+    its error the distance to what no pattern exceeds.
+otherwise                R_i has Σ_p r_p·v_i φ'' in it, and v_i is Gaussian at step 0: the bulk has no edge.  Its largest of
+    N eigenvalues grows as √(log N), in the end past every outlier, and tr R as N: neither λ_min, nor R's edges, nor tr H
+    has a limit, and they are left out.  Outliers above the bulk of the cloud are what wide networks have up to about that
+    width.  An eigenvalue whose eigenvector one neuron carries is no outlier; then, and for all ranks below, the value is
+    that of the cloud as a network, and its error is infinite.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from limits import memory
+from limits.activations import KINKED, PIECEWISE_LINEAR
+from limits.machine import in_float64
+from limits.problem import Problem
+from limits.repeats import errors_of, first_ranks, scatter
+from limits.trajectory import Trajectory
+from limits.two_layer.linear_curvature import Spectrum
+from limits.two_layer.meanfield_law import predict
+from limits.two_layer.neuron_blocks import (
+    IN_BULK,
+    Measurement,
+    Observables,
+    diverged,
+    hessian,
+    limit_of_hessian,
+    measure,
+    observables,
+    with_zeros,
+)
+from limits.two_layer.particles import check, cloud, functions, path, population
+from limits.two_layer.patterns import candidates, edge
+
+SIGNAL = "r"
+NO_EDGE = dict.fromkeys(
+    ("hessian_min", "residual_eigenvalues", "hessian_trace"), "the bulk of the Hessian has no edge with this activation"
+)
+__all__ = ["HessianSpectrum", "hessian_spectra", "predict", "solve"]
+
+
+class HessianSpectrum(NamedTuple):
+    """outliers, largest first · bulk: eigenvalues of R_i, multiplicities per neuron, D + C in all."""
+
+    outliers: Float[np.ndarray, " k"]
+    bulk: Spectrum
+
+
+@in_float64
+def solve(problem: Problem, *, particles: int = 4096, repeats: int = 4, seed: int = 0) -> Trajectory:
+    """The limit of ``mlp(problem, width, 1, activation)`` in μP, from so many clouds of so many particles.
+
+    Momentum, weight decay, minibatches, several outputs and cross-entropy as in ``limits.problem``; observables as above.
+    Raises ValueError for another parametrization, optimiser or depth and for clouds that are none; MemoryError before it
+    starts.
+    """
+    if repeats < 2:
+        raise ValueError(f"{repeats} repeats: a standard error needs two")
+    clouds = [_trajectory(problem, times) for times in _clouds(problem, particles, repeats, seed)]
+    found = {name: np.stack([of[name] for of in clouds]) for name in clouds[0]}
+    in_bulk, signals = found.pop(IN_BULK).any(0), found.pop(SIGNAL)
+    values = {name: np.mean(of, 0) for name, of in found.items()}
+    errors = errors_of(values, found, averaged=1)
+    errors["hessian_eigenvalues"][in_bulk] = np.inf
+    if problem.network.activation in KINKED:
+        _put_edges(values, errors, *_edges(problem, signals, found["residual_eigenvalues"][..., 0].max(0)))
+    values, errors = (first_ranks(of, problem.top_k) for of in (values, errors))
+    return Trajectory(problem.steps, values, errors, left_open=NO_EDGE)
+
+
+@in_float64
+def hessian_spectra(problem: Problem, *, particles: int = 4096, seed: int = 0) -> list[HessianSpectrum]:
+    """Of one cloud at the measured steps: at most top_k outliers, and the bulk.  Empty once diverged; raises as ``solve``."""
+    (times,) = _clouds(problem, particles, 1, seed)
+    return [_spectrum(problem, measured) for measured in times]
+
+
+def _clouds(problem, particles, repeats, seed) -> Iterator[Iterator[Measurement]]:
+    """The measured steps of each cloud."""
+    check(problem)
+    n, rank = min(problem.inputs.shape) + problem.num_outputs, problem.targets.size
+    numbers = len(problem.steps) * n + 4 * n * (n + rank) + 8 * problem.num_samples
+    memory.require(particles * numbers + 6 * rank**2, f"{particles} particles need", "take fewer")
+    return (_times(problem, cloud(problem, particles, rng)) for rng in np.random.default_rng(seed).spawn(repeats))
+
+
+def _times(problem, start) -> Iterator[Measurement]:
+    of, mass = functions(problem), np.full(len(start.readout), 1 / len(start.readout))
+    fixed = population(problem, mass)
+    states = path(of, fixed, problem, start)
+    return (measure(of, fixed, jax.tree.map(lambda a: a[t], states)) for t in range(len(problem.steps)))  # noqa: B023
+
+
+def _trajectory(problem, times: Iterable[Measurement]) -> Observables:
+    """With more ranks than are wanted (``repeats.first_ranks``; one more of the Hessian), and r."""
+
+    def of_hessian(of, _):
+        return limit_of_hessian(of, problem.top_k + 1, compact=problem.network.activation in PIECEWISE_LINEAR)
+
+    found = [
+        observables(measured, problem.top_k + problem.num_outputs, of_hessian) | {SIGNAL: np.asarray(measured.error)}
+        for measured in times
+    ]
+    return {name: np.stack([of[name] for of in found]) for name in found[0]}
+
+
+def _edges(problem, signals: Float[np.ndarray, "R T P C"], reached: Float[np.ndarray, " T"]) -> Float[np.ndarray, "2 T"]:
+    """(upper edges, errors) of the bulk where a neuron has a kink; ``reached`` by the clouds."""
+    inputs, richness = np.asarray(population(problem, np.ones(1)).inputs), problem.richness
+    patterns = candidates(inputs, problem.num_outputs)
+    noise = richness * np.linalg.norm(inputs, 2) * np.linalg.norm(scatter(signals), axis=(1, 2))
+    result = np.stack([reached, np.full(len(reached), np.nan)])
+    for t in np.flatnonzero(np.isfinite(noise)):
+        of_cells = edge(inputs, signals[:, t].mean(0), patterns, max(reached[t] - noise[t], 0.0) / richness)
+        found = max(reached[t], richness * of_cells.found) if t == 0 else reached[t]
+        result[:, t] = found, max(richness * of_cells.bound - found, 0.0) + noise[t]
+    return result
+
+
+def _put_edges(values, errors, edge: Float[np.ndarray, " T"], error: Float[np.ndarray, " T"]) -> None:
+    """In place of the clouds' own; no eigenvalue with a limit is below, and none may be below what the edge might be."""
+    values["residual_eigenvalues"], values["hessian_min"] = np.stack([edge, -edge], 1), -edge
+    errors["residual_eigenvalues"], errors["hessian_min"] = np.stack([error, error], 1), error
+    roots = values["hessian_eigenvalues"]
+    values["hessian_eigenvalues"] = tops = np.maximum(roots, edge[:, None])
+    errors["hessian_eigenvalues"] = np.maximum(errors["hessian_eigenvalues"] - (tops - roots), (edge + error)[:, None] - tops)
+
+
+def _spectrum(problem, measured) -> HessianSpectrum:
+    if diverged(measured):
+        return HessianSpectrum(np.zeros(0), Spectrum(np.zeros(0), np.zeros(0)))
+    of, (N, n, _) = hessian(measured), measured.blocks.shape
+    found = limit_of_hessian(of, problem.top_k, compact=problem.network.activation in PIECEWISE_LINEAR)
+    values = found["hessian_eigenvalues"]
+    outliers = values[(found[IN_BULK] == 0) & (values > of.poles[0])]
+    return HessianSpectrum(outliers, with_zeros(of.poles, np.full(N * n, 1 / N), problem.num_inputs + problem.num_outputs))

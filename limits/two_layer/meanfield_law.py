@@ -1,0 +1,239 @@
+"""How a two-layer network of width N departs from its mean-field limit: predicted by differentiating in particles' masses.
+
+A network of width N is the particle system of N independent draws, an observable o a functional of their law.  With
+o'(z), o''(z, z') its first and second variation by mass at the *initial* particles z, z' (von Mises 1947),
+
+    root mean square over seeds   N^{-1/2} · std,     std² = Var_z o'(z)
+    mean over seeds               N^{-1} · bias,      bias = ½ [E o''(z, z) − E o''(z, z')]       z' an independent copy
+
+f(0) ≠ 0 of a finite network is part of it.  In a cloud of M particles o'(z_i) = ∂o/∂w_i at w = 1/M, through the whole
+training: one reverse sweep per number.  The bias is ½ E D²o[s, s] over random signs σ, s = (σ − σ̄)/√M, whose covariance
+is that of M masses drawn at random, and has the standard error of the mean.
+
+An eigenvalue of the Hessian is differentiated as the Rayleigh quotient of its eigenvector, corrected to first order,
+
+    y = y_0 + (λ_0 − H_0)⁺ H y_0,      which makes <y, Hy>/<y, y> right to third order
+
+Eigenvalues that others are close to, or that lie in the bulk (``limits.two_layer.meanfield``), have no such law: NaN.  Nor do
+ReLU networks from here: the kinks that a moved neuron crosses are a density that no cloud's derivative contains.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from limits import memory
+from limits.machine import in_float64
+from limits.problem import Problem
+from limits.two_layer import linear as linear2
+from limits.two_layer import particles as system
+from limits.two_layer.linear_curvature import leading_eigenvalues
+from limits.two_layer.linear_law import Law, Prediction, _second_order
+from limits.two_layer.neuron_blocks import IN_BULK, Measurement, diverged, factors, hessian, limit_of_hessian, measure
+from limits.two_layer.particles import Descent, Functions, Neurons, Population
+
+APART = 0.02  # of the largest: a cloud splits equal eigenvalues, by about a quarter of that at 1024 particles
+SIDE_BY_SIDE = 8  # sweeps, or directions
+
+
+class Kind(NamedTuple):
+    """What compiled code is specialised to."""
+
+    functions: Functions
+    nesterov: bool
+    top_k: int
+
+
+class Roots(NamedTuple):
+    """Eigenvalues of the Hessian where nothing has moved: y_0 (times √w), (λ_0 − R)⁻¹, (1 − M(λ_0))⁺ of each outlier."""
+
+    outlier: Bool[Array, "*k"]
+    vector: Float[Array, "*k N n"]
+    resolvent: Float[Array, "*k N n n"]
+    inner: Float[Array, "*k q q"]
+
+
+class Run(NamedTuple):
+    """A cloud's training; where it is at the measured steps, and the Hessian's eigenvalues there, with its own masses."""
+
+    population: Population
+    descent: Descent
+    start: Neurons
+    states: Neurons
+    roots: Roots
+
+
+@in_float64
+def predict(
+    problem: Problem, *, particles: int = 1024, repeats: int = 4, directions: int = 64, seed: int = 0
+) -> Prediction | None:
+    """The laws of every observable of ``limits.two_layer.meanfield`` at every measured step; None for ReLU.
+
+    From so many clouds of particles and so many random directions in each, over which the errors are standard errors.
+    Raises ValueError and MemoryError as ``limits.two_layer.meanfield.solve``.
+    """
+    system.check(problem)
+    if repeats < 2:
+        raise ValueError(f"{repeats} repeats: a standard error needs two")
+    if problem.network.activation == "relu":
+        return None
+    n, rank, k = min(problem.inputs.shape) + problem.num_outputs, problem.targets.size, problem.top_k
+    per_step = n * (n + 2) * k + 4 * SIDE_BY_SIDE * problem.num_samples * (problem.num_outputs + 1)
+    numbers = particles * (len(problem.steps) * per_step + 8 * n * rank)
+    memory.require(numbers, f"{particles} particles need", "take fewer")
+    kind = Kind(system.functions(problem), problem.nesterov, problem.top_k)
+    clouds = [_of_cloud(kind, problem, particles, directions, rng) for rng in np.random.default_rng(seed).spawn(repeats)]
+    variance, second, known = (jax.tree.map(lambda *of: np.stack(of), *part) for part in zip(*clouds, strict=True))
+    laws = {name: _law(variance[name], second[name], known.get(name, np.ones(1, bool)).all(0)) for name in variance}
+    laws.setdefault("gauss_newton_eigenvalues", laws["ntk_eigenvalues"])  # of MSE
+    return Prediction(laws, np.asarray(linear2.coordinates(problem).basis), None)
+
+
+def _law(variance, second, known) -> Law:
+    """From Var o' of each cloud, and o'' of each cloud and direction."""
+    with np.errstate(all="ignore"):  # after a divergence
+        second = second.reshape(-1, *second.shape[2:]) / 2
+        std = np.sqrt(variance.mean(0))
+        std_error = np.std(variance, 0, ddof=1) / np.sqrt(len(variance)) / (2 * np.where(std > 0, std, 1.0))
+        bias, bias_error = second.mean(0), np.std(second, 0, ddof=1) / np.sqrt(len(second))
+    shift = np.zeros_like(std)
+    return Law(*(np.where(known, values, np.nan) for values in (std, bias, shift, std_error, bias_error, shift)))
+
+
+def _of_cloud(kind, problem, particles, directions, rng) -> tuple[dict, dict, dict]:
+    """(Var o', o'' along each direction, whether an eigenvalue has a law), by observable."""
+    population, descent = system.population(problem, np.full(particles, 1 / particles)), system.descent(problem)
+    start = jax.tree.map(jnp.asarray, system.cloud(problem, particles, rng))
+    states = system.descend(kind.functions, population, descent, start, nesterov=kind.nesterov)
+    measured = [measure(kind.functions, population, jax.tree.map(lambda a: a[t], states)) for t in range(len(problem.steps))]  # noqa: B023
+    roots, known = zip(*(_roots(kind, jax.tree.map(np.asarray, at)) for at in measured), strict=True)
+    run = Run(population, descent, start, states, jax.tree.map(lambda *a: jnp.stack(a), *roots))
+    signs = rng.choice([-1.0, 1.0], size=(directions, particles))
+    along = jnp.asarray(signs - signs.mean(1, keepdims=True)) / np.sqrt(particles)
+    found = jax.tree.map(np.asarray, (_variances(kind, run), _second_along(kind, run, along)))
+    return *found, {name: np.stack([of[name] for of in known]) for name in known[0]}
+
+
+def _roots(kind, measured: Measurement) -> tuple[Roots, dict[str, np.ndarray]]:
+    """The top_k eigenvalues of the Hessian, and which eigenvalues have a law.  The others are any vector's quotient."""
+    (N, n, q), k, compact = measured.factors.shape, kind.top_k, kind.functions.activation == "linear"
+    any_root = Roots(np.array(False), np.full((N, n), 1 / np.sqrt(N * n)), np.zeros((N, n, n)), np.zeros((q, q)))
+    names = ("hessian_eigenvalues", "gauss_newton_eigenvalues", "ntk_eigenvalues")
+    if diverged(measured):
+        return jax.tree.map(lambda a: np.stack([a] * k), any_root), dict.fromkeys(names, np.zeros(k, bool))
+    of = hessian(measured)
+    found = limit_of_hessian(of, k + 1, compact=compact)
+    values = found["hessian_eigenvalues"], *(np.linalg.eigvalsh(a)[::-1] for a in (measured.gauss_newton, measured.ntk))
+    known = {name: _apart(one, k) for name, one in zip(names, values, strict=True)}
+    outlier = known["hessian_eigenvalues"] & (found[IN_BULK][:k] == 0) & (values[0][:k] > of.poles[0])
+    known["hessian_eigenvalues"] = outlier | (compact & (values[0][:k] <= of.poles[0]))  # the edge itself has a law
+    roots = [_root(measured, lam) if one else any_root for lam, one in zip(values[0][:k], outlier, strict=True)]
+    return jax.tree.map(lambda *a: np.stack(a), *roots), known
+
+
+def _apart(values, k):
+    """(k,) whether an eigenvalue, largest first, is apart from its neighbours."""
+    values = np.pad(values, (0, k + 1))[: k + 1]
+    close = np.diff(-values) <= APART * abs(values[0])
+    return ~(np.pad(close, (1, 0)) | np.pad(close, (0, 1)))[:k]
+
+
+def _root(measured: Measurement, lam) -> Roots:
+    poles, turns = np.linalg.eigh(measured.blocks)
+    resolvent = (turns / (lam - poles)[:, None, :]) @ turns.swapaxes(1, 2)
+    lifted = resolvent @ measured.factors
+    mu, vectors = np.linalg.eigh(np.einsum("inp,inq->pq", measured.factors, lifted))
+    at = np.argmin(np.abs(mu - 1))
+    vector = lifted @ vectors[:, at]
+    inverse = np.divide(1, 1 - mu, out=np.zeros_like(mu), where=np.arange(len(mu)) != at)
+    return Roots(np.array(True), vector / np.linalg.norm(vector), resolvent, (vectors * inverse) @ vectors.T)
+
+
+@partial(jax.jit, static_argnums=0)
+def _variances(kind, run):
+    """Var_i ∂o/∂w_i of every number, one reverse sweep each, a few at a time."""
+
+    def flat(mass):
+        return jax.flatten_util.ravel_pytree(_observe(kind, run, mass))[0]
+
+    values, pull = jax.vjp(flat, run.population.mass)
+    whole = -(-len(values) // SIDE_BY_SIDE) * SIDE_BY_SIDE  # a last batch of another size would be compiled apart
+    variances = jax.lax.map(lambda e: jnp.var(pull(e)[0]), jnp.eye(whole, len(values)), batch_size=SIDE_BY_SIDE)
+    like = jax.eval_shape(partial(_observe, kind, run), run.population.mass)
+    unflatten = jax.flatten_util.ravel_pytree(jax.tree.map(lambda a: jnp.zeros(a.shape), like))[1]
+    return unflatten(variances[: len(values)])
+
+
+@partial(jax.jit, static_argnums=0)
+def _second_along(kind, run, directions):
+    """o'' along each direction of the masses."""
+
+    def second(direction):
+        return _second_order(lambda h: _observe(kind, run, run.population.mass + h * direction))[1]
+
+    return jax.lax.map(second, directions, batch_size=SIDE_BY_SIDE)
+
+
+def _observe(kind, run, mass):
+    """Every observable at the measured steps, as a smooth function of the masses."""
+    population = run.population._replace(mass=mass)
+    states = system.descend(kind.functions, population, run.descent, run.start, nesterov=kind.nesterov)
+    at_one_time = partial(_observe_at_one_time, kind, population, run.population)
+    return jax.lax.map(lambda args: at_one_time(*args), (states, run.states, run.roots))
+
+
+def _observe_at_one_time(kind, population, own, z, own_z, roots):
+    of, k = kind.functions, kind.top_k
+    ntk = system.ntk(of, population, z)
+    product = partial(system.hessian_product, of, population, z)
+    quotient = partial(_quotient, product, population, own.mass, factors(of, own, own_z))
+    eigenvalues = jax.vmap(quotient)(roots)
+    found = {
+        "loss": system.loss(of, population, z),
+        "hessian_eigenvalues": eigenvalues,
+        "ntk_eigenvalues": leading_eigenvalues(ntk, k),
+        "directional_sharpness": system.directional_sharpness(of, population, z),
+    }
+    gauss_newton = ntk if of.ell.quadratic else system.gauss_newton(of, population, z, ntk)
+    if not of.ell.quadratic:
+        found["gauss_newton_eigenvalues"] = leading_eigenvalues(gauss_newton, k)
+    if of.activation != "linear":
+        return found
+    edge = _edge_of_a_linear_network(of, population, z)
+    return found | {
+        "hessian_eigenvalues": jnp.where(roots.outlier, eigenvalues, edge),
+        "hessian_min": -edge,
+        "residual_eigenvalues": jnp.stack([edge, -edge]),
+        "hessian_trace": jnp.trace(gauss_newton),
+    }
+
+
+def _quotient(product, population, mass, factor, root: Roots):
+    """<y, Hy>/<y, y> of the eigenvector where the masses are their own, corrected to first order."""
+    weight = jnp.sqrt(mass)[:, None]
+
+    def neurons(y):
+        return Neurons(*jnp.split(y / weight, [population.inputs.shape[1]], axis=1))
+
+    def corrected(b):  # (λ_0 − H_0)⁺ b, by Woodbury's formula
+        b = _without(root.vector, b)
+        seen = jnp.einsum("inq,inm,im->q", factor, root.resolvent, b, optimize="optimal")
+        return _without(root.vector, jnp.einsum("inm,im->in", root.resolvent, b + factor @ (root.inner @ seen)))
+
+    moved = product(neurons(root.vector))
+    y = neurons(root.vector + corrected(weight * jnp.concatenate(moved, 1)))
+    return system.inner(population, y, product(y)) / system.inner(population, y, y)
+
+
+def _without(unit, b):
+    return b - jnp.sum(unit * b) * unit
+
+
+def _edge_of_a_linear_network(of, population, z):
+    """The bulk is ±γ0 σ(x̂ᵀr)."""
+    mixed = population.richness * population.inputs.T @ system.error_signal(of, population, z)
+    return jnp.sqrt(leading_eigenvalues(mixed.T @ mixed, 1)[0])
