@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import pkgutil
 import select
 import signal
 import sys
@@ -12,21 +13,23 @@ from typing import ClassVar, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from comparisons.records import Damaged, Refused, Unwritten, provenance
 from limits.arguments import read, stop
 
 Options = TypeVar("Options")
 PATIENCE = 4.0  # seconds from an interruption until the process ends, whatever it is computing
 
 
-def run(options: type[Options], command: Callable[[Options], None], prog: str, arguments: Sequence[str] | None = None):
-    """Parse the arguments and run the command.
+def run(options: type[Options], command: Callable[[Options], None] | str, prog: str, arguments: Sequence[str] | None = None):
+    """Parse the arguments and run the command, or "module:function", which is imported when they are parsed: it takes seconds.
 
     A mistake (bad option, ValueError, a folder that cannot be used, a package that is not there) ends with one line on
     standard error and status 2; a disk that takes no more too, at once; an interruption with one line and the status of the
     signal.
     """
     parsed = read(options, prog, arguments)
+    from comparisons.records import Damaged, Refused, Unwritten, provenance  # isort: skip  (with xarray)
+
+    command = pkgutil.resolve_name(command) if isinstance(command, str) else command
     _say_once(prog)
     try:
         with _interruptible(prog):

@@ -1,4 +1,7 @@
-"""What every command that trains networks shares: its data, what its options must fulfil, its folder, its progress bar."""
+"""What every command that trains networks shares: its data, what its options must fulfil, its folder, its progress bar.
+
+Nothing here takes long to import, nor does anything in the ``options.py`` of a command: so `--help` is there at once.
+"""
 
 import hashlib
 import json
@@ -14,7 +17,6 @@ from math import isfinite, isqrt
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
@@ -26,13 +28,16 @@ from finite.data.patches import patches10
 from finite.data.synthetic import Data, digits, gaussian
 from finite.data.text import Text, plays, read_text, windows
 from limits import Problem, minibatches
-from limits.machine import one_lapack_thread
 from limits.models import Model, read_model
 
 Shaped = tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P C"], tuple[int, int, int] | None]  # None: not said
 WITH_DEPTH = ("mlp", "resmlp", "convnet", "resconvnet", "vit", "gpt")  # models that do not say it in their name
 NAMED = ("gaussian", "digits", "patches10", "plays", "probe")  # data that is no file
 UNRECORDED = ("out", "dry_run")  # options on which no number depends
+JOB_QUEUES = {  # of dask_jobqueue; local: its jobs are processes of this machine
+    "slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster",
+    "htcondor": "HTCondorCluster", "moab": "MoabCluster", "local": "LocalCluster",
+}  # fmt: skip
 MEASUREMENTS = 8  # after the first one, where a command is not told how many
 
 
@@ -371,6 +376,10 @@ def folder(out: Path | None, name: str, config: dict) -> Path:
 def threads() -> Iterator[ThreadPoolExecutor]:
     """For the length of a ``with``: what computes two things at a time on a CPU, where compiling takes one core, and so do
     small networks.  An accelerator is kept for one."""
+    import jax
+
+    from limits.machine import one_lapack_thread
+
     pool = ThreadPoolExecutor(2 if jax.default_backend() == "cpu" else 1)
     try:
         with one_lapack_thread():

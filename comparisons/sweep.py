@@ -47,10 +47,6 @@ from finite.training.train import train
 from limits import Problem
 from limits.exponents.algebra import Scaling
 
-JOB_QUEUES = {  # of dask_jobqueue; local: its jobs are processes of this machine
-    "slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster",
-    "htcondor": "HTCondorCluster", "moab": "MoabCluster", "local": "LocalCluster",
-}  # fmt: skip
 CHUNK = 1.0  # seconds of work on a CPU, as estimated, from one time when cells are kept to the next
 
 
@@ -270,7 +266,8 @@ class Engine:
     """Where the groups are computed.
 
     processes   so many of this machine; 1: this one.  With a job queue, so many jobs
-    cluster     None: this machine.  The address of a Dask scheduler, its file (.json), or a job queue (``JOB_QUEUES``)
+    cluster     None: this machine.  The address of a Dask scheduler, its file (.json), or a job queue
+                (``comparisons.options.JOB_QUEUES``)
 
     Raises ValueError for what cannot work.
     """
@@ -281,7 +278,7 @@ class Engine:
     def __post_init__(self):
         if self.processes < 1:
             raise ValueError(f"{self.processes} processes: at least 1 is needed")
-        for name in ["distributed", *(["dask_jobqueue"] if self.cluster in JOB_QUEUES else [])]:
+        for name in ["distributed", *(["dask_jobqueue"] if self.cluster in runs.JOB_QUEUES else [])]:
             if self.cluster is not None and find_spec(name) is None:
                 raise ValueError(f"cluster {self.cluster}: {name} is not installed; install it with "
                                  "`uv sync --extra cluster` or `pip install 'superconsistency[cluster]'`")  # fmt: skip
@@ -374,8 +371,8 @@ def _on_cluster(engine, work, groups):
     from distributed import Client, as_completed
 
     with ExitStack() as held:
-        if engine.cluster in JOB_QUEUES:
-            queue = getattr(import_module(f"dask_jobqueue.{engine.cluster}"), JOB_QUEUES[engine.cluster])
+        if engine.cluster in runs.JOB_QUEUES:
+            queue = getattr(import_module(f"dask_jobqueue.{engine.cluster}"), runs.JOB_QUEUES[engine.cluster])
             cluster = held.enter_context(queue())  # as the user's jobqueue.yaml says
             cluster.scale(jobs=engine.processes)
             client = held.enter_context(Client(cluster))

@@ -2,39 +2,37 @@
 
 __version__ = "0.2.0"  # of the distribution superconsistency (pyproject.toml reads it here); it changes with the numbers
 
+from importlib import import_module
+
 import limits.start  # noqa: F401  (before what takes seconds)
 
-# isort: split
-from limits.deep import dmft
-from limits.deep import infinite_depth as depth
-from limits.deep import linear as deep_linear
-from limits.exponents.algebra import Scaling
-from limits.kernel import ntk
-from limits.problem import Problem, minibatches
-from limits.theories import predict, solve
-from limits.trajectory import OBSERVABLES, Trajectory
-from limits.two_layer import linear as linear2
-from limits.two_layer import linear_curvature as curvature
-from limits.two_layer import linear_law as fluctuations
-from limits.two_layer import meanfield
+_HOMES = {  # of what is offered here, each imported where it is first asked for: JAX and what stands on it take seconds
+    "OBSERVABLES": "limits.trajectory:OBSERVABLES",
+    "Problem": "limits.problem:Problem",
+    "Scaling": "limits.exponents.algebra:Scaling",
+    "Trajectory": "limits.trajectory:Trajectory",
+    "curvature": "limits.two_layer.linear_curvature",
+    "deep_linear": "limits.deep.linear",
+    "depth": "limits.deep.infinite_depth",
+    "dmft": "limits.deep.dmft",
+    "fluctuations": "limits.two_layer.linear_law",
+    "linear2": "limits.two_layer.linear",
+    "meanfield": "limits.two_layer.meanfield",
+    "minibatches": "limits.problem:minibatches",
+    "ntk": "limits.kernel.ntk",
+    "predict": "limits.theories:predict",
+    "solve": "limits.theories:solve",
+}
+__all__ = list(_HOMES)
 
-__all__ = [
-    "OBSERVABLES",
-    "Problem",
-    "Scaling",
-    "Trajectory",
-    "curvature",
-    "deep_linear",
-    "depth",
-    "dmft",
-    "fluctuations",
-    "linear2",
-    "meanfield",
-    "minibatches",
-    "ntk",
-    "predict",
-    "solve",
-]  # fmt: skip
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    found = import_module(module)
+    globals()[name] = getattr(found, attribute) if attribute else found
+    return globals()[name]
 
 
 def __dir__():

@@ -1,10 +1,9 @@
 """The activations by name, for both rooms."""
 
 from collections.abc import Callable
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array
+from limits.later import jax, jnp
 
 
 def _gelu(h):
@@ -12,11 +11,11 @@ def _gelu(h):
     return jax.nn.gelu(h, approximate=False)
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "linear": lambda h: h,
-    "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
-    "erf": jax.lax.erf,
+    "relu": lambda h: jax.nn.relu(h),
+    "tanh": lambda h: jnp.tanh(h),
+    "erf": lambda h: jax.lax.erf(h),
     "gelu": _gelu,
 }
 PIECEWISE_LINEAR = {"linear", "relu"}

@@ -6,13 +6,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-Outputs = Float[Array, "*samples C"]
+from limits.later import jax, jnp
+
+Outputs = Float[Any, "*samples C"]  # arrays of JAX, whose class would have it imported
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,17 @@ class Loss:
     """
 
     name: str
-    value: Callable[[Outputs, Outputs], Float[Array, "*samples"]]
+    value: Callable[[Outputs, Outputs], Float[Any, "*samples"]]
     gradient: Callable[[Outputs, Outputs], Outputs]
-    curvature: Callable[[Outputs], Float[Array, "*samples C C"]]
-    root: Callable[[Outputs], Float[Array, "*samples C C"]]
+    curvature: Callable[[Outputs], Float[Any, "*samples C C"]]
+    root: Callable[[Outputs], Float[Any, "*samples C C"]]
 
     @property
     def quadratic(self) -> bool:
         """Whether ∂²ℓ/∂f² = 1 for every output: then G = JᵀJ/P has the nonzero eigenvalues of the NTK."""
         return self.name == "mse"
 
-    def mean(self, outputs: Outputs, targets: Outputs) -> Float[Array, ""]:
+    def mean(self, outputs: Outputs, targets: Outputs) -> Float[Any, ""]:
         """L: the mean over all samples."""
         return jnp.mean(self.value(outputs, targets))
 

@@ -1,4 +1,6 @@
-"""The first moments of a command and what surrounds it: each a process of its own, in which JAX is a harmful stand-in."""
+"""The first moments of a command and what surrounds it: each a process of its own, in which JAX is a harmful
+stand-in (of `limits.exponents`, SymPy).
+"""
 
 import os
 import subprocess
@@ -13,10 +15,21 @@ import limits.start  # noqa: F401  (registers how to spell)
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("limits.exponents", "comparisons.convergence", "comparisons.coord_check", "comparisons.landscape",
             "comparisons.transfer", "paper_figures.figure_1_1")  # fmt: skip
+HEAVY = {"jax", "jaxlib", "scipy", "sympy", "pandas", "xarray", "matplotlib", "h5py", "optax", "diffrax"}
+MODULES = """
+import runpy, sys
+try:
+    runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
+finally:
+    print(*sys.modules)
+"""
+
+
 def start(module, folder, harm, **environment):
-    """`python -m module` where `import jax` does that."""
-    (folder / "jax").mkdir()
-    (folder / "jax" / "__init__.py").write_text(harm)
+    """`python -m module` where `import jax`, or of the derivation `import sympy`, does that."""
+    victim = folder / ("sympy" if module == COMMANDS[0] else "jax")
+    victim.mkdir()
+    (victim / "__init__.py").write_text(harm)
     return python(module, folder, **environment)
 
 
@@ -42,6 +55,24 @@ def test_a_setting_that_a_library_refuses(module, tmp_path):
 def test_a_reader_that_has_read_enough(tmp_path):
     done = start(COMMANDS[0], tmp_path, "raise BrokenPipeError(32, 'Broken pipe')")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--los", "mse")], ids=["help", "mistyped"])
+@pytest.mark.parametrize("module", COMMANDS[:-1])
+def test_options_are_read_before_what_takes_seconds_is_imported(module, words):
+    command = [sys.executable, "-c", MODULES, module, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, words[0] in done.stdout + done.stderr) == (0 if words == ("--help",) else 2, True)
+    imported = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    assert {"limits", "tyro"} <= imported
+    assert not HEAVY & imported
+
+
+def test_of_limits_that_is_imported_what_is_used():
+    code = ("import limits, sys; assert 'predict' in dir(limits); limits.Problem; light = set(sys.modules); limits.solve; "
+            "print(*({'jax', 'scipy', 'sympy', 'diffrax'} & light), 'jax' in sys.modules)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_our_own_faults_keep_their_traceback(tmp_path):

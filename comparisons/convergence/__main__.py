@@ -1,3 +1,4 @@
-from comparisons.convergence.study import main
+from comparisons.command_line import run
+from comparisons.convergence.options import PROGRAM, Options
 
-main()
+run(Options, "comparisons.convergence.study:compare", PROGRAM)

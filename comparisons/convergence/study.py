@@ -15,26 +15,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import isfinite
-from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-import tyro
 import xarray as xr
 
 from comparisons import cases, command_line, estimate, records, super_consistency
 from comparisons import options as runs
 from comparisons import style as plots
 from comparisons.convergence import rates
+from comparisons.convergence.options import PROGRAM, Options
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem, Trajectory
 from limits import theories as limit
-from limits.exponents import tables as exponent_tables
+from limits.exponents import parametrization
 from limits.trajectory import MEASURED
 from limits.two_layer import linear_law as fluctuations
 
-PROGRAM = "python -m comparisons.convergence"
 EPSILON = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
 RESOLVE = 0.05  # eigenvalues are computed to this fraction of the smallest gap that a fit has to see
 MEANING = {  # of a variable's suffix in trajectories.nc
@@ -43,36 +40,6 @@ MEANING = {  # of a variable's suffix in trajectories.nc
     "first_order": ("predicted deviation", "part of the deviation that is linear in that of the initial Gram matrix"),
 }
 TOLERANCES = {"float32": (3e-6, 1e-3), "float64": (1e-12, 1e-3)}  # the tightest and the loosest relative tolerance
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(runs.TrainingOptions):
-    """Train networks of growing width, integrate their infinite-width limit, and fit how fast they approach it."""
-
-    param: str = "mup"
-    """Parametrization: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for residual models depth_mup
-    and alpha1; or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
-    widths: tuple[int, ...] = (128, 256, 512, 1024, 2048)
-    """Hidden widths N, at least three."""
-    depth: int = 2
-    """Hidden layers of mlp, convolutions of convnet, blocks of the others."""
-    seeds: int = 32
-    """Networks per width, at least two."""
-    measure_every: int | None = None
-    """Steps between two measurements; default 4, or all steps if they are fewer."""
-    learning_rate: float = 0.5
-    """η0; the raw step is η0 γ², the edge of stability 2/η0."""
-    reference: Literal["theory", "largest-width"] | None = None
-    """What is subtracted: the limit (default where it is known; from an observable that it leaves open, the largest
-    network), or from all the largest network (the paper's way; biased)."""
-    top_k: int | None = None
-    """How many leading eigenvalues are followed; default 3, or as many as the narrowest network has parameters."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Results; default results/MODEL-PARAM-DIGEST, one folder per set of options."""
-
-    def adapted(self) -> "Options":
-        options = super().adapted()
-        return replace(options, measure_every=min(4, max(self.steps, 1))) if self.measure_every is None else options
 
 
 @dataclass(frozen=True)
@@ -149,7 +116,7 @@ def prepare(options: Options) -> Comparison:
         problem = replace(problem, top_k=options.top_k)
     if options.top_k > smallest:
         raise ValueError(f"top-k {options.top_k}: a network of width {min(widths)} has only {smallest} parameters")
-    settings = {"reference": reference, "exponents": exponent_tables.rows(problem.scaling())}
+    settings = {"reference": reference, "exponents": parametrization.rows(problem.scaling())}
     config = runs.config(options, problem.inputs, problem.targets) | settings
     return Comparison(options, problem, reference, config)
 

@@ -1,3 +1,4 @@
-from comparisons.coord_check.study import main
+from comparisons.command_line import run
+from comparisons.coord_check.options import PROGRAM, Options
 
-main()
+run(Options, "comparisons.coord_check.study:check", PROGRAM)

@@ -17,11 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
-from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-import tyro
 import xarray as xr
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -33,14 +30,13 @@ from scipy.stats import t as student_t
 from comparisons import cases, command_line, estimate, records
 from comparisons import options as runs
 from comparisons import style as plots
+from comparisons.coord_check.options import PROGRAM, Options
 from finite import sizes as measured_sizes
 from finite.networks.build import build
 from limits import Problem
-from limits.exponents import regimes
-from limits.exponents import tables as exponent_tables
+from limits.exponents import parametrization, regimes
 from limits.models import read_model
 
-PROGRAM = "python -m comparisons.coord_check"
 TOLERANCE = 0.1
 FEWEST = 3  # sizes to fit an exponent to
 MORE_SEEDS = 8  # times as many of narrow networks, which are cheap and scatter as much as wide ones
@@ -50,9 +46,6 @@ USUAL = {  # parametrizations, depths, learning rate
     "resmlp": (RESIDUAL, (4, 8, 16, 32, 64), 0.2), "resconvnet": (RESIDUAL, (6, 12, 24, 48), 0.02),
     "vit": (RESIDUAL, (2, 4, 8, 16), 0.2), "gpt": (RESIDUAL, (2, 4, 8, 16), 0.2),
 }  # fmt: skip
-PIXELS, TOKENS = 64, 6  # of the probes
-SURE = 7 / 8  # the probability of a probe's class
-VOCABULARY = 2  # as few outputs as there can be: of C, sharpness is by (1 + √(C/N))² above its power of N
 AT_STEP_0 = ("h", "f", "gradient", "sharpness")
 NOT_COMPARED = "not compared: "
 DERIVED, DISAGREES = "derived exponent", "does not agree"  # in the legend
@@ -62,74 +55,6 @@ LABELS = {
     "own_change": r"$\Delta W\,x$", "gradient": r"$\partial\mathcal{L}/\partial W$", "weight_update": r"$\Delta W$",
     "weight_update_spectral": r"$\|\Delta W\|_2$", "sharpness": r"raw $\lambda_1(G)$",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Options(runs.DataOptions):
-    """Train networks of growing width and depth for a few steps and compare the exponent of every size with the derived
-    one.
-    """
-
-    model: Literal["mlp", "resmlp", "conv", "convnet", "resconvnet", "vit", "gpt"] = "mlp"
-    """mlp, conv (two convolutions), convnet: plain. resmlp, resconvnet, vit, gpt: residual."""
-    param: tuple[str, ...] = ()
-    """sp, ntp, mup, mean_field, depth_mup, alpha1, a .toml file, or inline as "base=mup, hidden.learning_rate=1/2";
-    default sp ntp mup for plain models, depth_mup alpha1 for residual ones."""
-    optimizer: tuple[Literal["sgd", "adam"], ...] = ("sgd", "adam")
-    """One picture each."""
-    widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
-    """Hidden widths N, at least three."""
-    depths: tuple[int, ...] = ()
-    """mlp, convnet: hidden layers, one sweep of the widths for each. Residual: blocks L, at least three, swept at the
-    second smallest width; the widths are swept at the fewest."""
-    block_size: int = 1
-    """Matrices per residual block of resmlp, kernels per one of resconvnet."""
-    activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
-    """Activation of mlp and resmlp."""
-    learning_rate: float | None = None
-    """η0; default 0.2, for resconvnet, which is ten times as sharp, 0.02. With cross-entropy a tenth of it, so that f, which
-    may grow with the width, saturates no softmax yet: errors are then of one size at all widths."""
-    steps: int = 3
-    """Gradient steps; exponents that blow up after k of them are compared up to k."""
-    seeds: int = 8
-    """Networks of the largest width, at least two; up to 8 times as many of the narrower ones."""
-    data: str = "probe"
-    """probe (8 directions in a plane, for gpt 8 texts, targets ±4, so large that the noise of f(0) does not show in the
-    gradients; with cross-entropy classes that are 7/8 sure, so that gradients stay however large f is), gaussian (linear
-    teacher), digits (real 8×8 images), or FILE.npz with arrays inputs (P, D) and targets."""
-    precision: Literal["float32", "float64"] = "float32"
-    """Of the networks."""
-    every: bool = False
-    """Print every check, not only those that do not agree."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Results; default results/coord_check-MODEL-DIGEST, one folder per set of options."""
-
-    def without_effect(self) -> dict[str, str]:
-        drawn = ("samples", "inputs", "outputs", "image_size") if self.data == "probe" else ()
-        layers = {name: why for name, why in runs.without_effect_on(self.model).items() if name != "pooling"}
-        return super().without_effect() | layers | dict.fromkeys(drawn, "the data probe has its own")
-
-    def load_shaped(self) -> runs.Shaped:
-        """Inputs, targets and the images' shape; "probe" is made here."""
-        if self.data != "probe":
-            return super().load_shaped()
-        inputs, targets, shape = self._probe()
-        if self.loss == "cross_entropy":
-            first = np.where(targets[:, :1] > 0, SURE, 1 - SURE)
-            targets = np.concatenate([first, 1 - first], axis=1)
-        return inputs, targets, shape
-
-    def _probe(self) -> runs.Shaped:
-        rng, reads = np.random.default_rng(self.seed), read_model(self.model).reads
-        if reads == "tokens":
-            texts = rng.integers(VOCABULARY, size=(8, TOKENS)).astype(float)
-            return texts, rng.choice([-4.0, 4.0], size=(8, VOCABULARY)), None
-        directions = rng.normal(size=(8, 2))
-        on_circle = np.sqrt(2) * directions / np.linalg.norm(directions, axis=1, keepdims=True)
-        if reads == "vectors":
-            return on_circle, 4.0 * (-1.0) ** np.arange(8)[:, None], None
-        targets = np.where(np.arange(8) % 4, 4.0, -4.0)  # with a mean: embeddings of places are common to all samples
-        return on_circle @ rng.normal(size=(2, PIXELS)), targets[:, None], None
 
 
 @dataclass(frozen=True)
@@ -242,7 +167,7 @@ def prepare(options: Options) -> Job:
     data = options.load_shaped()
     job = Job(options, params, sweeps, data, {})
     problems = [problem for sweep in sweeps for problem in _problems(job, sweep.optimizer, sweep.depths[0])]
-    config = runs.config(options, *data[:2]) | {"exponents": [exponent_tables.rows(one.scaling()) for one in problems]}
+    config = runs.config(options, *data[:2]) | {"exponents": [parametrization.rows(one.scaling()) for one in problems]}
     config.pop("every")  # changes what is printed only
     return replace(job, config=config)
 

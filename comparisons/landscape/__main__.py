@@ -1,3 +1,4 @@
-from comparisons.landscape.study import main
+from comparisons.command_line import run
+from comparisons.landscape.options import PROGRAM, Options
 
-main()
+run(Options, "comparisons.landscape.study:landscape", PROGRAM)

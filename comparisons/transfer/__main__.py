@@ -1,3 +1,4 @@
-from comparisons.transfer.study import main
+from comparisons.command_line import run
+from comparisons.transfer.options import PROGRAM, Options
 
-main()
+run(Options, "comparisons.transfer.study:transfer", PROGRAM)

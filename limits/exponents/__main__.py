@@ -1,3 +1,8 @@
-from limits.exponents.tables import main
+from limits.arguments import read
+from limits.exponents.options import PROGRAM, Options
 
-main()
+options = read(Options, PROGRAM)
+
+from limits.exponents.tables import answer  # noqa: E402  (takes seconds: after what may end here)
+
+answer(options)

@@ -232,6 +232,15 @@ def _stored(one_hidden_layer: bool, loss: str) -> dict[tuple[str, str, str], dic
     return table
 
 
+def rows(scaling: Scaling) -> list[dict]:
+    """Of every role its exponents, as JSON has them: "-1/2"."""
+    head = {"parametrization": scaling.name, "optimizer": scaling.optimizer, "architecture": scaling.architecture}
+    return [
+        head | {"role": role} | {q: {x: str(getattr(getattr(e, q), x)) for x in "NL"} for q in QUANTITIES}
+        for role, e in scaling.roles.items()
+    ]
+
+
 def _known(kind: str, name: str, names) -> None:
     if name not in names:
         raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(sorted(names))}")

@@ -4,56 +4,28 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 from limits.arguments import read, stop
 from limits.exponents import regimes
 from limits.exponents.algebra import Power
 from limits.exponents.derivation import Solution, derive, table
-from limits.exponents.parametrization import QUANTITIES, Scaling, gauge, rational, read_scaling
+from limits.exponents.options import PROGRAM, Options
+from limits.exponents.parametrization import QUANTITIES, Scaling, gauge, rational, read_scaling, rows
 from limits.exponents.requirements import PARAMETRIZATIONS
 
-PROGRAM = "python -m limits.exponents"
 COLUMNS = ("parametrization", "optimizer", "architecture", "role", *QUANTITIES)
-
-
-@dataclass(frozen=True)
-class Command:
-    """Which power of the width N and the depth L goes where, derived from what each parametrization asks for.
-
-    A power N^{-1/2} is printed as it stands (in JSON: "-1/2").  Weights are N(0,1) unless --gauge says otherwise.
-    """
-
-    param: str | None = None
-    """One parametrization: sp, ntp, mup, mean_field, depth_mup, alpha1, depth_family; or your own, which is classified:
-    a .toml file, or inline as "base=mup, hidden.learning_rate=-1/2, block.multiplier.L=-1"."""
-    optimizer: str | None = None
-    """sgd, momentum, adam or sign; sgd and adam if not given."""
-    architecture: Literal["plain", "residual"] | None = None
-    """Both if not given."""
-    depth: int = 3
-    """Hidden layers of the plain network."""
-    block_size: int = 1
-    """Matrices per residual block."""
-    format: Literal["text", "markdown", "latex", "json"] = "text"
-    """Of the table."""
-    gauge: Literal["init_std", "multiplier", "learning_rate"] = "init_std"
-    """Which of the three has no power: init_std (weights N(0,1)), multiplier, or learning_rate."""
-    explain: bool = False
-    """Print the derivation, condition by condition."""
-    impose: tuple[str, ...] = ()
-    """Further equations, as role.quantity.N=power."""
-    loss: Literal["mse", "cross_entropy"] = "mse"
-    """Which is trained on: it decides the learning rate of sp, and the regime of your own exponents."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print what the command asks for; one line on stderr and exit status 2 for wrong input."""
-    command = read(Command, PROGRAM, arguments)
+    answer(read(Options, PROGRAM, arguments))
+
+
+def answer(options: Options) -> None:
+    """The same, of options that are read."""
     try:
-        print(_answer(command), flush=True)
+        print(_text_of(options), flush=True)
     except BrokenPipeError:  # `… | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError as error:
@@ -97,7 +69,7 @@ def describe(scaling: Scaling, depth: int, block_size: int, loss: str) -> str:
     return "\n".join(lines + _aligned([["quantity", "layer", "size"], *rows]))
 
 
-def _answer(c: Command) -> str:
+def _text_of(c: Options) -> str:
     optimizers = (c.optimizer,) if c.optimizer else ("sgd", "adam")
     if c.param is not None and ("=" in c.param or c.param.endswith(".toml")):
         if c.explain or c.impose:
@@ -123,14 +95,14 @@ def _answer(c: Command) -> str:
     return FORMATS[c.format](records(solutions, c.gauge))
 
 
-def _architectures(c: Command) -> tuple[str, ...]:
+def _architectures(c: Options) -> tuple[str, ...]:
     if c.architecture is not None:
         return (c.architecture,)
     about_blocks = c.param in PARAMETRIZATIONS and PARAMETRIZATIONS[c.param].depth_aware
     return ("residual",) if about_blocks else ("plain", "residual")
 
 
-def _given(c: Command) -> str:
+def _given(c: Options) -> str:
     scaling = read_scaling(c.param, c.optimizer, c.architecture, depth=c.depth, loss=c.loss)
     if c.format == "text":
         return describe(scaling, c.depth, c.block_size, c.loss)
@@ -144,15 +116,6 @@ def _equation(text: str) -> tuple[str, str, str, Fraction]:
         raise ValueError(f"{text!r}: wanted role.quantity.N=power, quantity one of {', '.join(QUANTITIES)}")
     role, quantity, letter = parts
     return role, quantity, letter, rational(left.strip(), value)
-
-
-def rows(scaling: Scaling) -> list[dict]:
-    """Of every role its exponents, as JSON has them: "-1/2"."""
-    head = {"parametrization": scaling.name, "optimizer": scaling.optimizer, "architecture": scaling.architecture}
-    return [
-        head | {"role": role} | {q: {x: str(getattr(getattr(e, q), x)) for x in "NL"} for q in QUANTITIES}
-        for role, e in scaling.roles.items()
-    ]
 
 
 def _cells(row: dict, power) -> list[str]:

@@ -1,0 +1,89 @@
+"""The options of `python -m comparisons.landscape`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import tyro
+
+from comparisons import options as runs
+from finite.data.arrays import holds_classes
+from finite.data.images import holds_images
+from limits.trajectory import OBSERVABLES, STORED
+
+PROGRAM = "python -m comparisons.landscape"
+RANKED = {name for name in STORED if OBSERVABLES[name].axis == "rank"}
+LANCZOS = {*RANKED, "residual_eigenvalues", "hessian_min", "preconditioned_sharpness"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(runs.TrainingOptions):
+    """Train networks of growing width, or depth, and see whether the curvature of their loss stays the same."""
+
+    param: tuple[str, ...] = ("mup", "ntp")
+    """Side by side: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for residual models depth_mup,
+    alpha1; or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
+    learning_rate: tuple[float, ...] = ()
+    """η0 of each parametrization, or one for all; the raw step is η0 γ². Default 0.5, of ntp 7."""
+    model: str = "conv"
+    samples: int | None = None
+    """P, drawn at random, as they come; default 2000 for patches10, 40 for gaussian, 256 for digits and texts, for other files
+    all."""
+    patches: ClassVar[int] = 2000
+    loss: Literal["mse", "cross_entropy"] | None = None
+    """Default cross_entropy; mse for FILE.npz whose targets are no classes."""
+    widths: tuple[int, ...] = (16, 64, 256)
+    """Widths N, at least two; one with several depths."""
+    depths: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--depth"])] = (2,)
+    """Hidden layers of mlp, convolutions of convnet, blocks of the others; with several, networks of growing depth."""
+    seeds: int = 2
+    """Networks per size, at least two."""
+    steps: int = 256
+    measure_every: int | None = None
+    """Steps between two measurements, a divisor of the steps; by default one that leaves about eight."""
+    batch_size: int | Literal["all"] | None = None
+    """Samples per minibatch; default 128, or all of them if there are no more."""
+    usual_batch: ClassVar[int | None] = 128
+    observables: tuple[str, ...] | None = None
+    """What is followed: loss, hessian_eigenvalues, hessian_min, gauss_newton_eigenvalues, residual_eigenvalues,
+    ntk_eigenvalues, hessian_trace, directional_sharpness, preconditioned_sharpness, gradient_noise. Default the loss and what
+    has an edge of stability: hessian_eigenvalues of sgd, preconditioned_sharpness of adam and adamw."""
+    top_k: int = 1
+    """How many leading eigenvalues."""
+    curvature_samples: int = 256
+    """Curvature is that of the loss of the first so many samples; of all if there are fewer."""
+    density: bool = False
+    """Also the density of all eigenvalues of the Hessian, by stochastic Lanczos quadrature: 8 times 32 products each time."""
+    tolerance: float = 1e-2
+    """Relative, of the eigenvalues."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Results; default results/landscape-MODEL-DIGEST, one folder per set of options."""
+
+    def adapted(self) -> "Options":
+        options = super().adapted()
+        if self.measure_every is None:
+            options = replace(options, measure_every=runs.usual_interval(self.steps))
+        options = replace(options, observables=self.followed)
+        return options if self.loss else replace(options, loss=options.usual_loss)
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        sharpness = "hessian_eigenvalues" if self.optimizer == "sgd" else "preconditioned_sharpness"
+        return ("loss", sharpness) if self.observables is None else self.observables
+
+    @property
+    def usual_data(self) -> str:
+        """patches10, also for models of vectors."""
+        return "plays" if self.network.reads == "tokens" else "patches10"
+
+    @property
+    def usual_loss(self) -> str:
+        numbers = self.suffix == ".npz" and not holds_images(self.data) and not holds_classes(self.data)
+        return "mse" if numbers else "cross_entropy"
+
+    def without_effect(self) -> dict[str, str]:
+        wanted = set(self.followed)
+        curved = self.density or wanted - {"loss"}
+        asked = {"curvature_samples": curved, "top_k": wanted & RANKED, "tolerance": wanted & LANCZOS}
+        why = f"nothing that depends on it is among the observables {' '.join(self.followed)}"
+        return super().without_effect() | {name: why for name, names in asked.items() if not names}

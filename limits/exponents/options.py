@@ -1,0 +1,36 @@
+"""The options of `python -m limits.exponents`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+PROGRAM = "python -m limits.exponents"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which power of the width N and the depth L goes where, derived from what each parametrization asks for.
+
+    A power N^{-1/2} is printed as it stands (in JSON: "-1/2").  Weights are N(0,1) unless --gauge says otherwise.
+    """
+
+    param: str | None = None
+    """One parametrization: sp, ntp, mup, mean_field, depth_mup, alpha1, depth_family; or your own, which is classified:
+    a .toml file, or inline as "base=mup, hidden.learning_rate=-1/2, block.multiplier.L=-1"."""
+    optimizer: str | None = None
+    """sgd, momentum, adam or sign; sgd and adam if not given."""
+    architecture: Literal["plain", "residual"] | None = None
+    """Both if not given."""
+    depth: int = 3
+    """Hidden layers of the plain network."""
+    block_size: int = 1
+    """Matrices per residual block."""
+    format: Literal["text", "markdown", "latex", "json"] = "text"
+    """Of the table."""
+    gauge: Literal["init_std", "multiplier", "learning_rate"] = "init_std"
+    """Which of the three has no power: init_std (weights N(0,1)), multiplier, or learning_rate."""
+    explain: bool = False
+    """Print the derivation, condition by condition."""
+    impose: tuple[str, ...] = ()
+    """Further equations, as role.quantity.N=power."""
+    loss: Literal["mse", "cross_entropy"] = "mse"
+    """Which is trained on: it decides the learning rate of sp, and the regime of your own exponents."""
