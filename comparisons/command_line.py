@@ -13,6 +13,7 @@ from typing import ClassVar, NoReturn, TypeVar
 
 from tqdm import tqdm
 
+from comparisons import compiled
 from limits.arguments import read, stop
 
 Options = TypeVar("Options")
@@ -27,6 +28,7 @@ def run(options: type[Options], command: Callable[[Options], None] | str, prog: 
     signal.
     """
     parsed = read(options, prog, arguments)
+    compiled.keep(getattr(parsed, "compilation_cache", True))
     from comparisons.records import Damaged, Refused, Unwritten, provenance  # isort: skip  (with xarray)
 
     command = pkgutil.resolve_name(command) if isinstance(command, str) else command

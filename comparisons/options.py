@@ -33,7 +33,7 @@ from limits.models import Model, read_model
 Shaped = tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P C"], tuple[int, int, int] | None]  # None: not said
 WITH_DEPTH = ("mlp", "resmlp", "convnet", "resconvnet", "vit", "gpt")  # models that do not say it in their name
 NAMED = ("gaussian", "digits", "patches10", "plays", "probe")  # data that is no file
-UNRECORDED = ("out", "dry_run")  # options on which no number depends
+UNRECORDED = ("out", "dry_run", "compilation_cache")  # options on which no number depends
 JOB_QUEUES = {  # of dask_jobqueue; local: its jobs are processes of this machine
     "slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster",
     "htcondor": "HTCondorCluster", "moab": "MoabCluster", "local": "LocalCluster",
@@ -72,6 +72,9 @@ class DataOptions:
     """Of data, batches and networks."""
     dry_run: bool = False
     """Only say how many cells there are to compute, and about how many minutes and GiB that takes; nothing is written."""
+    compilation_cache: bool = True
+    """Keep what JAX compiles in your cache folder, where the next run finds it; a JAX_COMPILATION_CACHE_DIR of your own is used
+    instead, and JAX_ENABLE_COMPILATION_CACHE=false is the same as --no-compilation-cache. No number depends on it."""
     patches: ClassVar[int] = 256  # how many of patches10, if not told
     precision: ClassVar[str] = "float64"  # of what is learned from them
 
