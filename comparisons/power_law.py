@@ -30,13 +30,13 @@ often than they say.  A fluctuation whose next order is larger, and seen, has it
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import brentq
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 Status = Literal["fitted", "below noise floor", "past the edge of stability", "diverged", "too few widths", "too few seeds",
                  "no power law"]  # fmt: skip
@@ -178,7 +178,7 @@ def _line_of_magnitudes(widths, magnitude, held, confidence) -> PowerLaw:
     theta = line @ (y - offset[0] * x) + offset
     free = len(x) - (1 if held is not None else 2)
     variance = np.sum((y - theta[0] * x - theta[1]) ** 2) / free
-    half = student_t.ppf((1 + confidence) / 2, free) * np.sqrt(variance * np.sum(line**2, axis=1))
+    half = stdtrit(free, (1 + confidence) / 2) * np.sqrt(variance * np.sum(line**2, axis=1))
     interval = float(theta[0] - half[0]), float(theta[0] + half[0])
     return _power_law(theta[0], interval, theta[1], (theta[1] - half[1], theta[1] + half[1]), widths)
 
@@ -356,9 +356,9 @@ def _level(squares, confidence):
     A sample seldom shows the tail of its distribution, so that its mean square is more often too small than too large, and its
     standard error with it.  The lower end has the whole error, 1 − confidence; the upper is twice as far as Student's t has it.
     """
-    mean, t = squares.mean(), student_t(len(squares) - 1)
+    mean, quantile = squares.mean(), partial(stdtrit, len(squares) - 1)
     error = 0.5 * squares.std(ddof=1) / np.sqrt(len(squares)) / mean
-    return 0.5 * np.log(mean), (t.ppf(confidence) * error, UPWARDS * t.ppf((1 + confidence) / 2) * error)
+    return 0.5 * np.log(mean), (quantile(confidence) * error, UPWARDS * quantile((1 + confidence) / 2) * error)
 
 
 # Biases: contrasts of means ------------------------------------------------------------------------------------------
@@ -483,4 +483,4 @@ class _Means:
 
     def _critical(self, confidence):
         """A fifth of the error is kept for the skewness that so few seeds do not show."""
-        return student_t.ppf(1 - 0.8 * (1 - confidence) / 2, self.errors.shape[1] - 1)
+        return stdtrit(self.errors.shape[1] - 1, 1 - 0.8 * (1 - confidence) / 2)

@@ -21,8 +21,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
-from scipy.stats import linregress
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from comparisons.convergence.rates import components, deviations, variable
 from comparisons.power_law import FEWEST_SEEDS
@@ -116,17 +115,24 @@ def agreement(sizes: np.ndarray, values: Float[np.ndarray, "sizes seeds"]) -> Ag
     if np.sign(mean).min() * np.sign(mean).max() <= 0 or size.min() == 0:
         return Agreement(**found, ratio=np.inf, at_most=np.inf)
     ratio = float(np.abs(mean).max() / np.abs(mean).min())
-    law = linregress(np.log(np.repeat(sizes, size.shape[1])), np.log(size.ravel()))
-    reach = law.stderr * student_t.ppf(0.975, values.size - 2)
-    interval = float(law.slope - reach), float(law.slope + reach)
-    return Agreement(**found, ratio=ratio, at_most=ratio * _leeway(np.log(size)), exponent=float(law.slope), interval=interval)
+    slope, error = _slope(np.log(np.repeat(sizes, size.shape[1])), np.log(size.ravel()))
+    reach = error * stdtrit(values.size - 2, 0.975)
+    interval = float(slope - reach), float(slope + reach)
+    return Agreement(**found, ratio=ratio, at_most=ratio * _leeway(np.log(size)), exponent=float(slope), interval=interval)
+
+
+def _slope(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """Of the line of least squares, and its standard error."""
+    variance, covariance, _, rest = np.cov(x, y, bias=True).flat
+    r = covariance / np.sqrt(variance * rest) if rest > 0 else np.nan
+    return covariance / variance, np.sqrt(max(1 - r**2, 0.0) * rest / variance / (x.size - 2)) if x.size > 2 else 0.0
 
 
 def _leeway(logs: Float[np.ndarray, "sizes seeds"]) -> float:
     """By what factor the largest ratio of two sizes may be larger than it came out: Student's t, Bonferroni over all pairs."""
     sizes, seeds = logs.shape
     variance = logs.var(axis=1, ddof=1).mean() if seeds > 1 else np.nan
-    quantile = student_t.ppf(1 - 0.05 / (sizes * (sizes - 1)), sizes * (seeds - 1))
+    quantile = stdtrit(sizes * (seeds - 1), 1 - 0.05 / (sizes * (sizes - 1)))
     return float(np.exp(quantile * np.sqrt(2 * variance / seeds)))
 
 

@@ -11,7 +11,7 @@ the repulsion   eigenvalues of a noisy matrix keep their distance, in every repe
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from limits.trajectory import OBSERVABLES
 
@@ -25,7 +25,7 @@ def scatter(of_repeats: Float[np.ndarray, "R *shape"]) -> Float[np.ndarray, "*sh
     """Half of what the mean over the first axis is off by at most in 95 % of draws, as far as the repeats tell."""
     R = len(of_repeats)
     with np.errstate(all="ignore"):  # after a divergence
-        return np.std(of_repeats, 0, ddof=1) * t.ppf(TWO_SIDED, R - 1) / t.ppf(TWO_SIDED, np.inf) / np.sqrt(R)
+        return np.std(of_repeats, 0, ddof=1) * stdtrit(R - 1, TWO_SIDED) / stdtrit(np.inf, TWO_SIDED) / np.sqrt(R)
 
 
 def repulsion(values: Float[np.ndarray, "T k"], noise: Float[np.ndarray, "T k"]) -> Float[np.ndarray, "T k"]:

@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from comparisons import cases, command_line, estimate, records
 from comparisons import options as runs
@@ -272,7 +272,7 @@ def fit(growing: Sequence[int], sizes: Sequence[Float[np.ndarray, "_"]]) -> tupl
     if not variances.any():
         return exponent, (exponent, exponent)
     freedom = np.sum(variances) ** 2 / np.sum(variances**2 / [len(log) - 1 for log in logs])  # Welch, Satterthwaite
-    half = float(student_t.ppf(0.975, freedom) * np.sqrt(np.sum(variances)))
+    half = float(stdtrit(freedom, 0.975) * np.sqrt(np.sum(variances)))
     return exponent, (exponent - half, exponent + half)
 
 

@@ -11,8 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float
 from numpy.polynomial import Polynomial
-from scipy.stats import norm
-from scipy.stats import t as student_t
+from scipy.special import ndtri, stdtrit
 
 from comparisons.super_consistency import FLAT
 
@@ -181,7 +180,7 @@ def _fitted(rates, losses, usable, best, rng):
         return best, (low, high), draws, 0.0
     if found.error > FAR_OFF * found.scatter:  # too steep for the polynomial: the three lowest points know better
         found = replace(found, place=float(np.log(best)), doubt=float(np.log(best)) - found.place)
-    reach = student_t.ppf(0.975, len(losses) - 1) * found.error
+    reach = stdtrit(len(losses) - 1, 0.975) * found.error
     draws = found.place + found.scatter * rng.standard_t(len(losses) - 1, RESAMPLES)
     low, high = (float(end) for end in np.exp([found.place - reach, found.place + reach]))
     if low < rates[0]:
@@ -223,7 +222,7 @@ def minimum(x: Float[np.ndarray, " L"], losses: Float[np.ndarray, "S L"]) -> Min
     of_slope, of_curvature = (np.array([Polynomial(row).deriv(order)(place) for row in np.eye(degree + 1)]) @ fit
                               for order in (1, 2))  # fmt: skip
     curvature = of_curvature @ np.log(mean)
-    if curvature <= student_t.ppf(0.975, seeds - 1) * _error(of_curvature, covariance):
+    if curvature <= stdtrit(seeds - 1, 0.975) * _error(of_curvature, covariance):
         return None
     errors = (_error(of_slope, c) / curvature for c in (covariance, covariance + misfit))
     return Minimum(float(x.mean() + place), *errors, place - other)
@@ -275,7 +274,7 @@ def _optimum_of_limit(param, one, depth) -> Optimum:
 
 def _draws(low, high, parts, best, seeds):
     """Logarithms: of a bracket the part asked for, or its infinite end; of a vertex its stretched distance from best."""
-    stretch = np.sqrt(seeds / (seeds - 1)) * student_t.ppf(0.975, seeds - 1) / norm.ppf(0.975)
+    stretch = np.sqrt(seeds / (seeds - 1)) * stdtrit(seeds - 1, 0.975) / ndtri(0.975)
     with np.errstate(invalid="ignore"):
         inside = np.where(low == high, best + stretch * (low - best), low + parts * (high - low))
     return np.where(np.isinf(low), low, np.where(np.isinf(high), high, inside))

@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.special import ndtri
-from scipy.stats import qmc
 
 from limits.activations import ACTIVATIONS
 from limits.deep.gaussian_matrix import GaussianMatrix, Space, has_room, meet, send, send_back, unmet
@@ -140,6 +139,8 @@ def _met_first(kind, rng, sizes, samples):
 
 def _quasi_gaussians(rng, count, samples) -> Float[np.ndarray, "count S"]:
     """Scrambled Sobol points turned normal; pseudo-random beyond the last Sobol sequence."""
+    from scipy.stats import qmc  # takes a second to import
+
     quasi = min(count, qmc.Sobol.MAXDIM)
     points = qmc.Sobol(quasi, rng=rng).random(samples).T
     return np.concatenate([ndtri(points + HALF_A_CELL), rng.normal(size=(count - quasi, samples))])

@@ -36,7 +36,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import kstwobign
 
 from limits import activations, memory
 from limits.exponents.parametrization import Factors
@@ -282,6 +281,8 @@ def _activation(stax, name):
 @cache
 def tanh_as_erfs() -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """(s, w) with tanh x = Σ_i w_i erf(s_i x), within 6e-11, and within 2e-10 in the derivative, for every x."""
+    from scipy.stats import kstwobign  # takes a second to import
+
     log_kappa, step = np.linspace(np.log(0.17), np.log(4.4), ERFS, retstep=True)
     kappa = np.exp(log_kappa)
     return 1 / (sqrt(2) * kappa), kstwobign.pdf(kappa) * kappa * step

@@ -28,7 +28,6 @@ from functools import partial
 from math import inf
 from typing import NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -375,6 +374,7 @@ def order_parameters(data, scales, X0, state: Propagator) -> OrderParameters:
 @jax.jit
 def _flow(data, scales, X0, times, rtol) -> OrderParameters:
     """Gradient flow of the propagator's (d, Π) at these τ."""
+    import diffrax  # takes half a second, and gradient flow alone needs it
 
     def velocity(_, state, __):
         d, Pi = state

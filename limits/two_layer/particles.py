@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.stats import qmc
 
 from limits.activations import ACTIVATIONS
 from limits.exponents.parametrization import input_multiplier, output_exponent
@@ -159,6 +158,8 @@ def cloud(problem: Problem, particles: int, rng: np.random.Generator) -> Neurons
 
     Raises ValueError for a number of particles that is no power of two, or too small for the second moments.
     """
+    from scipy.stats import qmc  # takes a second to import
+
     r, C = linear2.coordinates(problem).optimum.shape
     pairs = particles // 2
     if particles < 4 or particles & (particles - 1) or pairs < r + C:
