@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from finite.curvature.observers import longest_basis
 from finite.networks import Network
 from finite.networks.build import build
-from finite.training.train import longest_basis
 from limits import Problem, Trajectory
 from limits import theories as limit
 from limits.exponents import regimes
@@ -72,6 +72,6 @@ def max_matvecs(problem: Problem) -> int:
     most, ±cσ_i and 0 (``limits.two_layer.linear_curvature``).  A shorter basis compiles faster.
     """
     model, C = problem.network, problem.num_outputs
-    if (model.architecture, model.depth, model.activation, problem.loss) != ("plain", 1, "linear", "mse"):
+    if (model.architecture, model.depth, problem.loss) != ("plain", 1, "mse") or not model.nonlinearity.linear:
         return longest_basis(problem)
     return min(longest_basis(problem), 3 * problem.num_inputs * C + C**2 + 2 * C + 8)

@@ -16,14 +16,14 @@ from math import prod
 import jax
 import jax.numpy as jnp
 
-from finite.curvature.observers import DENSE_NTK_ROWS, DENSITY, Program, kernels, size
+from finite.curvature.observers import DENSE_NTK_ROWS, DENSITY, kernels, lanczos_runs, program_of, size
 from finite.networks import Architecture
 from finite.networks.build import build
-from finite.training.side_by_side import HOST_MEMORY, footprint, lanczos_runs
-from finite.training.train import longest_basis
+from finite.numerics import USUAL
+from finite.training.side_by_side import HOST_MEMORY, footprint
 from limits.memory import physical
 from limits.problem import Problem
-from limits.trajectory import STORED
+from limits.trajectory import storable
 
 GRADIENT, PRODUCT = 3, 6  # forward passes
 PRODUCTS = 30  # of a Lanczos run, most of which start from their last eigenvectors
@@ -101,45 +101,43 @@ def seconds(work: Work) -> float:
 
 def of_one(one: Networks) -> Work:
     """Training and measuring one network."""
-    problem, network, program, samples = _program(one)
+    problem, network, compiled, samples = _program(one)
     forward = forward_pass(network.architecture, problem.num_inputs)
     parameters = size(jax.eval_shape(network.init, jax.random.key(0)))
     batch = problem.num_samples if problem.batches is None else problem.batches.shape[1]
     step = GRADIENT * batch * forward + Work(0, 4 * parameters, 1)
     product = PRODUCT * samples * forward + Work(0, PRODUCTS * parameters, 1)  # with the orthogonalisation
-    products = PRODUCTS * lanczos_runs(program, network, problem.targets.size)
-    products += program.density_probes * program.density_steps * bool(DENSITY & set(one.observables))
-    products += program.probes * ("hessian_trace" in one.observables and not network.layerwise_linear)
+    products = PRODUCTS * lanczos_runs(compiled, network, problem.targets.size)
+    products += compiled.numerics.density_probes * compiled.numerics.density_steps * bool(DENSITY & set(one.observables))
+    products += compiled.numerics.probes * ("hessian_trace" in one.observables and not network.layerwise_linear)
     measurement = problem.num_samples * forward + products * product
-    measurement += _dense_kernel(program, network, samples * problem.num_outputs)
+    measurement += _dense_kernel(compiled, network, samples * problem.num_outputs)
     return problem.num_steps * step + len(problem.steps) * measurement
 
 
-def _dense_kernel(program, network, rows):
+def _dense_kernel(compiled, network, rows):
     """Built from the layers' factors, and decomposed."""
-    if network.layer_factors is None or rows > DENSE_NTK_ROWS or not kernels(program):
+    if network.layer_factors is None or rows > DENSE_NTK_ROWS or not kernels(compiled):
         return Work()
     return Work(4 * rows**2 * network.width * (network.depth + 1) + 9 * rows**3)
 
 
 def bytes_of(one: Networks) -> float | int:
     """What runs at once, and the data: on the host in float64, on the device once more."""
-    problem, network, program, samples = _program(one)
-    resident, workspace = footprint(problem, network, program, samples)
+    problem, network, compiled, samples = _program(one)
+    resident, workspace = footprint(problem, network, compiled, samples)
+    batched = compiled.numerics.vectorized
     count = one.networks / max(one.cells, 1)
-    networks = min(count * (resident + workspace), memory()) if program.vectorized else min(count * resident, HOST_MEMORY)
-    return max(networks, resident) + workspace * (not program.vectorized) + 12 * (problem.inputs.size + problem.targets.size)
+    networks = min(count * (resident + workspace), memory()) if batched else min(count * resident, HOST_MEMORY)
+    return max(networks, resident) + workspace * (not batched) + 12 * (problem.inputs.size + problem.targets.size)
 
 
 def _program(one):
     problem, network = one.problem, build(one.problem, one.width)
-    observables = tuple(name for name in one.observables if name in STORED)
+    observables = tuple(name for name in one.observables if name in storable())
     samples = problem.num_samples if one.samples is None else min(one.samples, problem.num_samples)
     samples = samples if set(observables) - {"loss"} else 1
-    vectorized = jax.default_backend() != "cpu"
-    program = Program(network.architecture, problem.loss, observables, problem.top_k, 1e-3, longest_basis(problem), True, 16,
-                      vectorized)  # fmt: skip
-    return problem, network, program, samples
+    return problem, network, program_of(problem, network.architecture, observables, USUAL), samples
 
 
 @cache

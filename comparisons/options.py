@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from math import isfinite, isqrt
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,7 +28,10 @@ from finite.data.patches import patches10
 from finite.data.synthetic import Data, digits, gaussian
 from finite.data.text import Text, plays, read_text, windows
 from limits import Problem, minibatches
+from limits.activations import ACTIVATIONS
+from limits.arguments import OneOf
 from limits.models import Model, read_model
+from limits.optimizers import OPTIMIZERS
 
 Shaped = tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P C"], tuple[int, int, int] | None]  # None: not said
 WITH_DEPTH = ("mlp", "resmlp", "convnet", "resconvnet", "vit", "gpt")  # models that do not say it in their name
@@ -202,8 +205,8 @@ class TrainingOptions(DataOptions):
     model: str = "linear2"
     """linear2, linear3, ...: so many weight matrices. mlp2, mlp3, ...: an activation between them. mlp: --depth hidden
     layers. resmlp: --depth residual blocks. Of images: conv, convnet, resconvnet, vit; of tokens: gpt (limits/models.py)."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    """Adam has β1 0.9, β2 0.999 and an ε in units of the gradient; it has no limit here."""
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "sgd"
+    """Limits are known of sgd only."""
     steps: int = 20
     """Gradient steps."""
     richness: float = 1.0
@@ -220,7 +223,7 @@ class TrainingOptions(DataOptions):
     """What follows: η0, or a cosine down to 0 at the last step."""
     batch_size: int | Literal["all"] | None = None
     """Samples per minibatch; default all of them."""
-    activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "tanh"
     """Activation of mlp... and resmlp."""
     block_size: int = 1
     """Matrices, or convolutions, one behind the other in a block of resmlp, resconvnet."""

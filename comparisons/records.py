@@ -30,14 +30,13 @@ from tqdm import tqdm
 
 import finite
 import limits
-from limits.trajectory import OBSERVABLES, Trajectory
+from limits.trajectory import OBSERVABLES, RANK, Trajectory
 
 try:
     import fcntl
 except ImportError:  # not a Unix: there two runs in one folder are the user's care
     fcntl = None
 
-EDGES = ("upper", "lower")
 TEMPORARY = ".partial"
 
 
@@ -250,10 +249,10 @@ def from_trajectories(
     stacked = {name: np.array([[one[name] for one in row] for row in grid]) for name in grid[0][0]}
     ranks = max((values.shape[-1] for name, values in stacked.items() if _axis(name) == ("rank",)), default=0)
     coordinates = {"width": list(trajectories), "seed": seeds, "step": first.steps}
-    coordinates |= {"rank": np.arange(1, ranks + 1)} if ranks else {}
-    coordinates |= {"edge": list(EDGES)} if "residual_eigenvalues" in first.observables else {}
-    nodes = {values.shape[-1] for name, values in stacked.items() if _axis(name) == ("node",)}
-    coordinates |= {"node": np.arange(1, nodes.pop() + 1)} if nodes else {}
+    for name, values in stacked.items():
+        if _axis(name):
+            axis = OBSERVABLES[_parts(name)[0]].axis
+            coordinates[axis.name] = list(axis.labels(ranks if axis is RANK else values.shape[-1]))
     return xr.Dataset({name: _labelled(name, values, ranks) for name, values in stacked.items()}, coordinates)
 
 
@@ -296,7 +295,7 @@ def _parts(variable: str) -> tuple[str, str]:
 def _axis(variable) -> tuple[str, ...]:
     name, kind = _parts(variable)
     axis = OBSERVABLES[name].axis
-    return (axis,) if axis and kind != "products" else ()
+    return (axis.name,) if axis and kind != "products" else ()
 
 
 def _labelled(variable, values, ranks):

@@ -41,11 +41,14 @@ from tqdm import tqdm
 
 from comparisons import cases, estimate, records
 from comparisons import options as runs
+from finite import Numerics
 from finite.networks.build import build
 from finite.training.side_by_side import Plan
 from finite.training.train import train
 from limits import Problem
 from limits.exponents.algebra import Scaling
+from limits.optimizers import OPTIMIZERS
+from limits.trajectory import stored
 
 CHUNK = 1.0  # seconds of work on a CPU, as estimated, from one time when cells are kept to the next
 
@@ -234,8 +237,8 @@ def _train(work, wanted, cells, report):
     name = sharpness(problem)
     trained = train(
         problem, build(problem, row.width), work.keys(row.width, row.depth, seeds), learning_rates=rates,
-        precision=work.precision, observables=_observables(problem, row),
-        curvature_samples=min(work.samples, problem.num_samples), max_matvecs=cases.max_matvecs(problem), progress=report,
+        observables=_observables(problem, row), curvature_samples=min(work.samples, problem.num_samples),
+        numerics=Numerics(work.precision, max_matvecs=cases.max_matvecs(problem)), progress=report,
     )  # fmt: skip
     for cell, one in dict(zip(cells, trained, strict=True)).items():
         values = {"loss": one["loss"]}
@@ -251,7 +254,7 @@ def _observables(problem, row):
 
 def sharpness(problem: Problem) -> str:
     """The observable that meets the edge of stability."""
-    return "hessian_eigenvalues" if problem.rule == "sgd" else "preconditioned_sharpness"
+    return stored(OPTIMIZERS[problem.optimizer].sharpness)
 
 
 def _first(values):

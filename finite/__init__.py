@@ -22,3 +22,7 @@ def _require_our_limits():
 
 
 _require_our_limits()
+
+from finite.numerics import Numerics  # noqa: E402  (once ``limits`` is ours)
+
+__all__ = ["Numerics"]

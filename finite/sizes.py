@@ -16,6 +16,7 @@ from finite.networks import Network, Params, by_role, is_layer_factors, normal
 from finite.training.descent import Descent, descent
 from limits.losses import LOSSES
 from limits.machine import computing
+from limits.optimizers import OPTIMIZERS
 from limits.problem import Problem
 
 POWER_ITERATIONS = 12
@@ -45,7 +46,7 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
     if any(n.architecture is not first.architecture for n in networks):
         raise ValueError("networks of different architectures: measure them one by one")
     architecture, problem = first.architecture, problems[0]
-    program = problem.rule, LOSSES[problem.loss], problem.num_steps
+    program = OPTIMIZERS[problem.optimizer].forgets_scale, LOSSES[problem.loss], problem.num_steps
     with computing(precision):
         real = partial(jnp.asarray, dtype=jnp.zeros(()).dtype)
         data = real(problem.inputs), real(problem.targets)
@@ -69,7 +70,7 @@ def _of_each(architecture, program, data, numbers, drawn, readouts):
 
 
 def _sizes(architecture, program, data, update: Descent, multiplier, init_std, drawn: Params, readouts: Array):
-    (rule, loss, num_steps), (inputs, targets) = program, data
+    (forgets, loss, num_steps), (inputs, targets) = program, data
     acting_std = {role: multiplier[role] * init_std[role] for role in multiplier}
     start = by_role(acting_std, drawn)
     slope = jax.grad(lambda params: curvature.loss(architecture.apply, params, inputs, targets, loss))
@@ -87,7 +88,7 @@ def _sizes(architecture, program, data, update: Descent, multiplier, init_std, d
         "gradient": {name: _rms(g) for name, g in architecture.matrices(gradient).items()},
         "weight_update": {name: _rms(w) for name, w in stored.items()},
         "weight_update_spectral": _spectral_norms(stored),
-        "sharpness": _sharpness(architecture, rule, multiplier, start, gradient, inputs),
+        "sharpness": _sharpness(architecture, forgets, multiplier, start, gradient, inputs),
     }
 
 
@@ -115,9 +116,9 @@ def _spectral_norms(matrices: Mapping[str, Array]) -> dict[str, Array]:
     return {name: jnp.linalg.norm(w @ vectors[name]) for name, w in matrices.items()}
 
 
-def _sharpness(architecture, rule, multiplier, params, gradient, inputs):
-    """λ_1 of JMJᵀ/P for each layer's stored weights; M is 1, for Adam 1/(|gradient| + its rms), entry by entry."""
-    metric = jax.tree.map(lambda g: 1 / (jnp.abs(g) + _rms(g)) if rule == "adam" else jnp.ones_like(g), gradient)
+def _sharpness(architecture, forgets, multiplier, params, gradient, inputs):
+    """λ_1 of JMJᵀ/P for each layer's stored weights; M is 1; where scales are forgotten, by entry, 1/(|gradient| + its rms)."""
+    metric = jax.tree.map(lambda g: 1 / (jnp.abs(g) + _rms(g)) if forgets else jnp.ones_like(g), gradient)
     if architecture.layer_factors is None:
         return _sharpness_of_products(architecture, by_role(multiplier, by_role(multiplier, metric)), params, inputs)
     factors = architecture.layer_factors(params, inputs)

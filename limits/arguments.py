@@ -6,14 +6,15 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from inspect import cleandoc
-from typing import Annotated, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
 
 import limits
+from limits.rows import Table
 
 Options = TypeVar("Options")
 COMPLAINTS = {  # about a value, and what is wanted instead
@@ -21,6 +22,26 @@ COMPLAINTS = {  # about a value, and what is wanted instead
     "could not convert string to float: '(.*)'": "a number",
     r"(?:no type matching .* instantiated from|Could not find valid parse for arguments:) \[(.*?)\].*": "what --help says",
 }
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """Marks the type of an option whose values are the rows of a table: ``Annotated[str, OneOf(ACTIVATIONS)]``."""
+
+    table: Table
+
+
+def choices(kind: Any) -> Any:
+    """The type with the names that there are now in place of every mark."""
+    if (tables := _tables(kind)) and get_origin(kind) is Annotated:
+        return Literal[tuple(tables[0])]
+    return tuple[choices(get_args(kind)[0]), ...] if get_origin(kind) is tuple else kind
+
+
+def _tables(kind) -> list[Table]:
+    if get_origin(kind) is Annotated:
+        return [mark.table for mark in kind.__metadata__ if isinstance(mark, OneOf)]
+    return _tables(get_args(kind)[0]) if get_origin(kind) is tuple else []
 
 
 def read(options: type[Options], program: str, arguments: Sequence[str] | None = None) -> Options:
@@ -58,7 +79,8 @@ def _described(options):
 
     def annotated(field):
         told = {"help_behavior_hint": ""} if field.default in (None, ()) else {}
-        return Annotated[types[field.name], tyro.conf.arg(help=texts.get(field.name), **told)]
+        words = [texts.get(field.name), *(table.described() for table in _tables(types[field.name]))]
+        return Annotated[choices(types[field.name]), tyro.conf.arg(help=" ".join(filter(None, words)) or None, **told)]
 
     members = [(field.name, annotated(field), field) for field in fields(options)]
     return make_dataclass(options.__name__, members, frozen=True, kw_only=True)

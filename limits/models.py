@@ -14,7 +14,7 @@
 import re
 from dataclasses import dataclass
 
-from limits import activations
+from limits.activations import ACTIVATIONS, Activation
 
 READS = {"perceptron": "vectors", "conv": "images", "convnet": "images", "vit": "images", "gpt": "tokens"}  # by family
 POOLINGS = ("max", "average")
@@ -47,6 +47,11 @@ class Model:
         """What a row of inputs is: "vectors", "images" or "tokens"."""
         return READS[self.family]
 
+    @property
+    def nonlinearity(self) -> Activation:
+        """The row of its activation."""
+        return ACTIVATIONS[self.activation]
+
 
 def read_model(
     name: str, *, activation: str = "tanh", depth: int = 2, block_size: int = 1, pooling: str = "max"
@@ -61,7 +66,7 @@ def read_model(
         raise ValueError(f"model {name!r}: a network has at least 2 weight matrices; known models: {KNOWN}")
     if not numbered and name not in NAMED:
         raise ValueError(f"unknown model {name!r}; known: {KNOWN}")
-    activations.check(activation)
+    ACTIVATIONS.find(activation)
     if pooling not in POOLINGS:
         raise ValueError(f"unknown pooling {pooling!r}; known: {', '.join(POOLINGS)}")
     for what, size in (("depth", depth), ("block size", block_size)):

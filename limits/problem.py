@@ -42,9 +42,9 @@ from limits import losses
 from limits.exponents.algebra import Scaling
 from limits.exponents.parametrization import SAME_EXPONENTS, read_scaling
 from limits.models import Model, read_model
+from limits.optimizers import OPTIMIZERS
 
 ARRAYS = ("inputs", "targets", "batches")
-TRAINED = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine")
 
 
@@ -56,7 +56,7 @@ class Problem:
     targets           (P, C) array, held as float64; a vector (P,) is taken as one output
     parametrization   a text for ``limits.exponents.parametrization.read_scaling`` (a name, a TOML file, or inline) or a
                       ``Scaling``
-    optimizer         "sgd", "adam" or "adamw", which differ in the weight decay
+    optimizer         a name of ``limits.optimizers``
     model, activation, depth, block_size, pooling    see ``limits.models``; ``problem.network`` is what they amount to
     image_shape       (H, W, channels) of inputs that are images, in this order; None: a square, grey or of three channels
     trained           "all", or "readout": all other weights stay where they start (random features)
@@ -111,8 +111,7 @@ class Problem:
         def put(name, value):
             object.__setattr__(self, name, value)
 
-        if self.optimizer not in TRAINED:
-            raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {', '.join(TRAINED)}")
+        own = OPTIMIZERS.find(self.optimizer).options
         _check_parametrization(self.parametrization, self.rule)
         put("inputs", _finite_matrix("inputs", self.inputs))
         targets = np.asarray(self.targets)
@@ -126,9 +125,10 @@ class Problem:
         _require(self.learning_rate > 0, "learning rate", self.learning_rate, "positive")
         _require(self.richness > 0, "richness", self.richness, "positive")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
-        _require(self.momentum == 0 or self.optimizer == "sgd", "momentum", self.momentum, "0: Adam has betas")
-        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
-            raise ValueError(f"nesterov looks ahead along the momentum of sgd: {self.optimizer} has none here")
+        has = f"{self.optimizer} has {' and '.join(own) or 'none'}"
+        _require(self.momentum == 0 or "momentum" in own, "momentum", self.momentum, f"0: {has}")
+        if self.nesterov and ("nesterov" not in own or self.momentum == 0):
+            raise ValueError(f"nesterov looks ahead along the momentum: {self.optimizer} has none here")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
         _require(self.warmup_steps >= 0, "number of warm-up steps", self.warmup_steps, "at least 0")
@@ -179,8 +179,8 @@ class Problem:
 
     @property
     def rule(self) -> str:
-        """ "sgd" or "adam": whose exponents and whose preconditioner."""
-        return "sgd" if self.optimizer == "sgd" else "adam"
+        """Whose exponents: a name of ``limits.exponents.algebra.OPTIMIZERS``."""
+        return OPTIMIZERS[self.optimizer].size_rule
 
     @property
     def num_samples(self) -> int:
@@ -218,7 +218,7 @@ class Problem:
         η0 is the largest rate: during warm-up, and on the way down a cosine, training is stable up to higher sharpness.
         Not a number for Adam, whose threshold is one of the preconditioned Hessian.
         """
-        return self.preconditioned_edge_of_stability if self.optimizer == "sgd" else float("nan")
+        return float("nan") if OPTIMIZERS[self.optimizer].preconditioned else self.preconditioned_edge_of_stability
 
     @property
     def preconditioned_edge_of_stability(self) -> float:
@@ -228,19 +228,14 @@ class Problem:
 
         Not a number for Adam with λ > 0, which descends on another function than the loss.
         """
-        if self.optimizer == "sgd":
-            ahead = 1.0 + 2.0 * self.momentum if self.nesterov else 1.0
-            return 2.0 * (1.0 + self.momentum) / ahead / self.learning_rate - self.weight_decay
-        if self.optimizer == "adam" and self.weight_decay:
-            return float("nan")
-        beta = self.betas[0]
-        return (2.0 / self.learning_rate - self.weight_decay) * (1.0 + beta) / (1.0 - beta)
+        return OPTIMIZERS[self.optimizer].edge(self)
 
 
 def refuse_unknown_limit(problem: Problem) -> None:
     """Raises ValueError for what no theory knows the limit of: Adam, and networks that see other images at every step."""
-    if problem.optimizer != "sgd":
-        raise ValueError(f"no limit is known with {problem.optimizer}: only of networks trained by sgd")
+    if not OPTIMIZERS[problem.optimizer].has_limits:
+        known = " or ".join(row.name for row in OPTIMIZERS.values() if row.has_limits)
+        raise ValueError(f"no limit is known with {problem.optimizer}: only of networks trained by {known}")
     if problem.augment:
         raise ValueError("no limit is known with augmentation")
 
@@ -257,7 +252,7 @@ def minibatches(rng: np.random.Generator, num_samples: int, batch_size: int, num
 def _check_parametrization(given, optimizer):
     """It can be read, for one architecture at least."""
     if isinstance(given, Scaling):
-        if SAME_EXPONENTS.get(given.optimizer, given.optimizer) != optimizer:
+        if SAME_EXPONENTS.get(given.optimizer, given.optimizer) != SAME_EXPONENTS.get(optimizer, optimizer):
             raise ValueError(f"the exponents of {given.name} are for {given.optimizer}, not for {optimizer}")
         return
     try:

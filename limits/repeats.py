@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import stdtrit
 
-from limits.trajectory import OBSERVABLES
+from limits.trajectory import OBSERVABLES, RANK
 
 Observables = dict[str, np.ndarray]
 
@@ -62,4 +62,4 @@ def first_ranks(observables: Observables, k: int) -> Observables:
 
 
 def _ranked(name):
-    return OBSERVABLES[name].axis == "rank"
+    return OBSERVABLES[name].axis is RANK

@@ -1,18 +1,39 @@
 """Trajectory: what was measured along training, at any width; and the registry of what can be measured."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Int
+
+from limits.rows import Table
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The second axis of an observable.
+
+    labels    of so many numbers along it
+    ranked    whether it is of eigenvalues, the largest first
+    leads     whether the first one stands for all where one is shown, or compared
+    """
+
+    name: str
+    labels: Callable[[int], Sequence[int | str]] = lambda count: range(1, count + 1)
+    ranked: bool = False
+    leads: bool = True
+
+
+RANK = Axis("rank", ranked=True)
+EDGE = Axis("edge", lambda count: ("upper", "lower")[:count], ranked=True)
+NODE = Axis("node", leads=False)  # of a quadrature
 
 
 @dataclass(frozen=True)
 class Observable:
     """A measured quantity.
 
-    axis        its second axis: "rank", eigenvalues with the largest first; "edge", the upper and the lower one; "node", of
-                a quadrature; "" where it is one number
+    axis        its second axis; None where it is one number
     in_limits   theories compute it too; others only networks have
     """
 
@@ -20,54 +41,72 @@ class Observable:
     symbol: str
     label: str
     definition: str
-    axis: str = ""
+    axis: Axis | None = None
     in_limits: bool = True
 
     @property
     def ranked(self) -> bool:
         """Whether its second axis is of eigenvalues."""
-        return self.axis in ("rank", "edge")
+        return self.axis is not None and self.axis.ranked
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is one number, or its first stands for all."""
+        return self.axis is None or self.axis.leads
 
 
 RESCALED = ("H = √M ∇²L √M, M = γ² of SGD with one multiplier, by role its learning rate r, of Adam r/s, s the size of a "
             "gradient entry at step 0: the conventions of limits/problem.py")  # fmt: skip
-OBSERVABLES = {
-    o.name: o
-    for o in (
-        Observable("loss", r"$\mathcal{L}$", "loss", "1/(2P) Σ_p |f(x_p) − y_p|² over all samples"),
-        Observable("sharpness", r"$\lambda_1(H)$", "sharpness", f"the largest eigenvalue of {RESCALED}"),
-        Observable("hessian_eigenvalues", r"$\lambda_k(H)$", "Hessian eigenvalues",
-                   f"the top_k algebraically largest eigenvalues of {RESCALED}", axis="rank"),
-        Observable("hessian_min", r"$\lambda_{\min}(H)$", "smallest Hessian eigenvalue",
-                   f"the algebraically smallest eigenvalue of {RESCALED}"),
-        Observable("gauss_newton_eigenvalues", r"$\lambda_k(G)$", "Gauss-Newton eigenvalues",
-                   "the top_k eigenvalues of G = (1/P) Σ_p √M Jᵀ(∂²ℓ/∂f²)J √M, J = ∂f(x_p)/∂θ, a part of "
-                   f"{RESCALED}", axis="rank"),
-        Observable("residual_eigenvalues", r"$\lambda_\pm(R)$", "edges of the residual part",
-                   f"the largest and the smallest eigenvalue of R = H − G, in this order; {RESCALED}", axis="edge"),
-        Observable("ntk_eigenvalues", r"$\lambda_k(\Theta)/P$", "NTK eigenvalues",
-                   f"the top_k eigenvalues of J M Jᵀ/P, of size PC × PC over all samples and outputs; {RESCALED}", axis="rank"),
-        Observable("hessian_trace", r"$\mathrm{tr}\,H$", "Hessian trace", f"the trace of {RESCALED}"),
-        Observable("directional_sharpness", r"$g^\top H g/|g|^2$", "directional sharpness",
-                   f"gᵀHg/|g|² along the full gradient g = √M ∇L; not a number where g = 0; {RESCALED}"),
-        Observable("preconditioned_sharpness", r"$\lambda_1(P^{-1/2}HP^{-1/2})$", "preconditioned sharpness",
-                   "the largest eigenvalue of P^{-1/2} H P^{-1/2}, P = √v̂/s + ε of Adam before step t (not a number at t = 0), "
-                   f"P = 1 of SGD; {RESCALED}", in_limits=False),
-        Observable("gradient_noise", r"$\mathrm{tr}\,\Sigma$", "gradient noise",
-                   "(1/P) Σ_p |√M (∇ℓ_p − ∇L)|², ℓ_p the loss of one sample: the variance of a step's gradient is this over "
-                   f"the size of its batch; M as in {RESCALED}", in_limits=False),
-        Observable("density_nodes", r"$\theta_j$", "nodes of the spectral density",
-                   "where a quadrature of the density of the eigenvalues of H has its masses: Σ_j w_j f(θ_j) stands for their "
-                   f"mean (1/n) Σ_i f(λ_i); of each random vector in turn, in ascending order; {RESCALED}",
-                   axis="node", in_limits=False),
-        Observable("density_weights", r"$w_j$", "weights of the spectral density",
-                   "the masses w_j at density_nodes; those of each random vector have the same sum, all together 1",
-                   axis="node", in_limits=False),
-    )
-}  # fmt: skip
+OBSERVABLES = Table("observable", (
+    Observable("loss", r"$\mathcal{L}$", "loss", "1/(2P) Σ_p |f(x_p) − y_p|² over all samples"),
+    Observable("sharpness", r"$\lambda_1(H)$", "sharpness", f"the largest eigenvalue of {RESCALED}"),
+    Observable("hessian_eigenvalues", r"$\lambda_k(H)$", "Hessian eigenvalues",
+               f"the top_k algebraically largest eigenvalues of {RESCALED}", axis=RANK),
+    Observable("hessian_min", r"$\lambda_{\min}(H)$", "smallest Hessian eigenvalue",
+               f"the algebraically smallest eigenvalue of {RESCALED}"),
+    Observable("gauss_newton_eigenvalues", r"$\lambda_k(G)$", "Gauss-Newton eigenvalues",
+               "the top_k eigenvalues of G = (1/P) Σ_p √M Jᵀ(∂²ℓ/∂f²)J √M, J = ∂f(x_p)/∂θ, a part of "
+               f"{RESCALED}", axis=RANK),
+    Observable("residual_eigenvalues", r"$\lambda_\pm(R)$", "edges of the residual part",
+               f"the largest and the smallest eigenvalue of R = H − G, in this order; {RESCALED}", axis=EDGE),
+    Observable("ntk_eigenvalues", r"$\lambda_k(\Theta)/P$", "NTK eigenvalues",
+               f"the top_k eigenvalues of J M Jᵀ/P, of size PC × PC over all samples and outputs; {RESCALED}", axis=RANK),
+    Observable("hessian_trace", r"$\mathrm{tr}\,H$", "Hessian trace", f"the trace of {RESCALED}"),
+    Observable("directional_sharpness", r"$g^\top H g/|g|^2$", "directional sharpness",
+               f"gᵀHg/|g|² along the full gradient g = √M ∇L; not a number where g = 0; {RESCALED}"),
+    Observable("preconditioned_sharpness", r"$\lambda_1(P^{-1/2}HP^{-1/2})$", "preconditioned sharpness",
+               "the largest eigenvalue of P^{-1/2} H P^{-1/2}, P = √v̂/s + ε of Adam before step t (not a number at t = 0), "
+               f"P = 1 of SGD; {RESCALED}", in_limits=False),
+    Observable("gradient_noise", r"$\mathrm{tr}\,\Sigma$", "gradient noise",
+               "(1/P) Σ_p |√M (∇ℓ_p − ∇L)|², ℓ_p the loss of one sample: the variance of a step's gradient is this over "
+               f"the size of its batch; M as in {RESCALED}", in_limits=False),
+    Observable("density_nodes", r"$\theta_j$", "nodes of the spectral density",
+               "where a quadrature of the density of the eigenvalues of H has its masses: Σ_j w_j f(θ_j) stands for their "
+               f"mean (1/n) Σ_i f(λ_i); of each random vector in turn, in ascending order; {RESCALED}",
+               axis=NODE, in_limits=False),
+    Observable("density_weights", r"$w_j$", "weights of the spectral density",
+               "the masses w_j at density_nodes; those of each random vector have the same sum, all together 1",
+               axis=NODE, in_limits=False),
+))  # fmt: skip
 
-STORED = tuple(name for name in OBSERVABLES if name != "sharpness")  # what a trajectory can hold
-MEASURED = tuple(name for name in STORED if OBSERVABLES[name].in_limits)  # what it holds in every room, if not told otherwise
+
+def storable() -> tuple[str, ...]:
+    """What a trajectory can hold: all but the sharpness, which is the first of others."""
+    return tuple(name for name in OBSERVABLES if name == stored(name))
+
+
+def stored(name: str) -> str:
+    """The observable that holds it."""
+    return "hessian_eigenvalues" if name == "sharpness" else name
+
+
+MEASURED = tuple(name for name in storable() if OBSERVABLES[name].in_limits)  # in every room, if not told otherwise
+
+
+def check_storable(names: Sequence[str]) -> None:
+    """Raises ValueError for what no trajectory can hold."""
+    if unknown := [name for name in names if name not in storable()]:
+        raise ValueError(f"unknown observable {unknown[0]!r}; known: {', '.join(storable())}")
 
 
 class NotKnown(KeyError):
@@ -100,8 +139,7 @@ class Trajectory(Mapping):
 
     def __post_init__(self):
         for name, values in self.observables.items():
-            if name not in STORED:
-                raise ValueError(f"unknown observable {name!r}; known: {', '.join(STORED)}")
+            check_storable((name,))
             if values.ndim != 1 + bool(OBSERVABLES[name].axis) or len(values) != len(self.steps):
                 raise ValueError(f"{name} of shape {values.shape} does not fit {len(self.steps)} measured steps")
 
@@ -112,21 +150,21 @@ class Trajectory(Mapping):
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Raises NotKnown, in one line, for an observable that it does not have."""
-        if (found := self.observables.get(_stored(name))) is None:
+        if (found := self.observables.get(stored(name))) is None:
             raise NotKnown(self._not_known(name))
         return found[:, 0] if name == "sharpness" else found
 
     def error(self, name: str) -> np.ndarray:
         """The measuring error of an observable, zeros where it is exact; raises as its value does."""
         values = self[name]
-        if (stored := _stored(name)) not in self.errors:
+        if (held := stored(name)) not in self.errors:
             return np.zeros_like(values)
-        return self.errors[stored][:, 0] if name == "sharpness" else self.errors[stored]
+        return self.errors[held][:, 0] if name == "sharpness" else self.errors[held]
 
     def _not_known(self, name) -> str:
         if name not in OBSERVABLES:
             return f"unknown observable {name!r}; known: {', '.join(OBSERVABLES)}"
-        why = self.left_open.get(_stored(name), "it was not measured")
+        why = self.left_open.get(stored(name), "it was not measured")
         return f"no {name} here: {why}; there are {', '.join(self)}"
 
     def __iter__(self) -> Iterator[str]:
@@ -141,11 +179,6 @@ class Trajectory(Mapping):
     def diverged(self) -> np.ndarray:
         """(T,) whether the loss has stopped being finite at or before a measured step."""
         return np.logical_or.accumulate(~np.isfinite(self.observables["loss"]))
-
-
-def _stored(name):
-    """The observable that holds it."""
-    return "hessian_eigenvalues" if name == "sharpness" else name
 
 
 def hessian_left_open(why: str) -> dict[str, str]:

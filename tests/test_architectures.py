@@ -11,6 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from scipy.signal import correlate2d
 from scipy.special import ndtr
+from trained import train
 from written_out import in_numpy, numbers
 
 from comparisons.coord_check import study as coord_check
@@ -25,7 +26,6 @@ from finite.networks.gpt import gpt
 from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
 from finite.networks.vit import vit
-from finite.training.train import train
 from limits import Problem
 from limits import theories as limit
 from limits.exponents.algebra import Scaling

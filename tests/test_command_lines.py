@@ -15,6 +15,7 @@ from comparisons.convergence import study as convergence
 from comparisons.coord_check import study as coord_check
 from comparisons.landscape import study as landscape
 from comparisons.transfer import study as transfer
+from limits.arguments import choices
 
 COMMANDS = (convergence, coord_check, landscape, transfer)
 SMALL = {"steps": "4", "samples": "8", "seeds": "2"}
@@ -33,6 +34,7 @@ def values(rng, kind, name):
     """The words behind an option of this type."""
     if rng.random() < 0.15:
         return [rng.choice(HOSTILE)]
+    kind = choices(kind)
     origin = get_origin(kind)
     if origin is Annotated:
         return values(rng, get_args(kind)[0], name)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trained import train
 
 from finite.networks.build import build
-from finite.training.train import train
 from limits import Problem, minibatches, predict
 from limits.deep import dmft
 from limits.deep import linear as deep_linear

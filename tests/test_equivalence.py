@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trained import train
 
 from finite.networks import by_role
 from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
-from finite.training.train import train
 from limits.exponents.algebra import OPTIMIZERS, Power, architecture, shifted
 from limits.exponents.parametrization import QUANTITIES, gauge, interpolated, read_scaling, scaling
 from limits.machine import computing

@@ -11,7 +11,7 @@ from finite.training.train import train
 from limits import Problem
 from limits.exponents.parametrization import Factors, factors, scaling
 from limits.kernel import analytic as kernels
-from limits.kernel import neural_tangents_compat, ntk
+from limits.kernel import neural_tangents_compat, ntk, tanh
 from limits.kernel.analytic import Activation, AveragePool, Block, Conv, Dense, Flatten, Image, layers
 from limits.machine import computing
 from limits.models import Model
@@ -92,15 +92,15 @@ def integral(f, covariance, variance_1, variance_2):
 def test_tanh_against_integrals(correlation, variances):
     covariance = correlation * np.sqrt(np.prod(variances))
     with computing("float64"):
-        kernel = kernels._tanh_kernel(covariance, *map(jnp.float64, variances))
-        derivative = kernels._tanh_derivative_kernel(covariance, *map(jnp.float64, variances))
+        kernel = tanh.kernel(covariance, *map(jnp.float64, variances))
+        derivative = tanh.derivative_kernel(covariance, *map(jnp.float64, variances))
     np.testing.assert_allclose(kernel, integral(np.tanh, covariance, *variances), rtol=0, atol=1e-9)
     expected = integral(lambda x: 1 / np.cosh(x) ** 2, covariance, *variances)
     np.testing.assert_allclose(derivative, expected, rtol=2e-9, atol=0)
 
 
 def test_tanh_is_a_sum_of_erfs():
-    x, (s, w) = np.linspace(-40, 40, 20001)[:, None], kernels.tanh_as_erfs()
+    x, (s, w) = np.linspace(-40, 40, 20001)[:, None], tanh.as_erfs()
     np.testing.assert_allclose(scipy.special.erf(s * x) @ w, np.tanh(x[:, 0]), rtol=0, atol=6e-11)
     derivative = 2 / np.sqrt(np.pi) * np.exp(-((s * x) ** 2)) @ (s * w)
     np.testing.assert_allclose(derivative, 1 / np.cosh(x[:, 0]) ** 2, rtol=0, atol=2e-10)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.figure import Figure
+from trained import train
 
 from comparisons import cases, records
 from comparisons.landscape.late import late_values
@@ -13,7 +14,6 @@ from comparisons.landscape.picture import panel, picture
 from comparisons.landscape.study import Options, landscape, main, measured, prepare
 from comparisons.super_consistency import APART, LATE
 from finite.networks.build import build
-from finite.training.train import train
 
 SMALL = {
     "data": "digits", "model": "mlp2", "samples": 16, "outputs": 3, "widths": (8, 16), "steps": 8, "measure_every": 2,

@@ -9,10 +9,10 @@ import scipy.integrate
 from dense_network import train_dense
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trained import train
 
 from comparisons.cases import initial_gram
 from finite.networks.mlp import mlp
-from finite.training.train import train
 from limits import Problem, minibatches
 from limits.exponents.parametrization import interpolated
 from limits.two_layer import linear as linear2

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trained import train
 
 from comparisons.power_law import fit
 from finite.networks.mlp import mlp
-from finite.training.train import train
 from limits import Problem, minibatches
 from limits.kernel import ntk
 from limits.machine import computing

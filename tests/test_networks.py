@@ -7,8 +7,9 @@ import pytest
 from written_out import NUMPY_ACTIVATIONS, forward, in_numpy
 
 from finite import networks
-from finite.networks.mlp import ACTIVATIONS, mlp
+from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
+from limits.activations import ACTIVATIONS
 from limits.exponents.parametrization import scaling
 from limits.machine import computing
 from limits.problem import Problem

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trained import train
 
 from comparisons.power_law import fit
 from finite.networks.build import build
-from finite.training.train import train
 from limits import Problem, minibatches
 from limits.exponents.parametrization import gauge, interpolated, scaling
 from limits.kernel import ntk

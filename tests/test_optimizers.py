@@ -9,16 +9,16 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from trained import train
 from written_out import descend, descend_with_squares, in_numpy, loss, numbers, outputs
 
 from finite.data.synthetic import digits
 from finite.networks.mlp import mlp
 from finite.training.descent import Descent
-from finite.training.train import train
 from limits import theories as limit
 from limits.machine import computing
 from limits.problem import Problem, minibatches
-from limits.trajectory import OBSERVABLES, STORED
+from limits.trajectory import NODE, OBSERVABLES, storable
 
 WIDTH, DEPTH, STEPS = 6, 2, 12
 ADAM = {"optimizer": "adam", "betas": (0.8, 0.9), "epsilon": 0.3}
@@ -181,7 +181,7 @@ def test_curvature_is_that_of_the_dense_matrices(variant):
     """
     problem = a_problem(**{"sgd": {}, **VARIANTS}[variant], measure_every=4)
     network, of = mlp(problem, WIDTH, DEPTH, "relu"), numbers("sp", problem.rule, WIDTH, DEPTH, problem.richness)
-    names = [name for name in STORED if OBSERVABLES[name].axis != "node"]
+    names = [name for name in storable() if OBSERVABLES[name].axis is not NODE]
     (got,) = train(problem, network, jax.random.key(0)[None], precision="float64", rtol=1e-9, observables=names)
     with computing("float64"):
         states = list(descend_with_squares(problem, start_of(network), of, "relu"))[::4]
@@ -285,9 +285,9 @@ def test_limits_refuse_what_acts_on_entries(optimizer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"nesterov": True}, "nesterov looks ahead along the momentum of sgd: sgd has none here"),
-        ({"nesterov": True, "optimizer": "adam"}, "momentum of sgd: adam has none"),
-        ({"optimizer": "adamw", "momentum": 0.5}, "momentum 0.5 must be 0: Adam has betas"),
+        ({"nesterov": True}, "nesterov looks ahead along the momentum: sgd has none here"),
+        ({"nesterov": True, "optimizer": "adam"}, "momentum: adam has none"),
+        ({"optimizer": "adamw", "momentum": 0.5}, "momentum 0.5 must be 0: adamw has betas and epsilon"),
         ({"schedule": "linear"}, "unknown schedule 'linear'; known: constant, cosine"),
         ({"warmup_steps": -1}, "number of warm-up steps -1 must be at least 0"),
     ],

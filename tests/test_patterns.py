@@ -35,9 +35,9 @@ def drawn(inputs, directions=200_000):
     return s[first]
 
 
-def largest(inputs, error, patterns):
-    """σ_1 of Σ_p s_p x_p r_pᵀ, the largest of these patterns'."""
-    products = np.einsum("sp,pa,pc->sac", patterns * 1.0, inputs, error, optimize=True)
+def largest(inputs, error, patterns, slopes=(0.0, 1.0)):
+    """σ_1 of Σ_p φ'_p x_p r_pᵀ, the largest of these patterns'."""
+    products = np.einsum("sp,pa,pc->sac", np.where(patterns, slopes[1], slopes[0]), inputs, error, optimize=True)
     return np.linalg.svd(products, compute_uv=False)[:, 0].max()
 
 
@@ -70,13 +70,14 @@ def test_cells_are_those_that_directions_fall_into(inputs):
     assert cells(inputs) == {tuple(s) for s in drawn(inputs)}
 
 
+@pytest.mark.parametrize("slopes", [(0.0, 1.0), (0.2, 1.0), (-1.0, 0.5)], ids=["relu", "leaky", "folded"])
 @pytest.mark.parametrize("C", [1, 3])
 @pytest.mark.parametrize(("P", "D"), [(4, 4), (12, 2), (8, 3)])
-def test_the_edge_is_the_largest_over_all_directions(P, D, C):
+def test_the_edge_is_the_largest_over_all_directions(P, D, C, slopes):
     X, error = data(P, D, C)
-    wanted = largest(X, error, drawn(X))
-    np.testing.assert_allclose(edge(X, error, candidates(X, C)), wanted, rtol=1e-9)
-    np.testing.assert_allclose(edge(X, error, candidates(X, C), 0.9 * wanted), wanted, rtol=1e-9)
+    wanted = largest(X, error, drawn(X), slopes)
+    np.testing.assert_allclose(edge(X, error, candidates(X, C), slopes=slopes), wanted, rtol=1e-9)
+    np.testing.assert_allclose(edge(X, error, candidates(X, C), 0.9 * wanted, slopes), wanted, rtol=1e-9)
 
 
 def test_the_edge_of_data_in_special_position():
@@ -88,7 +89,9 @@ def test_no_pattern_exceeds_the_bound_of_the_cube():
     for C in (1, 3):
         X, error = data(12, 3, C)
         cube = (np.arange(2**12)[:, None] >> np.arange(12)) & 1
-        assert largest(X, error, cube) <= bound_of_the_cube(X, error) < 1.5 * largest(X, error, cube)
+        for slopes in ((0.0, 1.0), (0.2, 1.0), (-1.0, 0.5)):
+            tallest = largest(X, error, cube, slopes)
+            assert tallest <= bound_of_the_cube(X, error, slopes) < 1.5 * tallest
 
 
 def test_where_cells_are_too_many_the_edge_is_between_what_is_known_and_a_bound():

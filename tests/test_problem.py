@@ -36,7 +36,7 @@ X, Y = np.ones((4, 3)), np.ones((4, 2))
         ({"parametrization": "base=mup, hidden.rate=1"}, "unknown quantity of hidden 'rate'"),
         ({"parametrization": scaling("mup", "adam")}, "the exponents of mup are for adam, not for sgd"),
         ({"optimizer": "lion"}, "unknown optimizer 'lion'; known: sgd, adam"),
-        ({"optimizer": "adam", "momentum": 0.9}, "momentum 0.9 must be 0: Adam has betas"),
+        ({"optimizer": "adam", "momentum": 0.9}, "momentum 0.9 must be 0: adam has betas and epsilon"),
         ({"betas": (0.9, 1.0)}, "beta 1 must be at least 0 and below 1"),
         ({"epsilon": 0.0}, "epsilon 0 must be positive"),
         ({"learning_rate": -0.1}, "learning rate -0.1 must be positive"),
@@ -152,7 +152,7 @@ def test_trajectory_reads_by_name():
 
 
 def test_axes_of_observables():
-    axes = {name: observable.axis for name, observable in OBSERVABLES.items() if observable.axis}
+    axes = {name: observable.axis.name for name, observable in OBSERVABLES.items() if observable.axis}
     ranks = dict.fromkeys(("hessian_eigenvalues", "gauss_newton_eigenvalues", "ntk_eigenvalues"), "rank")
     assert axes == ranks | {"residual_eigenvalues": "edge", "density_nodes": "node", "density_weights": "node"}
     assert {name for name, observable in OBSERVABLES.items() if observable.ranked} == {*ranks, "residual_eigenvalues"}

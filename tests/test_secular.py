@@ -44,7 +44,7 @@ def test_concentration_is_the_largest_squared_entry():
 def dense_network(problem, E, V):
     """Every observable and the whole spectrum of the network in μP, from Jacobian and Hessian of the loss in all weights."""
     x, y, (D, N), C = problem.inputs, jnp.asarray(problem.targets), E.shape, V.shape[1]
-    phi, loss, gamma = ACTIVATIONS[problem.network.activation], LOSSES[problem.loss], problem.richness * np.sqrt(N)
+    phi, loss, gamma = ACTIVATIONS[problem.network.activation].phi, LOSSES[problem.loss], problem.richness * np.sqrt(N)
 
     def outputs(theta):
         return phi(x @ theta[: D * N].reshape(D, N) / np.sqrt(D)) @ theta[D * N :].reshape(N, C) / (gamma * np.sqrt(N))

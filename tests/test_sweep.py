@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from trained import train
 
 import limits
 from comparisons import cases, records, sweep
@@ -19,7 +20,6 @@ from comparisons import options as runs
 from comparisons.sweep import Engine, Group, Row
 from comparisons.transfer.study import Options, main, prepare
 from finite.networks.build import build
-from finite.training.train import train
 
 try:
     import resource

@@ -13,9 +13,10 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: its curvature is compared where it is")
 
+from trained import train  # noqa: E402
+
 from finite.curvature import operators as curvature  # noqa: E402  (after the skip)
 from finite.networks.conv import conv  # noqa: E402
-from finite.training.train import train  # noqa: E402
 from limits import Problem  # noqa: E402
 from limits.exponents.parametrization import output_multiplier  # noqa: E402
 from limits.losses import LOSSES  # noqa: E402

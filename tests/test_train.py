@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from trained import train
 from written_out import descend, numbers
 from written_out import in_numpy as stored_weights
 from written_out import loss as stored_loss
 from written_out import outputs as stored_outputs
 
+from finite import Numerics
 from finite.curvature import observers as observing
 from finite.curvature import operators as curvature
-from finite.curvature.observers import Program
+from finite.curvature.observers import program_of
 from finite.data.synthetic import digits
 from finite.networks.build import build
 from finite.networks.conv import conv
@@ -29,7 +31,6 @@ from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
 from finite.training import train as training
 from finite.training.side_by_side import Plan, footprint
-from finite.training.train import train
 from limits import solve
 from limits.exponents.parametrization import gauge, output_multiplier, scaling
 from limits.machine import computing
@@ -374,7 +375,7 @@ def test_batched_lanczos_is_lanczos():
 
 ON_TWO_DEVICES = """
 import sys; sys.path.insert(0, {tests!r})
-import jax, numpy as np
+import jax, numpy as np, trained
 from test_train import a_problem, keys
 from finite import train as training
 from finite.networks.mlp import mlp
@@ -386,10 +387,10 @@ options = dict(observables=["loss", "hessian_trace", "directional_sharpness"], p
 placed = []
 over_devices = training._over_devices
 training._over_devices = lambda tree: placed.append(over_devices(tree)) or placed[-1]
-beside = training.train(problem, network, keys(3), vectorized=True, **options)
+beside = trained.train(problem, network, keys(3), vectorized=True, **options)
 leaf = jax.tree.leaves(placed[0])[0]
 assert leaf.shape[0] == 4 and leaf.sharding.shard_shape(leaf.shape)[0] == 2  # half of the seeds on each
-for one, other in zip(beside, training.train(problem, network, keys(3), **options), strict=True):
+for one, other in zip(beside, trained.train(problem, network, keys(3), **options), strict=True):
     for name in one:
         np.testing.assert_allclose(one[name], other[name], rtol=1e-7, atol=1e-10, err_msg=name)
 assert len(beside) == 3
@@ -405,8 +406,7 @@ def test_seeds_spread_over_the_devices():
 
 def _memory_for(count, problem, network, vectorized):
     with computing("float64"):
-        numerics = tuple(CHEAP), problem.top_k, 1e-3, 100, True, 16, vectorized
-        program = Program(network.architecture, problem.loss, *numerics)
+        program = program_of(problem, network.architecture, CHEAP, Numerics(vectorized=vectorized))
         resident, workspace = footprint(problem, network, program, problem.num_samples)
     return count * resident + (count if vectorized else 1) * workspace
 
@@ -652,7 +652,7 @@ def test_what_minibatches_need_does_not_grow_with_the_data():
     def needed(samples):
         problem = a_problem(num_samples=samples, num_steps=3, batches=np.zeros((3, 8), int))
         network = mlp(problem, 1024)
-        program = Program(network.architecture, "mse", ("loss",), 1, 1e-3, 100, True, 16, False)
+        program = program_of(problem, network.architecture, ("loss",), Numerics(vectorized=False))
         return footprint(problem, network, program, 8)[1]
 
     assert needed(50_000) == needed(5_000)

@@ -459,7 +459,7 @@ def test_models_and_optimizers(options, tmp_path):
         (["--param", "mup", "mup"], "parametrizations mup mup: wanted"),
         (["--param", "depth_mup"], "depth_mup is about residual blocks"),
         (["--param", "base=mup, hiden.multiplier=1"], "unknown role 'hiden'"),
-        (["--optimizer", "adam", "--momentum", "0.5"], "momentum 0.5 must be 0: Adam has betas"),
+        (["--optimizer", "adam", "--momentum", "0.5"], "momentum 0.5 must be 0: adam has betas and epsilon"),
         (["--learning-rates", "1", "2"], "learning rates 1 2: wanted at least 3"),
         (["--learning-rates", "1", "2", "-1"], "learning rates 1 2 -1: wanted"),
         (["--learning-rates", "1", "2", "inf"], "learning-rates inf: wanted a finite number"),

@@ -20,7 +20,6 @@ import xarray as xr
 
 from comparisons.power_law import FEWEST_WIDTHS, PowerLaw, fit, refused
 from limits import OBSERVABLES
-from limits.trajectory import STORED
 from limits.two_layer.linear_law import Law, Prediction
 
 KINDS = ("fluctuation", "bias")
@@ -178,6 +177,3 @@ def limit_component(dataset: xr.Dataset, name: str, selection: dict) -> xr.DataA
     """The limit of one component against step, where it is stored."""
     stored = f"{variable(name)}_limit"
     return dataset[stored].sel(selection) if stored in dataset else None
-
-
-assert set(OBSERVABLES) - {"sharpness"} == set(STORED)

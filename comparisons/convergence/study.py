@@ -24,6 +24,7 @@ from comparisons import options as runs
 from comparisons import style as plots
 from comparisons.convergence import rates
 from comparisons.convergence.options import PROGRAM, Options
+from finite import Numerics
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem, Trajectory
@@ -160,8 +161,8 @@ def _cell(comparison, width, prediction, typical, report: Callable[[float], None
     report(0.0)
     network, keys = build(problem, width), cases.keys(options.seed, width, options.seeds)
     started = time.perf_counter()
-    trained = train(problem, network, keys, precision=options.precision, progress=report, observables=MEASURED,
-                    rtol=tolerance(options), max_matvecs=cases.max_matvecs(problem))  # fmt: skip
+    numerics = Numerics(options.precision, rtol=tolerance(options), max_matvecs=cases.max_matvecs(problem))
+    trained = train(problem, network, keys, numerics=numerics, progress=report, observables=MEASURED)
     dataset = records.from_trajectories({width: trained})
     dataset["seconds"] = ("width", [time.perf_counter() - started])
     if typical:

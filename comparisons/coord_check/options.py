@@ -8,7 +8,10 @@ import numpy as np
 import tyro
 
 from comparisons import options as runs
+from limits.activations import ACTIVATIONS
+from limits.arguments import OneOf
 from limits.models import read_model
+from limits.optimizers import OPTIMIZERS
 
 PROGRAM = "python -m comparisons.coord_check"
 PIXELS, TOKENS = 64, 6  # of the probes
@@ -27,7 +30,7 @@ class Options(runs.DataOptions):
     param: tuple[str, ...] = ()
     """sp, ntp, mup, mean_field, depth_mup, alpha1, a .toml file, or inline as "base=mup, hidden.learning_rate=1/2";
     default sp ntp mup for plain models, depth_mup alpha1 for residual ones."""
-    optimizer: tuple[Literal["sgd", "adam"], ...] = ("sgd", "adam")
+    optimizer: tuple[Annotated[str, OneOf(OPTIMIZERS)], ...] = ("sgd", "adam")
     """One picture each."""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     """Hidden widths N, at least three."""
@@ -36,7 +39,7 @@ class Options(runs.DataOptions):
     second smallest width; the widths are swept at the fewest."""
     block_size: int = 1
     """Matrices per residual block of resmlp, kernels per one of resconvnet."""
-    activation: Literal["linear", "relu", "tanh", "erf", "gelu"] = "tanh"
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "tanh"
     """Activation of mlp and resmlp."""
     learning_rate: float | None = None
     """η0; default 0.2, for resconvnet, which is ten times as sharp, 0.02. With cross-entropy a tenth of it, so that f, which

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from comparisons.super_consistency import Agreement, agreement, late_steps, verdict
-from limits.trajectory import STORED
+from limits.trajectory import OBSERVABLES, storable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,13 @@ def growing(dataset: xr.Dataset | xr.DataArray) -> str:
 
 def followed(dataset: xr.Dataset) -> list[str]:
     """The observables that have one number to be compared: of several eigenvalues the first."""
-    return [name for name in STORED if name in dataset and "node" not in dataset[name].dims]
+    return [name for name in storable() if name in dataset and OBSERVABLES[name].leads]
 
 
 def first(values: xr.DataArray) -> xr.DataArray:
     """(…, step): of several eigenvalues the largest."""
-    return values.isel({axis: 0 for axis in ("rank", "edge") if axis in values.dims}, drop=True)
+    axes = {observable.axis.name for observable in OBSERVABLES.values() if observable.axis}
+    return values.isel({axis: 0 for axis in axes if axis in values.dims}, drop=True)
 
 
 def late_agreement(values: xr.DataArray) -> Agreement:

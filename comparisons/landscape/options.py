@@ -9,10 +9,11 @@ import tyro
 from comparisons import options as runs
 from finite.data.arrays import holds_classes
 from finite.data.images import holds_images
-from limits.trajectory import OBSERVABLES, STORED
+from limits.optimizers import OPTIMIZERS
+from limits.trajectory import OBSERVABLES, RANK, storable, stored
 
 PROGRAM = "python -m comparisons.landscape"
-RANKED = {name for name in STORED if OBSERVABLES[name].axis == "rank"}
+RANKED = {name for name in storable() if OBSERVABLES[name].axis is RANK}
 LANCZOS = {*RANKED, "residual_eigenvalues", "hessian_min", "preconditioned_sharpness"}
 
 
@@ -47,7 +48,7 @@ class Options(runs.TrainingOptions):
     observables: tuple[str, ...] | None = None
     """What is followed: loss, hessian_eigenvalues, hessian_min, gauss_newton_eigenvalues, residual_eigenvalues,
     ntk_eigenvalues, hessian_trace, directional_sharpness, preconditioned_sharpness, gradient_noise. Default the loss and what
-    has an edge of stability: hessian_eigenvalues of sgd, preconditioned_sharpness of adam and adamw."""
+    has an edge of stability: hessian_eigenvalues, or where gradients are preconditioned preconditioned_sharpness."""
     top_k: int = 1
     """How many leading eigenvalues."""
     curvature_samples: int = 256
@@ -68,8 +69,7 @@ class Options(runs.TrainingOptions):
 
     @property
     def followed(self) -> tuple[str, ...]:
-        sharpness = "hessian_eigenvalues" if self.optimizer == "sgd" else "preconditioned_sharpness"
-        return ("loss", sharpness) if self.observables is None else self.observables
+        return ("loss", stored(OPTIMIZERS[self.optimizer].sharpness)) if self.observables is None else self.observables
 
     @property
     def usual_data(self) -> str:

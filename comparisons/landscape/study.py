@@ -25,11 +25,12 @@ from comparisons import style as plots
 from comparisons.landscape.late import Late, late_values
 from comparisons.landscape.options import PROGRAM, Options
 from comparisons.landscape.picture import density, picture, table
+from finite import Numerics
 from finite.networks.build import build
 from finite.training.train import check, train
 from limits import Problem
 from limits.exponents import parametrization
-from limits.trajectory import STORED
+from limits.trajectory import storable
 
 DENSITY = ("density_nodes", "density_weights")
 
@@ -105,7 +106,7 @@ def prepare(options: Options) -> Run:
         raise ValueError(f"{o.steps} steps: at least 1 is needed")
     runs.check_interval(o.measure_every, o.steps)
     runs.check_distinct("observables", o.observables, 1)
-    known = [name for name in STORED if name not in DENSITY]
+    known = [name for name in storable() if name not in DENSITY]
     if unknown := [name for name in o.observables if name not in known]:
         raise ValueError(f"unknown observable {' '.join(unknown)!r}; known: {', '.join(known)}; --density for the density")
     usual = tuple(7.0 if param == "ntp" else 0.5 for param in o.param)
@@ -159,7 +160,7 @@ def measured(
     report(0.0)
     o, problem = run.options, run.problems[param, depth]
     keys = cases.keys(o.seed, width, o.seeds, depth if run.growing == "depth" else None)
-    trained = train(problem, build(problem, width), keys, precision=o.precision, rtol=o.tolerance, progress=report,
+    trained = train(problem, build(problem, width), keys, numerics=Numerics(o.precision, rtol=o.tolerance), progress=report,
                     observables=run.observables,
                     curvature_samples=min(o.curvature_samples, problem.num_samples))  # fmt: skip
     return records.from_trajectories({width: trained})

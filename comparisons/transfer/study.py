@@ -33,6 +33,7 @@ from comparisons.transfer.picture import picture, table
 from finite.networks.build import build
 from limits import OBSERVABLES, Problem
 from limits.exponents import parametrization
+from limits.optimizers import OPTIMIZERS
 from limits.theories import solve, theory
 from limits.two_layer import linear as linear2
 
@@ -196,10 +197,11 @@ def at_optima(prepared: Sweep, optima: list[Optimum]) -> list[Row]:
 def sharpness(prepared: Sweep, rows: list[Row]) -> xr.Dataset:
     """sharpness (param, width, depth, seed, step) of the rows, its error, their learning rates and edges of stability."""
     work, seeds = prepared.work, list(range(prepared.options.sharpness_seeds))
-    observable, symbol = OBSERVABLES[{"sgd": "sharpness"}.get(work.base.rule, "preconditioned_sharpness")], "edge of stability"
+    row, symbol = OPTIMIZERS[work.base.optimizer], "edge of stability"
+    observable = OBSERVABLES[row.sharpness]
     cells = [[work.read(row, seed) for seed in seeds] for row in rows]
     edges = [work.problem(row.param, row.depth, row.learning_rate).preconditioned_edge_of_stability for row in rows]
-    if (work.base.rule, work.base.momentum, work.base.weight_decay) == ("sgd", 0, 0):
+    if not (row.preconditioned or work.base.momentum or work.base.weight_decay):
         symbol += r" $2/\eta_0$"
     described = {"units": "1", "definition": observable.definition, "symbol": observable.symbol}
     followed = {name: prepared.gridded([[one[name] for one in row] for row in cells], seed=seeds, step=work.base.steps)

@@ -1,12 +1,13 @@
 """What is measured of one network at one step: every observable of ``limits.trajectory``, its error, the products it took.
 
-    observe(program, network, params, preconditioner, data, starts, key) -> {name: Measured}, starts
+    observe(program, network, params, acting, preconditioner, data, starts, key) -> {name: Measured}, starts
 
 Pure functions of arrays, to be compiled together; ``Program`` says what is compiled.  Curvature is measured in coordinates
-in which it is the rescaled one of ``limits.problem`` (``coordinates``).
+in which it is the rescaled one of ``limits.problem`` (``coordinates``).  A new observable is a row here beside the one there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import NamedTuple
@@ -18,13 +19,13 @@ from jaxtyping import Array
 from finite.curvature import density, lanczos
 from finite.curvature import operators as curvature
 from finite.networks import Architecture, Params, acting_through, by_role
+from finite.numerics import Numerics
 from limits.losses import LOSSES, Loss
+from limits.problem import Problem
+from limits.rows import Table
 
 DENSE_NTK_ROWS = 700  # up to this PC the NTK is built of the layers' factors and decomposed, beyond it Lanczos costs less
 CHECK_EVERY = 8  # at most so many products between two tests of convergence, as dear as several ones of a narrow network
-HESSIAN = {"hessian_eigenvalues", "hessian_min"}
-DENSITY = {"density_nodes", "density_weights"}
-KERNEL = ("gauss_newton_eigenvalues", "ntk_eigenvalues")  # for MSE the same nonzero spectrum
 
 
 class Program(NamedTuple):
@@ -34,13 +35,7 @@ class Program(NamedTuple):
     loss: str
     observables: tuple[str, ...]
     top_k: int
-    rtol: float
-    max_matvecs: int
-    warm_start: bool
-    probes: int
-    vectorized: bool
-    density_probes: int = 8
-    density_steps: int = 32
+    numerics: Numerics
 
     @property
     def of(self) -> Loss:
@@ -48,7 +43,20 @@ class Program(NamedTuple):
 
     def over_networks(self, function):
         """The function of one network, for many: batched, or one after the other inside one compiled loop."""
-        return jax.vmap(function) if self.vectorized else lambda *many: jax.lax.map(lambda one: function(*one), many)
+        return jax.vmap(function) if self.numerics.vectorized else lambda *many: jax.lax.map(lambda one: function(*one), many)
+
+
+def program_of(problem: Problem, architecture: Architecture, observables: Sequence[str], numerics: Numerics) -> Program:
+    """Of these observables, with what the numerics leave open."""
+    vectorized = jax.default_backend() != "cpu" if numerics.vectorized is None else numerics.vectorized
+    longest = longest_basis(problem) if numerics.max_matvecs is None else numerics.max_matvecs
+    decided = replace(numerics, vectorized=vectorized, max_matvecs=longest, memory=None)  # how many at once: not compiled
+    return Program(architecture, problem.loss, tuple(observables), problem.top_k, decided)
+
+
+def longest_basis(problem: Problem) -> int:
+    """Products, and vectors, of a Lanczos run that is not told how many."""
+    return max(100, 20 + 2 * problem.top_k)
 
 
 class Operator(NamedTuple):
@@ -74,84 +82,156 @@ def coordinates(architecture, update, params):
     return acting_through(architecture, root), by_role({role: 1.0 / number for role, number in root.items()}, params)
 
 
-def observe(program, network, params, preconditioner, data, starts, key):
+class At(NamedTuple):
+    """One network at one step: functions of ``params``, which are the weights as they act, or in ``coordinates``."""
+
+    program: Program
+    network: Architecture
+    params: Params
+    data: tuple[Array, Array]
+    preconditioner: Params
+    spectra: dict[str, lanczos.Extremes]
+    key: Array | None
+
+
+@dataclass(frozen=True)
+class Observer:
+    """A row: observables that are measured together.
+
+    observables   of ``limits.trajectory``
+    measure       at → {observable: Measured}, once or several times
+    runs          at → the Lanczos runs whose ``spectra`` it wants, by name; to be asked of shapes, too
+    acting        whether it wants the weights as they act: of others a function in rescaled coordinates is curvature
+    waits         whether what comes later waits for what it finds: not for what Lanczos runs alone have found
+    """
+
+    name: str
+    observables: tuple[str, ...]
+    measure: Callable[[At], Iterator[dict[str, Measured]]]
+    runs: Callable[[At], dict[str, Operator]] = lambda at: {}
+    acting: bool = False
+    waits: bool = True
+
+    def wanted(self, program: Program) -> bool:
+        return bool(set(self.observables) & set(program.observables))
+
+
+def check_observers(observables: Sequence[str]) -> None:
+    """Raises ValueError for an observable that nobody measures; the loss is measured beside them."""
+    measured = {name for observer in OBSERVERS.values() for name in observer.observables} | {"loss"}
+    if missing := [name for name in observables if name not in measured]:
+        raise ValueError(f"no network's {missing[0]} can be measured: finite.curvature.observers has no row for it")
+
+
+def observe(program, network, params, acting, preconditioner, data, starts, key):
     """Every wanted observable but the loss, by name; and the next starts.
 
     One computation after the other (``_after``).
     """
-    apply, wanted, top_k, found, spectra = network.apply, set(program.observables), program.top_k, {}, {}
+    found, spectra = {}, {}
     for name, past in starts.items():
         start = lanczos.warm_start(key, *past)
         spectra[name] = _extremes(program, operators(program, network, params, preconditioner, data)[name], start)
-        params = _after(spectra[name].matvecs, params)
-    if "hessian" in spectra:
-        values, errors, products = _values(spectra["hessian"])
-        found["hessian_eigenvalues"] = Measured(values[:top_k], errors[:top_k], products)
-        found["hessian_min"] = Measured(values[-1], errors[-1], products)
-    if "residual" in spectra:
-        found["residual_eigenvalues"] = _values(spectra["residual"])
-    if "preconditioned" in spectra:
-        found["preconditioned_sharpness"] = Measured(*(column.squeeze() for column in _values(spectra["preconditioned"])))
-    for names, measured in _kernel_spectra(program, network, params, data, spectra):
-        found |= dict.fromkeys(names, measured)
-        params = _after(measured.value[0], params)
-    if "hessian_trace" in wanted:
-        value, error = curvature.trace(network, params, *data, key, probes=program.probes, of=program.of)
-        products = None if network.layerwise_linear else jnp.asarray(program.probes)
-        found["hessian_trace"] = Measured(value, error, products)
-        params = _after(value, params)
-    if "directional_sharpness" in wanted:
-        value = curvature.directional_sharpness(apply, params, *data, program.of)
-        found["directional_sharpness"] = Measured(value, products=jnp.asarray(1))
-        params = _after(value, params)
-    if wanted & DENSITY:
-        found |= _density(program, network, params, data, key)
-        params = _after(found["density_nodes"].value[0], params)
-    if "gradient_noise" in wanted:
-        found["gradient_noise"] = Measured(curvature.gradient_noise(apply, params, *data, program.of))
-    if program.warm_start:
+        params, acting = _after(spectra[name].matvecs, (params, acting))
+    for observer in OBSERVERS.values():
+        if not observer.wanted(program):
+            continue
+        where = (program.architecture, acting) if observer.acting else (network, params)
+        for measured in observer.measure(At(program, *where, data, preconditioner, spectra, key)):
+            found |= measured
+            if observer.waits:
+                first = next(iter(measured.values())).value
+                params, acting = _after(first[(0,) * first.ndim], (params, acting))
+    if program.numerics.warm_start:
         starts = {name: (starts[name][1], lanczos.combined(spectrum.vectors, starts[name][1]), spectrum.beyond)
                   for name, spectrum in spectra.items()}  # fmt: skip
-    return {name: measured for name, measured in found.items() if name in wanted}, starts
+    return {name: measured for name, measured in found.items() if name in program.observables}, starts
 
 
-def _density(program, network, params, data, key):
-    """Nodes and weights of the Hessian's spectral density, of all its random vectors one behind the other."""
-    matvec = curvature.hessian(network.apply, params, *data, program.of)
-    key = jax.random.fold_in(key, 1)  # other vectors than those of the trace
-    found = density.spectral_density(matvec, params, key, probes=program.density_probes, steps=program.density_steps)
-    products = jnp.asarray(found.nodes.size)  # one for each node
-    weights = found.weights / program.density_probes
-    return {"density_nodes": Measured(found.nodes.ravel(), products=products),
-            "density_weights": Measured(weights.ravel(), products=products)}  # fmt: skip
-
-
-def _values(spectrum: lanczos.Extremes) -> Measured:
-    return Measured(spectrum.values, spectrum.errors, spectrum.matvecs)
-
-
-def operators(program, network, params, preconditioner, data):
-    """The Lanczos runs that the wanted observables need, by name: "hessian", "residual", and those of ``kernels``."""
-    wanted, (inputs, targets), of = set(program.observables), data, program.of
-    count, runs = size(params), {}
-    hessian = partial(curvature.hessian, network.apply, params, *data, of)
-    if wanted & HESSIAN:
-        top = program.top_k if "hessian_eigenvalues" in wanted else 0
-        bottom = int("hessian_min" in wanted and count > top)  # otherwise it is the last of the largest
-        runs["hessian"] = Operator(hessian, params, top, bottom)
-    if "residual_eigenvalues" in wanted:
-        runs["residual"] = Operator(lambda: curvature.residual(network.apply, params, *data, of), params, 1, 1)
-    if "preconditioned_sharpness" in wanted:
-        root = jax.tree.map(jnp.sqrt, preconditioner)
-        runs["preconditioned"] = Operator(lambda: curvature.preconditioned(hessian(), root), params, 1, 0)
-    if network.layer_factors is None or targets.size > DENSE_NTK_ROWS:
-        top = min(program.top_k, targets.size)
-        of_outputs = targets.size <= count  # JJᵀ and JᵀJ: in the smaller of the two spaces
-        kernel = (curvature.ntk, targets) if of_outputs else (curvature.gauss_newton, params)
-        for name in kernels(program):
-            matvec, like = kernel if name == "ntk" else (partial(curvature.gauss_newton, of=of), params)
-            runs[name] = Operator(partial(matvec, network.apply, params, inputs), like, top, 0)
+def operators(program, network, params, preconditioner, data) -> dict[str, Operator]:
+    """The Lanczos runs that the wanted observables need, by name."""
+    at, runs = At(program, network, params, data, preconditioner, {}, None), {}
+    for observer in OBSERVERS.values():
+        runs |= observer.runs(at) if observer.wanted(program) else {}
     return runs
+
+
+def lanczos_runs(program: Program, network: Architecture, rows: int) -> int:
+    """As many as ``operators`` has, of a network with so many outputs of all samples."""
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    outputs = jax.ShapeDtypeStruct((rows, 1), jnp.float32)
+    return len(operators(program, network, shapes, shapes, (outputs, outputs)))
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def _hessian(at):
+    return curvature.hessian(at.network.apply, at.params, *at.data, at.program.of)
+
+
+def _hessian_runs(at):
+    count, wanted = size(at.params), at.program.observables
+    top = at.program.top_k if "hessian_eigenvalues" in wanted else 0
+    bottom = int("hessian_min" in wanted and count > top)  # otherwise it is the last of the largest
+    return {"hessian": Operator(partial(_hessian, at), at.params, top, bottom)}
+
+
+def _hessian_eigenvalues(at):
+    (values, errors, products), top_k = _values(at.spectra["hessian"]), at.program.top_k
+    yield {"hessian_eigenvalues": Measured(values[:top_k], errors[:top_k], products),
+           "hessian_min": Measured(values[-1], errors[-1], products)}  # fmt: skip
+
+
+def _residual_runs(at):
+    matvec = partial(curvature.residual, at.network.apply, at.params, *at.data, at.program.of)
+    return {"residual": Operator(matvec, at.params, 1, 1)}
+
+
+def _residual_eigenvalues(at):
+    yield {"residual_eigenvalues": _values(at.spectra["residual"])}
+
+
+def _preconditioned_runs(at):
+    def matvec():
+        return curvature.preconditioned(_hessian(at), jax.tree.map(jnp.sqrt, at.preconditioner))
+
+    return {"preconditioned": Operator(matvec, at.params, 1, 0)}
+
+
+def _preconditioned_sharpness(at):
+    columns = _values(at.spectra["preconditioned"])
+    yield {"preconditioned_sharpness": Measured(*(column.squeeze() for column in columns))}
+
+
+def _kernel_runs(at):
+    (inputs, targets), program, runs = at.data, at.program, {}
+    if at.network.layer_factors is None or targets.size > DENSE_NTK_ROWS:
+        top = min(program.top_k, targets.size)
+        of_outputs = targets.size <= size(at.params)  # JJᵀ and JᵀJ: in the smaller of the two spaces
+        kernel = (curvature.ntk, targets) if of_outputs else (curvature.gauss_newton, at.params)
+        for name in kernels(program):
+            matvec, like = kernel if name == "ntk" else (partial(curvature.gauss_newton, of=program.of), at.params)
+            runs[name] = Operator(partial(matvec, at.network.apply, at.params, inputs), like, top, 0)
+    return runs
+
+
+def _kernel_eigenvalues(at):
+    """Of top_k eigenvalues of the NTK and of G; zeros beyond their PC rows."""
+    wanted, program, network, inputs = kernels(at.program), at.program, at.network, at.data[0]
+    dense = wanted and not wanted.keys() & at.spectra.keys()
+    theta = curvature.dense_ntk(network, at.params, inputs) if dense else None
+    for name, observables in wanted.items():
+        if dense:
+            outputs = None if name == "ntk" else network.apply(at.params, inputs)
+            matrix = theta if outputs is None else curvature.dense_gauss_newton(theta, outputs, program.of)
+            values, errors, products = jnp.linalg.eigvalsh(matrix)[::-1][: program.top_k], None, None
+            theta = _after(values[0], theta)
+        else:
+            values, errors, products = _values(at.spectra[name])
+        missing = (0, program.top_k - len(values))
+        measured = Measured(jnp.pad(values, missing), None if errors is None else jnp.pad(errors, missing), products)
+        yield dict.fromkeys(observables, measured)
 
 
 def kernels(program):
@@ -162,20 +242,52 @@ def kernels(program):
     return {name.removesuffix("_eigenvalues"): [name] for name in wanted}
 
 
-def _kernel_spectra(program, network, params, data, spectra):
-    """(observables, what is measured of top_k eigenvalues) of the NTK and of G; zeros beyond their PC rows."""
-    wanted = kernels(program)
-    dense = wanted and not wanted.keys() & spectra.keys()
-    theta = curvature.dense_ntk(network, params, data[0]) if dense else None
-    for name, observables in wanted.items():
-        if dense:
-            matrix = theta if name == "ntk" else curvature.dense_gauss_newton(theta, network.apply(params, data[0]), program.of)
-            values, errors, products = jnp.linalg.eigvalsh(matrix)[::-1][: program.top_k], None, None
-            theta = _after(values[0], theta)
-        else:
-            values, errors, products = _values(spectra[name])
-        missing = (0, program.top_k - len(values))
-        yield observables, Measured(jnp.pad(values, missing), None if errors is None else jnp.pad(errors, missing), products)
+def _trace(at):
+    probes = at.program.numerics.probes
+    value, error = curvature.trace(at.network, at.params, *at.data, at.key, probes=probes, of=at.program.of)
+    yield {"hessian_trace": Measured(value, error, None if at.network.layerwise_linear else jnp.asarray(probes))}
+
+
+def _directional_sharpness(at):
+    value = curvature.directional_sharpness(at.network.apply, at.params, *at.data, at.program.of)
+    yield {"directional_sharpness": Measured(value, products=jnp.asarray(1))}
+
+
+def _density(at):
+    """Nodes and weights of the Hessian's spectral density, of all its random vectors one behind the other."""
+    key = jax.random.fold_in(at.key, 1)  # other vectors than those of the trace
+    probes, steps = at.program.numerics.density_probes, at.program.numerics.density_steps
+    found = density.spectral_density(_hessian(at), at.params, key, probes=probes, steps=steps)
+    products = jnp.asarray(found.nodes.size)  # one for each node
+    weights = found.weights / probes
+    yield {"density_nodes": Measured(found.nodes.ravel(), products=products),
+           "density_weights": Measured(weights.ravel(), products=products)}  # fmt: skip
+
+
+def _gradient_noise(at):
+    yield {"gradient_noise": Measured(curvature.gradient_noise(at.network.apply, at.params, *at.data, at.program.of))}
+
+
+HESSIAN = ("hessian_eigenvalues", "hessian_min")
+DENSITY = {"density_nodes", "density_weights"}
+KERNEL = ("gauss_newton_eigenvalues", "ntk_eigenvalues")  # for MSE the same nonzero spectrum
+OBSERVERS = Table("observer", (
+    Observer("hessian", HESSIAN, _hessian_eigenvalues, _hessian_runs, waits=False),
+    Observer("residual", ("residual_eigenvalues",), _residual_eigenvalues, _residual_runs, waits=False),
+    Observer("preconditioned", ("preconditioned_sharpness",), _preconditioned_sharpness, _preconditioned_runs, waits=False),
+    Observer("kernels", KERNEL, _kernel_eigenvalues, _kernel_runs),
+    Observer("trace", ("hessian_trace",), _trace),
+    Observer("direction", ("directional_sharpness",), _directional_sharpness),
+    Observer("density", ("density_nodes", "density_weights"), _density),
+    Observer("noise", ("gradient_noise",), _gradient_noise),
+))  # fmt: skip
+
+
+# Lanczos --------------------------------------------------------------------------------------------------------------
+
+
+def _values(spectrum: lanczos.Extremes) -> Measured:
+    return Measured(spectrum.values, spectrum.errors, spectrum.matvecs)
 
 
 def _after(result, params):
@@ -193,8 +305,8 @@ def _extremes(program, operator, start):
         start,
         top=operator.top,
         bottom=operator.bottom,
-        rtol=program.rtol,
-        max_matvecs=program.max_matvecs,
+        rtol=program.numerics.rtol,
+        max_matvecs=program.numerics.max_matvecs,
         check_every=CHECK_EVERY,
     )
 

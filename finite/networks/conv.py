@@ -34,7 +34,7 @@ def conv(problem: Problem, width: int, pooling: str = "max") -> Network:
 
     Raises ValueError for a width below 1, inputs that are no images, and exponents that are not of a plain network.
     """
-    check_sizes(width, 2, "relu")
+    check_sizes(width, 2)
     return parametrized(_conv(problem.image, width, problem.num_outputs, pooling), problem, "plain", width, 2)
 
 

@@ -40,7 +40,7 @@ def convnet(problem: Problem, width: int, depth: int, pooling: str = "max") -> N
 
     Raises ValueError for sizes below 1, inputs that are no images, and exponents that are not of a plain network.
     """
-    check_sizes(width, depth, "relu")
+    check_sizes(width, depth)
     architecture = _convnet(problem.image, width, ("hidden",), depth - 1, 1, problem.num_outputs, pooling)
     return parametrized(architecture, problem, "plain", width, depth)
 
@@ -53,7 +53,7 @@ def resconvnet(problem: Problem, width: int, depth: int, block_size: int = 1, po
 
     Raises ValueError for sizes below 1, inputs that are no images, and exponents that are not of a residual network.
     """
-    check_sizes(width, depth, "relu", block_size)
+    check_sizes(width, depth, block_size)
     architecture = _convnet(problem.image, width, ("block_inner", "block"), depth, block_size, problem.num_outputs, pooling)
     return parametrized(architecture, problem, "residual", width, depth, block_size)
 

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from finite.networks import Architecture, LayerFactors, Network, Params, Signal, normal, once, one_hot_outputs, parametrized
-from limits import activations
-from limits.activations import ACTIVATIONS, PIECEWISE_LINEAR
+from limits.activations import ACTIVATIONS
 from limits.exponents.parametrization import input_multiplier
 from limits.problem import Problem
 
@@ -23,22 +22,21 @@ def mlp(problem: Problem, width: int, depth: int = 1, activation: str = "linear"
 
     Raises ValueError for a width or depth below 1, an unknown activation, and exponents that are not of a plain network.
     """
-    check_sizes(width, depth, activation)
+    check_sizes(width, depth)
     architecture = _mlp((problem.num_inputs, *[width] * depth, problem.num_outputs), activation)
     return parametrized(architecture, problem, "plain", width, depth)
 
 
-def check_sizes(width: int, depth: int, activation: str, block_size: int = 1) -> None:
+def check_sizes(width: int, depth: int, block_size: int = 1) -> None:
     """Raises ValueError for what no network has."""
     for name, size in (("width", width), ("depth", depth), ("block size", block_size)):
         if size < 1:
             raise ValueError(f"{name} {size} must be at least 1")
-    activations.check(activation)
 
 
 @once
 def _mlp(sizes: tuple[int, ...], activation: str) -> Architecture:
-    phi, num_outputs, depth = ACTIVATIONS[activation], sizes[-1], len(sizes) - 2
+    row, num_outputs, depth = ACTIVATIONS.find(activation), sizes[-1], len(sizes) - 2
     names = ["input", *(f"hidden {l}" for l in range(2, depth + 1)), "readout"]
 
     def init(key: Array) -> Params:
@@ -50,7 +48,7 @@ def _mlp(sizes: tuple[int, ...], activation: str) -> Architecture:
         arriving, signals = inputs * input_multiplier(sizes[0]), []
         for weights, tap in zip(_matrices(params), taps, strict=True):
             signals.append(Signal(arriving, arriving @ weights + tap))
-            arriving = phi(signals[-1].output)
+            arriving = row.phi(signals[-1].output)
         return signals[-1].output, signals
 
     def apply(params: Params, inputs: Float[Array, "P D"]) -> Float[Array, "P C"]:
@@ -68,7 +66,7 @@ def _mlp(sizes: tuple[int, ...], activation: str) -> Architecture:
     def signals(params: Params, inputs: Float[Array, "P D"]) -> dict[str, Signal]:
         return dict(zip(names, forward(params, inputs, [0.0] * (depth + 1))[1], strict=True))
 
-    return Architecture(init, apply, activation in PIECEWISE_LINEAR, layer_factors, matrices, signals)
+    return Architecture(init, apply, row.piecewise_linear, layer_factors, matrices, signals)
 
 
 def _by_name(layers: list) -> dict:

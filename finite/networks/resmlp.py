@@ -21,7 +21,7 @@ from finite.networks import (
     standard_normal,
 )
 from finite.networks.mlp import check_sizes
-from limits.activations import ACTIVATIONS, PIECEWISE_LINEAR
+from limits.activations import ACTIVATIONS
 from limits.exponents.parametrization import input_multiplier
 from limits.problem import Problem
 
@@ -34,14 +34,15 @@ def resmlp(problem: Problem, width: int, depth: int, activation: str = "relu", b
 
     Raises ValueError for sizes below 1, an unknown activation, and exponents that are not of a residual network.
     """
-    check_sizes(width, depth, activation, block_size)
+    check_sizes(width, depth, block_size)
     architecture = _resmlp(problem.num_inputs, width, depth, block_size, problem.num_outputs, activation)
     return parametrized(architecture, problem, "residual", width, depth, block_size)
 
 
 @once
 def _resmlp(num_inputs, width, depth, block_size, num_outputs, activation) -> Architecture:
-    phi = ACTIVATIONS[activation]
+    row = ACTIVATIONS.find(activation)
+    phi = row.phi
     shapes = {
         "input": (num_inputs, width),
         "block_inner": (depth, block_size - 1, width, width),
@@ -100,7 +101,7 @@ def _resmlp(num_inputs, width, depth, block_size, num_outputs, activation) -> Ar
         of_last_block = {n: Signal(s.arriving[-1], s.output[-1]) for n, s in zip(names, within, strict=True)}
         return {"input": first, **of_last_block, "stream": Signal(None, stream), "readout": last}
 
-    return Architecture(init, apply, activation in PIECEWISE_LINEAR, layer_factors, matrices, signals)
+    return Architecture(init, apply, row.piecewise_linear, layer_factors, matrices, signals)
 
 
 def _of_block(of_roles):

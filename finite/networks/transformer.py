@@ -44,7 +44,7 @@ class Sizes(NamedTuple):
 
 def check(sizes: Sizes) -> None:
     """Raises ValueError for sizes below 1 and a width that the heads do not divide."""
-    check_sizes(sizes.width, sizes.depth, "gelu")
+    check_sizes(sizes.width, sizes.depth)
     if sizes.heads < 1 or sizes.width % sizes.heads:
         raise ValueError(f"width {sizes.width} is no multiple of the {sizes.heads} heads")
 
@@ -103,7 +103,7 @@ def _block(stream, weights, sizes):
     attended = rowwise(mixed, outer["attention"])
     y = normalized(stream + attended) * gain["mlp"]
     hidden = rowwise(y, inner["mlp"])
-    active = ACTIVATIONS["gelu"](hidden) * input_multiplier(RATIO)
+    active = ACTIVATIONS["gelu"].phi(hidden) * input_multiplier(RATIO)
     computed = rowwise(active, outer["mlp"])
     signals = {
         "norm_gain": Signal(jnp.ones((1, 1), x.dtype), gain["mlp"][None]),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from finite.curvature.observers import DENSE_NTK_ROWS, DENSITY, HESSIAN, Program, kernels, size
+from finite.curvature.observers import DENSE_NTK_ROWS, DENSITY, Program, kernels, lanczos_runs, size
 from finite.curvature.operators import SAMPLES_AT_ONCE
 from finite.networks import Network
 from limits.memory import physical
@@ -54,16 +54,16 @@ def plan(problem: Problem, network: Network, program: Program, networks: int, sa
 
     Raises MemoryError where that does not hold one network.
     """
-    devices = len(jax.local_devices()) if program.vectorized else 1
+    devices = len(jax.local_devices()) if program.numerics.vectorized else 1
     chunks = ceil(networks / (devices * _at_once(problem, network, program, samples, memory)))
-    return Plan(networks, chunks, program.vectorized, devices)
+    return Plan(networks, chunks, program.numerics.vectorized, devices)
 
 
 def _at_once(problem, network, program, samples, memory):
     """How many seeds fit into the memory of one device at once."""
     resident, workspace = footprint(problem, network, program, samples)
     memory = _device_memory(resident + workspace) if memory is None else memory
-    most = memory // (resident + workspace) if program.vectorized else (memory - workspace) // resident
+    most = memory // (resident + workspace) if program.numerics.vectorized else (memory - workspace) // resident
     if most < 1:
         needed = (resident + workspace) / 2**30
         raise MemoryError(f"one network needs about {needed:.1f} GiB, more than the {memory / 2**30:.1f} GiB of memory")
@@ -76,7 +76,8 @@ def footprint(problem: Problem, network: Network, program: Program, samples: int
     parameters, rows = size(shapes), problem.targets.size
     runs = lanczos_runs(program, network, rows)
     kept = 2 * 3 * (1 + runs) * parameters  # weights, two moments, three vectors of each Lanczos run, coming in and going out
-    vectors = max(program.max_matvecs * (runs > 0), program.density_steps * bool(DENSITY & set(program.observables)))
+    of_density = program.numerics.density_steps * bool(DENSITY & set(program.observables))
+    vectors = max(program.numerics.max_matvecs * (runs > 0), of_density)
     lanczos = (min(vectors, parameters) + 8) * parameters
     copies = 1 if network.layer_factors is None else problem.num_outputs  # each output has its way back
     batch = problem.num_samples if problem.batches is None else problem.batches.shape[1]
@@ -86,13 +87,6 @@ def footprint(problem: Problem, network: Network, program: Program, samples: int
     kernel = 4 * min(rows, DENSE_NTK_ROWS) ** 2 * bool(kernels(program))
     framed = FRAMED * batch * problem.num_inputs if problem.augment else 0
     return itemsize * kept, itemsize * (lanczos + signals + kernel + framed)
-
-
-def lanczos_runs(program: Program, network: Network, rows: int) -> int:
-    """As many of a network with so many outputs of all samples as ``observe.operators`` has."""
-    wanted = set(program.observables)
-    runs = bool(wanted & HESSIAN) + ("residual_eigenvalues" in wanted) + ("preconditioned_sharpness" in wanted)
-    return runs + len(kernels(program)) * (network.layer_factors is None or rows > DENSE_NTK_ROWS)
 
 
 def _device_memory(of_one):

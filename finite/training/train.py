@@ -25,14 +25,15 @@ from jaxtyping import Array, Float
 
 from finite.curvature import density, lanczos
 from finite.curvature import operators as curvature
-from finite.curvature.observers import DENSITY, Program, coordinates, observe, operators, size
+from finite.curvature.observers import DENSITY, check_observers, coordinates, observe, operators, program_of, size
 from finite.networks import Network, Params, by_role
+from finite.numerics import USUAL, Numerics
 from finite.training.augmentation import augmentation
 from finite.training.descent import descent
 from finite.training.side_by_side import plan
 from limits.machine import computing
 from limits.problem import Problem
-from limits.trajectory import MEASURED, STORED, Trajectory
+from limits.trajectory import MEASURED, Trajectory, check_storable
 
 LOG = logging.getLogger(__name__)
 
@@ -44,17 +45,9 @@ def train(
     *,
     learning_rates: Sequence[float] | None = None,
     initial: Params | None = None,
-    precision: str = "float32",
     observables: Sequence[str] = MEASURED,
     curvature_samples: int | None = None,
-    rtol: float = 1e-3,
-    max_matvecs: int | None = None,
-    warm_start: bool = True,
-    probes: int = 16,
-    density_probes: int = 8,
-    density_steps: int = 32,
-    memory: int | float | None = None,
-    vectorized: bool | None = None,
+    numerics: Numerics = USUAL,
     progress: Callable[[float], None] | None = None,
 ) -> list[Trajectory]:
     """The trajectories of one network per key, e.g. ``keys = jax.random.split(jax.random.key(0), 8)``.
@@ -62,19 +55,9 @@ def train(
     network       built for this problem, e.g. ``mlp(problem, width)``; it starts at ``network.init(key)``
     learning_rates       η0 of each network, instead of the problem's for all; keys may repeat
     initial       start at these weights: ``params`` with a leading axis over the networks
-    precision     "float32" or "float64", of everything; results are float64 on the host
-    observables   which of ``limits.trajectory.STORED`` to measure
+    observables   which of ``limits.trajectory.storable()`` to measure
     curvature_samples    all but the loss are measured on the first so many samples (default: all), which then stand for L
-    rtol          relative tolerance of Lanczos eigenvalues; ``Trajectory.errors`` holds what was reached
-    max_matvecs   products after which a Lanczos run gives up, and vectors of the parameters' size that it may hold; default
-                  100, of many eigenvalues 20 and twice their number
-    warm_start    start each Lanczos run from the eigenvectors of the measurement before
-    probes        random vectors of the trace estimate, where the trace is not exact
-    density_probes, density_steps    random vectors of the spectral density, and products with each: as many nodes, or as many
-                  as there are parameters; ``finite.curvature.density.Density(nodes[None], weights[None])`` smooths it
-    memory        bytes for the networks that run side by side (default: most of the device's); the rest follow in chunks
-    vectorized    whether the networks of a chunk run as one batch, in equal parts on all accelerators of this machine; by
-                  default they do, except on a CPU, where one after the other is two to three times faster
+    numerics      precision, tolerances, what runs at once
     progress      called after every measured step with the fraction of the job that is done
 
     What was chosen is logged, as information of the logger "finite".
@@ -83,24 +66,21 @@ def train(
     than there are, a density of fewer than two random vectors, and for a network, learning rates or weights that do not fit;
     MemoryError if ``memory`` does not hold one network.  A divergence is no error: from there on the values are not finite.
     """
-    with computing(precision):
-        vectorized = jax.default_backend() != "cpu" if vectorized is None else vectorized
-        longest = longest_basis(problem) if max_matvecs is None else max_matvecs
-        numerics = rtol, longest, warm_start, probes, vectorized, density_probes, density_steps
-        program = Program(network.architecture, problem.loss, tuple(observables), problem.top_k, *numerics)
+    with computing(numerics.precision):
+        compiled = program_of(problem, network.architecture, observables, numerics)
         samples = problem.num_samples if curvature_samples is None else curvature_samples
-        check(problem, network, program.observables, samples)
+        check(problem, network, compiled.observables, samples)
         _check_networks(keys, learning_rates, initial)
-        if DENSITY & set(program.observables):
-            density.check(program.density_probes, program.density_steps)
-        chosen = plan(problem, network, program, len(keys), samples, memory)
+        if DENSITY & set(compiled.observables):
+            density.check(numerics.density_probes, numerics.density_steps)
+        chosen = plan(problem, network, compiled, len(keys), samples, numerics.memory)
         LOG.info("%s", chosen)
         etas = _etas(problem, learning_rates, len(keys))
         trajectories, chunks = [], chosen.rows()
         for done, rows in enumerate(chunks):
             weights = _weights(network, keys[rows], jax.tree.map(lambda leaf: leaf[rows], initial))  # noqa: B023
             report = None if progress is None else lambda part: progress((done + part) / len(chunks))  # noqa: B023
-            trajectories += _train_chunk(problem, network, program, keys[rows], etas[rows], weights, samples, report)
+            trajectories += _train_chunk(problem, network, compiled, keys[rows], etas[rows], weights, samples, report)
     return trajectories[: len(keys)]  # without the last chunk's padding
 
 
@@ -119,7 +99,7 @@ def _train_chunk(problem, network, program, keys, etas, weights, samples, progre
     batches = None if problem.batches is None else jnp.asarray(problem.batches, jnp.int32)
     augmented = augmentation(problem)
     etas = jnp.asarray(etas, update.eta.dtype)
-    if program.vectorized:
+    if program.numerics.vectorized:
         weights, keys, etas = _over_devices((weights, keys, etas))
     state, starts = _begin(program, update, curved, weights, keys)
     measurements = []
@@ -176,7 +156,7 @@ def _measure(program, update, data, curved, weights, state, starts, keys, index)
         loss = curvature.loss_of_many(program.architecture.apply, params, *data, program.of)
         healthy = jnp.isfinite(loss)
         params = jax.tree.map(lambda leaf: jnp.where(healthy, leaf, 0), params)  # no Lanczos run on a diverged network
-        rescaled = *coordinates(program.architecture, update, params), update.preconditioner(state, params)
+        rescaled = *coordinates(program.architecture, update, params), params, update.preconditioner(state, params)
         found, starts = observe(program, *rescaled, curved, starts, _measuring_key(key, index + 1))
         values = {name: jnp.where(healthy, one.value, jnp.nan) for name, one in found.items()}
         errors = {name: _or_infinite(one.error, healthy) for name, one in found.items() if one.error is not None}
@@ -216,17 +196,11 @@ def _trajectories(steps, measurements):
     ]
 
 
-def longest_basis(problem: Problem) -> int:
-    """Products, and vectors, of a Lanczos run that is not told how many."""
-    return max(100, 20 + 2 * problem.top_k)
-
-
 def check(problem: Problem, network: Network, observables: Sequence[str] = MEASURED, curvature_samples: int = 1) -> None:
     """Raises ValueError, in one line, for what ``train`` would refuse of these, before anything is computed."""
     shapes = jax.eval_shape(network.init, jax.random.key(0))
-    unknown = [name for name in observables if name not in STORED]
-    if unknown:
-        raise ValueError(f"unknown observable {unknown[0]!r}; known: {', '.join(STORED)}")
+    check_storable(observables)
+    check_observers(observables)
     if not 1 <= curvature_samples <= problem.num_samples:
         raise ValueError(f"curvature_samples {curvature_samples} must be from 1 to the {problem.num_samples} samples")
     wanted = problem.scaling(network.scaling.architecture, network.depth), problem.richness, problem.trained

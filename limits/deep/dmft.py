@@ -115,7 +115,7 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
     ``draws`` and ``seed`` as in ``limits.deep.linear_law``; errors as in ``solve``.
     """
     check(problem)
-    if problem.network.activation != "linear" or problem.loss != "mse":
+    if not problem.network.nonlinearity.linear or problem.loss != "mse":
         return None
     return deep_fluctuations.predict(problem, *_read(problem, 0, 0), draws=draws, seed=seed)
 

@@ -119,7 +119,7 @@ def _between_times(problem, data, now, past) -> Kernels:
 def knows(problem: Problem) -> bool:
     """Whether this is the theory of the problem's network, once its parametrization is of μP's powers of the width."""
     model = problem.network
-    linear = (model.family, model.architecture, model.activation) == ("perceptron", "plain", "linear")
+    linear = (model.family, model.architecture) == ("perceptron", "plain") and model.nonlinearity.linear
     return linear and problem.loss == "mse" and problem.trained == "all"
 
 
@@ -132,7 +132,7 @@ def _checked(problem, depth, *, kernels_too=False) -> int:
     """The number of hidden layers; refuses what has no such limit or does not fit this machine."""
     refuse_unknown_limit(problem)
     model = problem.network
-    if depth is None and (model.architecture, model.activation) != ("plain", "linear"):
+    if depth is None and not (model.architecture == "plain" and model.nonlinearity.linear):
         raise ValueError(f"model {problem.model!r} is not a deep linear network: linear3, linear4, … are")
     depth = model.depth if depth is None else depth
     if depth < 1:

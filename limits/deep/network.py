@@ -45,11 +45,11 @@ class Kind(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        return self.activation == "linear"
+        return ACTIVATIONS[self.activation].linear
 
     def activated(self, h):
         """(φ(h), φ'(h))"""
-        return jax.jvp(ACTIVATIONS[self.activation], (h,), (jnp.ones_like(h),))
+        return jax.jvp(ACTIVATIONS[self.activation].phi, (h,), (jnp.ones_like(h),))
 
 
 class Data(NamedTuple):

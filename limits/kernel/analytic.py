@@ -11,42 +11,30 @@ with r_θ the learning rate of the weight's role over η0.  A network is a tuple
 
 m is the role's multiplier without its 1/√fan-in (Lee et al. 2018; Jacot et al. 2018; Arora et al. 2019 for convolutions).
 
-tanh has no closed form, but it is a mixture of functions that have: the logistic law is a scale mixture of normal ones
-(Andrews & Mallows 1974), so  tanh x = E erf(x/(√2 κ))  with κ of Kolmogorov's law, twenty nodes of which stay within 6e-11
-of tanh and 2e-10 of its derivative *everywhere*.  The kernel of each pair of erfs is an arcsine (Williams 1996); its power
-series, summed over the pairs,
-
-    E tanh(u) tanh(v) = c Σ_k a_k b_k(v₁) b_k(v₂) ρ^{2k},    ρ² = c²/(v₁v₂),    b_k(v) = Σ_s w_s q_s^{1/2} (q_s v)^k
-
-    q_s = 2s²/(1 + 2s²v),   arcsin z = (π/2) Σ_k a_k z^{2k+1}        c, v₁, v₂ the covariance and variances of u and v
-
-Every partial sum is positive semidefinite.  With 1024 terms both kernels are right to 2e-9 up to v = 30, and at v = 100, which
-takes a hundred residual blocks, to 1e-7 and 5e-5 (the two samples equal; else far better).  The other activations are closed
-forms; ReLU's Θ rounds to 1e-8 where two samples are equal.
+tanh, which has no closed form, is in ``limits.kernel.tanh``; the other activations are closed forms; ReLU's Θ rounds to
+1e-8 where two samples are equal.
 """
 
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import combinations_with_replacement
-from math import isqrt, pi, prod, sqrt
+from math import isqrt, prod, sqrt
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from limits import activations, memory
+from limits import memory
+from limits.activations import ACTIVATIONS
 from limits.exponents.parametrization import Factors
 from limits.kernel import neural_tangents_compat
 from limits.machine import in_float64
 from limits.models import Model
 
 BLOCK_NUMBERS = 2**22  # numbers of one intermediate kernel that are held at once: 32 MiB
-ERFS = 20  # that make a tanh
-TERMS = 1024  # of its series
-_ARCSIN = 2 / pi * np.cumprod([1, *((2 * k - 1) / (2 * k) for k in range(1, TERMS))]) / (2 * np.arange(TERMS) + 1)
 
 
 @dataclass(frozen=True)
@@ -110,8 +98,11 @@ Layer = Image | Dense | Conv | Activation | AveragePool | Flatten | Block
 def layers(model: Model, image: tuple[int, int, int] | None = None) -> tuple[Layer, ...]:
     """The layers of ``finite.networks.build``, for inputs that are images of this (rows, columns, channels) if the model's are.
 
-    Raises ValueError for transformers and for max pooling, which have no analytic kernel.
+    Raises ValueError for transformers, max pooling and activations that have no analytic kernel.
     """
+    if model.nonlinearity.kernel is None:
+        have = ", ".join(row.name for row in ACTIVATIONS.values() if row.kernel)
+        raise ValueError(f"no kernel limit for activation {model.activation!r}; known: {have}")
     phi, residual = Activation(model.activation), model.architecture == "residual"
     if model.family in ("conv", "convnet") and model.pooling != "average":
         raise ValueError(f"{model.pooling} pooling has no analytic kernel: average pooling has one")
@@ -148,7 +139,7 @@ def kernels(
     """(K, Θ), symmetric; the last ones are remembered.
 
     ``factors`` are of weights N(0, 1) at width 1 (``limits.exponents.parametrization``); a learning rate of 0 is of weights
-    that are not trained.  Raises ValueError for an activation without a kernel, MemoryError for more samples than fit.
+    that are not trained.  Raises MemoryError for more samples than fit.
     """
     spread = _numbers_per_pair(network)
     memory.require(8 * len(inputs) ** 2 + 8 * max(spread, BLOCK_NUMBERS))  # what is made of K and Θ included
@@ -204,7 +195,7 @@ def _stax(stax, layer: Layer, numbers):
             dense = _stax(stax, Dense(role, gain), numbers)
             return stax.serial(_patches(stax, size, stride), dense)
         case Activation(name):
-            return _activation(stax, name)
+            return ACTIVATIONS.find(name).kernel(stax)
         case AveragePool():
             return stax.AvgPool((2, 2), (2, 2))
         case Flatten():
@@ -266,56 +257,6 @@ def _trained(stax, weights, rate):
         return lambda _, shape: (shape, ()), lambda _, x, **__: x, lambda k, **__: k.replace(ntk=k.ntk + (rate - 1) * k.nngp)
 
     return weights if rate == 1 else stax.serial(weights, weighted())
-
-
-def _activation(stax, name):
-    activations.check(name)
-    if name == "tanh":
-        return stax.Elementwise(jnp.tanh, _tanh_kernel, _tanh_derivative_kernel)
-    known = {"linear": stax.Identity, "relu": stax.Relu, "erf": stax.Erf, "gelu": stax.Gelu}
-    if name not in known:
-        raise ValueError(f"no kernel limit for activation {name!r}; known: {', '.join((*known, 'tanh'))}")
-    return known[name]()
-
-
-@cache
-def tanh_as_erfs() -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """(s, w) with tanh x = Σ_i w_i erf(s_i x), within 6e-11, and within 2e-10 in the derivative, for every x."""
-    from scipy.stats import kstwobign  # takes a second to import
-
-    log_kappa, step = np.linspace(np.log(0.17), np.log(4.4), ERFS, retstep=True)
-    kappa = np.exp(log_kappa)
-    return 1 / (sqrt(2) * kappa), kstwobign.pdf(kappa) * kappa * step
-
-
-def _tanh_kernel(covariance, variance_1, variance_2):
-    """E tanh(u) tanh(v)"""
-    return covariance * _tanh_series(_ARCSIN, covariance, variance_1, variance_2)
-
-
-def _tanh_derivative_kernel(covariance, variance_1, variance_2):
-    """E tanh'(u) tanh'(v): the derivative of E tanh(u) tanh(v) in the covariance (Price 1958)."""
-    return _tanh_series(_ARCSIN * (2 * np.arange(TERMS) + 1), covariance, variance_1, variance_2)
-
-
-def _tanh_series(coefficients, covariance, variance_1, variance_2):
-    """Σ_k coefficients_k b_k(v₁) b_k(v₂) ρ^{2k}, from the last term to the first."""
-    total = variance_1 * variance_2
-    squared = jnp.where(total > 0, covariance**2 / jnp.where(total > 0, total, 1), 0)
-    terms = jnp.asarray(coefficients), _tanh_moments(variance_1), _tanh_moments(variance_2)
-    result, _ = jax.lax.scan(
-        lambda sum_, term: (sum_ * squared + term[0] * term[1] * term[2], None), 0.0 * squared, terms, reverse=True, unroll=16
-    )
-    return result
-
-
-def _tanh_moments(variance):
-    """b_k(v) for all k."""
-    s, w = tanh_as_erfs()
-    q = 2 * s**2 / (1 + 2 * s**2 * variance)
-    weights = w * jnp.sqrt(q)
-    _, moments = jax.lax.scan(lambda power, _: (power * (q * variance), power @ weights), jnp.ones_like(q), length=TERMS)
-    return moments
 
 
 def _numbers_per_pair(network) -> int:

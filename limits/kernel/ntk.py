@@ -24,7 +24,6 @@ import numpy as np
 from jaxtyping import Float
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from limits.activations import PIECEWISE_LINEAR
 from limits.exponents.parametrization import factors, gauge, output_exponent
 from limits.kernel import analytic, neural_tangents_compat
 from limits.losses import LOSSES
@@ -191,7 +190,7 @@ def _observables(problem, theta, outputs, targets):
         "ntk_eigenvalues": ntk,
         "directional_sharpness": along_gradient,
     }
-    if problem.network.activation in PIECEWISE_LINEAR or problem.trained == "readout":  # tr R = 0 at every width
+    if problem.network.nonlinearity.piecewise_linear or problem.trained == "readout":  # tr R = 0 at every width
         observables["hessian_trace"] = np.einsum("pp,tpce->t", theta, root**2) / P
     return {name: found if name == "loss" else _until_divergence(mean, found) for name, found in observables.items()}
 

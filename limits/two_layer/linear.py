@@ -95,8 +95,8 @@ def solve(
 def knows(problem: Problem) -> bool:
     """Whether this is the theory of the problem's network."""
     model = problem.network
-    linear = (model.family, model.architecture, model.activation, model.depth) == ("perceptron", "plain", "linear", 1)
-    return linear and problem.loss == "mse" and problem.trained == "all"
+    one_layer = (model.family, model.architecture, model.depth) == ("perceptron", "plain", 1)
+    return one_layer and model.nonlinearity.linear and problem.loss == "mse" and problem.trained == "all"
 
 
 def check(problem: Problem) -> None:

@@ -31,7 +31,6 @@ import numpy as np
 from jaxtyping import Float
 
 from limits import memory
-from limits.activations import KINKED, PIECEWISE_LINEAR
 from limits.machine import in_float64
 from limits.problem import Problem
 from limits.repeats import errors_of, first_ranks, scatter
@@ -82,7 +81,7 @@ def solve(problem: Problem, *, particles: int = 4096, repeats: int = 4, seed: in
     values = {name: np.mean(of, 0) for name, of in found.items()}
     errors = errors_of(values, found, averaged=1)
     errors["hessian_eigenvalues"][in_bulk] = np.inf
-    if problem.network.activation in KINKED:
+    if problem.network.nonlinearity.kinked:
         _put_edges(values, errors, *_edges(problem, signals, found["residual_eigenvalues"][..., 0].max(0)))
     values, errors = (first_ranks(of, problem.top_k) for of in (values, errors))
     return Trajectory(problem.steps, values, errors, left_open=NO_EDGE)
@@ -115,7 +114,7 @@ def _trajectory(problem, times: Iterable[Measurement]) -> Observables:
     """With more ranks than are wanted (``repeats.first_ranks``; one more of the Hessian), and r."""
 
     def of_hessian(of, _):
-        return limit_of_hessian(of, problem.top_k + 1, compact=problem.network.activation in PIECEWISE_LINEAR)
+        return limit_of_hessian(of, problem.top_k + 1, compact=problem.network.nonlinearity.piecewise_linear)
 
     found = [
         observables(measured, problem.top_k + problem.num_outputs, of_hessian) | {SIGNAL: np.asarray(measured.error)}
@@ -127,11 +126,11 @@ def _trajectory(problem, times: Iterable[Measurement]) -> Observables:
 def _edges(problem, signals: Float[np.ndarray, "R T P C"], reached: Float[np.ndarray, " T"]) -> Float[np.ndarray, "2 T"]:
     """(upper edges, errors) of the bulk where a neuron has a kink; ``reached`` by the clouds."""
     inputs, richness = np.asarray(population(problem, np.ones(1)).inputs), problem.richness
-    patterns = candidates(inputs, problem.num_outputs)
+    patterns, slopes = candidates(inputs, problem.num_outputs), problem.network.nonlinearity.slopes
     noise = richness * np.linalg.norm(inputs, 2) * np.linalg.norm(scatter(signals), axis=(1, 2))
     result = np.stack([reached, np.full(len(reached), np.nan)])
     for t in np.flatnonzero(np.isfinite(noise)):
-        of_cells = edge(inputs, signals[:, t].mean(0), patterns, max(reached[t] - noise[t], 0.0) / richness)
+        of_cells = edge(inputs, signals[:, t].mean(0), patterns, max(reached[t] - noise[t], 0.0) / richness, slopes)
         found = max(reached[t], richness * of_cells.found) if t == 0 else reached[t]
         result[:, t] = found, max(richness * of_cells.bound - found, 0.0) + noise[t]
     return result
@@ -150,7 +149,7 @@ def _spectrum(problem, measured) -> HessianSpectrum:
     if diverged(measured):
         return HessianSpectrum(np.zeros(0), Spectrum(np.zeros(0), np.zeros(0)))
     of, (N, n, _) = hessian(measured), measured.blocks.shape
-    found = limit_of_hessian(of, problem.top_k, compact=problem.network.activation in PIECEWISE_LINEAR)
+    found = limit_of_hessian(of, problem.top_k, compact=problem.network.nonlinearity.piecewise_linear)
     values = found["hessian_eigenvalues"]
     outliers = values[(found[IN_BULK] == 0) & (values > of.poles[0])]
     return HessianSpectrum(outliers, with_zeros(of.poles, np.full(N * n, 1 / N), problem.num_inputs + problem.num_outputs))

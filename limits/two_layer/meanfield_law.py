@@ -15,7 +15,7 @@ An eigenvalue of the Hessian is differentiated as the Rayleigh quotient of its e
     y = y_0 + (λ_0 − H_0)⁺ H y_0,      which makes <y, Hy>/<y, y> right to third order
 
 Eigenvalues that others are close to, or that lie in the bulk (``limits.two_layer.meanfield``), have no such law: NaN.  Nor do
-ReLU networks from here: the kinks that a moved neuron crosses are a density that no cloud's derivative contains.
+networks with a kink from here, as of ReLU: those that a moved neuron crosses are a density that no cloud's derivative contains.
 """
 
 from functools import partial
@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from limits import memory
+from limits.activations import ACTIVATIONS
 from limits.machine import in_float64
 from limits.problem import Problem
 from limits.two_layer import linear as linear2
@@ -71,7 +72,7 @@ class Run(NamedTuple):
 def predict(
     problem: Problem, *, particles: int = 1024, repeats: int = 4, directions: int = 64, seed: int = 0
 ) -> Prediction | None:
-    """The laws of every observable of ``limits.two_layer.meanfield`` at every measured step; None for ReLU.
+    """The laws of every observable of ``limits.two_layer.meanfield`` at every measured step; None with a kink.
 
     From so many clouds of particles and so many random directions in each, over which the errors are standard errors.
     Raises ValueError and MemoryError as ``limits.two_layer.meanfield.solve``.
@@ -79,7 +80,7 @@ def predict(
     system.check(problem)
     if repeats < 2:
         raise ValueError(f"{repeats} repeats: a standard error needs two")
-    if problem.network.activation == "relu":
+    if problem.network.nonlinearity.kinked:
         return None
     n, rank, k = min(problem.inputs.shape) + problem.num_outputs, problem.targets.size, problem.top_k
     per_step = n * (n + 2) * k + 4 * SIDE_BY_SIDE * problem.num_samples * (problem.num_outputs + 1)
@@ -120,7 +121,7 @@ def _of_cloud(kind, problem, particles, directions, rng) -> tuple[dict, dict, di
 
 def _roots(kind, measured: Measurement) -> tuple[Roots, dict[str, np.ndarray]]:
     """The top_k eigenvalues of the Hessian, and which eigenvalues have a law.  The others are any vector's quotient."""
-    (N, n, q), k, compact = measured.factors.shape, kind.top_k, kind.functions.activation == "linear"
+    (N, n, q), k, compact = measured.factors.shape, kind.top_k, ACTIVATIONS[kind.functions.activation].linear
     any_root = Roots(np.array(False), np.full((N, n), 1 / np.sqrt(N * n)), np.zeros((N, n, n)), np.zeros((q, q)))
     names = ("hessian_eigenvalues", "gauss_newton_eigenvalues", "ntk_eigenvalues")
     if diverged(measured):
@@ -201,7 +202,7 @@ def _observe_at_one_time(kind, population, own, z, own_z, roots):
     gauss_newton = ntk if of.ell.quadratic else system.gauss_newton(of, population, z, ntk)
     if not of.ell.quadratic:
         found["gauss_newton_eigenvalues"] = leading_eigenvalues(gauss_newton, k)
-    if of.activation != "linear":
+    if not ACTIVATIONS[of.activation].linear:
         return found
     edge = _edge_of_a_linear_network(of, population, z)
     return found | {

@@ -54,7 +54,7 @@ class Functions(NamedTuple):
     loss: str
 
     def phi(self, h: Array) -> Array:
-        return ACTIVATIONS[self.activation](h)
+        return ACTIVATIONS[self.activation].phi(h)
 
     def slope(self, h: Array) -> Array:
         """φ'"""

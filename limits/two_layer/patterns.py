@@ -1,11 +1,12 @@
-"""The edge of the bulk of a two-layer ReLU network at N = ∞: a maximum over the samples that a neuron can be active on.
+"""The edge of the bulk of a two-layer network with a kink at N = ∞: a maximum over the samples that a neuron can be active on.
 
 A neuron's block of the residual part (``limits.two_layer.neuron_blocks``) is off-diagonal, so its eigenvalues are ±γ0 times the
 singular values of
 
-    U(s) = Σ_p s_p x̂_p r_pᵀ    r × C,        s_p = 1[e·x̂_p > 0],        r_p = ∂L/∂f(x_p)
+    U(s) = Σ_p (b + (a − b) s_p) x̂_p r_pᵀ    r × C,        s_p = 1[e·x̂_p > 0],        r_p = ∂L/∂f(x_p)
 
-and the edge of the law over neurons is ±γ0 max σ_1(U(s)) over the patterns s that neurons have.  At step 0 the weights e are
+a the slope of φ above 0, b below it (ReLU: 1 and 0), and the edge of the law over neurons is ±γ0 max σ_1(U(s)) over the
+patterns s that neurons have.  At step 0 the weights e are
 Gaussian: every cell of the arrangement of the hyperplanes x_p⊥ has neurons in it, of however small a mass.  (Not every s is
 a cell, once P > r: the maximum is one over a subset of the vertices Σ_p s_p x̂_p r_pᵀ of a cube's shadow.)  Later neurons have
 moved, and some cells may have none: then the maximum over cells is a bound.
@@ -24,6 +25,7 @@ from scipy.optimize import nnls
 AFFORDABLE = 2**19  # candidates of cells, a quarter of them times C² for C outputs: a second, and 0.2 GB
 BLOCK = 1024
 CHECKS = 1024  # candidates that are tried for being cells before a bound must do
+RELU = 0.0, 1.0  # φ' below and above 0
 MARGIN = 1e-9  # of unit normals to a unit vector within their cell
 
 
@@ -66,17 +68,18 @@ def edge(
     error: Float[np.ndarray, "P C"],
     patterns: Bool[np.ndarray, "m P"] | None,
     at_least: float = 0.0,
+    slopes: tuple[float, float] = RELU,
 ) -> Edge:
     """The largest σ_1 over cells, one of which is known to have ``at_least`` so much; without their candidates a bound."""
     if patterns is None:
-        return Edge(at_least, max(at_least, bound_of_the_cube(inputs, error)))
-    size, best, checks = _frobenius(inputs, error, patterns), at_least, 0
+        return Edge(at_least, max(at_least, bound_of_the_cube(inputs, error, slopes)))
+    size, best, checks = _frobenius(inputs, error, patterns, slopes), at_least, 0
     above = np.flatnonzero(size > at_least)
     order = above[np.argsort(-size[above])]
     for block in np.split(order, range(BLOCK, len(order), BLOCK)) if len(order) else ():
         if size[block[0]] <= best:
             break
-        value = _tallest(inputs, error, patterns, block)
+        value = _tallest(inputs, error, patterns, block, slopes)
         for one in np.argsort(-value):
             if value[one] <= best:
                 break
@@ -88,13 +91,17 @@ def edge(
     return Edge(best, best)
 
 
-def bound_of_the_cube(inputs: Float[np.ndarray, "P r"], error: Float[np.ndarray, "P C"]) -> float:
+def bound_of_the_cube(
+    inputs: Float[np.ndarray, "P r"], error: Float[np.ndarray, "P C"], slopes: tuple[float, float] = RELU
+) -> float:
     """At least σ_1(U(s)) of any s at all: |2s − 1| is known, and so is the largest eigenvalue of x̂x̂ᵀ ∘ rrᵀ."""
+    below, above = slopes
     overlap = _overlap(inputs, error)
     scales = np.sqrt(np.diag(overlap))
     unit = overlap / np.where(scales > 0, scales, 1.0) / np.where(scales > 0, scales, 1.0)[:, None]
     spread = min(len(overlap) * np.linalg.eigvalsh(overlap)[-1], np.sum(scales**2) * np.linalg.eigvalsh(unit)[-1])
-    return float(np.sqrt(max(overlap.sum(), 0.0)) + np.sqrt(max(spread, 0.0))) / 2
+    middle, half = abs(above + below) * np.sqrt(max(overlap.sum(), 0.0)), abs(above - below) * np.sqrt(max(spread, 0.0))
+    return float(middle + half) / 2
 
 
 def _hyperplanes(inputs):
@@ -140,20 +147,20 @@ def _overlap(inputs, error):
     return (inputs @ inputs.T) * (error @ error.T)
 
 
-def _frobenius(inputs, error, patterns):
+def _frobenius(inputs, error, patterns, slopes):
     """|U| of the m patterns and then of their complements."""
     values, vectors = np.linalg.eigh(_overlap(inputs, error))  # as vectors of so many entries that are not zero
     kept = values > MARGIN**2 * values[-1]
     apart = vectors[:, kept] * np.sqrt(values[kept])
-    of_each = patterns @ apart
-    of_complement = apart.sum(0) - of_each
+    (below, above), active, whole = slopes, patterns @ apart, apart.sum(0)
+    of_each, of_complement = (below * (whole - on) + above * on for on in (active, whole - active))
     return np.sqrt(np.concatenate([np.einsum("ma,ma->m", u, u) for u in (of_each, of_complement)])) * (1 + MARGIN)
 
 
-def _tallest(inputs, error, patterns, block):
+def _tallest(inputs, error, patterns, block, slopes):
     """σ_1(U) of these, counted as in ``_frobenius``."""
     s = patterns[block % len(patterns)] ^ (block >= len(patterns))[:, None]
     products = np.einsum("pa,pc->pac", inputs, error).reshape(len(inputs), -1)
-    U = (s @ products).reshape(len(s), inputs.shape[1], -1)
+    U = (np.where(s, slopes[1], slopes[0]) @ products).reshape(len(s), inputs.shape[1], -1)
     gram = U.swapaxes(1, 2) @ U if U.shape[2] <= U.shape[1] else U @ U.swapaxes(1, 2)
     return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[:, -1], 0.0))

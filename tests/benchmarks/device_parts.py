@@ -32,9 +32,10 @@ import xarray as xr
 from jax.flatten_util import ravel_pytree
 
 from comparisons.convergence import study as convergence
+from finite import Numerics
 from finite.curvature import operators as curvature
 from finite.curvature.lanczos import extremes
-from finite.curvature.observers import Program
+from finite.curvature.observers import program_of
 from finite.data.patches import patches10
 from finite.networks import by_role
 from finite.networks.build import build
@@ -302,6 +303,10 @@ def kernels(folder):
     return spent
 
 
+def _trained(problem, network, keys, *, observables=MEASURED, progress=None, **numerics):
+    return train(problem, network, keys, observables=observables, numerics=Numerics(**numerics), progress=progress)
+
+
 def of_steps(problem, width, steps, vectorized):
     """Seconds of a step of one network.
 
@@ -323,7 +328,7 @@ def _gap(problem, width, every, vectorized, observables, memory=1e18):
     """(seconds from one measurement to the next, the trajectories)"""
     network, keys, times = build(problem, width), jax.random.split(jax.random.key(0), NETWORKS), []
     options = {"vectorized": vectorized, "rtol": 1e-2, "progress": lambda _: times.append(time.perf_counter())}
-    got = train(replace(problem, measure_every=every), network, keys, observables=observables, memory=memory, **options)
+    got = _trained(replace(problem, measure_every=every), network, keys, observables=observables, memory=memory, **options)
     return np.median(np.diff(times)[1:] if len(times) > 3 else np.diff(times)), got
 
 
@@ -455,7 +460,7 @@ def of_width(problem, width, options):
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        train(problem, network, keys, **given)
+        _trained(problem, network, keys, **given)
         times.append(time.perf_counter() - start)
     return times
 
@@ -548,8 +553,8 @@ def against_cpu(problem, width, precision):
     with jax.default_device(cpu):
         elsewhere = jax.device_put(keys, cpu)
         given["initial"] = jax.device_get(jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(network.init, elsewhere)))
-        there = train(problem, network, elsewhere, vectorized=False, **given)
-    return _flat(train(problem, network, keys, vectorized=True, **given)), _flat(there)
+        there = _trained(problem, network, elsewhere, vectorized=False, **given)
+    return _flat(_trained(problem, network, keys, vectorized=True, **given)), _flat(there)
 
 
 def _flat(trajectories):
@@ -615,12 +620,12 @@ def in_chunks():
     """Five seeds of which two fit at once, the last chunk filled up; and alone."""
     _, problem, width = next(_cases())
     network, keys = build(problem, width), jax.random.split(jax.random.key(0), 5)
-    program = Program(network.architecture, problem.loss, ("loss",), 2, 1e-3, 100, True, 16, True)
+    program = program_of(problem, network.architecture, ("loss",), Numerics(vectorized=True))
     with computing("float64"):
         memory = 2.5 * sum(footprint(problem, network, program, problem.num_samples))
     given = {"precision": "float64", "observables": ["loss"]}
-    chunked = train(problem, network, keys, vectorized=True, memory=memory, **given)
-    return _flat(chunked), _flat([train(problem, network, keys[i : i + 1], vectorized=False, **given)[0] for i in range(5)])
+    chunked = _trained(problem, network, keys, vectorized=True, memory=memory, **given)
+    return _flat(chunked), _flat([_trained(problem, network, keys[i : i + 1], vectorized=False, **given)[0] for i in range(5)])
 
 
 def sharded():
@@ -628,8 +633,8 @@ def sharded():
     devices = len(jax.local_devices())
     network, keys = build(problem, width), jax.random.split(jax.random.key(0), 2 * devices)
     given = {"precision": "float64", "observables": ["loss"]}
-    alone = [train(problem, network, keys[i : i + 1], vectorized=False, **given)[0] for i in range(len(keys))]  # as in_chunks
-    return _flat(train(problem, network, keys, vectorized=True, **given)), _flat(alone)
+    alone = [_trained(problem, network, keys[i : i + 1], vectorized=False, **given)[0] for i in range(len(keys))]
+    return _flat(_trained(problem, network, keys, vectorized=True, **given)), _flat(alone)
 
 
 def _run_tests(report, chosen):
@@ -689,25 +694,25 @@ def memory(report, size, out):
     report.extras([one for observed in (OBSERVED, ("loss",)) for one in _widest(report, problem, widths[-1], most, observed)])
 
 
-def _program(network, observed, vectorized=True):
-    return Program(network.architecture, "cross_entropy", observed, 1, 1e-2, 100, True, 16, vectorized)
+def _program(problem, network, observed, vectorized=True):
+    return program_of(problem, network.architecture, observed, Numerics(rtol=1e-2, vectorized=vectorized))
 
 
 def _plan(problem, width, networks, observed=OBSERVED, vectorized=True):
     network = build(problem, width)
-    return plan(problem, network, _program(network, observed, vectorized), networks, problem.num_samples, None)
+    return plan(problem, network, _program(problem, network, observed, vectorized), networks, problem.num_samples, None)
 
 
 def _bytes(problem, width, observed=OBSERVED):
     network = build(problem, width)
-    return sum(footprint(problem, network, _program(network, observed), problem.num_samples))
+    return sum(footprint(problem, network, _program(problem, network, observed), problem.num_samples))
 
 
 def _train_some(problem, width, networks, observed):
     """Whatever the plan says of it."""
     keys = jax.random.split(jax.random.key(0), networks)
     given = {"observables": list(observed), "rtol": 1e-2, "vectorized": True, "memory": 1e18}
-    return train(problem, build(problem, width), keys, **given)
+    return _trained(problem, build(problem, width), keys, **given)
 
 
 def _limit():

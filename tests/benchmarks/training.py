@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from device_parts import forward
 
+from finite import Numerics
 from finite.curvature import operators as curvature
 from finite.data.patches import patches10
 from finite.networks import by_role
@@ -104,7 +105,7 @@ def main():
           f"{count / 1e9:.3g} GFLOP a step")
     print(f"{'networks':<30}{'s/step':>10}{'of peak':>9}{'s/measurement':>15}{'products':>10}")
     for batched in (False, True):
-        options = {"learning_rates": rates, "vectorized": batched, "observables": ["loss"]}
+        options = {"learning_rates": rates, "observables": ["loss"], "numerics": Numerics(vectorized=batched, rtol=1e-2)}
         beside = [by_hand(problem, network)] if given.model == "conv" and not batched else []
         plain, none, *hand = seconds(
             given.repeats,
@@ -113,7 +114,7 @@ def main():
             *beside,
         )
         step = (plain - none) / given.steps / given.networks
-        options |= {"observables": ["loss", "hessian_eigenvalues"], "rtol": 1e-2}
+        options |= {"observables": ["loss", "hessian_eigenvalues"]}
         often, found = replace(problem, measure_every=EVERY), []
         (whole,) = seconds(given.repeats, lambda: found.append(train(often, network, keys, **options)))  # noqa: B023
         measured = len(often.steps) * given.networks

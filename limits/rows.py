@@ -1,0 +1,34 @@
+"""Tables of rows.  One new thing is one row of a table; choices, help and error texts are made of these.
+
+    ACTIVATIONS.add(Activation("leaky", leaky, slopes=(0.1, 1.0)))        from anywhere, before options are read
+
+Tables import nothing heavy: what a row computes with is imported when it is called.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class Table(dict[str, Any]):
+    """Rows of one kind by their ``name``, in their order."""
+
+    def __init__(self, kind: str, rows: Iterable[Any]):
+        super().__init__({row.name: row for row in rows})
+        self.kind = kind
+
+    def add(self, row: Any) -> None:
+        """One more.  Raises ValueError where there is one of this name: what is compiled and what is stored goes by names."""
+        if row.name in self:
+            raise ValueError(f"there is a {self.kind} {row.name!r} already")
+        self[row.name] = row
+
+    def find(self, name: str) -> Any:
+        """Raises ValueError, in one line, for a name that no row has."""
+        if name not in self:
+            raise ValueError(f"unknown {self.kind} {name!r}; known: {', '.join(self)}")
+        return self[name]
+
+    def described(self) -> str:
+        """In one sentence what the rows are, each by its name and its ``description``, of those that have one."""
+        told = "; ".join(f"{row.name}: {row.description}" for row in self.values() if getattr(row, "description", ""))
+        return told + "." if told else ""
