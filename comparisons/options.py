@@ -30,11 +30,10 @@ from finite.data.text import Text, plays, read_text, windows
 from limits import Problem, minibatches
 from limits.activations import ACTIVATIONS
 from limits.arguments import OneOf
-from limits.models import Model, read_model
+from limits.models import MODELS, Model, layers_of, read_model
 from limits.optimizers import OPTIMIZERS
 
 Shaped = tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P C"], tuple[int, int, int] | None]  # None: not said
-WITH_DEPTH = ("mlp", "resmlp", "convnet", "resconvnet", "vit", "gpt")  # models that do not say it in their name
 NAMED = ("gaussian", "digits", "patches10", "plays", "probe")  # data that is no file
 UNRECORDED = ("out", "dry_run", "compilation_cache")  # options on which no number depends
 JOB_QUEUES = {  # of dask_jobqueue; local: its jobs are processes of this machine
@@ -202,9 +201,8 @@ def _check_effects(options):
 class TrainingOptions(DataOptions):
     """The options that say which network learns it and how; the options of a command inherit them too."""
 
-    model: str = "linear2"
-    """linear2, linear3, ...: so many weight matrices. mlp2, mlp3, ...: an activation between them. mlp: --depth hidden
-    layers. resmlp: --depth residual blocks. Of images: conv, convnet, resconvnet, vit; of tokens: gpt (limits/models.py)."""
+    model: Annotated[str, OneOf(MODELS, only=False)] = "linear2"
+    """linear2, linear3, ...: so many weight matrices. mlp2, mlp3, ...: an activation between them."""
     optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "sgd"
     """Limits are known of sgd only."""
     steps: int = 20
@@ -273,8 +271,9 @@ class TrainingOptions(DataOptions):
     def described(self, problem: Problem) -> str:
         """For the title of a picture: model, optimiser, data and training."""
         network, name = problem.network, self.model
-        deep = f" L = {network.depth}" if name in WITH_DEPTH else ""
-        activation = f" {network.activation}" if "mlp" in name else ""
+        row = layers_of(name)
+        deep = "" if row.depth else f" L = {network.depth}"
+        activation = "" if row.activation else f" {network.activation}"
         more = [f"β = {self.momentum:g}{' Nesterov' if self.nesterov else ''}"] if self.momentum else []
         more += [f"λ = {self.weight_decay:g}"] if self.weight_decay else []
         more += [f"warm-up {self.warmup_steps}"] if self.warmup_steps else []
@@ -290,10 +289,11 @@ class TrainingOptions(DataOptions):
 
 def without_effect_on(model: str) -> dict[str, str]:
     """Options of layers that the model does not have, and why."""
+    row, blocks = layers_of(model), [one.name for one in MODELS.values() if one.block_size is None]
     chosen = {
-        "activation": (model == "resmlp" or model.startswith("mlp"), "has its own"),
-        "block_size": (model in ("resmlp", "resconvnet"), "has its own; of resmlp and resconvnet it can be chosen"),
-        "pooling": (model in ("conv", "convnet", "resconvnet"), "has none"),
+        "activation": (row.activation is None, "has its own"),
+        "block_size": (row.block_size is None, f"has its own; of {' and '.join(blocks)} it can be chosen"),
+        "pooling": (row.pools, "has none"),
     }
     return {name: f"{model} {why}" for name, (has, why) in chosen.items() if not has}
 
@@ -335,9 +335,9 @@ def sized(options: TrainingOptions, problem: Problem) -> str:
 
 def check_depths(model: str, depths: tuple[int, ...], usual: tuple[int, ...] = (2,)) -> None:
     """Raises ValueError for other depths than the usual, of a model that has one of its own."""
-    if depths != usual and model not in WITH_DEPTH:
-        listed = " ".join(map(str, depths))
-        raise ValueError(f"depths {listed}: {model} has its own; models of any depth: {', '.join(WITH_DEPTH)}")
+    if depths != usual and layers_of(model).depth:
+        listed, of_any = " ".join(map(str, depths)), [row.name for row in MODELS.values() if row.depth is None]
+        raise ValueError(f"depths {listed}: {model} has its own; models of any depth: {', '.join(of_any)}")
 
 
 def check_interval(measure_every: int, steps: int) -> None:

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from inspect import cleandoc
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
@@ -26,22 +27,24 @@ COMPLAINTS = {  # about a value, and what is wanted instead
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Marks the type of an option whose values are the rows of a table: ``Annotated[str, OneOf(ACTIVATIONS)]``."""
+    """Marks the type of an option whose values are the rows of a table, or other things too where it is not ``only`` them:
+    ``Annotated[str, OneOf(ACTIVATIONS)]``."""
 
     table: Table
+    only: bool = True
 
 
 def choices(kind: Any) -> Any:
     """The type with the names that there are now in place of every mark."""
-    if (tables := _tables(kind)) and get_origin(kind) is Annotated:
-        return Literal[tuple(tables[0])]
-    return tuple[choices(get_args(kind)[0]), ...] if get_origin(kind) is tuple else kind
+    if get_origin(kind) is tuple:
+        return tuple[choices(get_args(kind)[0]), ...]
+    return next((Literal[tuple(mark.table)] for mark in _marks(kind) if mark.only), kind)
 
 
-def _tables(kind) -> list[Table]:
-    if get_origin(kind) is Annotated:
-        return [mark.table for mark in kind.__metadata__ if isinstance(mark, OneOf)]
-    return _tables(get_args(kind)[0]) if get_origin(kind) is tuple else []
+def _marks(kind) -> list[OneOf]:
+    if get_origin(kind) in (tuple, Union, UnionType):
+        return _marks(get_args(kind)[0])
+    return [mark for mark in getattr(kind, "__metadata__", ()) if isinstance(mark, OneOf)]
 
 
 def read(options: type[Options], program: str, arguments: Sequence[str] | None = None) -> Options:
@@ -79,7 +82,7 @@ def _described(options):
 
     def annotated(field):
         told = {"help_behavior_hint": ""} if field.default in (None, ()) else {}
-        words = [texts.get(field.name), *(table.described() for table in _tables(types[field.name]))]
+        words = [texts.get(field.name), *(mark.table.described() for mark in _marks(types[field.name]))]
         return Annotated[choices(types[field.name]), tyro.conf.arg(help=" ".join(filter(None, words)) or None, **told)]
 
     members = [(field.name, annotated(field), field) for field in fields(options)]

@@ -1,26 +1,56 @@
-"""The models by name, without a width: which layers a network has.
+"""The models by name, without a width: which layers a network has, a row each.
 
-    linear2, linear3, …   so many weight matrices, no activation
-    mlp2, mlp3, …         so many weight matrices, an activation between them
-    mlp                   ``depth`` hidden layers: mlp with depth + 1 matrices
-    resmlp                residual perceptron of ``depth`` blocks, each of ``block_size`` matrices
-    conv                  SimpleConvNet: two convolutions and a readout, ReLU
-    convnet               ``depth`` convolutions in three stages and a readout, ReLU
-    resconvnet            a convolution, then ``depth`` residual blocks of ``block_size`` convolutions in three stages, ReLU
-    vit                   transformer over patches of an image, ``depth`` blocks of attention and perceptron, GELU
-    gpt                   the same, causal, over tokens: predicts the token behind its last one
+``linear2``, ``linear3``, … have so many weight matrices and no activation, ``mlp2``, ``mlp3``, … an activation between them;
+the others are ``MODELS``.  Networks of their layers are built by ``finite.networks.build``.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from limits.activations import ACTIVATIONS, Activation
+from limits.rows import Table
 
-READS = {"perceptron": "vectors", "conv": "images", "convnet": "images", "vit": "images", "gpt": "tokens"}  # by family
 POOLINGS = ("max", "average")
-NAMED = ("mlp", "resmlp", "conv", "convnet", "resconvnet", "vit", "gpt")
 DEEPEST = 1000  # layers of a plain network, which are compiled one by one
-KNOWN = f"linear2, linear3, …, mlp2, mlp3, …, {', '.join(NAMED)}"
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A row.  What is None is chosen with the problem.
+
+    architecture  "plain" or "residual"
+    family        of layers: with the architecture what ``finite.networks.build`` builds it by; "perceptron" is what theories of
+                  perceptrons know
+    reads         what a row of inputs is: "vectors", "images" or "tokens"
+    depth, activation, block_size    its own, as of ``Model``
+    pools         whether there is a choice of pooling
+    description   for the help of the commands
+    """
+
+    name: str
+    architecture: str
+    family: str = "perceptron"
+    reads: str = "vectors"
+    depth: int | None = None
+    activation: str | None = None
+    block_size: int | None = 1
+    pools: bool = False
+    description: str = ""
+
+
+RELU_IMAGES = {"reads": "images", "activation": "relu", "pools": True}
+MODELS = Table("model", (
+    Layers("mlp", "plain", description="DEPTH hidden layers"),
+    Layers("resmlp", "residual", block_size=None, description="DEPTH residual blocks, each of BLOCK-SIZE matrices"),
+    Layers("conv", "plain", "conv", depth=2, **RELU_IMAGES, description="of images, two convolutions and a readout"),
+    Layers("convnet", "plain", "convnet", **RELU_IMAGES, description="of images, DEPTH convolutions in three stages"),
+    Layers("resconvnet", "residual", "convnet", block_size=None, **RELU_IMAGES,
+           description="of images, a convolution, then DEPTH residual blocks of BLOCK-SIZE ones in three stages"),
+    Layers("vit", "residual", "vit", "images", activation="gelu", block_size=2,
+           description="of images, a transformer over patches, DEPTH blocks of attention and perceptron"),
+    Layers("gpt", "residual", "gpt", "tokens", activation="gelu", block_size=2,
+           description="of tokens, the same, causal: predicts the one behind the last"),
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,8 +61,9 @@ class Model:
     depth         L: hidden layers, or residual blocks
     activation    a name of ``limits.activations``
     block_size    matrices one behind the other in a residual branch
-    family        what the layers are: "perceptron", "conv", "convnet", "vit" or "gpt"
-    pooling       of conv and convnet: "max", or "average", which has analytic kernels
+    family        what the layers are
+    pooling       "max", or "average", which has analytic kernels, of models that pool
+    reads         what a row of inputs is: "vectors", "images" or "tokens"
     """
 
     architecture: str
@@ -41,11 +72,7 @@ class Model:
     block_size: int = 1
     family: str = "perceptron"
     pooling: str = "max"
-
-    @property
-    def reads(self) -> str:
-        """What a row of inputs is: "vectors", "images" or "tokens"."""
-        return READS[self.family]
+    reads: str = "vectors"
 
     @property
     def nonlinearity(self) -> Activation:
@@ -53,36 +80,37 @@ class Model:
         return ACTIVATIONS[self.activation]
 
 
+def layers_of(name: str) -> Layers:
+    """The row of that name; a number in the name is a depth.  Raises ValueError for an unknown name."""
+    known = f"linear2, linear3, …, mlp2, mlp3, …, {', '.join(MODELS)}"
+    numbered = re.fullmatch(r"(linear|mlp)([0-9]+)", name)
+    if numbered and int(numbered[2]) < 2:
+        raise ValueError(f"model {name!r}: a network has at least 2 weight matrices; known models: {known}")
+    if numbered:
+        own = "linear" if numbered[1] == "linear" else None
+        return replace(MODELS["mlp"], name=name, depth=int(numbered[2]) - 1, activation=own)
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; known: {known}")
+    return MODELS[name]
+
+
 def read_model(
     name: str, *, activation: str = "tanh", depth: int = 2, block_size: int = 1, pooling: str = "max"
 ) -> Model:
     """The model of that name.
 
-    ``activation`` is of mlp… and resmlp, ``depth`` and ``block_size`` of those that do not say it themselves, ``pooling`` of
-    conv… .  Raises ValueError for an unknown name, activation or pooling and for sizes below 1.
+    What it has of its own is its own, whatever is chosen.  Raises ValueError for an unknown name, activation or pooling and
+    for sizes below 1.
     """
-    numbered = re.fullmatch(r"(linear|mlp)([0-9]+)", name)
-    if numbered and int(numbered[2]) < 2:
-        raise ValueError(f"model {name!r}: a network has at least 2 weight matrices; known models: {KNOWN}")
-    if not numbered and name not in NAMED:
-        raise ValueError(f"unknown model {name!r}; known: {KNOWN}")
+    row = layers_of(name)
     ACTIVATIONS.find(activation)
     if pooling not in POOLINGS:
         raise ValueError(f"unknown pooling {pooling!r}; known: {', '.join(POOLINGS)}")
     for what, size in (("depth", depth), ("block size", block_size)):
         if size < 1:
             raise ValueError(f"{what} {size} must be at least 1")
-    deep = int(numbered[2]) - 1 if numbered else depth
-    if deep > DEEPEST and (numbered or name in ("mlp", "convnet")):
-        raise ValueError(f"{deep} layers: wanted at most {DEEPEST}; the many blocks of residual networks are one loop")
-    if numbered:
-        return Model("plain", deep, "linear" if numbered[1] == "linear" else activation)
-    return {
-        "mlp": Model("plain", depth, activation),
-        "resmlp": Model("residual", depth, activation, block_size),
-        "conv": Model("plain", 2, "relu", 1, "conv", pooling),
-        "convnet": Model("plain", depth, "relu", 1, "convnet", pooling),
-        "resconvnet": Model("residual", depth, "relu", block_size, "convnet", pooling),
-        "vit": Model("residual", depth, "gelu", 2, "vit"),
-        "gpt": Model("residual", depth, "gelu", 2, "gpt"),
-    }[name]
+    depth = depth if row.depth is None else row.depth
+    if depth > DEEPEST and row.architecture == "plain":
+        raise ValueError(f"{depth} layers: wanted at most {DEEPEST}; the many blocks of residual networks are one loop")
+    own = row.activation or activation, row.block_size or block_size
+    return Model(row.architecture, depth, *own, row.family, pooling if row.pools else POOLINGS[0], row.reads)

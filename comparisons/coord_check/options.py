@@ -10,7 +10,7 @@ import tyro
 from comparisons import options as runs
 from limits.activations import ACTIVATIONS
 from limits.arguments import OneOf
-from limits.models import read_model
+from limits.models import MODELS, read_model
 from limits.optimizers import OPTIMIZERS
 
 PROGRAM = "python -m comparisons.coord_check"
@@ -25,8 +25,8 @@ class Options(runs.DataOptions):
     one.
     """
 
-    model: Literal["mlp", "resmlp", "conv", "convnet", "resconvnet", "vit", "gpt"] = "mlp"
-    """mlp, conv (two convolutions), convnet: plain. resmlp, resconvnet, vit, gpt: residual."""
+    model: Annotated[str, OneOf(MODELS)] = "mlp"
+    """Those with blocks are residual, the others plain."""
     param: tuple[str, ...] = ()
     """sp, ntp, mup, mean_field, depth_mup, alpha1, a .toml file, or inline as "base=mup, hidden.learning_rate=1/2";
     default sp ntp mup for plain models, depth_mup alpha1 for residual ones."""

@@ -35,16 +35,16 @@ from finite import sizes as measured_sizes
 from finite.networks.build import build
 from limits import Problem
 from limits.exponents import parametrization, regimes
-from limits.models import read_model
+from limits.models import layers_of, read_model
 
 TOLERANCE = 0.1
 FEWEST = 3  # sizes to fit an exponent to
 MORE_SEEDS = 8  # times as many of narrow networks, which are cheap and scatter as much as wide ones
 PLAIN, RESIDUAL = ("sp", "ntp", "mup"), ("depth_mup", "alpha1")
-USUAL = {  # parametrizations, depths, learning rate
-    "mlp": (PLAIN, (2,), 0.2), "conv": (PLAIN, (2,), 0.2), "convnet": (PLAIN, (4,), 0.2),
-    "resmlp": (RESIDUAL, (4, 8, 16, 32, 64), 0.2), "resconvnet": (RESIDUAL, (6, 12, 24, 48), 0.02),
-    "vit": (RESIDUAL, (2, 4, 8, 16), 0.2), "gpt": (RESIDUAL, (2, 4, 8, 16), 0.2),
+USUAL = {"plain": (PLAIN, (2,), 0.2), "residual": (RESIDUAL, (2, 4, 8, 16), 0.2)}  # parametrizations, depths, learning rate
+OTHERS = {  # of models in three stages, sharper ones, and one so cheap that it can be deeper
+    "convnet": (PLAIN, (4,), 0.2), "resmlp": (RESIDUAL, (4, 8, 16, 32, 64), 0.2),
+    "resconvnet": (RESIDUAL, (6, 12, 24, 48), 0.02),
 }  # fmt: skip
 AT_STEP_0 = ("h", "f", "gradient", "sharpness")
 NOT_COMPARED = "not compared: "
@@ -144,7 +144,8 @@ def check(options: Options) -> list[Check]:
 def prepare(options: Options) -> Job:
     """Check the options.  Raises ValueError in one line."""
     options = options.adapted()
-    usual_params, usual_depths, usual_rate = USUAL[options.model]
+    of_architecture = USUAL[layers_of(options.model).architecture]
+    usual_params, usual_depths, usual_rate = OTHERS.get(options.model, of_architecture)
     usual_rate *= 0.1 if options.loss == "cross_entropy" else 1.0
     options = replace(options, learning_rate=usual_rate if options.learning_rate is None else options.learning_rate)
     model = read_model(options.model, activation=options.activation, block_size=options.block_size)

@@ -9,6 +9,8 @@ import tyro
 from comparisons import options as runs
 from finite.data.arrays import holds_classes
 from finite.data.images import holds_images
+from limits.arguments import OneOf
+from limits.models import MODELS
 from limits.optimizers import OPTIMIZERS
 from limits.trajectory import OBSERVABLES, RANK, storable, stored
 
@@ -26,7 +28,7 @@ class Options(runs.TrainingOptions):
     alpha1; or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
     learning_rate: tuple[float, ...] = ()
     """η0 of each parametrization, or one for all; the raw step is η0 γ². Default 0.5, of ntp 7."""
-    model: str = "conv"
+    model: Annotated[str, OneOf(MODELS, only=False)] = "conv"
     samples: int | None = None
     """P, drawn at random, as they come; default 2000 for patches10, 40 for gaussian, 256 for digits and texts, for other files
     all."""

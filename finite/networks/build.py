@@ -1,5 +1,7 @@
 """A problem at a width: the network of its model."""
 
+from collections.abc import Callable
+
 from finite.networks import Network
 from finite.networks.conv import conv
 from finite.networks.convnet import convnet, resconvnet
@@ -7,24 +9,23 @@ from finite.networks.gpt import gpt
 from finite.networks.mlp import mlp
 from finite.networks.resmlp import resmlp
 from finite.networks.vit import vit
+from limits.models import Model
 from limits.problem import Problem
+
+BUILDERS: dict[tuple[str, str], Callable[[Problem, int, Model], Network]] = {  # by family and architecture
+    ("perceptron", "plain"): lambda problem, width, m: mlp(problem, width, m.depth, m.activation),
+    ("perceptron", "residual"): lambda problem, width, m: resmlp(problem, width, m.depth, m.activation, m.block_size),
+    ("conv", "plain"): lambda problem, width, m: conv(problem, width, m.pooling),
+    ("convnet", "plain"): lambda problem, width, m: convnet(problem, width, m.depth, m.pooling),
+    ("convnet", "residual"): lambda problem, width, m: resconvnet(problem, width, m.depth, m.block_size, m.pooling),
+    ("vit", "residual"): lambda problem, width, m: vit(problem, width, m.depth),
+    ("gpt", "residual"): lambda problem, width, m: gpt(problem, width, m.depth),
+}
 
 
 def build(problem: Problem, width: int) -> Network:
     """The network of the problem's model, of that width.  Raises ValueError for a width that it cannot have."""
     model = problem.network
-    match model.family, model.architecture:
-        case "conv", _:
-            return conv(problem, width, model.pooling)
-        case "convnet", "plain":
-            return convnet(problem, width, model.depth, model.pooling)
-        case "convnet", _:
-            return resconvnet(problem, width, model.depth, model.block_size, model.pooling)
-        case "vit", _:
-            return vit(problem, width, model.depth)
-        case "gpt", _:
-            return gpt(problem, width, model.depth)
-        case _, "plain":
-            return mlp(problem, width, model.depth, model.activation)
-        case _:
-            return resmlp(problem, width, model.depth, model.activation, model.block_size)
+    if (model.family, model.architecture) not in BUILDERS:
+        raise ValueError(f"{problem.model}: no {model.architecture} networks of family {model.family} are built here")
+    return BUILDERS[model.family, model.architecture](problem, width, model)
