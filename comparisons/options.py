@@ -21,20 +21,14 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from finite.data.arrays import load_npz
-from finite.data.cifar10 import cifar10
-from finite.data.images import Images, holds_images, read_folder, read_npz
-from finite.data.patches import patches10
-from finite.data.synthetic import Data, digits, gaussian
-from finite.data.text import Text, plays, read_text, windows
+from finite.data.named import DATA, Shaped, Wanted, is_folder_of_pictures, load, suffix
+from finite.data.synthetic import Data
 from limits import Problem, minibatches
 from limits.activations import ACTIVATIONS
 from limits.arguments import OneOf
 from limits.models import MODELS, Model, layers_of, read_model
 from limits.optimizers import OPTIMIZERS
 
-Shaped = tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P C"], tuple[int, int, int] | None]  # None: not said
-NAMED = ("gaussian", "digits", "patches10", "plays", "probe")  # data that is no file
 UNRECORDED = ("out", "dry_run", "compilation_cache")  # options on which no number depends
 JOB_QUEUES = {  # of dask_jobqueue; local: its jobs are processes of this machine
     "slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster",
@@ -57,9 +51,8 @@ class DataOptions:
   CIFAR-10  its binary version, a folder or its .tar.gz
   FILE.txt  UTF-8, every character a token; for gpt"""
 
-    data: str | None = None
-    """gaussian (linear teacher; default), digits (1797 real 8×8 images; default of models of images), patches10 (32×32 colour
-    crops of ten photographs), plays (four of Shakespeare's, for gpt; its default), or a file or folder, see above."""
+    data: Annotated[str | None, OneOf(DATA, only=False)] = None
+    """A file or folder, see above, or one of these; default gaussian, for models of images digits, for gpt plays."""
     samples: int | None = None
     """P, drawn at random, as they come; default 40 for gaussian, 256 for digits, patches10 and texts, for other files all."""
     image_size: int | None = None
@@ -77,7 +70,7 @@ class DataOptions:
     compilation_cache: bool = True
     """Keep what JAX compiles in your cache folder, where the next run finds it; a JAX_COMPILATION_CACHE_DIR of your own is used
     instead, and JAX_ENABLE_COMPILATION_CACHE=false is the same as --no-compilation-cache. No number depends on it."""
-    patches: ClassVar[int] = 256  # how many of patches10, if not told
+    usual_samples: ClassVar[Mapping[str, int]] = {}  # of data by its name, where a command wants others than usual
     precision: ClassVar[str] = "float64"  # of what is learned from them
 
     def adapted(self) -> "DataOptions":
@@ -100,8 +93,7 @@ class DataOptions:
 
     def without_effect(self) -> dict[str, str]:
         """Options that change nothing beside the others, and why."""
-        folder = self.data not in NAMED and Path(self.data).is_dir() and not _holds_cifar10(Path(self.data))
-        return {} if folder else {"image_size": "only the pictures of a folder are scaled"}
+        return {} if is_folder_of_pictures(self.data) else {"image_size": "only the pictures of a folder are scaled"}
 
     def load(self) -> Data:
         """Inputs (P, D) and targets (P, C).  Raises ValueError in one line that says what is wrong with the data."""
@@ -110,7 +102,7 @@ class DataOptions:
     def load_shaped(self) -> Shaped:
         """And of images their (H, W, channels), where the data says it."""
         options = self.adapted()
-        inputs, targets, shape = options.loaded()
+        inputs, targets, shape = load(options.data, options.wanted)
         if options.loss == "cross_entropy" and options.suffix != ".npz":
             targets = np.eye(targets.shape[1])[targets.argmax(axis=1)]  # of a centred one-hot vector: its class
         for what, wanted, size in (("inputs", self.inputs, inputs.shape[1]), ("outputs", self.outputs, targets.shape[1])):
@@ -124,52 +116,15 @@ class DataOptions:
         return inputs, targets, shape
 
     @property
+    def wanted(self) -> Wanted:
+        """What is wanted of the data."""
+        samples = self.usual_samples.get(self.data) if self.samples is None else self.samples
+        return Wanted(samples, self.inputs, self.outputs, self.loss, self.seed, self.image_size)
+
+    @property
     def suffix(self) -> str:
         """How the name of the data ends, in small letters."""
-        return Path(self.data).suffix.lower()
-
-    def loaded(self) -> Shaped:
-        """As the data has them."""
-        classes = 1 if self.loss == "mse" else 10
-        if self.data == "gaussian":
-            sizes = _given(self.samples, 40), _given(self.inputs, 10), _given(self.outputs, classes)
-            return *gaussian(self.seed, *sizes), None
-        if self.data == "digits":
-            if self.inputs not in (None, 64):
-                raise ValueError(f"{self.inputs} inputs: the digits have 64")
-            return *digits(_given(self.samples, 256), _given(self.outputs, classes), self.seed), None
-        if self.data == "plays" or self.suffix == ".txt":
-            return *self._next_characters(plays() if self.data == "plays" else read_text(self.data)), None
-        if self.suffix == ".npz" and not holds_images(self.data):
-            return load_npz(self.data, self.loss, self.samples, self.seed)
-        images = self._images(Path(self.data))
-        count = _given(self.samples, len(images.train_images))  # in random order: the first ones have the curvature
-        drawn = () if self.data == "patches10" else (count, self.seed)  # that is drawn already
-        return *images.train(self.loss, *drawn), images.train_images.shape[1:]
-
-    def _next_characters(self, text: Text) -> Data:
-        """Stretches of the text as tokens, and the character behind each, one-hot and centred."""
-        length = _given(self.inputs, min(16, len(text.train_tokens) - 1))
-        samples = _given(self.samples, min(256, max(len(text.train_tokens) - length, 1)))
-        tokens, following = windows(text.train_tokens, length, samples, self.seed)
-        C = len(text.vocabulary)
-        return tokens.astype(float), np.eye(C)[following[:, -1]] - 1 / C
-
-    def _images(self, path: Path) -> Images:
-        if self.data == "patches10":
-            return patches10(_given(self.samples, self.patches), 0, self.seed)
-        if self.suffix == ".npz":
-            return read_npz(path)
-        if self.suffix == ".gz" or _holds_cifar10(path):
-            return cifar10(path)
-        if self.data and path.is_dir():
-            return read_folder(path, self.image_size)
-        raise ValueError(f"unknown data {self.data!r}; known: gaussian, digits, patches10, plays, a file that ends in .npz "
-                         "or .txt, a folder of images, or CIFAR-10's binary version")  # fmt: skip
-
-
-def _holds_cifar10(path):
-    return any((path / part / "data_batch_1.bin").is_file() for part in ("", "cifar-10-batches-bin"))
+        return suffix(self.data)
 
 
 def _at_home(value: Any) -> Any:
@@ -303,10 +258,6 @@ def usual_interval(steps: int) -> int:
     small = [n for n in range(1, isqrt(max(steps, 1)) + 1) if steps % n == 0]
     counts = sorted({*small, *(steps // n for n in small)}, reverse=True)
     return max(steps, 1) // min(counts, key=lambda count: max(count / MEASUREMENTS, MEASUREMENTS / max(count, 1)))
-
-
-def _given(value, usual):
-    return usual if value is None else value
 
 
 def check_seeds(seeds: int, seed: int) -> None:

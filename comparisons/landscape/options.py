@@ -1,5 +1,6 @@
 """The options of `python -m comparisons.landscape`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -32,7 +33,7 @@ class Options(runs.TrainingOptions):
     samples: int | None = None
     """P, drawn at random, as they come; default 2000 for patches10, 40 for gaussian, 256 for digits and texts, for other files
     all."""
-    patches: ClassVar[int] = 2000
+    usual_samples: ClassVar[Mapping[str, int]] = {"patches10": 2000}
     loss: Literal["mse", "cross_entropy"] | None = None
     """Default cross_entropy; mse for FILE.npz whose targets are no classes."""
     widths: tuple[int, ...] = (16, 64, 256)

@@ -1,0 +1,126 @@
+"""Data by name, a row each, and by the name of a file: the inputs, the targets, and of images their shape."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from finite.data.arrays import load_npz
+from finite.data.cifar10 import cifar10
+from finite.data.images import Images, holds_images, read_folder, read_npz
+from finite.data.patches import patches10
+from finite.data.synthetic import digits, gaussian
+from finite.data.text import Text, plays, read_text, windows
+from limits.rows import Table
+
+Shaped = tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P C"], tuple[int, int, int] | None]  # None: not said
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of data; None: as usual.  Targets of classes are one-hot with cross-entropy, and centred with MSE."""
+
+    samples: int | None = None
+    inputs: int | None = None
+    outputs: int | None = None
+    loss: str = "mse"
+    seed: int = 0
+    image_size: int | None = None
+
+    @property
+    def classes(self) -> int:
+        """Outputs of data that have as many as one likes."""
+        return _given(self.outputs, 1 if self.loss == "mse" else 10)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A row.
+
+    load          what is wanted → inputs, targets, images' shape; ValueError, in one line, for what the data does not have
+    description   for the help of the commands
+    """
+
+    name: str
+    load: Callable[[Wanted], Shaped]
+    description: str = ""
+
+
+def _gaussian(wanted):
+    return *gaussian(wanted.seed, _given(wanted.samples, 40), _given(wanted.inputs, 10), wanted.classes), None
+
+
+def _digits(wanted):
+    if wanted.inputs not in (None, 64):
+        raise ValueError(f"{wanted.inputs} inputs: the digits have 64")
+    return *digits(_given(wanted.samples, 256), wanted.classes, wanted.seed), None
+
+
+def _patches10(wanted):
+    images = patches10(_given(wanted.samples, 256), 0, wanted.seed)  # drawn already
+    return *images.train(wanted.loss), images.train_images.shape[1:]
+
+
+def _plays(wanted):
+    return _next_characters(plays(), wanted)
+
+
+DATA = Table("data", (
+    Named("gaussian", _gaussian, "a linear teacher"),
+    Named("digits", _digits, "1797 real 8×8 images"),
+    Named("patches10", _patches10, "32×32 colour crops of ten photographs"),
+    Named("plays", _plays, "four of Shakespeare's, for gpt"),
+))  # fmt: skip
+
+
+def load(data: str, wanted: Wanted) -> Shaped:
+    """Of that name, or in that file or folder.  Raises ValueError, in one line, for what is neither."""
+    if data in DATA:
+        return DATA[data].load(wanted)
+    if suffix(data) == ".txt":
+        return _next_characters(read_text(data), wanted)
+    if suffix(data) == ".npz" and not holds_images(data):
+        return load_npz(data, wanted.loss, wanted.samples, wanted.seed)
+    images = _images(data, wanted)
+    count = _given(wanted.samples, len(images.train_images))  # in random order: the first ones have the curvature
+    return *images.train(wanted.loss, count, wanted.seed), images.train_images.shape[1:]
+
+
+def suffix(data: str) -> str:
+    """How the name ends, in small letters."""
+    return Path(data).suffix.lower()
+
+
+def is_folder_of_pictures(data: str) -> bool:
+    return data not in DATA and Path(data).is_dir() and not _holds_cifar10(Path(data))
+
+
+def _next_characters(text: Text, wanted) -> Shaped:
+    """Stretches of the text as tokens, and the character behind each, one-hot and centred."""
+    length = _given(wanted.inputs, min(16, len(text.train_tokens) - 1))
+    samples = _given(wanted.samples, min(256, max(len(text.train_tokens) - length, 1)))
+    tokens, following = windows(text.train_tokens, length, samples, wanted.seed)
+    C = len(text.vocabulary)
+    return tokens.astype(float), np.eye(C)[following[:, -1]] - 1 / C, None
+
+
+def _images(data, wanted) -> Images:
+    path = Path(data)
+    if suffix(data) == ".npz":
+        return read_npz(path)
+    if suffix(data) == ".gz" or _holds_cifar10(path):
+        return cifar10(path)
+    if data and path.is_dir():
+        return read_folder(path, wanted.image_size)
+    raise ValueError(f"unknown data {data!r}; known: {', '.join(DATA)}, a file that ends in .npz or .txt, a folder of images, "
+                     "or CIFAR-10's binary version")  # fmt: skip
+
+
+def _holds_cifar10(path):
+    return any((path / part / "data_batch_1.bin").is_file() for part in ("", "cifar-10-batches-bin"))
+
+
+def _given(value, usual):
+    return usual if value is None else value
