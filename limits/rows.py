@@ -19,7 +19,7 @@ class Table(dict[str, Any]):
     def add(self, row: Any) -> None:
         """One more.  Raises ValueError where there is one of this name: what is compiled and what is stored goes by names."""
         if row.name in self:
-            raise ValueError(f"there is a {self.kind} {row.name!r} already")
+            raise ValueError(f"the {self.kind} {row.name!r} is there already")
         self[row.name] = row
 
     def find(self, name: str) -> Any:
