@@ -12,6 +12,8 @@ import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -54,14 +56,19 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 @styled
 def save(figure: Figure, path: Path) -> None:
-    """``path`` and .png, and .pdf; written whole or not at all.  Raises records.Unwritten."""
+    """``path`` and .png, and .pdf; written whole or not at all.  Raises records.Unwritten.
+
+    Laid out once for both, and drawn once for each: for a figure with a layout ``savefig`` draws twice.
+    """
     fit_titles(figure)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once for both
-    for ending, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")
+    figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+    for kind, canvas, unsaid in (("png", FigureCanvasAgg, "Software"), ("pdf", FigureCanvasPdf, "CreationDate")):
+        ending = f".{kind}"
         temporary = path.with_name(f".{path.name}{ending}.partial")
         with records.writing(path.with_name(path.name + ending)):
-            figure.savefig(temporary, format=ending[1:], metadata=metadata)
+            getattr(canvas(figure), f"print_{kind}")(temporary, metadata={unsaid: None})
             temporary.replace(path.with_name(path.name + ending))
 
 
