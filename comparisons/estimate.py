@@ -21,7 +21,7 @@ from finite.networks import Architecture
 from finite.networks.build import build
 from finite.numerics import USUAL
 from finite.training.side_by_side import HOST_MEMORY, footprint
-from limits.memory import physical
+from limits.machine import physical_memory
 from limits.problem import Problem
 from limits.trajectory import storable
 
@@ -191,7 +191,7 @@ def products_per_second(side: int = 1024) -> float:
 def memory() -> float | int:
     """Bytes of the device, or of this machine."""
     stats = jax.devices()[0].memory_stats()
-    return stats["bytes_limit"] if stats else physical()
+    return stats["bytes_limit"] if stats else physical_memory()
 
 
 def _digits(value: float | int) -> str:

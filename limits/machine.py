@@ -1,5 +1,9 @@
-"""How numbers are computed belongs to the function, not to the process: precision explicit, results reproducible."""
+"""How numbers are computed belongs to the function, not to the process: precision explicit, results reproducible.
 
+And how many of them fit: one line for what does not, before it is begun.
+"""
+
+import os
 from contextlib import contextmanager
 from functools import cache, wraps
 
@@ -61,6 +65,19 @@ def eigvalsh(matrix):
 
 _one_by_one = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
 _values_one_by_one = jax.custom_batching.sequential_vmap(lambda matrix: jnp.linalg.eigvalsh(matrix))
+
+
+def physical_memory() -> int:
+    """Bytes that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def require_memory(numbers: float, what: str = "this limit needs", advice: str = "") -> None:
+    """Raises MemoryError, in one line, where so many float64 numbers are more than there is room for."""
+    needed, there = 8 * numbers, physical_memory()
+    if needed > there:
+        more = f": {advice}" if advice else ""
+        raise MemoryError(f"{what} about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are{more}")
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from limits import memory
+from limits.machine import require_memory
 
 DIGITS = Path(__file__).with_name("digits.npz")
 DIGITS_SHA256 = "b2dab7b501728c22e9119ad76740b2e17c77a231e42d1e592380d90886f1a05e"
@@ -31,7 +31,7 @@ def gaussian(seed: int, samples: int, inputs: int, outputs: int = 1) -> Data:
     for name, size in (("samples", samples), ("inputs", inputs), ("outputs", outputs)):
         if size < 1:
             raise ValueError(f"{size} {name}: wanted at least 1")
-    memory.require((samples + outputs) * (inputs + outputs), f"{samples} samples of {inputs} inputs and {outputs} outputs need")
+    require_memory((samples + outputs) * (inputs + outputs), f"{samples} samples of {inputs} inputs and {outputs} outputs need")
     rng = np.random.default_rng(seed)
     teacher = rng.standard_normal((inputs, outputs))
     x = rng.standard_normal((samples, inputs))

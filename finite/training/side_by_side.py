@@ -14,7 +14,7 @@ from jaxtyping import Int
 from finite.curvature.observers import DENSE_NTK_ROWS, DENSITY, Program, kernels, lanczos_runs, size
 from finite.curvature.operators import SAMPLES_AT_ONCE
 from finite.networks import Network
-from limits.memory import physical
+from limits.machine import physical_memory
 from limits.problem import Problem
 
 FRAMED = 6  # times a batch of images of its own, with frames around them, is what a seed holds that augments it
@@ -94,4 +94,4 @@ def _device_memory(of_one):
     stats = jax.devices()[0].memory_stats()
     if stats:
         return 0.8 * (stats["bytes_limit"] - stats["bytes_in_use"])
-    return min(max(HOST_MEMORY, of_one), HOST_PART * physical())
+    return min(max(HOST_MEMORY, of_one), HOST_PART * physical_memory())

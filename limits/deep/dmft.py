@@ -25,14 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from limits import memory
 from limits.deep import linear_law as deep_fluctuations
 from limits.deep.gaussian_matrix import Space
 from limits.deep.network import Data, Fields, Kind, advance, begin, first_draws, grown, more_draws
 from limits.exponents.algebra import Exponents
 from limits.exponents.parametrization import gauge, input_multiplier, output_exponent
 from limits.losses import LOSSES
-from limits.machine import in_float64
+from limits.machine import in_float64, require_memory
 from limits.problem import Problem, refuse_unknown_limit
 from limits.repeats import errors_of, first_ranks
 from limits.trajectory import Trajectory, hessian_left_open
@@ -45,7 +44,7 @@ EXACT_TOLERANCE = 1e-10
 LEFT_OPEN = hessian_left_open("mean-field theory of deep networks has kernels, not the Hessian")
 ROOM = 64  # fields that a matrix has room for at first (and at least four steps' worth); then it doubles
 
-require_memory = partial(memory.require, advice="fewer samples or steps")
+require_room = partial(require_memory, advice="fewer samples or steps")
 
 
 class Kernels(NamedTuple):
@@ -139,7 +138,7 @@ def _mean_kernels(problem, samples, repeats, seed) -> tuple[Kernels, Kernels | N
     kind, data = _read(problem, samples, repeats)
     (P, C), T, layers = problem.targets.shape, len(problem.steps), problem.network.depth + kind.residual
     fields = 2 * T * layers * P * (1 + C) * (1 if kind.exact else samples)
-    require_memory(fields + repeats * (layers * T * T + T) * P * P * (1 + C * C))
+    require_room(fields + repeats * (layers * T * T + T) * P * P * (1 + C * C))
     return _mean_and_error([_kernels(data, run) for run in _runs(problem, kind, data, samples, repeats, seed)])
 
 
@@ -228,12 +227,12 @@ def _run(problem, kind, data, samples, rng) -> Iterator[Fields]:
     (P, C), r = problem.targets.shape, data.inputs.shape[1]
     H = problem.network.depth - (not kind.residual)
     n, m = max(ROOM, 4 * P), max(ROOM, 4 * P * C)
-    require_memory(_numbers_held(H, n, m, r + C + H * (n + m) if kind.exact else samples))
+    require_room(_numbers_held(H, n, m, r + C + H * (n + m) if kind.exact else samples))
     state = begin(data, *first_draws(kind, rng, (r, P, C, H, n, m), samples))
     for step in problem.steps:
         while (state := advance(kind, data, state, step + 1)).step <= step:
             (_, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
-            require_memory(_numbers_held(H, 2 * n, 2 * m, S + H * (n + m) * kind.exact))
+            require_room(_numbers_held(H, 2 * n, 2 * m, S + H * (n + m) * kind.exact))
             state = grown(state, *more_draws(kind, rng, (H, n, m), S))
         yield state.now
 

@@ -22,11 +22,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import solve_triangular
 
-from limits import memory
 from limits.deep import dmft
 from limits.deep.linear_sweep import data_of, numbers_held, of_outputs, sweep
 from limits.exponents.parametrization import output_exponent
-from limits.machine import in_float64
+from limits.machine import in_float64, require_memory
 from limits.problem import Problem, refuse_unknown_limit
 from limits.trajectory import Trajectory, hessian_left_open
 from limits.two_layer.linear_curvature import leading_eigenvalues
@@ -144,7 +143,7 @@ def _checked(problem, depth, *, kernels_too=False) -> int:
     scaling = problem.scaling("plain", depth)
     if output_exponent(scaling) != 0.5:
         raise ValueError(f"{scaling.name} has another limit: this one is of mup, output exponent 1/2")
-    memory.require(_numbers(problem, depth, kernels_too))
+    require_memory(_numbers(problem, depth, kernels_too))
     return depth
 
 

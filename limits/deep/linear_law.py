@@ -34,11 +34,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from limits import memory
 from limits.deep.gaussian_matrix import GaussianMatrix, Space, has_room, send, send_back, unmet
 from limits.deep.network import Data, Kind, Weights, moved
 from limits.losses import LOSSES
-from limits.machine import in_float64
+from limits.machine import in_float64, require_memory
 from limits.problem import Problem
 from limits.two_layer import linear as linear2
 from limits.two_layer.linear_curvature import leading_eigenvalues
@@ -126,7 +125,7 @@ def _check_memory(sizes, residual, T):
     S = (sizes.H + 1) * side if residual else side
     network = (sizes.H + 1) * side * S * 6
     kernels = T * (sizes.r * sizes.C) ** 2
-    memory.require(SIDE_BY_SIDE * (2 * network + 8 * kernels), "these laws need")
+    require_memory(SIDE_BY_SIDE * (2 * network + 8 * kernels), "these laws need")
 
 
 def _derivatives(kind, sizes, data, runs, top_k, draws, seed) -> tuple[Smooth, dict, dict] | None:

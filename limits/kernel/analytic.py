@@ -27,11 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from limits import memory
 from limits.activations import ACTIVATIONS
 from limits.exponents.parametrization import Factors
 from limits.kernel import neural_tangents_compat
-from limits.machine import in_float64
+from limits.machine import in_float64, require_memory
 from limits.models import Model
 
 BLOCK_NUMBERS = 2**22  # numbers of one intermediate kernel that are held at once: 32 MiB
@@ -142,7 +141,7 @@ def kernels(
     that are not trained.  Raises MemoryError for more samples than fit.
     """
     spread = _numbers_per_pair(network)
-    memory.require(8 * len(inputs) ** 2 + 8 * max(spread, BLOCK_NUMBERS))  # what is made of K and Θ included
+    require_memory(8 * len(inputs) ** 2 + 8 * max(spread, BLOCK_NUMBERS))  # what is made of K and Θ included
     numbers = tuple((role, of.multiplier, of.learning_rate) for role, of in factors.items())
     inputs = np.ascontiguousarray(inputs, np.float64)
     return _kernels(network, inputs.tobytes(), inputs.shape, numbers, max(1, isqrt(BLOCK_NUMBERS // spread)))

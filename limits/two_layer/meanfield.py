@@ -30,8 +30,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from limits import memory
-from limits.machine import in_float64
+from limits.machine import in_float64, require_memory
 from limits.problem import Problem
 from limits.repeats import errors_of, first_ranks, scatter
 from limits.trajectory import Trajectory
@@ -99,7 +98,7 @@ def _clouds(problem, particles, repeats, seed) -> Iterator[Iterator[Measurement]
     check(problem)
     n, rank = min(problem.inputs.shape) + problem.num_outputs, problem.targets.size
     numbers = len(problem.steps) * n + 4 * n * (n + rank) + 8 * problem.num_samples
-    memory.require(particles * numbers + 6 * rank**2, f"{particles} particles need", "take fewer")
+    require_memory(particles * numbers + 6 * rank**2, f"{particles} particles need", "take fewer")
     return (_times(problem, cloud(problem, particles, rng)) for rng in np.random.default_rng(seed).spawn(repeats))
 
 

@@ -26,9 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from limits import memory
 from limits.activations import ACTIVATIONS
-from limits.machine import in_float64
+from limits.machine import in_float64, require_memory
 from limits.problem import Problem
 from limits.two_layer import linear as linear2
 from limits.two_layer import particles as system
@@ -85,7 +84,7 @@ def predict(
     n, rank, k = min(problem.inputs.shape) + problem.num_outputs, problem.targets.size, problem.top_k
     per_step = n * (n + 2) * k + 4 * SIDE_BY_SIDE * problem.num_samples * (problem.num_outputs + 1)
     numbers = particles * (len(problem.steps) * per_step + 8 * n * rank)
-    memory.require(numbers, f"{particles} particles need", "take fewer")
+    require_memory(numbers, f"{particles} particles need", "take fewer")
     kind = Kind(system.functions(problem), problem.nesterov, problem.top_k)
     clouds = [_of_cloud(kind, problem, particles, directions, rng) for rng in np.random.default_rng(seed).spawn(repeats)]
     variance, second, known = (jax.tree.map(lambda *of: np.stack(of), *part) for part in zip(*clouds, strict=True))
