@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from limits import block_lanczos
 from limits.machine import computing
+from limits.two_layer import block_lanczos
 
 SIZE = 600  # more than the basis holds
 

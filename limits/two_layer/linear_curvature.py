@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from limits import block_lanczos
 from limits.machine import eigh, eigvalsh, in_float64
+from limits.two_layer import block_lanczos
 
 DENSE_LIMIT = 1024  # above this dimension the top of a spectrum is found by block Lanczos instead of a full decomposition
 
