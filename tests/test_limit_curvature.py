@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from limits import Problem
 from limits.machine import computing
+from limits.spectra import leading_eigenvalues
 from limits.two_layer import linear as linear2
 from limits.two_layer import linear_curvature as curvature
 
@@ -93,7 +94,7 @@ def test_leading_eigenvalues_have_two_right_derivatives():
     slopes = (exact(h) - exact(-h)) / (2 * h)
     bends = (exact(h) - 2 * exact(0.0) + exact(-h)) / h**2
     with computing("float64"):
-        curve = lambda t: curvature.leading_eigenvalues(jnp.asarray(A) + t * B + t**2 * Q, 3)  # noqa: E731
+        curve = lambda t: leading_eigenvalues(jnp.asarray(A) + t * B + t**2 * Q, 3)  # noqa: E731
         one = (jnp.ones(()),)
         first, second = jax.jvp(lambda t: jax.jvp(curve, (t,), one)[1], (jnp.zeros(()),), one)
     np.testing.assert_allclose(first, slopes, rtol=1e-4)

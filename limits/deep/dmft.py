@@ -34,9 +34,9 @@ from limits.losses import LOSSES
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem, refuse_unknown_limit
 from limits.repeats import errors_of, first_ranks
+from limits.spectra import leading_eigenvalues
 from limits.trajectory import Trajectory, hessian_left_open
 from limits.two_layer.linear import coordinates
-from limits.two_layer.linear_curvature import leading_eigenvalues
 from limits.two_layer.linear_law import Prediction
 
 TOLERANCE = 1e-3  # what is left out of sampled fields, where they move by one: a tenth of the error at 8192 samples

@@ -39,9 +39,9 @@ from limits.deep.network import Data, Kind, Weights, moved
 from limits.losses import LOSSES
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
+from limits.spectra import apart, leading_eigenvalues
 from limits.two_layer import linear as linear2
-from limits.two_layer.linear_curvature import leading_eigenvalues
-from limits.two_layer.linear_law import DEGENERATE, Law, Prediction, _second_order
+from limits.two_layer.linear_law import Law, Prediction, _second_order
 
 STEP = 2.0**-9  # ε of the differences
 TOLERANCE = 1e-10
@@ -114,7 +114,7 @@ def predict(problem: Problem, kind: Kind, data: Data, *, draws: int = 1024, seed
             break
         steps *= 2
     limit, first, second = found
-    known = {"ntk_eigenvalues": _apart(np.linalg.eigvalsh(np.nan_to_num(limit.theta)), problem.top_k)}
+    known = {"ntk_eigenvalues": apart(np.linalg.eigvalsh(np.nan_to_num(limit.theta))[:, ::-1], problem.top_k)}
     laws = {name: _law(first[name], second[name], known.get(name, np.ones(1, bool))) for name in first}
     laws["gauss_newton_eigenvalues"] = laws["ntk_eigenvalues"]  # of MSE
     return Prediction(laws, np.asarray(linear2.coordinates(problem).basis), None)
@@ -286,10 +286,3 @@ def _law(first, second, known) -> Law:
         bias, bias_error = halves.mean(0), halves.std(0, ddof=1) / count
     shift = np.zeros_like(std)
     return Law(*(np.where(known, values, np.nan) for values in (std, bias, shift, std_error, bias_error, shift)))
-
-
-def _apart(eigenvalues, k) -> Bool[np.ndarray, "T k"]:
-    """Whether one of the k largest is apart from its neighbours, those beyond the last being 0."""
-    values = np.pad(eigenvalues[:, ::-1], ((0, 0), (0, k + 1)))[:, : k + 1]
-    close = -np.diff(values) <= DEGENERATE * np.abs(values[:, :1])
-    return ~(np.pad(close, ((0, 0), (1, 0))) | np.pad(close, ((0, 0), (0, 1))))[:, :k]

@@ -29,6 +29,7 @@ from limits.kernel import analytic, neural_tangents_compat
 from limits.losses import LOSSES
 from limits.machine import in_float64
 from limits.problem import Problem, refuse_unknown_limit
+from limits.spectra import largest
 from limits.trajectory import Trajectory
 
 DENSE_ROWS = 500  # up to this size a matrix is decomposed, beyond it Lanczos (ARPACK, to rounding) takes over
@@ -179,8 +180,8 @@ def _observables(problem, theta, outputs, targets):
     mean = np.asarray(loss.value(outputs, targets).mean(axis=1))
     with np.errstate(all="ignore"):  # diverged outputs, and no gradient at all
         along_gradient = _along_gradient(theta, slope, root)
-    ntk = np.tile(np.pad(np.repeat(_largest(theta, np.ones((P, 1, 1)), k), C), (0, k))[:k], (T, 1))
-    curvature = ntk if loss.quadratic else np.stack([_largest(theta, now, k) for now in root])
+    ntk = np.tile(np.repeat(_leading(theta, np.ones((P, 1, 1)), k), C)[:k], (T, 1))
+    curvature = ntk if loss.quadratic else np.stack([_leading(theta, at_step, k) for at_step in root])
     observables = {
         "loss": mean,
         "hessian_eigenvalues": curvature,
@@ -205,7 +206,7 @@ def _until_divergence(loss, found):
     return np.where(np.isfinite(loss).reshape(-1, *[1] * (found.ndim - 1)), found, np.nan)
 
 
-def _largest(theta: Float[np.ndarray, "P P"], root: Float[np.ndarray, "P C C"], k: int) -> Float[np.ndarray, " k"]:
+def _leading(theta: Float[np.ndarray, "P P"], root: Float[np.ndarray, "P C C"], k: int) -> Float[np.ndarray, " k"]:
     """The k largest eigenvalues of Bᵀ(Θ ⊗ 1)B/P, zeros beyond its PC; not numbers where B is not finite."""
     unit = np.abs(root).max()  # in units of which nothing underflows
     if not 0 < unit < np.inf:
@@ -217,7 +218,7 @@ def _largest(theta: Float[np.ndarray, "P P"], root: Float[np.ndarray, "P C C"], 
 
 def _dense(theta, root, rows, k):
     matrix = np.einsum("pce,pq,qcf->peqf", root, theta, root, optimize=True).reshape(rows, rows)
-    return np.pad(np.linalg.eigvalsh(matrix)[::-1], (0, k))[:k]
+    return largest(np.linalg.eigvalsh(matrix), k)
 
 
 def _lanczos(theta, root, rows, k):

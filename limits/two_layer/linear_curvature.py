@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from limits.machine import eigh, eigvalsh, in_float64
+from limits.spectra import Spectrum, largest, leading_eigenvalues, spectrum
 from limits.two_layer import block_lanczos
 
 DENSE_LIMIT = 1024  # above this dimension the top of a spectrum is found by block Lanczos instead of a full decomposition
@@ -57,13 +58,6 @@ class OrderParameters(NamedTuple):
     residual_scale: Float[Array, ""]
     num_inputs: Float[Array, ""]
     loss: Float[Array, ""]
-
-
-class Spectrum(NamedTuple):
-    """Eigenvalues, largest first, and how often each occurs (``inf`` in the limit)."""
-
-    values: Float[np.ndarray, " m"]
-    multiplicities: Float[np.ndarray, " m"]
 
 
 def measure(state: OrderParameters, *, columns: int, spare: int, top_k: int) -> dict[str, Float[Array, "..."]]:
@@ -125,7 +119,7 @@ def gauss_newton_eigenvalues(state: OrderParameters, top_k: int) -> Float[Array,
 
     none = jnp.full(min(r, top_k), jnp.nan)
     _, values = jax.lax.scan(block, (jnp.nan, none), eigh(S_VV)[0])
-    return _largest(values.ravel() / state.num_inputs, top_k)
+    return largest(values.ravel() / state.num_inputs, top_k)
 
 
 def secular_matrix(lam: Float[Array, ""], state: OrderParameters) -> Float[Array, "rC rC"]:
@@ -162,11 +156,8 @@ def hessian_spectrum(state: OrderParameters, width: float) -> Spectrum:
     outliers, bulk = (np.asarray(values) for values in _closed_spectrum(state, columns))
     spare, size = width - columns, len(outliers)
     zeros = width if width == inf else width * (float(state.num_inputs) + C) - size - 2 * len(bulk) * spare
-    values = np.concatenate([outliers, bulk, -bulk, [0.0]])
-    counts = np.concatenate([np.ones(size), np.full(2 * len(bulk), float(spare)), [zeros]])
-    order = np.argsort(-values)
-    order = order[counts[order] > 0]
-    return Spectrum(values[order], counts[order])
+    counts = np.concatenate([np.ones(size), np.full(2 * len(bulk), float(spare))])
+    return spectrum(np.concatenate([outliers, bulk, -bulk]), counts, zeros)
 
 
 @partial(jax.jit, static_argnames="columns")
@@ -263,40 +254,8 @@ def gauss_newton_product(state: OrderParameters, vector: Float[Array, " rC"]) ->
     return secular_product(jnp.ones(()), state._replace(gradient=jnp.zeros_like(state.gradient)), vector)
 
 
-def leading_eigenvalues(matrix: Float[Array, "n n"], k: int) -> Float[Array, " k"]:
-    """The k largest eigenvalues of a symmetric matrix, twice differentiable where they are simple; zeros beyond n."""
-    values = _leading(min(k, len(matrix)), matrix)[0]
-    return jnp.concatenate([values, jnp.zeros(k - len(values))])
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _leading(k, matrix):
-    """(values, vectors) of the k largest, and all of both as constants for the perturbation series."""
-    values, vectors = eigh(matrix)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    return values[:k], vectors[:, :k], values, vectors
-
-
-@_leading.defjvp
-def _leading_jvp(k, primals, tangents):
-    """λ' = vᵀA'v,  v' = Σ_j v_j (v_jᵀA'v)/(λ − λ_j): k vectors instead of all n, and λ'' follows from applying it twice."""
-    top, leading, values, vectors = out = _leading(k, *primals)
-    values, vectors = jax.lax.stop_gradient((values, vectors))
-    moved = tangents[0] @ leading
-    gaps = jax.lax.stop_gradient(top) - values[:, None]
-    inverse = jnp.where(gaps == 0, 0.0, 1.0 / jnp.where(gaps == 0, 1.0, gaps))
-    rates = (jnp.sum(leading * moved, 0), vectors @ (inverse * (vectors.T @ moved)))
-    return out, (*rates, jnp.zeros_like(values), jnp.zeros_like(vectors))
-
-
 def _blocks(gram, r):
     return gram[:r, :r], gram[:r, r:], gram[r:, r:]
-
-
-def _largest(values, k):
-    """The k largest, largest first; beyond their number, zeros: what is missing lies in the null space."""
-    padded = jnp.concatenate([values, jnp.zeros(max(0, k - len(values)))])
-    return jax.lax.top_k(padded, k)[0]
 
 
 def _spectral_norm(matrix):
@@ -316,7 +275,7 @@ def _hessian_extremes(state, columns, spare, top_k):
         outliers = block_lanczos.largest(closed, size, top_k)
         lowest = -residual_edge(state) if spare else -block_lanczos.largest(lambda v: -closed(v), size, 1)[0]
     bulk = jnp.repeat(state.residual_scale * jnp.linalg.svd(state.gradient, compute_uv=False), min(spare, top_k))
-    return _largest(jnp.concatenate([outliers, bulk]), top_k), jnp.minimum(lowest, jnp.min(-bulk, initial=jnp.inf))
+    return largest(jnp.concatenate([outliers, bulk]), top_k), jnp.minimum(lowest, jnp.min(-bulk, initial=jnp.inf))
 
 
 def _closed_hessian(state, columns):

@@ -31,13 +31,13 @@ from jaxtyping import Array, Float
 from limits.exponents.parametrization import output_exponent
 from limits.machine import in_float64
 from limits.problem import Problem
+from limits.spectra import apart
 from limits.trajectory import MEASURED, Trajectory
 from limits.two_layer import linear as linear2
 from limits.two_layer import linear_curvature as curvature
 
 EXACT_DIRECTIONS = 1024
 SAMPLED_DIRECTIONS = 256
-DEGENERATE = 1e-7  # relative distance under which two eigenvalues count as one
 
 
 class Law(NamedTuple):
@@ -260,14 +260,8 @@ def _simple_eigenvalues(problem, data, numbers):
     n = sum(data.optimum.shape)
     more = linear2._measure_all(linear2.evolve(problem), n, problem.top_k + 1, problem.top_k + 1)
 
-    def apart(name):
-        values = np.asarray(more[name])
-        close = -np.diff(values, axis=1) <= DEGENERATE * np.abs(values[:, :1])
-        at_edge = np.zeros_like(values, bool)
-        if name == "hessian_eigenvalues":  # on the bulk's edge ρ(S_0): as smooth as ρ, however many there are
-            at_edge = values <= np.asarray(more["residual_eigenvalues"])[:, :1] * (1 + 1e-9)
-        shared = np.pad(close, ((0, 0), (1, 0))) | np.pad(close, ((0, 0), (0, 1)))
-        return ~(shared & ~at_edge)[:, : problem.top_k]
-
     names = ("hessian_eigenvalues", "gauss_newton_eigenvalues", "ntk_eigenvalues")
-    return {name: apart(name) for name in names}
+    simple = {name: apart(np.asarray(more[name]), problem.top_k) for name in names}
+    edge = np.asarray(more["residual_eigenvalues"])[:, :1]
+    at_edge = np.asarray(more["hessian_eigenvalues"])[:, : problem.top_k] <= edge * (1 + 1e-9)
+    return simple | {"hessian_eigenvalues": simple["hessian_eigenvalues"] | at_edge}  # as smooth as ρ(S_0), however many

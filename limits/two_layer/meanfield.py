@@ -33,8 +33,8 @@ from jaxtyping import Float
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
 from limits.repeats import errors_of, first_ranks, scatter
+from limits.spectra import Spectrum, spectrum
 from limits.trajectory import Trajectory
-from limits.two_layer.linear_curvature import Spectrum
 from limits.two_layer.meanfield_law import predict
 from limits.two_layer.neuron_blocks import (
     IN_BULK,
@@ -45,7 +45,6 @@ from limits.two_layer.neuron_blocks import (
     limit_of_hessian,
     measure,
     observables,
-    with_zeros,
 )
 from limits.two_layer.particles import check, cloud, functions, path, population
 from limits.two_layer.patterns import candidates, edge
@@ -151,4 +150,6 @@ def _spectrum(problem, measured) -> HessianSpectrum:
     found = limit_of_hessian(of, problem.top_k, compact=problem.network.nonlinearity.piecewise_linear)
     values = found["hessian_eigenvalues"]
     outliers = values[(found[IN_BULK] == 0) & (values > of.poles[0])]
-    return HessianSpectrum(outliers, with_zeros(of.poles, np.full(N * n, 1 / N), problem.num_inputs + problem.num_outputs))
+    multiplicities = np.full(N * n, 1 / N)
+    zeros = problem.num_inputs + problem.num_outputs - np.sum(multiplicities)
+    return HessianSpectrum(outliers, spectrum(of.poles, multiplicities, zeros))

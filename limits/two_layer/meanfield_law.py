@@ -29,9 +29,9 @@ from jaxtyping import Array, Bool, Float
 from limits.activations import ACTIVATIONS
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
+from limits.spectra import apart, leading_eigenvalues
 from limits.two_layer import linear as linear2
 from limits.two_layer import particles as system
-from limits.two_layer.linear_curvature import leading_eigenvalues
 from limits.two_layer.linear_law import Law, Prediction, _second_order
 from limits.two_layer.neuron_blocks import IN_BULK, Measurement, diverged, factors, hessian, limit_of_hessian, measure
 from limits.two_layer.particles import Descent, Functions, Neurons, Population
@@ -128,18 +128,11 @@ def _roots(kind, measured: Measurement) -> tuple[Roots, dict[str, np.ndarray]]:
     of = hessian(measured)
     found = limit_of_hessian(of, k + 1, compact=compact)
     values = found["hessian_eigenvalues"], *(np.linalg.eigvalsh(a)[::-1] for a in (measured.gauss_newton, measured.ntk))
-    known = {name: _apart(one, k) for name, one in zip(names, values, strict=True)}
+    known = {name: apart(one, k, APART) for name, one in zip(names, values, strict=True)}
     outlier = known["hessian_eigenvalues"] & (found[IN_BULK][:k] == 0) & (values[0][:k] > of.poles[0])
     known["hessian_eigenvalues"] = outlier | (compact & (values[0][:k] <= of.poles[0]))  # the edge itself has a law
     roots = [_root(measured, lam) if one else any_root for lam, one in zip(values[0][:k], outlier, strict=True)]
     return jax.tree.map(lambda *a: np.stack(a), *roots), known
-
-
-def _apart(values, k):
-    """(k,) whether an eigenvalue, largest first, is apart from its neighbours."""
-    values = np.pad(values, (0, k + 1))[: k + 1]
-    close = np.diff(-values) <= APART * abs(values[0])
-    return ~(np.pad(close, (1, 0)) | np.pad(close, (0, 1)))[:k]
 
 
 def _root(measured: Measurement, lam) -> Roots:

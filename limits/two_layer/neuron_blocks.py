@@ -21,9 +21,9 @@ from jaxtyping import Array, Float
 
 from limits.machine import in_float64
 from limits.problem import Problem
+from limits.spectra import Spectrum, largest, spectrum
 from limits.two_layer import linear as linear2
 from limits.two_layer import particles, secular
-from limits.two_layer.linear_curvature import Spectrum
 from limits.two_layer.particles import Functions, Neurons, Population
 from limits.two_layer.secular import Secular
 
@@ -66,15 +66,8 @@ def hessian_spectrum(
     """The N(D+C) eigenvalues of that network's rescaled Hessian, one secular root after the other; raises likewise."""
     exact = hessian(_network(problem, input_weights, readout))
     values = np.array([secular.eigenvalue(exact, k + 1) for k in range(len(exact.poles))])
-    return with_zeros(values, np.ones(len(values)), len(readout) * (problem.num_inputs + problem.num_outputs))
-
-
-def with_zeros(values: Float[np.ndarray, " m"], multiplicities: Float[np.ndarray, " m"], size: float) -> Spectrum:
-    """The spectrum that has these eigenvalues, and zeros to make it complete."""
-    values, counts = np.append(values, 0.0), np.append(multiplicities, size - np.sum(multiplicities))
-    order = np.argsort(-values)
-    order = order[counts[order] > 0]
-    return Spectrum(values[order], counts[order])
+    zeros = len(readout) * (problem.num_inputs + problem.num_outputs) - len(values)
+    return spectrum(values, np.ones(len(values)), zeros)
 
 
 def observables(measured: Measurement, top_k: int, of_hessian: OfHessian) -> Observables:
@@ -84,8 +77,8 @@ def observables(measured: Measurement, top_k: int, of_hessian: OfHessian) -> Obs
         return {name: np.full_like(values, np.nan) for name, values in found.items()} | {"loss": np.asarray(measured.loss)}
     return {
         "loss": np.asarray(measured.loss),
-        "gauss_newton_eigenvalues": _largest(np.linalg.eigvalsh(measured.gauss_newton), top_k),
-        "ntk_eigenvalues": _largest(np.linalg.eigvalsh(measured.ntk), top_k),
+        "gauss_newton_eigenvalues": largest(np.linalg.eigvalsh(measured.gauss_newton), top_k),
+        "ntk_eigenvalues": largest(np.linalg.eigvalsh(measured.ntk), top_k),
         "directional_sharpness": np.asarray(measured.directional_sharpness),
         **of_hessian(hessian(measured), top_k),
     }
@@ -172,13 +165,8 @@ def _exact_hessian(exact: Secular, top_k: int, null: int) -> Observables:
     top = [secular.eigenvalue(exact, k + 1) for k in range(min(top_k, m))]
     zero = [0.0] * (null > 0)
     return {
-        "hessian_eigenvalues": _largest(np.array(top + [0.0] * min(null, top_k)), top_k),
+        "hessian_eigenvalues": largest(np.array(top + [0.0] * min(null, top_k)), top_k),
         "hessian_min": np.array(min([secular.eigenvalue(exact, m), *zero])),
         "residual_eigenvalues": np.array([max([exact.poles[0], *zero]), min([exact.poles[-1], *zero])]),
         "hessian_trace": np.array(np.sum(exact.poles) + np.sum(exact.factor**2)),
     }
-
-
-def _largest(values, k):
-    """The k largest, largest first; beyond their number, zeros."""
-    return np.pad(np.sort(values)[::-1], (0, k))[:k]
