@@ -25,7 +25,7 @@ from scipy.special import stdtrit
 
 from comparisons.convergence.rates import components, deviations, variable
 from comparisons.power_law import FEWEST_SEEDS
-from limits.two_layer.linear_law import Prediction
+from limits.law import Prediction
 
 LATE = 0.75
 APART = 1.5

@@ -24,12 +24,12 @@ from limits.deep import dmft
 from limits.deep import linear as deep_linear
 from limits.exponents.parametrization import output_exponent
 from limits.kernel import ntk
+from limits.law import Prediction
 from limits.problem import Problem, refuse_unknown_limit
 from limits.trajectory import Trajectory
 from limits.two_layer import linear as linear2
 from limits.two_layer import linear_law as fluctuations
 from limits.two_layer import meanfield
-from limits.two_layer.linear_law import Prediction
 
 
 def theory(problem: Problem) -> ModuleType:

@@ -8,7 +8,7 @@ from comparisons.convergence import rates
 from comparisons.convergence.rates import components, measure_rates, noise_floor
 from comparisons.super_consistency import measure_growth
 from limits import Trajectory
-from limits.two_layer.linear_law import Law, Prediction
+from limits.law import Law, Prediction
 
 WIDTHS, SEEDS, STEPS = (50, 100, 200, 400, 800), 40, np.array([0, 4, 8])
 STD, BIAS = 3.0, 5.0

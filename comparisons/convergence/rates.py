@@ -20,7 +20,7 @@ import xarray as xr
 
 from comparisons.power_law import FEWEST_WIDTHS, PowerLaw, fit, refused
 from limits import OBSERVABLES
-from limits.two_layer.linear_law import Law, Prediction
+from limits.law import Law, Prediction
 
 KINDS = ("fluctuation", "bias")
 RANKS = {"rank": 1, "edge": "upper"}  # what "the" eigenvalue of an observable is where only one is shown

@@ -30,6 +30,7 @@ from limits.deep.gaussian_matrix import Space
 from limits.deep.network import Data, Fields, Kind, advance, begin, first_draws, grown, more_draws
 from limits.exponents.algebra import Exponents
 from limits.exponents.parametrization import gauge, input_multiplier, output_exponent
+from limits.law import Prediction
 from limits.losses import LOSSES
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem, refuse_unknown_limit
@@ -37,7 +38,6 @@ from limits.repeats import errors_of, first_ranks
 from limits.spectra import leading_eigenvalues
 from limits.trajectory import Trajectory, hessian_left_open
 from limits.two_layer.linear import coordinates
-from limits.two_layer.linear_law import Prediction
 
 TOLERANCE = 1e-3  # what is left out of sampled fields, where they move by one: a tenth of the error at 8192 samples
 EXACT_TOLERANCE = 1e-10

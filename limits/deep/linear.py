@@ -25,11 +25,11 @@ from scipy.linalg import solve_triangular
 from limits.deep import dmft
 from limits.deep.linear_sweep import data_of, numbers_held, of_outputs, sweep
 from limits.exponents.parametrization import output_exponent
+from limits.law import Prediction
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem, refuse_unknown_limit
 from limits.spectra import leading_eigenvalues
 from limits.trajectory import Trajectory, hessian_left_open
-from limits.two_layer.linear_law import Prediction
 
 
 class Kernels(NamedTuple):

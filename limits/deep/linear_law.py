@@ -36,12 +36,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from limits.deep.gaussian_matrix import GaussianMatrix, Space, has_room, send, send_back, unmet
 from limits.deep.network import Data, Kind, Weights, moved
+from limits.law import Prediction, law_of_draws, second_order
 from limits.losses import LOSSES
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
 from limits.spectra import apart, leading_eigenvalues
 from limits.two_layer import linear as linear2
-from limits.two_layer.linear_law import Law, Prediction, _second_order
 
 STEP = 2.0**-9  # ε of the differences
 TOLERANCE = 1e-10
@@ -115,7 +115,8 @@ def predict(problem: Problem, kind: Kind, data: Data, *, draws: int = 1024, seed
         steps *= 2
     limit, first, second = found
     known = {"ntk_eigenvalues": apart(np.linalg.eigvalsh(np.nan_to_num(limit.theta))[:, ::-1], problem.top_k)}
-    laws = {name: _law(first[name], second[name], known.get(name, np.ones(1, bool))) for name in first}
+    with np.errstate(over="ignore"):  # after a divergence
+        laws = {name: law_of_draws(o1**2, second[name], known.get(name, True)) for name, o1 in first.items()}
     laws["gauss_newton_eigenvalues"] = laws["ntk_eigenvalues"]  # of MSE
     return Prediction(laws, np.asarray(linear2.coordinates(problem).basis), None)
 
@@ -267,22 +268,10 @@ def _observed(data, limit, first, second, top_k) -> tuple[dict, dict]:
         }
 
     def derivatives(o, o1, o2):
-        return _second_order(lambda h: observe(jax.tree.map(lambda a, b, c: a + h * b + 0.5 * h * h * c, o, o1, o2)))
+        return second_order(lambda h: observe(jax.tree.map(lambda a, b, c: a + h * b + 0.5 * h * h * c, o, o1, o2)))
 
     def at_a_step(args):
         return jax.vmap(derivatives, (None, 0, 0))(*args)
 
     by_step = jax.tree.map(lambda a: a.swapaxes(0, 1), (first, second))
     return jax.tree.map(lambda a: a.swapaxes(0, 1), jax.lax.map(at_a_step, (limit, *by_step)))
-
-
-def _law(first, second, known) -> Law:
-    """From o' and o'' of each draw."""
-    count = np.sqrt(len(first))
-    with np.errstate(all="ignore"):  # after a divergence
-        squares, halves = first**2, second / 2
-        std = np.sqrt(squares.mean(0))
-        std_error = squares.std(0, ddof=1) / count / (2 * np.where(std > 0, std, 1.0))
-        bias, bias_error = halves.mean(0), halves.std(0, ddof=1) / count
-    shift = np.zeros_like(std)
-    return Law(*(np.where(known, values, np.nan) for values in (std, bias, shift, std_error, bias_error, shift)))

@@ -17,8 +17,6 @@ factor of S_0 expanded in ε, which keeps the third moment of Ξ that the bias f
 Eigenvalues that are degenerate in the limit have no such law (they split at order N^{-1/2}, linearly in nothing): NaN.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import NamedTuple
@@ -26,9 +24,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from limits.exponents.parametrization import output_exponent
+from limits.law import Law, Prediction, second_order
 from limits.machine import in_float64
 from limits.problem import Problem
 from limits.spectra import apart
@@ -38,64 +37,6 @@ from limits.two_layer import linear_curvature as curvature
 
 EXACT_DIRECTIONS = 1024
 SAMPLED_DIRECTIONS = 256
-
-
-class Law(NamedTuple):
-    """Of one observable: what its deviation from the limit is at width N, over seeds.
-
-        root mean square   N^{-1/2} · std
-        mean               N^{-1/2} · shift + N^{-1} · bias        shift is 0 in μP, and in NTP but for the residual part
-
-    Arrays like the observable's, first axis the measured steps; NaN where there is no such law.  The ``…_error`` are the
-    standard errors of the prediction itself, 0 where it is exact.
-    """
-
-    std: Float[np.ndarray, "T ..."]
-    bias: Float[np.ndarray, "T ..."]
-    shift: Float[np.ndarray, "T ..."]
-    std_error: Float[np.ndarray, "T ..."]
-    bias_error: Float[np.ndarray, "T ..."]
-    shift_error: Float[np.ndarray, "T ..."]
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction(Mapping):
-    """``prediction[observable]`` is its ``Law``.  ``sensitivity`` (μP only): ∂o/∂S_0 of every observable, symmetrised."""
-
-    laws: dict[str, Law]
-    basis: Float[np.ndarray, "D r"]
-    sensitivity: dict[str, Float[np.ndarray, "T ... n n"]] | None
-
-    def __getitem__(self, name: str) -> Law:
-        if name == "sharpness":
-            return Law(*(values[:, 0] for values in self.laws["hessian_eigenvalues"]))
-        return self.laws[name]
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self.laws
-        if "hessian_eigenvalues" in self.laws:
-            yield "sharpness"
-
-    def __len__(self) -> int:
-        return len(tuple(iter(self)))
-
-    def first_order(self, gram: Float[np.ndarray, "m m"]) -> dict[str, np.ndarray]:
-        """N^{-1/2} o'[Ξ] of the network that starts at this Gram matrix (D+C, D+C): its deviation but for O(1/N).
-
-        Its mean over networks is zero, which makes it the control variate of a measured bias.  μP only (else ValueError).
-        """
-        if self.sensitivity is None:
-            raise ValueError("the first-order deviation is linear in the Gram matrix in μP only")
-        outputs = len(gram) - len(self.basis)
-        turn = np.block(
-            [
-                [self.basis, np.zeros((len(self.basis), outputs))],
-                [np.zeros((outputs, self.basis.shape[1])), np.eye(outputs)],
-            ]
-        )
-        deviation = turn.T @ gram @ turn - np.eye(turn.shape[1])
-        response = {name: np.sum(g * deviation, axis=(-2, -1)) for name, g in self.sensitivity.items()}
-        return response | {"sharpness": response["hessian_eigenvalues"][:, 0]}
 
 
 @in_float64
@@ -159,12 +100,6 @@ def _observe(run, epsilon, X0):
     return jax.vmap(curvature.differentiable)(states, run.expanded, run.known)
 
 
-def _second_order(curve):
-    """(o', o'') at h = 0 of a function of one number."""
-    zero, one = jnp.zeros(()), jnp.ones(())
-    return jax.jvp(lambda h: jax.jvp(curve, (h,), (one,))[1], (zero,), (one,))
-
-
 def _meanfield_laws(run, key, n):
     """(sensitivities, laws) in μP: both from all directions of Ξ where these are few enough, else each by its own means."""
     zero = jax.tree.map(jnp.zeros_like, run.known)
@@ -188,7 +123,7 @@ def _along(run, directions):
     """(o', o'') along directions of X_0."""
 
     def one(direction):
-        return _second_order(lambda h: _observe(run, jnp.ones(()), h * direction))
+        return second_order(lambda h: _observe(run, jnp.ones(()), h * direction))
 
     return jax.lax.map(one, directions, batch_size=64)
 
@@ -239,7 +174,7 @@ def _kernel_laws(run, factors):
             X0 = factor + factor.T + epsilon * (factor @ factor.T - ends)
             return jax.tree.map(jnp.subtract, *(_observe(run, e, X0) for e in (epsilon, jnp.zeros(()))))
 
-        return _second_order(deviation)
+        return second_order(deviation)
 
     first, second = jax.lax.map(one, factors, batch_size=64)
     count = np.sqrt(len(factors))

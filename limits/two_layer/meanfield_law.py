@@ -27,12 +27,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from limits.activations import ACTIVATIONS
+from limits.law import Prediction, law_of_draws, second_order
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
 from limits.spectra import apart, leading_eigenvalues
 from limits.two_layer import linear as linear2
 from limits.two_layer import particles as system
-from limits.two_layer.linear_law import Law, Prediction, _second_order
 from limits.two_layer.neuron_blocks import IN_BULK, Measurement, diverged, factors, hessian, limit_of_hessian, measure
 from limits.two_layer.particles import Descent, Functions, Neurons, Population
 
@@ -88,20 +88,10 @@ def predict(
     kind = Kind(system.functions(problem), problem.nesterov, problem.top_k)
     clouds = [_of_cloud(kind, problem, particles, directions, rng) for rng in np.random.default_rng(seed).spawn(repeats)]
     variance, second, known = (jax.tree.map(lambda *of: np.stack(of), *part) for part in zip(*clouds, strict=True))
-    laws = {name: _law(variance[name], second[name], known.get(name, np.ones(1, bool)).all(0)) for name in variance}
+    known = {name: of_clouds.all(0) for name, of_clouds in known.items()}
+    laws = {name: law_of_draws(variance[name], np.concatenate(second[name]), known.get(name, True)) for name in variance}
     laws.setdefault("gauss_newton_eigenvalues", laws["ntk_eigenvalues"])  # of MSE
     return Prediction(laws, np.asarray(linear2.coordinates(problem).basis), None)
-
-
-def _law(variance, second, known) -> Law:
-    """From Var o' of each cloud, and o'' of each cloud and direction."""
-    with np.errstate(all="ignore"):  # after a divergence
-        second = second.reshape(-1, *second.shape[2:]) / 2
-        std = np.sqrt(variance.mean(0))
-        std_error = np.std(variance, 0, ddof=1) / np.sqrt(len(variance)) / (2 * np.where(std > 0, std, 1.0))
-        bias, bias_error = second.mean(0), np.std(second, 0, ddof=1) / np.sqrt(len(second))
-    shift = np.zeros_like(std)
-    return Law(*(np.where(known, values, np.nan) for values in (std, bias, shift, std_error, bias_error, shift)))
 
 
 def _of_cloud(kind, problem, particles, directions, rng) -> tuple[dict, dict, dict]:
@@ -166,7 +156,7 @@ def _second_along(kind, run, directions):
     """o'' along each direction of the masses."""
 
     def second(direction):
-        return _second_order(lambda h: _observe(kind, run, run.population.mass + h * direction))[1]
+        return second_order(lambda h: _observe(kind, run, run.population.mass + h * direction))[1]
 
     return jax.lax.map(second, directions, batch_size=SIDE_BY_SIDE)
 
