@@ -11,6 +11,7 @@ from trained import train
 from comparisons.power_law import fit
 from finite.networks.mlp import mlp
 from limits import Problem, minibatches
+from limits.coordinates import coordinates
 from limits.kernel import ntk
 from limits.machine import computing
 from limits.two_layer import linear as linear2
@@ -54,7 +55,7 @@ def test_the_particle_system_is_the_network(options):
     width, network, keys = 24, mlp(problem, 24, 1, problem.activation), jax.random.split(jax.random.key(3), 1)
     trained = train(problem, network, keys, precision="float64", rtol=1e-11)[0]
     params = network.init(keys[0])
-    basis = np.asarray(linear2.coordinates(problem).basis)
+    basis = np.asarray(coordinates(problem).basis)
     E, V = np.float64(params["input"]), np.float64(params["readout"])
     start, mass = Neurons(E.T @ basis, V), np.full(width, 1 / width)
     states = path(functions(problem), population(problem, mass), problem, start)

@@ -8,8 +8,8 @@ import pytest
 from scipy.optimize import linprog
 
 from limits import Problem
+from limits.coordinates import coordinates
 from limits.machine import computing
-from limits.two_layer import linear as linear2
 from limits.two_layer import meanfield
 from limits.two_layer.neuron_blocks import measure_network
 from limits.two_layer.particles import Neurons, cloud, error_signal, functions, path, population
@@ -118,7 +118,7 @@ def test_the_limit_at_step_0_has_every_pattern(P, D, C):
 
 def network(problem, width):
     """Its observables at the first and the last measured step."""
-    rng, basis = np.random.default_rng(width), np.asarray(linear2.coordinates(problem).basis)
+    rng, basis = np.random.default_rng(width), np.asarray(coordinates(problem).basis)
     start = Neurons(rng.normal(size=(width, problem.num_inputs)) @ basis, rng.normal(size=(width, problem.num_outputs)))
     states = path(functions(problem), population(problem, np.full(width, 1 / width)), problem, start)
     at = [jax.tree.map(lambda a: np.asarray(a[t]), states) for t in (0, -1)]  # noqa: B023

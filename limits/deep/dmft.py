@@ -25,11 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from limits.coordinates import coordinates
 from limits.deep import linear_law as deep_fluctuations
 from limits.deep.gaussian_matrix import Space
 from limits.deep.network import Data, Fields, Kind, advance, begin, first_draws, grown, more_draws
 from limits.exponents.algebra import Exponents
-from limits.exponents.parametrization import gauge, input_multiplier, output_exponent
+from limits.exponents.parametrization import gauge, output_exponent
 from limits.law import Prediction
 from limits.losses import LOSSES
 from limits.machine import in_float64, require_memory
@@ -37,7 +38,6 @@ from limits.problem import Problem, refuse_unknown_limit
 from limits.repeats import errors_of, first_ranks
 from limits.spectra import leading_eigenvalues
 from limits.trajectory import Trajectory, hessian_left_open
-from limits.two_layer.linear import coordinates
 
 TOLERANCE = 1e-3  # what is left out of sampled fields, where they move by one: a tenth of the error at 8192 samples
 EXACT_TOLERANCE = 1e-10
@@ -175,7 +175,7 @@ def _read(problem, samples, repeats) -> tuple[Kind, Data]:
     names = "input", "block" if kind.residual else "hidden", "readout"
     of_depth = [_of_depth(scaling.roles.get(name, Exponents()), model.depth) for name in names]
     data = Data(
-        coordinates(problem).inputs * input_multiplier(problem.num_inputs),
+        coordinates(problem).scaled,
         problem.targets,
         _shares(problem),
         problem.learning_rates,

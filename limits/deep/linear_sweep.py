@@ -39,10 +39,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from limits.exponents.parametrization import input_multiplier
+from limits.coordinates import coordinates
 from limits.machine import in_float64
 from limits.problem import Problem
-from limits.two_layer.linear import coordinates
 
 FIRST_STRETCH = 128  # steps; then the arrays double, each size a compilation of its own
 
@@ -91,7 +90,7 @@ def data_of(problem: Problem) -> Data:
     steps = problem.steps[-1]
     batches = None if problem.batches is None else jnp.pad(problem.batches[:steps], ((0, 1), (0, 0)))
     return Data(
-        coordinates(problem).inputs * input_multiplier(problem.num_inputs),
+        coordinates(problem).scaled,
         jnp.asarray(problem.targets),
         batches,  # of the last step, which is only measured, any
         *(jnp.asarray(a) for a in _responses_of_a_weight(problem)),

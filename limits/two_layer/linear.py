@@ -33,27 +33,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from limits.coordinates import Coordinates, coordinates
 from limits.exponents.parametrization import input_multiplier, laziness, output_exponent
 from limits.machine import computing, in_float64
 from limits.problem import Problem, refuse_unknown_limit
 from limits.trajectory import Trajectory
 from limits.two_layer import linear_curvature as curvature
 from limits.two_layer.linear_curvature import OrderParameters
-
-
-class Coordinates(NamedTuple):
-    """The data where K = XᵀX/P is diagonal: X = inputs · basisᵀ.  All that the training dynamics sees of it.
-
-    basis (D, r) · inputs (P, r) · kernel (r,) · optimum (r, C) the least-squares weights W* · targets (P, C) ·
-    floor the smallest possible loss.
-    """
-
-    basis: Float[Array, "D r"]
-    inputs: Float[Array, "P r"]
-    kernel: Float[Array, " r"]
-    optimum: Float[Array, "r C"]
-    targets: Float[Array, "P C"]
-    floor: Float[Array, ""]
 
 
 class Scales(NamedTuple):
@@ -163,15 +149,6 @@ def sample_gram(key: Array, problem: Problem, *, width: int) -> Float[np.ndarray
     return np.asarray(L @ L.T / width)
 
 
-def outputs_at_start(
-    problem: Problem, width: int, gram: Float[np.ndarray, "n n"]
-) -> Float[np.ndarray, "P C"]:
-    """f(0) of the network of that width with the Gram matrix S_0 = Z_0Z_0ᵀ/N: what ``initial_outputs`` are in NTP."""
-    D = problem.num_inputs
-    scale = problem.richness * laziness(problem.scaling(), width)
-    return problem.inputs @ gram[:D, D:] * input_multiplier(D) / scale
-
-
 @in_float64
 def loss_law(problem: Problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
     """(mean, standard deviation) over initialisations of the NTP limit's loss at the measured steps, in closed form.
@@ -203,27 +180,6 @@ def _loss_law(data, scales, X0, steps):
     mean = data.floor + 0.5 * (jnp.sum(offset**2, (1, 2)) + C * jnp.trace(covariance, axis1=1, axis2=2))
     spread = 0.5 * C * jnp.sum(covariance**2, (1, 2)) + jnp.einsum("tac,tab,tbc->t", offset, covariance, offset)
     return mean, jnp.sqrt(spread)
-
-
-@in_float64
-def coordinates(problem: Problem) -> Coordinates:
-    """The data in the basis that diagonalises K; directions that no sample has are left out (they never train)."""
-    P, D = problem.inputs.shape
-    left, singular, basis = np.linalg.svd(problem.inputs / np.sqrt(P), full_matrices=False)
-    keep = singular > singular[0] * max(P, D) * np.finfo(float).eps
-    if not keep.any():
-        raise ValueError("all inputs are zero")
-    left, singular, basis = left[:, keep], singular[keep], basis[keep].T
-    projected = left.T @ problem.targets / np.sqrt(P)
-    rest = problem.targets / np.sqrt(P) - left @ projected
-    return Coordinates(
-        basis=jnp.asarray(basis),
-        inputs=jnp.asarray(left * singular * np.sqrt(P)),
-        kernel=jnp.asarray(singular**2),
-        optimum=jnp.asarray(projected / singular[:, None]),
-        targets=jnp.asarray(problem.targets),
-        floor=jnp.asarray(0.5 * np.sum(rest**2)),
-    )
 
 
 def scales(problem: Problem, width: float) -> Scales:

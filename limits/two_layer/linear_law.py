@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from limits.coordinates import Coordinates, coordinates
 from limits.exponents.parametrization import output_exponent
 from limits.law import Law, Prediction, second_order
 from limits.machine import in_float64
@@ -48,7 +49,7 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
     exponent = output_exponent(problem.scaling())
     if exponent not in (0.0, 0.5):
         raise ValueError(f"fluctuations are predicted for ntp and mup, not for output exponent {exponent:g}")
-    data = linear2.coordinates(problem)
+    data = coordinates(problem)
     numbers, limit = linear2.scales(problem, inf), linear2.solve(problem)
     known = {name: jnp.asarray(limit[name]) for name in MEASURED}
     n = sum(data.optimum.shape)
@@ -81,7 +82,7 @@ def edge_crossing(problem: Problem, limit: Trajectory) -> int | None:
 class Run(NamedTuple):
     """What a trajectory is made of, but for ε and X_0, and in the limit the observables' values and what they expand about."""
 
-    data: linear2.Coordinates
+    data: Coordinates
     numbers: linear2.Scales
     schedule: linear2.Schedule
     known: dict[str, Array]

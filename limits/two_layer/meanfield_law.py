@@ -27,11 +27,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from limits.activations import ACTIVATIONS
+from limits.coordinates import coordinates
 from limits.law import Prediction, law_of_draws, second_order
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
 from limits.spectra import apart, leading_eigenvalues
-from limits.two_layer import linear as linear2
 from limits.two_layer import particles as system
 from limits.two_layer.neuron_blocks import IN_BULK, Measurement, diverged, factors, hessian, limit_of_hessian, measure
 from limits.two_layer.particles import Descent, Functions, Neurons, Population
@@ -91,7 +91,7 @@ def predict(
     known = {name: of_clouds.all(0) for name, of_clouds in known.items()}
     laws = {name: law_of_draws(variance[name], np.concatenate(second[name]), known.get(name, True)) for name in variance}
     laws.setdefault("gauss_newton_eigenvalues", laws["ntk_eigenvalues"])  # of MSE
-    return Prediction(laws, np.asarray(linear2.coordinates(problem).basis), None)
+    return Prediction(laws, np.asarray(coordinates(problem).basis), None)
 
 
 def _of_cloud(kind, problem, particles, directions, rng) -> tuple[dict, dict, dict]:

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from limits.coordinates import coordinates
 from limits.machine import in_float64
 from limits.problem import Problem
 from limits.spectra import Spectrum, largest, spectrum
-from limits.two_layer import linear as linear2
 from limits.two_layer import particles, secular
 from limits.two_layer.particles import Functions, Neurons, Population
 from limits.two_layer.secular import Secular
@@ -154,7 +154,7 @@ def _network(problem, input_weights, readout) -> Measurement:
     wanted = (problem.num_inputs, len(readout)), (len(readout), problem.num_outputs)
     if (input_weights.shape, readout.shape) != wanted:
         raise ValueError(f"weights {input_weights.shape} and {readout.shape}: wanted (D, N) and (N, C) = {wanted}")
-    width, basis = len(readout), linear2.coordinates(problem).basis
+    width, basis = len(readout), coordinates(problem).basis
     z = Neurons(jnp.asarray(input_weights, float).T @ basis, jnp.asarray(readout, float))
     return measure(particles.functions(problem), particles.population(problem, np.full(width, 1 / width)), z)
 

@@ -8,7 +8,7 @@ stands for it, a scrambled Sobol' sequence turned into normal numbers (Owen 1997
 f(0) = 0 exactly, and scaled so that the second moments <eeᵀ> = 1, <vvᵀ> = 1 are exact, too: linear networks are then
 exact.  A network of width N is the same system with N independent draws.
 
-Inputs are taken in the basis of their span (``linear2.coordinates``): of the D input weights of a neuron only r act and
+Inputs are taken in the basis of their span (``limits.coordinates``): of the D input weights of a neuron only r act and
 have curvature.  The rescaled Hessian, as a map of tangents δz, is the derivative of the field; it is self-adjoint in the
 inner product Σ_i w_i δz_i·δz'_i.
 
@@ -24,7 +24,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from limits.activations import ACTIVATIONS
-from limits.exponents.parametrization import input_multiplier, output_exponent
+from limits.coordinates import coordinates
+from limits.exponents.parametrization import output_exponent
 from limits.losses import LOSSES, Loss
 from limits.machine import in_float64
 from limits.problem import Problem, refuse_unknown_limit
@@ -84,8 +85,7 @@ def check(problem: Problem) -> None:
 @in_float64
 def population(problem: Problem, mass: Float[np.ndarray, " N"]) -> Population:
     """The problem's data for particles of these masses."""
-    inputs = linear2.coordinates(problem).inputs * input_multiplier(problem.num_inputs)
-    return Population(inputs, *(jnp.asarray(a, float) for a in (problem.targets, mass, problem.richness)))
+    return Population(coordinates(problem).scaled, *(jnp.asarray(a, float) for a in (problem.targets, mass, problem.richness)))
 
 
 def functions(problem: Problem) -> Functions:
@@ -160,7 +160,7 @@ def cloud(problem: Problem, particles: int, rng: np.random.Generator) -> Neurons
     """
     from scipy.stats import qmc  # takes a second to import
 
-    r, C = linear2.coordinates(problem).optimum.shape
+    r, C = coordinates(problem).optimum.shape
     pairs = particles // 2
     if particles < 4 or particles & (particles - 1) or pairs < r + C:
         raise ValueError(f"{particles} particles: wanted a power of two, at least {2 << (max(r + C, 2) - 1).bit_length()}")
