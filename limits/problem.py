@@ -40,7 +40,7 @@ from jaxtyping import Float, Int
 
 from limits import losses
 from limits.exponents.algebra import Scaling
-from limits.exponents.parametrization import SAME_EXPONENTS, read_scaling
+from limits.exponents.parametrization import SAME_EXPONENTS, output_exponent, read_scaling
 from limits.models import Model, read_model
 from limits.optimizers import OPTIMIZERS
 
@@ -238,6 +238,19 @@ def refuse_unknown_limit(problem: Problem) -> None:
         raise ValueError(f"no limit is known with {problem.optimizer}: only of networks trained by {known}")
     if problem.augment:
         raise ValueError("no limit is known with augmentation")
+
+
+def given_outputs(problem: Problem, outputs: Float[np.ndarray, "P C"]) -> Float[np.ndarray, "P C"]:
+    """The f(0) that a limit is to start from, as float64.
+
+    Raises ValueError, in one line, for another shape than the targets' and where f(0) vanishes in the limit: all but NTP.
+    """
+    if output_exponent(problem.scaling()) != 0:
+        raise ValueError(f"in the limit of {problem.scaling().name} f(0) = 0; it can be given in NTP only")
+    outputs = np.asarray(outputs, np.float64)
+    if outputs.shape != problem.targets.shape:
+        raise ValueError(f"initial outputs of shape {outputs.shape}: wanted {problem.targets.shape}, like the targets")
+    return outputs
 
 
 def minibatches(rng: np.random.Generator, num_samples: int, batch_size: int, num_steps: int) -> Int[np.ndarray, "T b"]:

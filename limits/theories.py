@@ -25,7 +25,7 @@ from limits.deep import linear as deep_linear
 from limits.exponents.parametrization import output_exponent
 from limits.kernel import ntk
 from limits.law import Prediction
-from limits.problem import Problem, refuse_unknown_limit
+from limits.problem import Problem, given_outputs, refuse_unknown_limit
 from limits.trajectory import Trajectory
 from limits.two_layer import linear as linear2
 from limits.two_layer import linear_law as fluctuations
@@ -65,13 +65,11 @@ def solve(problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None 
     MemoryError where it does not fit this machine; both before anything is computed.
     """
     of = theory(problem)
-    if not outputs_are_random(problem):
-        if initial_outputs is not None:
-            raise ValueError(f"in the limit of {problem.scaling().name} f(0) = 0; it can be given in NTP only")
-        return of.solve(problem)
     if initial_outputs is not None:
-        return of.solve(problem, initial_outputs=initial_outputs)
+        return of.solve(problem, initial_outputs=given_outputs(problem, initial_outputs))
     limit = of.solve(problem)
+    if not outputs_are_random(problem):
+        return limit
     return replace(limit, observables=limit.observables | {"loss": of.loss_law(problem)[0]})
 
 

@@ -28,7 +28,7 @@ from limits.exponents.parametrization import factors, gauge, output_exponent
 from limits.kernel import analytic, neural_tangents_compat
 from limits.losses import LOSSES
 from limits.machine import in_float64
-from limits.problem import Problem, refuse_unknown_limit
+from limits.problem import Problem, given_outputs, refuse_unknown_limit
 from limits.spectra import largest
 from limits.trajectory import Trajectory
 
@@ -47,7 +47,7 @@ def solve(problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None 
     MemoryError for more samples than fit.
     """
     check(problem)
-    start = _start(problem, initial_outputs)
+    start = np.zeros_like(problem.targets) if initial_outputs is None else given_outputs(problem, initial_outputs)
     _, theta = kernels(problem)
     return Trajectory(problem.steps, _observables(problem, theta, *_descend(problem, theta, start)), left_open=LEFT_OPEN)
 
@@ -100,17 +100,6 @@ def check(problem: Problem) -> None:
 def _layers(problem):
     model = problem.network
     return analytic.layers(model, problem.image if model.reads == "images" else None)
-
-
-def _start(problem, initial_outputs):
-    if initial_outputs is None:
-        return np.zeros_like(problem.targets)
-    if output_exponent(problem.scaling()) > 0:
-        raise ValueError(f"in the limit of {problem.scaling().name} f(0) = 0; it can be given in NTP only")
-    outputs = np.asarray(initial_outputs, np.float64)
-    if outputs.shape != problem.targets.shape:
-        raise ValueError(f"initial outputs of shape {outputs.shape}: wanted {problem.targets.shape}, like the targets")
-    return outputs
 
 
 def _descend(problem, theta, start):

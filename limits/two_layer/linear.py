@@ -36,7 +36,7 @@ from jaxtyping import Array, Bool, Float, Int
 from limits.coordinates import Coordinates, coordinates
 from limits.exponents.parametrization import input_multiplier, laziness, output_exponent
 from limits.machine import computing, in_float64
-from limits.problem import Problem, refuse_unknown_limit
+from limits.problem import Problem, given_outputs, refuse_unknown_limit
 from limits.trajectory import Trajectory
 from limits.two_layer import linear_curvature as curvature
 from limits.two_layer.linear_curvature import OrderParameters
@@ -226,11 +226,7 @@ def _checked_gram(problem, width, gram):
 
 def _weights_of(problem, data, outputs):
     """W (r, C) with XW = f(0)."""
-    if output_exponent(problem.scaling()) != 0:
-        raise ValueError(f"in the limit of {problem.scaling().name} f(0) = 0; it can be given in NTP only")
-    outputs = np.asarray(outputs, np.float64)
-    if outputs.shape != problem.targets.shape:
-        raise ValueError(f"initial outputs of shape {outputs.shape}: wanted {problem.targets.shape}, like the targets")
+    outputs = given_outputs(problem, outputs)
     weights = np.asarray(data.inputs).T @ outputs / np.asarray(data.kernel)[:, None] / problem.num_samples
     if not np.allclose(np.asarray(data.inputs) @ weights, outputs, atol=1e-6 * (1 + np.abs(outputs).max())):
         raise ValueError("these initial outputs are not linear in the inputs: no linear network has them")
