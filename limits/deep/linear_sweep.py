@@ -40,6 +40,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from limits.coordinates import coordinates
+from limits.descent import heavy_ball
 from limits.machine import in_float64
 from limits.problem import Problem
 
@@ -106,8 +107,7 @@ def _responses_of_a_weight(problem) -> tuple[Float[np.ndarray, " T"], Float[np.n
     for t, rate in enumerate(problem.learning_rates[:last]):
         gradient = problem.weight_decay * weight
         gradient[1 + t] -= problem.richness
-        buffer = problem.momentum * buffer + gradient
-        weight = weight - rate * (gradient + problem.momentum * buffer if problem.nesterov else buffer)
+        weight, buffer = heavy_ball(weight, buffer, gradient, rate, problem.momentum, nesterov=problem.nesterov)
         path.append(weight)
     return np.array(path)[:, 0], np.array(path)[:, 1:]
 

@@ -30,6 +30,7 @@ from scipy.special import ndtri
 
 from limits.activations import ACTIVATIONS
 from limits.deep.gaussian_matrix import GaussianMatrix, Space, has_room, meet, send, send_back, unmet
+from limits.descent import heavy_ball
 from limits.losses import LOSSES
 
 HALF_A_CELL = 0.5**31  # Sobol points are multiples of 2⁻³⁰, 0 among them
@@ -236,10 +237,7 @@ def _descend(kind, data, step, weights, velocity, now) -> tuple[Weights, Weights
 def moved(kind, data, step, weights, velocity, force) -> tuple[Weights, Weights]:
     """(weights, velocity) after a step of the optimiser with this force, −γ²∇L over γ0 at N = ∞."""
     gradient = jax.tree.map(lambda weight, force: data.weight_decay * weight - force, weights, force)
-    velocity = jax.tree.map(lambda v, g: data.momentum * v + g, velocity, gradient)
-    ahead = jax.tree.map(lambda v, g: g + data.momentum * v, velocity, gradient) if kind.nesterov else velocity
-    rate = data.learning_rates[step]
-    return jax.tree.map(lambda weight, move: weight - rate * move, weights, ahead), velocity
+    return heavy_ball(weights, velocity, gradient, data.learning_rates[step], data.momentum, nesterov=kind.nesterov)
 
 
 @jax.jit

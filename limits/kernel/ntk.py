@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from limits.descent import descent, follow, heavy_ball
 from limits.exponents.parametrization import factors, gauge, output_exponent
 from limits.kernel import analytic, neural_tangents_compat
 from limits.losses import LOSSES
@@ -137,29 +138,21 @@ def _moments(loss, columns, targets):
 @in_float64
 def _run(problem: Problem, theta, start, targets, observe):
     """``observe(loss, outputs, targets)`` at the measured steps, stacked; outputs start at ``start`` (…, P, C)."""
-    arrays = (theta, start, targets, problem.batches, problem.learning_rates, problem.momentum, problem.steps)
-    static = {"loss": LOSSES[problem.loss], "observe": observe, "every": problem.measure_every, "nesterov": problem.nesterov}
-    seen = _recursion(*jax.tree.map(jnp.asarray, arrays), **static)
+    static = {"loss": LOSSES[problem.loss], "observe": observe}
+    seen = _recursion(*map(jnp.asarray, (theta, start, targets)), descent(problem), **static)
     return jax.tree.map(np.asarray, seen)
 
 
-@partial(jax.jit, static_argnames=("loss", "observe", "every", "nesterov"))
-def _recursion(theta, start, targets, batches, rates, momentum, measured, *, loss, observe, every, nesterov):
-    def step(t, state):
+@partial(jax.jit, static_argnames=("loss", "observe"))
+def _recursion(theta, start, targets, descent, *, loss, observe):
+    def step(state, rate, batch):
         outputs, velocity = state
-        rows = slice(None) if batches is None else batches[t]
+        rows = slice(None) if batch is None else batch
         slope = loss.gradient(outputs[..., rows, :], targets[rows])
         push = theta[:, rows] @ slope / slope.shape[-2]
-        velocity = momentum * velocity + push
-        return outputs - rates[t] * (push + momentum * velocity if nesterov else velocity), velocity
+        return heavy_ball(outputs, velocity, push, rate, descent.momentum, nesterov=descent.nesterov)
 
-    def between(state, first):
-        state = jax.lax.fori_loop(first, first + every, step, state)
-        return state, observe(loss, state[0], targets)
-
-    _, later = jax.lax.scan(between, (start, jnp.zeros_like(start)), measured[:-1])
-    first = observe(loss, start, targets)
-    return jax.tree.map(lambda one, others: jnp.concatenate([jnp.asarray(one)[None], others]), first, later)
+    return follow(descent, step, (start, jnp.zeros_like(start)), lambda state: observe(loss, state[0], targets))
 
 
 @in_float64

@@ -31,9 +31,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from limits.coordinates import Coordinates, coordinates
+from limits.descent import Descent, descent, follow, heavy_ball
 from limits.exponents.parametrization import input_multiplier, laziness, output_exponent
 from limits.machine import computing, in_float64
 from limits.problem import Problem, given_outputs, refuse_unknown_limit
@@ -43,23 +44,18 @@ from limits.two_layer.linear_curvature import OrderParameters
 
 
 class Scales(NamedTuple):
-    """The numbers of the recursion: ε, γ0/√D, β, whether it looks ahead (Nesterov), λ, D."""
+    """The numbers of the recursion: ε, γ0/√D, D."""
 
     epsilon: Float[Array, ""]
     coupling: Float[Array, ""]
-    momentum: Float[Array, ""]
-    nesterov: Bool[Array, ""]
-    weight_decay: Float[Array, ""]
     num_inputs: Float[Array, ""]
 
 
 class Propagator(NamedTuple):
-    """Z_t = (d + εΠ) Z_0, and the same for the momentum buffer with (m, Ψ)."""
+    """(d + εΠ) Z_0 is Z_t, or, with m for d and Ψ for Π, the momentum buffer."""
 
     d: Float[Array, ""]
     Pi: Float[Array, "n n"]
-    m: Float[Array, ""]
-    Psi: Float[Array, "n n"]
 
 
 def solve(
@@ -110,7 +106,8 @@ def flow(
     with computing("float64"):
         data, scales, X0 = _setup(problem, width, gram, initial_outputs)
         times = jnp.asarray(problem.learning_rate * problem.steps, float)
-        return _measured(problem, _flow(data, scales, X0, times, rtol), width)
+        decay = jnp.asarray(problem.weight_decay, float)
+        return _measured(problem, _flow(data, scales, X0, decay, times, rtol), width)
 
 
 @in_float64
@@ -126,7 +123,7 @@ def evolve(
     Arguments as in ``solve``.
     """
     data, scales, X0 = _setup(problem, width, gram, initial_outputs)
-    return jax.tree.map(np.asarray, descend(data, scales, X0, schedule(problem)))
+    return jax.tree.map(np.asarray, descend(data, scales, X0, descent(problem)))
 
 
 @in_float64
@@ -158,17 +155,17 @@ def loss_law(problem: Problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarra
     """
     if output_exponent(problem.scaling()) != 0:
         raise ValueError(f"the limit of {problem.scaling().name} does not depend on f(0): its loss has no spread")
-    mean, deviation = _loss_law(*_setup(problem, None, None, None), schedule(problem))
+    mean, deviation = _loss_law(*_setup(problem, None, None, None), descent(problem))
     return np.asarray(mean), np.asarray(deviation)
 
 
 @jax.jit
-def _loss_law(data, scales, X0, steps):
+def _loss_law(data, scales, X0, descent):
     r, C = data.optimum.shape
 
     def deviation(W0):  # √K(W_t − W*), (T, r, C): its square is twice the excess loss
         start = X0.at[:r, r:].set(W0 * scales.coupling * scales.num_inputs)  # X_EV = γ0√D W
-        states = descend(data, scales, start, steps)
+        states = descend(data, scales, start, descent)
         return jnp.sqrt(data.kernel)[:, None] * (states.weights - data.optimum)
 
     # all outputs share one propagator: the response of the first to each of its r initial weights
@@ -187,9 +184,6 @@ def scales(problem: Problem, width: float) -> Scales:
     return Scales(
         epsilon=jnp.asarray(laziness(problem.scaling(), width), float),
         coupling=jnp.asarray(problem.richness * input_multiplier(problem.num_inputs), float),
-        momentum=jnp.asarray(problem.momentum, float),
-        nesterov=jnp.asarray(problem.nesterov),
-        weight_decay=jnp.asarray(problem.weight_decay, float),
         num_inputs=jnp.asarray(problem.num_inputs, float),
     )
 
@@ -233,56 +227,31 @@ def _weights_of(problem, data, outputs):
     return jnp.asarray(weights)
 
 
-class Schedule(NamedTuple):
-    """Learning rates, and minibatches or None, of every step, by intervals between two measurements."""
-
-    rates: Float[Array, "intervals every"]
-    batches: Int[Array, "intervals every b"] | None
-
-
-def schedule(problem: Problem) -> Schedule:
-    """Up to the last measured step."""
-    intervals, every = len(problem.steps) - 1, problem.measure_every
-    used = problem.learning_rates, problem.batches
-    return Schedule(*(
-        None if of_steps is None else jnp.asarray(of_steps[: intervals * every].reshape(intervals, every, *of_steps.shape[1:]))
-        for of_steps in used
-    ))  # fmt: skip
-
-
 @jax.jit
-def descend(data: Coordinates, scales: Scales, X0: Float[Array, "n n"], schedule: Schedule) -> OrderParameters:
+def descend(data: Coordinates, scales: Scales, X0: Float[Array, "n n"], descent: Descent) -> OrderParameters:
     """Gradient descent from S_0 = 1 + εX_0; order parameters at the measured steps."""
-
-    def interval(state, steps):
-        state, _ = jax.lax.scan(lambda s, now: (_step(data, scales, X0, s, *now), None), state, steps)
-        return state, state
-
     start = _start(X0)
-    _, later = jax.lax.scan(interval, start, schedule)
-    states = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, later)
-    return jax.vmap(partial(order_parameters, data, scales, X0))(states)
+    step = partial(_step, data, scales, X0, descent)
+    propagators = follow(descent, step, (start, jax.tree.map(jnp.zeros_like, start)), lambda state: state[0])
+    return jax.vmap(partial(order_parameters, data, scales, X0))(propagators)
 
 
 def _start(X0):
-    one, zero = jnp.ones(()), jnp.zeros(())
-    return Propagator(one, jnp.zeros_like(X0), zero, jnp.zeros_like(X0))
+    return Propagator(jnp.ones(()), jnp.zeros_like(X0))
 
 
-def _step(data, scales, X0, state, rate, batch):
+def _step(data, scales, X0, descent, state, rate, batch):
     """One step of gradient descent on the propagator; ``batch``: sample indices, None for all."""
-    W = _effective_weights(data, scales, X0, state)
+    at, velocity = state
+    W = _effective_weights(data, scales, X0, at)
     if batch is None:
         G = data.kernel[:, None] * (W - data.optimum)
     else:
         x, y = data.inputs[batch], data.targets[batch]
         G = x.T @ (x @ W - y) / len(batch)
-    shrink = scales.weight_decay * state.d
-    force = scales.coupling * _apply_A(G, state, scales) + scales.weight_decay * state.Pi
-    m, Psi = scales.momentum * state.m + shrink, scales.momentum * state.Psi + force
-    ahead = shrink + scales.momentum * m, force + scales.momentum * Psi
-    by_m, by_Psi = (jnp.where(scales.nesterov, *of) for of in zip(ahead, (m, Psi), strict=True))
-    return Propagator(state.d - rate * by_m, state.Pi - rate * by_Psi, m, Psi)
+    decay = descent.weight_decay
+    gradient = Propagator(decay * at.d, scales.coupling * _apply_A(G, at, scales) + decay * at.Pi)
+    return heavy_ball(at, velocity, gradient, rate, descent.momentum, nesterov=descent.nesterov)
 
 
 def _apply_A(G, state, scales):
@@ -324,25 +293,20 @@ def order_parameters(data, scales, X0, state: Propagator) -> OrderParameters:
 
 
 @jax.jit
-def _flow(data, scales, X0, times, rtol) -> OrderParameters:
-    """Gradient flow of the propagator's (d, Π) at these τ."""
+def _flow(data, scales, X0, decay, times, rtol) -> OrderParameters:
+    """Gradient flow of the propagator at these τ."""
     import diffrax  # takes half a second, and gradient flow alone needs it
 
-    def velocity(_, state, __):
-        d, Pi = state
-        at = Propagator(d, Pi, jnp.zeros(()), jnp.zeros_like(Pi))
+    def velocity(_, at, __):
         G = data.kernel[:, None] * (_effective_weights(data, scales, X0, at) - data.optimum)
-        decay = scales.weight_decay
-        return -decay * d, -scales.coupling * _apply_A(G, at, scales) - decay * Pi
+        return Propagator(-decay * at.d, -scales.coupling * _apply_A(G, at, scales) - decay * at.Pi)
 
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(velocity), diffrax.Dopri8(), t0=0.0, t1=times[-1], dt0=None,
-        y0=_start(X0)[:2], saveat=diffrax.SaveAt(ts=times),
+        y0=_start(X0), saveat=diffrax.SaveAt(ts=times),
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=rtol * 1e-2), max_steps=1_000_000,
     )  # fmt: skip
-    d, Pi = solution.ys
-    states = Propagator(d, Pi, jnp.zeros_like(d), jnp.zeros_like(Pi))
-    return jax.vmap(partial(order_parameters, data, scales, X0))(states)
+    return jax.vmap(partial(order_parameters, data, scales, X0))(solution.ys)
 
 
 @in_float64

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array
 
 from limits.coordinates import Coordinates, coordinates
+from limits.descent import Descent, descent
 from limits.exponents.parametrization import output_exponent
 from limits.law import Law, Prediction, second_order
 from limits.machine import in_float64
@@ -53,7 +54,7 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
     numbers, limit = linear2.scales(problem, inf), linear2.solve(problem)
     known = {name: jnp.asarray(limit[name]) for name in MEASURED}
     n = sum(data.optimum.shape)
-    run = Run(data, numbers, linear2.schedule(problem), known, _expansions(linear2.evolve(problem), known))
+    run = Run(data, numbers, descent(problem), known, _expansions(linear2.evolve(problem), known))
     key = jax.random.key(seed)
     if exponent == 0.5:
         sensitivity, laws = _meanfield_laws(run, key, n)
@@ -84,7 +85,7 @@ class Run(NamedTuple):
 
     data: Coordinates
     numbers: linear2.Scales
-    schedule: linear2.Schedule
+    descent: Descent
     known: dict[str, Array]
     expanded: tuple[curvature.Expansion, curvature.Expansion]
 
@@ -97,7 +98,7 @@ def _expansions(states, known):
 
 def _observe(run, epsilon, X0):
     """Every observable at the measured steps, as a smooth function of ε and X_0."""
-    states = linear2.descend(run.data, run.numbers._replace(epsilon=epsilon), X0, run.schedule)
+    states = linear2.descend(run.data, run.numbers._replace(epsilon=epsilon), X0, run.descent)
     return jax.vmap(curvature.differentiable)(states, run.expanded, run.known)
 
 

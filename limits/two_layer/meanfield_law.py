@@ -28,13 +28,14 @@ from jaxtyping import Array, Bool, Float
 
 from limits.activations import ACTIVATIONS
 from limits.coordinates import coordinates
+from limits.descent import Descent, descent
 from limits.law import Prediction, law_of_draws, second_order
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
 from limits.spectra import apart, leading_eigenvalues
 from limits.two_layer import particles as system
 from limits.two_layer.neuron_blocks import IN_BULK, Measurement, diverged, factors, hessian, limit_of_hessian, measure
-from limits.two_layer.particles import Descent, Functions, Neurons, Population
+from limits.two_layer.particles import Functions, Neurons, Population
 
 APART = 0.02  # of the largest: a cloud splits equal eigenvalues, by about a quarter of that at 1024 particles
 SIDE_BY_SIDE = 8  # sweeps, or directions
@@ -44,7 +45,6 @@ class Kind(NamedTuple):
     """What compiled code is specialised to."""
 
     functions: Functions
-    nesterov: bool
     top_k: int
 
 
@@ -85,7 +85,7 @@ def predict(
     per_step = n * (n + 2) * k + 4 * SIDE_BY_SIDE * problem.num_samples * (problem.num_outputs + 1)
     numbers = particles * (len(problem.steps) * per_step + 8 * n * rank)
     require_memory(numbers, f"{particles} particles need", "take fewer")
-    kind = Kind(system.functions(problem), problem.nesterov, problem.top_k)
+    kind = Kind(system.functions(problem), problem.top_k)
     clouds = [_of_cloud(kind, problem, particles, directions, rng) for rng in np.random.default_rng(seed).spawn(repeats)]
     variance, second, known = (jax.tree.map(lambda *of: np.stack(of), *part) for part in zip(*clouds, strict=True))
     known = {name: of_clouds.all(0) for name, of_clouds in known.items()}
@@ -96,12 +96,12 @@ def predict(
 
 def _of_cloud(kind, problem, particles, directions, rng) -> tuple[dict, dict, dict]:
     """(Var o', o'' along each direction, whether an eigenvalue has a law), by observable."""
-    population, descent = system.population(problem, np.full(particles, 1 / particles)), system.descent(problem)
+    population, steps = system.population(problem, np.full(particles, 1 / particles)), descent(problem)
     start = jax.tree.map(jnp.asarray, system.cloud(problem, particles, rng))
-    states = system.descend(kind.functions, population, descent, start, nesterov=kind.nesterov)
+    states = system.descend(kind.functions, population, steps, start)
     measured = [measure(kind.functions, population, jax.tree.map(lambda a: a[t], states)) for t in range(len(problem.steps))]  # noqa: B023
     roots, known = zip(*(_roots(kind, jax.tree.map(np.asarray, at)) for at in measured), strict=True)
-    run = Run(population, descent, start, states, jax.tree.map(lambda *a: jnp.stack(a), *roots))
+    run = Run(population, steps, start, states, jax.tree.map(lambda *a: jnp.stack(a), *roots))
     signs = rng.choice([-1.0, 1.0], size=(directions, particles))
     along = jnp.asarray(signs - signs.mean(1, keepdims=True)) / np.sqrt(particles)
     found = jax.tree.map(np.asarray, (_variances(kind, run), _second_along(kind, run, along)))
@@ -164,7 +164,7 @@ def _second_along(kind, run, directions):
 def _observe(kind, run, mass):
     """Every observable at the measured steps, as a smooth function of the masses."""
     population = run.population._replace(mass=mass)
-    states = system.descend(kind.functions, population, run.descent, run.start, nesterov=kind.nesterov)
+    states = system.descend(kind.functions, population, run.descent, run.start)
     at_one_time = partial(_observe_at_one_time, kind, population, run.population)
     return jax.lax.map(lambda args: at_one_time(*args), (states, run.states, run.roots))
 

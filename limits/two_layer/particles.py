@@ -25,11 +25,11 @@ from jaxtyping import Array, Float, Int
 
 from limits.activations import ACTIVATIONS
 from limits.coordinates import coordinates
+from limits.descent import Descent, descent, follow, heavy_ball
 from limits.exponents.parametrization import output_exponent
 from limits.losses import LOSSES, Loss
 from limits.machine import in_float64
 from limits.problem import Problem, refuse_unknown_limit
-from limits.two_layer import linear as linear2
 
 
 class Neurons(NamedTuple):
@@ -169,44 +169,22 @@ def cloud(problem: Problem, particles: int, rng: np.random.Generator) -> Neurons
     return Neurons(np.concatenate([e, e]), np.concatenate([v, -v]))
 
 
-class Descent(NamedTuple):
-    """Learning rates and minibatches of every step; β, λ."""
-
-    schedule: linear2.Schedule
-    momentum: Float[Array, ""]
-    weight_decay: Float[Array, ""]
-
-
 @in_float64
 def path(of: Functions, population: Population, problem: Problem, start: Neurons) -> Neurons:
     """The particles at the measured steps (leading axis T)."""
-    return descend(of, population, descent(problem), jax.tree.map(jnp.asarray, start), nesterov=problem.nesterov)
+    return descend(of, population, descent(problem), jax.tree.map(jnp.asarray, start))
 
 
-def descent(problem: Problem) -> Descent:
-    """The problem's optimiser, up to the last measured step."""
-    numbers = (jnp.asarray(number, float) for number in (problem.momentum, problem.weight_decay))
-    return Descent(linear2.schedule(problem), *numbers)
+@partial(jax.jit, static_argnums=0)
+def descend(of: Functions, population: Population, descent: Descent, start: Neurons) -> Neurons:
+    """Gradient descent; the particles at the measured steps."""
 
+    def step(state, rate, batch):
+        z, velocity = state
+        gradient = jax.tree.map(lambda g, w: g + descent.weight_decay * w, field(of, population, z, batch), z)
+        return heavy_ball(z, velocity, gradient, rate, descent.momentum, nesterov=descent.nesterov)
 
-@partial(jax.jit, static_argnames=("of", "nesterov"))
-def descend(of: Functions, population: Population, descent: Descent, start: Neurons, *, nesterov: bool) -> Neurons:
-    """Gradient descent, the heavy ball of ``limits.problem``."""
-    tree, (schedule, beta, decay) = jax.tree.map, descent
-
-    def step(state, now):
-        (z, momentum), (rate, batch) = state, now
-        force = tree(lambda g, w: g + decay * w, field(of, population, z, batch), z)
-        momentum = tree(lambda m, g: beta * m + g, momentum, force)
-        ahead = tree(lambda m, g: g + beta * m, momentum, force) if nesterov else momentum
-        return (tree(lambda w, m: w - rate * m, z, ahead), momentum), None
-
-    def interval(state, steps):
-        state, _ = jax.lax.scan(step, state, steps)
-        return state, state[0]
-
-    _, later = jax.lax.scan(interval, (start, tree(jnp.zeros_like, start)), schedule)
-    return tree(lambda first, rest: jnp.concatenate([first[None], rest]), start, later)
+    return follow(descent, step, (start, jax.tree.map(jnp.zeros_like, start)), lambda state: state[0])
 
 
 def _white(draws):
