@@ -23,10 +23,11 @@ import xarray as xr
 from jaxtyping import Float
 from scipy.special import stdtrit
 
-from comparisons.convergence.rates import components, deviations, variable
+from comparisons.deviations import components, deviations, variable
 from comparisons.power_law import FEWEST_SEEDS
 from limits.law import Prediction
 
+SIZES = {"width": "N", "depth": "L"}  # what networks differ in
 LATE = 0.75
 APART = 1.5
 FLAT = 0.1  # 7 % per doubling of the size

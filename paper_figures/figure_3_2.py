@@ -27,8 +27,10 @@ from matplotlib.ticker import NullFormatter
 
 from comparisons import command_line, power_law
 from comparisons import style as plots
-from comparisons.convergence.rates import Rate, deviations
+from comparisons.convergence.picture import SHOWN, draw_rate
+from comparisons.convergence.rates import Rate
 from comparisons.convergence.study import shown_steps
+from comparisons.deviations import deviations
 from comparisons.landscape import picture as landscape_plots
 from limits import OBSERVABLES
 from paper_figures import Options, quoted, read, save
@@ -59,7 +61,7 @@ def draw(options: Options) -> None:
 @plots.styled
 def picture(run: xr.Dataset, rates: list[Rate], configuration: dict) -> Figure:
     """Gaps against width, gaps against step, and the trace."""
-    shown, reference = plots.SHOWN, configuration["reference"]
+    shown, reference = SHOWN, configuration["reference"]
     figure = Figure(figsize=(plots.PANEL[0] * 4, 2.7 * plots.PANEL[1]), layout="constrained")
     grid = figure.subplots(2, 4)
     steps = shown_steps(run)
@@ -68,7 +70,7 @@ def picture(run: xr.Dataset, rates: list[Rate], configuration: dict) -> Figure:
         mine = [rate for rate in rates if (rate.observable, rate.kind) == (name, "fluctuation") and rate.rank in (None, 1)]
         found = {rate.step: rate for rate in mine}
         for step, color in zip(steps, _of_steps(steps), strict=True):
-            plots.draw_rate(column[0], errors.sel(step=step), found[step], "fluctuation", color)
+            draw_rate(column[0], errors.sel(step=step), found[step], "fluctuation", color)
         _against_width(column[0], errors, [found[step] for step in steps])
         against_time(column[1], errors, run.width.values)
         column[0].set_ylabel(f"gap of {OBSERVABLES[name].label}")

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from comparisons import records, super_consistency
 from comparisons import style as plots
+from comparisons.convergence import picture as convergence_plots
 from comparisons.convergence import rates
 from comparisons.landscape import late
 from comparisons.landscape import picture as landscape_plots
@@ -91,9 +92,9 @@ def test_every_picture_can_be_drawn_whatever_was_measured(kinds, seed, edge):
         several = dataset[list(kinds)].expand_dims(param=["mup"]).assign(
             edge_of_stability=("param", [edge]), preconditioned_edge_of_stability=("param", [edge]))  # fmt: skip
         lately = late.late_values(several)
-    drawn(plots.dynamics(dataset, edge, "a title"))
-    drawn(plots.rates(dataset, fitted, "theory", "a title", [0, 5, 10]))
-    drawn(plots.growth(dataset, grown, "theory", "a title"))
+    drawn(convergence_plots.dynamics(dataset, edge, "a title"))
+    drawn(convergence_plots.rates(dataset, fitted, "theory", "a title", [0, 5, 10]))
+    drawn(convergence_plots.growth(dataset, grown, "theory", "a title"))
     drawn(landscape_plots.picture(several, lately, "a title"))
 
 
@@ -103,7 +104,7 @@ def named(figure):
 
 def test_a_run_without_a_step_has_one_tick():
     dataset = measured(dict.fromkeys(("loss", "hessian_eigenvalues", "ntk_eigenvalues"), "usual"), 0).isel(step=[0])
-    axis = drawn(plots.dynamics(dataset, np.nan, "a title")).axes[0]
+    axis = drawn(convergence_plots.dynamics(dataset, np.nan, "a title")).axes[0]
     low, high = axis.get_xlim()
     assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [0]
 
@@ -114,17 +115,17 @@ def test_a_legend_lists_what_is_drawn_and_nothing_else():
     with np.errstate(all="ignore"):
         fitted = rates.measure_rates(dataset, "theory", None, None)
         grown = super_consistency.measure_growth(dataset, "largest-width", None, None)
-    assert named(plots.rates(dataset, fitted, "theory", "a title", [0, 5, 10]))[:2] == ["step 0", "fit"]
-    assert named(plots.dynamics(dataset, np.nan, "a title")) == ["N = 8", "N = 16", "N = 32", "limit"]
+    assert named(convergence_plots.rates(dataset, fitted, "theory", "a title", [0, 5, 10]))[:2] == ["step 0", "fit"]
+    assert named(convergence_plots.dynamics(dataset, np.nan, "a title")) == ["N = 8", "N = 16", "N = 32", "limit"]
     no_limit = dataset.drop_vars([name for name in dataset.data_vars if name.endswith(("_limit", "_deviation"))])
     widths = ["N = 8", "N = 16", "N = 32"]
-    assert named(plots.dynamics(no_limit, np.nan, "a title")) == widths
+    assert named(convergence_plots.dynamics(no_limit, np.nan, "a title")) == widths
     with np.errstate(all="ignore"):
         against = rates.measure_rates(no_limit, "largest-width", None, None)
-    axis = plots.rates(no_limit, against, "largest-width", "a title", [0]).axes[0]
+    axis = convergence_plots.rates(no_limit, against, "largest-width", "a title", [0]).axes[0]
     assert axis.get_ylabel() == "rms over seeds of $o_N-o_{32}$"
-    assert named(plots.growth(no_limit, grown, "largest-width", "a title")) == widths[:2]
-    assert not named(plots.dynamics(dataset.where(False), np.nan, "a title"))
+    assert named(convergence_plots.growth(no_limit, grown, "largest-width", "a title")) == widths[:2]
+    assert not named(convergence_plots.dynamics(dataset.where(False), np.nan, "a title"))
 
 
 @pytest.mark.parametrize("panels", [1, 2, 5])
@@ -162,7 +163,7 @@ def test_what_cannot_be_on_a_logarithmic_axis_says_so():
 def test_a_blow_up_leaves_its_start_in_sight():
     dataset = measured(dict.fromkeys(("loss", "hessian_eigenvalues", "ntk_eigenvalues"), "constant"), 0)
     dataset["loss"][..., 2], dataset["hessian_eigenvalues"][:, :, 2] = 1e40, 1e20
-    axes = plots.dynamics(dataset, np.nan, "a title").axes
+    axes = convergence_plots.dynamics(dataset, np.nan, "a title").axes
     assert [axis.get_yscale() for axis in axes] == ["log", "log", "linear"]
     for axis, top in zip(axes, (1e40, 1e20), strict=False):
         low, high = axis.get_ylim()
@@ -202,7 +203,7 @@ def test_short_axes_have_plain_numbers_and_long_ones_powers():
 def test_what_diverges_at_once_is_a_point():
     one = measured(dict.fromkeys(("loss", "hessian_eigenvalues", "ntk_eigenvalues"), "usual"), 0)
     diverged = one.where(one.step == 0)
-    for axis in drawn(plots.dynamics(diverged, 4.0, "a title")).axes:
+    for axis in drawn(convergence_plots.dynamics(diverged, 4.0, "a title")).axes:
         points = [line for line in axis.lines if line.get_marker() == "o"]
         assert len(points) == len(WIDTHS) + 1, "and the limit's"
         assert axis.get_xlim()[1] >= STEPS[-1]

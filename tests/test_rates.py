@@ -5,7 +5,8 @@ import pytest
 
 from comparisons import records
 from comparisons.convergence import rates
-from comparisons.convergence.rates import components, measure_rates, noise_floor
+from comparisons.convergence.rates import measure_rates, noise_floor
+from comparisons.deviations import components, deviations
 from comparisons.super_consistency import measure_growth
 from limits import Trajectory
 from limits.law import Law, Prediction
@@ -133,8 +134,8 @@ def test_without_a_step_after_the_start_there_is_no_growth_to_judge(first, unsta
 def test_the_bias_of_a_mean_needs_its_control_variate():
     """Without it forty seeds see mostly the fluctuation's own error."""
     dataset = made_up().drop_vars([f"{name}_first_order" for name in NAMES])
-    raw = rates.deviations(dataset, "loss", {}, "theory", "bias").mean("seed").isel(step=0)
-    clean = rates.deviations(made_up(), "loss", {}, "theory", "bias").mean("seed").isel(step=0)
+    raw = deviations(dataset, "loss", {}, "theory", "bias").mean("seed").isel(step=0)
+    clean = deviations(made_up(), "loss", {}, "theory", "bias").mean("seed").isel(step=0)
     np.testing.assert_allclose(clean * clean.width, BIAS)
     assert abs(raw * raw.width - BIAS).max() > 1
 

@@ -1,29 +1,20 @@
 """From measured trajectories to rates: one power law per observable, eigenvalue, step and kind, next to the predicted one.
 
-Two references:
-
-    theory          each network minus the limit (in NTP the limit with that network's f(0))
-    largest-width   each network minus the network of the largest width that has its seed number, the paper's
-                    way.  For independent networks its error A√(1/N + 1/M) is too flat near M, for deterministic gaps
-                    A(1/N − 1/M) it is too steep; compare ``comparisons.power_law``.
-
 Two kinds: ``fluctuation`` (root mean square over seeds, ~N^{-1/2}) and ``bias`` (mean over seeds, ~N^{-1}).  A mean over 32
 seeds is mostly the fluctuation's own error; where the first-order deviation of each network is known (μP, from its
 initial Gram matrix; its mean over networks is exactly zero) it is subtracted first, as a control variate.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import xarray as xr
 
+from comparisons.deviations import components, deviations, reference_of, variable
 from comparisons.power_law import FEWEST_WIDTHS, PowerLaw, fit, refused
-from limits import OBSERVABLES
 from limits.law import Law, Prediction
 
 KINDS = ("fluctuation", "bias")
-RANKS = {"rank": 1, "edge": "upper"}  # what "the" eigenvalue of an observable is where only one is shown
 
 
 @dataclass(frozen=True)
@@ -62,43 +53,6 @@ class Rate:
         intervals = {name: tuple(np.nan if end is None else float(end) for end in record[name])
                      for name in ("interval", "prefactor_interval")}  # fmt: skip
         return cls(**record | numbers | intervals)
-
-
-def components(dataset: xr.Dataset) -> Iterator[tuple[str, int | str | None, dict]]:
-    """(observable, rank, selection) of every number that is followed in time; sharpness first among the eigenvalues."""
-    for name in (n for n in OBSERVABLES if n == "sharpness" or n in dataset):
-        if name == "sharpness":
-            if "hessian_eigenvalues" in dataset:
-                yield name, None, {"rank": 1}
-        elif "edge" in dataset[name].dims:
-            yield from ((name, str(edge), {"edge": edge}) for edge in dataset["edge"].values)
-        elif "rank" in dataset[name].dims:
-            ranks = dataset["rank"].values[: dataset[name].attrs["ranks"]]
-            yield from ((name, int(rank), {"rank": rank}) for rank in ranks)
-        else:
-            yield name, None, {}
-
-
-def variable(name: str) -> str:
-    """The stored variable of an observable."""
-    return "hessian_eigenvalues" if name == "sharpness" else name
-
-
-def reference_of(dataset: xr.Dataset, name: str, reference: str) -> str:
-    """What is subtracted from an observable: where the limit leaves it open, the largest width stands for it."""
-    return reference if f"{variable(name)}_deviation" in dataset else "largest-width"
-
-
-def deviations(dataset: xr.Dataset, name: str, selection: dict, reference: str, kind: str) -> xr.DataArray:
-    """(width, seed, step): what is called the error of one component."""
-    stored = variable(name)
-    if reference_of(dataset, name, reference) == "largest-width":
-        values = dataset[stored].sel(selection)
-        return values.isel(width=slice(None, -1)) - values.isel(width=-1, drop=True)
-    values = dataset[f"{stored}_deviation"].sel(selection)
-    if kind == "bias" and f"{stored}_first_order" in dataset:
-        values = values - dataset[f"{stored}_first_order"].sel(selection)
-    return values.transpose("width", "seed", "step")
 
 
 def noise_floor(dataset: xr.Dataset, name: str, selection: dict) -> xr.DataArray:
@@ -171,9 +125,3 @@ def _rate(label, laws, predicted) -> Rate:
     known = predicted if np.isfinite(predicted[1]) else (predicted[0] if label[-1] == "theory" else None, None)
     return Rate(*label, free.exponent, free.interval, held.prefactor, held.prefactor_interval, free.prefactor,
                 *known, free.status)  # fmt: skip
-
-
-def limit_component(dataset: xr.Dataset, name: str, selection: dict) -> xr.DataArray | None:
-    """The limit of one component against step, where it is stored."""
-    stored = f"{variable(name)}_limit"
-    return dataset[stored].sel(selection) if stored in dataset else None

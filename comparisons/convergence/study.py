@@ -22,8 +22,9 @@ import xarray as xr
 from comparisons import cases, command_line, estimate, records, super_consistency
 from comparisons import options as runs
 from comparisons import style as plots
-from comparisons.convergence import rates
+from comparisons.convergence import picture, rates
 from comparisons.convergence.options import PROGRAM, Options
+from comparisons.deviations import limit_component
 from finite import Numerics
 from finite.networks.build import build
 from finite.training.train import train
@@ -199,7 +200,7 @@ def tolerance(options: Options) -> float:
 
 def _unstable_after(problem, dataset):
     """The step at which the limit (or, where it leaves that open, the mean of the largest width) crosses the edge."""
-    values = rates.limit_component(dataset, "sharpness", {"rank": 1})
+    values = limit_component(dataset, "sharpness", {"rank": 1})
     if values is None:
         values = dataset["hessian_eigenvalues"].sel(rank=1).isel(width=-1).mean("seed")
     return fluctuations.edge_crossing(problem, Trajectory(problem.steps, {"hessian_eigenvalues": values.values[:, None]}))
@@ -207,9 +208,9 @@ def _unstable_after(problem, dataset):
 
 def _draw(comparison, dataset, measured, grown, folder):
     title, reference = comparison.title, comparison.reference
-    plots.save(plots.dynamics(dataset, comparison.problem.edge_of_stability, title), folder / "dynamics")
-    plots.save(plots.rates(dataset, measured, reference, title, shown_steps(dataset)), folder / "rates")
-    plots.save(plots.growth(dataset, grown, reference, title), folder / "growth")
+    plots.save(picture.dynamics(dataset, comparison.problem.edge_of_stability, title), folder / "dynamics")
+    plots.save(picture.rates(dataset, measured, reference, title, shown_steps(dataset)), folder / "rates")
+    plots.save(picture.growth(dataset, grown, reference, title), folder / "growth")
 
 
 def shown_steps(dataset: xr.Dataset, most: int = 4) -> list[int]:
@@ -222,7 +223,7 @@ def table(measured, grown, comparison: Comparison, unstable_after: int | None, s
     """The rates of loss, sharpness and the top NTK eigenvalue at these steps, and the verdicts, for the terminal."""
     lines = [comparison.title, f"error = prefactor · N^exponent, reference: {comparison.reference}"]
     stood_in_for = [rate.observable for rate in measured if rate.reference != comparison.reference]
-    left_open = {_short_name(name) for name in stood_in_for if name in plots.SHOWN}
+    left_open = {_short_name(name) for name in stood_in_for if name in picture.SHOWN}
     lines += [f"{name}: the limit leaves it open, the largest width stands for it" for name in sorted(left_open)]
     if not any(isfinite(rate.predicted_prefactor or np.nan) for rate in measured):
         lines.append("no law of the deviations is known here (limits.predict is None): prefactors have no theory beside them")
@@ -230,13 +231,13 @@ def table(measured, grown, comparison: Comparison, unstable_after: int | None, s
     lines.append(f"{'observable':<16}{'step':>6}  {'kind':<12}{'exponent':>9} {'95 % interval':<18}{'theory':>7}   "
                  f"{'prefactor':>9} {'theory':>9}  status")  # fmt: skip
     for rate in measured:
-        if rate.observable in plots.SHOWN and rate.rank in (None, 1) and rate.step in steps:
+        if rate.observable in picture.SHOWN and rate.rank in (None, 1) and rate.step in steps:
             lines.append(_row(rate))
     lines += ["", "super consistency: largest growth of the deviation from its start, and what late values of all widths do"]
     for growth in grown:
-        if growth.observable in plots.SHOWN and growth.rank in (None, 1):
+        if growth.observable in picture.SHOWN and growth.rank in (None, 1):
             late = f"late × {_number(growth.late.ratio, '.3g')}, ∝ N^{_number(growth.late.exponent, '+.2f')}"
-            lines.append(f"{_short_name(growth.observable):<16}× {plots.largest(growth):<22} {late:<26} {growth.verdict}")
+            lines.append(f"{_short_name(growth.observable):<16}× {picture.largest(growth):<22} {late:<26} {growth.verdict}")
     if unstable_after is not None:
         lines += ["", f"the limit crosses the edge of stability at step {unstable_after}: no exponents after it"]
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from numpy.polynomial import Polynomial
 from scipy.special import ndtri, stdtrit
 
-from comparisons.super_consistency import FLAT
+from comparisons.super_consistency import FLAT, SIZES
 
 TOLERATED = FLAT  # an optimum that moves no faster than that transfers
 NEAR = 0.5  # the fit sees losses up to e^0.5 times the lowest, and two learning rates on either side
@@ -21,7 +21,6 @@ DEGREE = 4  # of the polynomial: lower where fewer than two points would be left
 FEWEST_POINTS = 4
 FAR_OFF = 5  # so many times the seeds' error is the polynomial's own
 RESAMPLES = 1000
-SIZES = {"width": "N", "depth": "L"}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from comparisons import style as plots
-from comparisons.transfer.optimum import SIZES, TOLERATED, Optimum, Shift, at_size, has_limit, sizes_of
+from comparisons.super_consistency import SIZES
+from comparisons.transfer.optimum import TOLERATED, Optimum, Shift, at_size, has_limit, sizes_of
 
 EDGE = {"linestyle": ":", "linewidth": 1.1}
 LIMIT = plots.LIMIT | {"label": r"$N\to\infty$"}

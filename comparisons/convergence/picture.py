@@ -1,0 +1,153 @@
+"""The pictures of a comparison: dynamics, rates, growth.  Each function returns a figure."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
+
+from comparisons import style as plots
+from comparisons.convergence.rates import Rate
+from comparisons.deviations import deviations, limit_component, reference_of, variable
+from comparisons.super_consistency import GROWN, Growth
+from limits import OBSERVABLES
+
+SHOWN = {"loss": {}, "sharpness": {"rank": 1}, "ntk_eigenvalues": {"rank": 1}}  # observable → its component
+SPREAD, SLOPES = "standard deviation over seeds", "95 % of its exponent"  # what the bands of dynamics, rates are
+UNFITTED = "no exponent: the table says why"
+
+
+@plots.styled
+def dynamics(dataset: xr.Dataset, edge_of_stability: float, title: str) -> Figure:
+    """Each shown observable against step: mean over seeds with its spread, one colour per width, the limit dashed."""
+    dataset = plots.drawable(dataset)
+    figure, axes = _panels(len(SHOWN))
+    for axis, (name, selection) in zip(axes, SHOWN.items(), strict=True):
+        values = dataset[variable(name)].sel(selection)
+        for width, color in plots.colors(dataset.width.values):
+            one = values.sel(width=width)
+            mean, spread = one.mean("seed"), one.std("seed")
+            plots.against_step(axis, mean, color=color, label=f"N = {width}")
+            axis.fill_between(dataset.step, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0,
+                              label=plots.banded(SPREAD))  # fmt: skip
+        limit = limit_component(dataset, name, selection)
+        if limit is not None:
+            plots.against_step(axis, limit, label="limit", **plots.LIMIT)
+        axis.set(xlabel="step", ylabel=_label(name), title=OBSERVABLES[name].label)
+        if name == "loss":
+            lowest = values.mean("seed").where(lambda mean: mean > 0).min()  # the spread may reach below any loss
+            plots.logarithmic(axis, bottom=0.3 * float(lowest))
+        elif plots.spans(axis, plots.WIDE):
+            plots.logarithmic(axis)
+    plots.mark_edge(axes[1], edge_of_stability)
+    limit = Line2D([], [], label="limit", **plots.LIMIT)
+    plots.legend_below(figure, [*plots.widths(dataset), limit, plots.edge_handle(), plots.band(SPREAD)])
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+@plots.styled
+def rates(dataset: xr.Dataset, measured: Sequence[Rate], reference: str, title: str, steps: Sequence[int]) -> Figure:
+    """Error against width at several steps: points, fitted lines with their band, predicted lines; one row per kind."""
+    kinds, dataset = ("fluctuation", "bias"), plots.drawable(dataset)
+    figure, grid = _panels(len(SHOWN), len(kinds))
+    table = {(r.observable, r.rank, r.kind, r.step): r for r in measured}
+    for row, kind in zip(grid, kinds, strict=True):
+        for axis, (name, selection) in zip(row, SHOWN.items(), strict=True):
+            errors = deviations(dataset, name, selection, reference, kind)
+            rank = None if name in ("loss", "sharpness") else selection.get("rank")
+            for step, color in zip(steps, matplotlib.colormaps["plasma"](np.linspace(0.05, 0.8, len(steps))), strict=True):
+                draw_rate(axis, errors.sel(step=step), table[name, rank, kind, step], kind, color)
+            axis.set(xscale="log", xlabel="width $N$", title=_titled(dataset, name, reference))
+            plots.logarithmic(axis)
+            subtracted = r"\infty" if reference_of(dataset, name, reference) == "theory" else dataset.width.values[-1]
+            what = f"over seeds of $o_N-o_{{{subtracted}}}$"
+            axis.set_ylabel(f"rms {what}" if kind == "fluctuation" else f"|mean {what}|")
+            axis.set_xticks(errors.width.values, [str(w) for w in errors.width.values], rotation=45)
+            axis.tick_params(axis="x", which="minor", bottom=False)
+            axis.xaxis.set_minor_formatter(NullFormatter())
+    handles = [Line2D([], [], marker="o", linestyle="-", color=matplotlib.colormaps["plasma"](x), label=f"step {step}")
+               for step, x in zip(steps, np.linspace(0.05, 0.8, len(steps)), strict=True)]  # fmt: skip
+    handles += [Line2D([], [], color="gray", label="fit"), plots.band(SLOPES),
+                Line2D([], [], color="gray", linestyle=":", label="predicted"),
+                Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label=UNFITTED)]  # fmt: skip
+    plots.legend_below(figure, handles)
+    figure.suptitle(f"{title}; reference: {reference}", fontsize=9)
+    return figure
+
+
+@plots.styled
+def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: str) -> Figure:
+    """|o_N(t) − o_∞(t)| against step per width, and in the title of each panel the verdict."""
+    dataset = plots.drawable(dataset)
+    figure, axes = _panels(len(SHOWN))
+    for axis, (name, selection) in zip(axes, SHOWN.items(), strict=True):
+        errors = deviations(dataset, name, selection, reference, "fluctuation")
+        magnitude = np.sqrt((errors**2).mean("seed"))
+        for width, color in plots.colors(dataset.width.values):
+            if width in magnitude.width.values:
+                plots.against_step(axis, magnitude.sel(width=width), color=color, label=f"N = {width}")
+        found = next(g for g in grown if g.observable == name and g.rank in (None, 1))
+        axis.set(xlabel="step", ylabel=f"rms deviation of {_label(name)}")
+        plots.logarithmic(axis)
+        grew = [] if np.isnan(found.largest) else [f"at most × {largest(found)}"]
+        axis.set_title("\n".join([_titled(dataset, name, reference), *grew, found.verdict]))
+    plots.legend_below(figure, plots.widths(dataset))
+    figure.suptitle(f"{title}; reference: {reference}; super consistent: at most × {GROWN:g}", fontsize=9)
+    return figure
+
+
+def largest(found: Growth) -> str:
+    """The largest growth, if there is one, with its interval, where it has one."""
+    low, high = found.interval
+    size = f"{found.largest:.3g}".replace("nan", "–").replace("inf", "∞")
+    return f"{size} [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else size
+
+
+def draw_rate(axis: Axes, errors: xr.DataArray, rate: Rate, kind: str, color) -> None:
+    """(width, seed): the errors, and the line that was fitted to them with its band, beside the predicted one."""
+    magnitude = np.sqrt((errors**2).mean("seed")) if kind == "fluctuation" else abs(errors.mean("seed"))
+    scatter = errors.std("seed", ddof=1) / np.sqrt(errors.sizes["seed"])
+    if kind == "fluctuation":
+        scatter = magnitude / np.sqrt(2 * errors.sizes["seed"])
+    fitted = rate.status == "fitted"
+    points = axis.errorbar(errors.width, magnitude, yerr=np.minimum(scatter, 0.9 * magnitude), color=color, marker="o",
+                           markersize=3.5, linestyle="", elinewidth=0.8, fillstyle="full" if fitted else "none")[0]
+    points.set(label=f"step {rate.step}", gid=None if fitted else UNFITTED)
+    ends = np.geomspace(errors.width.values.min(), errors.width.values.max(), 30)
+    if fitted:
+        axis.plot(ends, _power(rate.fitted_prefactor, ends, rate.exponent), color=color, label="fit")
+        pivot = np.exp(np.mean(np.log(errors.width.values)))
+        level = _power(rate.fitted_prefactor, pivot, rate.exponent)
+        sides = [_power(level, ends / pivot, slope) for slope in rate.interval]
+        axis.fill_between(ends, np.minimum(*sides), np.maximum(*sides), color=color, alpha=0.15, linewidth=0,
+                          label=plots.banded(SLOPES))  # fmt: skip
+    if rate.predicted_prefactor is not None and rate.predicted_prefactor > 0:
+        axis.plot(ends, _power(rate.predicted_prefactor, ends, rate.predicted_exponent), color=color, linestyle=":",
+                  label="predicted")  # fmt: skip
+
+
+def _power(prefactor, widths, exponent):
+    """Not a number where it is beyond ``HUGE``."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = prefactor * np.asarray(widths, float) ** exponent
+        return np.where(np.abs(values) < plots.HUGE, values, np.nan)
+
+
+def _panels(columns, rows=1):
+    figure = Figure(figsize=(plots.PANEL[0] * columns, plots.PANEL[1] * rows + 0.5), layout="constrained")
+    return figure, figure.subplots(rows, columns)
+
+
+def _label(name):
+    return OBSERVABLES[name].symbol.replace("_k", "_1") if name == "ntk_eigenvalues" else OBSERVABLES[name].symbol
+
+
+def _titled(dataset, name, reference):
+    """The observable, and what is subtracted from it if that is not what is from the others."""
+    used = reference_of(dataset, name, reference)
+    return OBSERVABLES[name].label + ("" if used == reference else f", against N = {dataset.width.values[-1]}")
