@@ -77,8 +77,8 @@ class Prediction(Mapping):
 
 def second_order(curve: Callable[[Array], Observed]) -> tuple[Observed, Observed]:
     """(o', o'') at h = 0 of a function of one number; a piece for compiled code."""
-    zero, one = jnp.zeros(()), jnp.ones(())
-    return jax.jvp(lambda h: jax.jvp(curve, (h,), (one,))[1], (zero,), (one,))
+    zero, unit = jnp.zeros(()), jnp.ones(())
+    return jax.jvp(lambda h: jax.jvp(curve, (h,), (unit,))[1], (zero,), (unit,))
 
 
 def law_of_draws(

@@ -175,7 +175,7 @@ def _observables(problem, theta, outputs, targets):
     }
     if problem.network.nonlinearity.piecewise_linear or problem.trained == "readout":  # tr R = 0 at every width
         observables["hessian_trace"] = np.einsum("pp,tpce->t", theta, root**2) / P
-    return {name: found if name == "loss" else _until_divergence(mean, found) for name, found in observables.items()}
+    return {name: values if name == "loss" else _until_divergence(mean, values) for name, values in observables.items()}
 
 
 def _along_gradient(theta, slope, root):
@@ -184,8 +184,8 @@ def _along_gradient(theta, slope, root):
     return np.sum(np.einsum("tpce,tpc->tpe", root, pushed) ** 2, (1, 2)) / np.sum(slope * pushed, (1, 2)) / len(theta)
 
 
-def _until_divergence(loss, found):
-    return np.where(np.isfinite(loss).reshape(-1, *[1] * (found.ndim - 1)), found, np.nan)
+def _until_divergence(loss, values):
+    return np.where(np.isfinite(loss).reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
 
 
 def _leading(theta: Float[np.ndarray, "P P"], root: Float[np.ndarray, "P C C"], k: int) -> Float[np.ndarray, " k"]:
@@ -194,8 +194,8 @@ def _leading(theta: Float[np.ndarray, "P P"], root: Float[np.ndarray, "P C C"], 
     if not 0 < unit < np.inf:
         return np.full(k, 0.0 if unit == 0 else np.nan)
     rows = root.shape[0] * root.shape[1]
-    of = _dense if rows <= max(DENSE_ROWS, 2 * k) else _lanczos
-    return of(theta, root / unit, rows, k) * unit**2 / len(theta)
+    eigenvalues = _dense if rows <= max(DENSE_ROWS, 2 * k) else _lanczos
+    return eigenvalues(theta, root / unit, rows, k) * unit**2 / len(theta)
 
 
 def _dense(theta, root, rows, k):

@@ -124,10 +124,10 @@ def _meanfield_laws(run, key, n):
 def _along(run, directions):
     """(o', o'') along directions of X_0."""
 
-    def one(direction):
+    def derivatives(direction):
         return second_order(lambda h: _observe(run, jnp.ones(()), h * direction))
 
-    return jax.lax.map(one, directions, batch_size=64)
+    return jax.lax.map(derivatives, directions, batch_size=64)
 
 
 @partial(jax.jit, static_argnames="n")
@@ -171,14 +171,14 @@ def _kernel_laws(run, factors):
     """NTP: averages over draws of the derivatives in ε of o(ε, X_0(ε)) − o(0, f(0) of X_0(ε))."""
     ends = 0.5 * jnp.diag(2 * jnp.arange(factors.shape[-1]) + 1.0)
 
-    def one(factor):
+    def derivatives(factor):
         def deviation(epsilon):
             X0 = factor + factor.T + epsilon * (factor @ factor.T - ends)
             return jax.tree.map(jnp.subtract, *(_observe(run, e, X0) for e in (epsilon, jnp.zeros(()))))
 
         return second_order(deviation)
 
-    first, second = jax.lax.map(one, factors, batch_size=64)
+    first, second = jax.lax.map(derivatives, factors, batch_size=64)
     count = np.sqrt(len(factors))
 
     def law(o1, o2):

@@ -74,14 +74,14 @@ def solve(problem: Problem, *, particles: int = 4096, repeats: int = 4, seed: in
     if repeats < 2:
         raise ValueError(f"{repeats} repeats: a standard error needs two")
     clouds = [_trajectory(problem, times) for times in _clouds(problem, particles, repeats, seed)]
-    found = {name: np.stack([of[name] for of in clouds]) for name in clouds[0]}
-    in_bulk, signals = found.pop(IN_BULK).any(0), found.pop(SIGNAL)
-    values = {name: np.mean(of, 0) for name, of in found.items()}
-    errors = errors_of(values, found, averaged=1)
+    of_clouds = {name: np.stack([cloud[name] for cloud in clouds]) for name in clouds[0]}
+    in_bulk, signals = of_clouds.pop(IN_BULK).any(0), of_clouds.pop(SIGNAL)
+    values = {name: np.mean(each, 0) for name, each in of_clouds.items()}
+    errors = errors_of(values, of_clouds, averaged=1)
     errors["hessian_eigenvalues"][in_bulk] = np.inf
     if problem.network.nonlinearity.kinked:
-        _put_edges(values, errors, *_edges(problem, signals, found["residual_eigenvalues"][..., 0].max(0)))
-    values, errors = (first_ranks(of, problem.top_k) for of in (values, errors))
+        _put_edges(values, errors, *_edges(problem, signals, of_clouds["residual_eigenvalues"][..., 0].max(0)))
+    values, errors = (first_ranks(numbers, problem.top_k) for numbers in (values, errors))
     return Trajectory(problem.steps, values, errors, left_open=NO_EDGE)
 
 
@@ -102,23 +102,23 @@ def _clouds(problem, particles, repeats, seed) -> Iterator[Iterator[Measurement]
 
 
 def _times(problem, start) -> Iterator[Measurement]:
-    of, mass = functions(problem), np.full(len(start.readout), 1 / len(start.readout))
+    network, mass = functions(problem), np.full(len(start.readout), 1 / len(start.readout))
     fixed = population(problem, mass)
-    states = path(of, fixed, problem, start)
-    return (measure(of, fixed, jax.tree.map(lambda a: a[t], states)) for t in range(len(problem.steps)))  # noqa: B023
+    states = path(network, fixed, problem, start)
+    return (measure(network, fixed, jax.tree.map(lambda a: a[t], states)) for t in range(len(problem.steps)))  # noqa: B023
 
 
 def _trajectory(problem, times: Iterable[Measurement]) -> Observables:
     """With more ranks than are wanted (``repeats.first_ranks``; one more of the Hessian), and r."""
 
-    def of_hessian(of, _):
-        return limit_of_hessian(of, problem.top_k + 1, compact=problem.network.nonlinearity.piecewise_linear)
+    def of_hessian(exact, _):
+        return limit_of_hessian(exact, problem.top_k + 1, compact=problem.network.nonlinearity.piecewise_linear)
 
-    found = [
+    of_times = [
         observables(measured, problem.top_k + problem.num_outputs, of_hessian) | {SIGNAL: np.asarray(measured.error)}
         for measured in times
     ]
-    return {name: np.stack([of[name] for of in found]) for name in found[0]}
+    return {name: np.stack([at_a_time[name] for at_a_time in of_times]) for name in of_times[0]}
 
 
 def _edges(problem, signals: Float[np.ndarray, "R T P C"], reached: Float[np.ndarray, " T"]) -> Float[np.ndarray, "2 T"]:
@@ -146,10 +146,10 @@ def _put_edges(values, errors, edge: Float[np.ndarray, " T"], error: Float[np.nd
 def _spectrum(problem, measured) -> HessianSpectrum:
     if diverged(measured):
         return HessianSpectrum(np.zeros(0), Spectrum(np.zeros(0), np.zeros(0)))
-    of, (N, n, _) = hessian(measured), measured.blocks.shape
-    found = limit_of_hessian(of, problem.top_k, compact=problem.network.nonlinearity.piecewise_linear)
+    exact, (N, n, _) = hessian(measured), measured.blocks.shape
+    found = limit_of_hessian(exact, problem.top_k, compact=problem.network.nonlinearity.piecewise_linear)
     values = found["hessian_eigenvalues"]
-    outliers = values[(found[IN_BULK] == 0) & (values > of.poles[0])]
+    outliers = values[(found[IN_BULK] == 0) & (values > exact.poles[0])]
     multiplicities = np.full(N * n, 1 / N)
     zeros = problem.num_inputs + problem.num_outputs - np.sum(multiplicities)
-    return HessianSpectrum(outliers, spectrum(of.poles, multiplicities, zeros))
+    return HessianSpectrum(outliers, spectrum(exact.poles, multiplicities, zeros))

@@ -87,7 +87,7 @@ def predict(
     require_memory(numbers, f"{particles} particles need", "take fewer")
     kind = Kind(system.functions(problem), problem.top_k)
     clouds = [_of_cloud(kind, problem, particles, directions, rng) for rng in np.random.default_rng(seed).spawn(repeats)]
-    variance, second, known = (jax.tree.map(lambda *of: np.stack(of), *part) for part in zip(*clouds, strict=True))
+    variance, second, known = (jax.tree.map(lambda *numbers: np.stack(numbers), *part) for part in zip(*clouds, strict=True))
     known = {name: of_clouds.all(0) for name, of_clouds in known.items()}
     laws = {name: law_of_draws(variance[name], np.concatenate(second[name]), known.get(name, True)) for name in variance}
     laws.setdefault("gauss_newton_eigenvalues", laws["ntk_eigenvalues"])  # of MSE
@@ -104,8 +104,8 @@ def _of_cloud(kind, problem, particles, directions, rng) -> tuple[dict, dict, di
     run = Run(population, steps, start, states, jax.tree.map(lambda *a: jnp.stack(a), *roots))
     signs = rng.choice([-1.0, 1.0], size=(directions, particles))
     along = jnp.asarray(signs - signs.mean(1, keepdims=True)) / np.sqrt(particles)
-    found = jax.tree.map(np.asarray, (_variances(kind, run), _second_along(kind, run, along)))
-    return *found, {name: np.stack([of[name] for of in known]) for name in known[0]}
+    derivatives = jax.tree.map(np.asarray, (_variances(kind, run), _second_along(kind, run, along)))
+    return *derivatives, {name: np.stack([at_a_step[name] for at_a_step in known]) for name in known[0]}
 
 
 def _roots(kind, measured: Measurement) -> tuple[Roots, dict[str, np.ndarray]]:
@@ -115,13 +115,13 @@ def _roots(kind, measured: Measurement) -> tuple[Roots, dict[str, np.ndarray]]:
     names = ("hessian_eigenvalues", "gauss_newton_eigenvalues", "ntk_eigenvalues")
     if diverged(measured):
         return jax.tree.map(lambda a: np.stack([a] * k), any_root), dict.fromkeys(names, np.zeros(k, bool))
-    of = hessian(measured)
-    found = limit_of_hessian(of, k + 1, compact=compact)
-    values = found["hessian_eigenvalues"], *(np.linalg.eigvalsh(a)[::-1] for a in (measured.gauss_newton, measured.ntk))
-    known = {name: apart(one, k, APART) for name, one in zip(names, values, strict=True)}
-    outlier = known["hessian_eigenvalues"] & (found[IN_BULK][:k] == 0) & (values[0][:k] > of.poles[0])
-    known["hessian_eigenvalues"] = outlier | (compact & (values[0][:k] <= of.poles[0]))  # the edge itself has a law
-    roots = [_root(measured, lam) if one else any_root for lam, one in zip(values[0][:k], outlier, strict=True)]
+    exact = hessian(measured)
+    of_cloud = limit_of_hessian(exact, k + 1, compact=compact)
+    values = of_cloud["hessian_eigenvalues"], *(np.linalg.eigvalsh(a)[::-1] for a in (measured.gauss_newton, measured.ntk))
+    known = {name: apart(each, k, APART) for name, each in zip(names, values, strict=True)}
+    outlier = known["hessian_eigenvalues"] & (of_cloud[IN_BULK][:k] == 0) & (values[0][:k] > exact.poles[0])
+    known["hessian_eigenvalues"] = outlier | (compact & (values[0][:k] <= exact.poles[0]))  # the edge itself has a law
+    roots = [_root(measured, lam) if is_one else any_root for lam, is_one in zip(values[0][:k], outlier, strict=True)]
     return jax.tree.map(lambda *a: np.stack(a), *roots), known
 
 
@@ -130,9 +130,9 @@ def _root(measured: Measurement, lam) -> Roots:
     resolvent = (turns / (lam - poles)[:, None, :]) @ turns.swapaxes(1, 2)
     lifted = resolvent @ measured.factors
     mu, vectors = np.linalg.eigh(np.einsum("inp,inq->pq", measured.factors, lifted))
-    at = np.argmin(np.abs(mu - 1))
-    vector = lifted @ vectors[:, at]
-    inverse = np.divide(1, 1 - mu, out=np.zeros_like(mu), where=np.arange(len(mu)) != at)
+    nearest = np.argmin(np.abs(mu - 1))
+    vector = lifted @ vectors[:, nearest]
+    inverse = np.divide(1, 1 - mu, out=np.zeros_like(mu), where=np.arange(len(mu)) != nearest)
     return Roots(np.array(True), vector / np.linalg.norm(vector), resolvent, (vectors * inverse) @ vectors.T)
 
 
@@ -170,24 +170,24 @@ def _observe(kind, run, mass):
 
 
 def _observe_at_one_time(kind, population, own, z, own_z, roots):
-    of, k = kind.functions, kind.top_k
-    ntk = system.ntk(of, population, z)
-    product = partial(system.hessian_product, of, population, z)
-    quotient = partial(_quotient, product, population, own.mass, factors(of, own, own_z))
+    network, k = kind.functions, kind.top_k
+    ntk = system.ntk(network, population, z)
+    product = partial(system.hessian_product, network, population, z)
+    quotient = partial(_quotient, product, population, own.mass, factors(network, own, own_z))
     eigenvalues = jax.vmap(quotient)(roots)
-    found = {
-        "loss": system.loss(of, population, z),
+    observables = {
+        "loss": system.loss(network, population, z),
         "hessian_eigenvalues": eigenvalues,
         "ntk_eigenvalues": leading_eigenvalues(ntk, k),
-        "directional_sharpness": system.directional_sharpness(of, population, z),
+        "directional_sharpness": system.directional_sharpness(network, population, z),
     }
-    gauss_newton = ntk if of.ell.quadratic else system.gauss_newton(of, population, z, ntk)
-    if not of.ell.quadratic:
-        found["gauss_newton_eigenvalues"] = leading_eigenvalues(gauss_newton, k)
-    if not ACTIVATIONS[of.activation].linear:
-        return found
-    edge = _edge_of_a_linear_network(of, population, z)
-    return found | {
+    gauss_newton = ntk if network.ell.quadratic else system.gauss_newton(network, population, z, ntk)
+    if not network.ell.quadratic:
+        observables["gauss_newton_eigenvalues"] = leading_eigenvalues(gauss_newton, k)
+    if not ACTIVATIONS[network.activation].linear:
+        return observables
+    edge = _edge_of_a_linear_network(network, population, z)
+    return observables | {
         "hessian_eigenvalues": jnp.where(roots.outlier, eigenvalues, edge),
         "hessian_min": -edge,
         "residual_eigenvalues": jnp.stack([edge, -edge]),
@@ -216,7 +216,7 @@ def _without(unit, b):
     return b - jnp.sum(unit * b) * unit
 
 
-def _edge_of_a_linear_network(of, population, z):
+def _edge_of_a_linear_network(network, population, z):
     """The bulk is ±γ0 σ(x̂ᵀr)."""
-    mixed = population.richness * population.inputs.T @ system.error_signal(of, population, z)
+    mixed = population.richness * population.inputs.T @ system.error_signal(network, population, z)
     return jnp.sqrt(leading_eigenvalues(mixed.T @ mixed, 1)[0])

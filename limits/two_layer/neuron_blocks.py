@@ -5,9 +5,13 @@
 
 in the notation of ``limits.two_layer.particles``.
 
-With every block diagonalised this is a diagonal matrix plus one of rank PC at most, and ``limits.two_layer.secular`` has its
-eigenvalues (theory.md §4).  The D − r input weights of a neuron outside the span of the inputs are in its null space.  The
-law of the eigenvalues of the R_i is the *bulk*; eigenvalues of the Hessian apart from it are *outliers*.
+With every block diagonalised this is a diagonal matrix plus one of rank PC at most: λ, no eigenvalue of an R_i, is one of the
+Hessian if and only if it is a root of
+
+    det(1 − M(λ)) = 0,    M(λ) = Σ_i F_iᵀ(λ − R_i)⁻¹F_i    PC × PC        (``limits.two_layer.secular``)
+
+The D − r input weights of a neuron outside the span of the inputs are in its null space.  The law of the eigenvalues of the
+R_i is the *bulk*; eigenvalues of the Hessian apart from it are *outliers*.
 """
 
 from collections.abc import Callable
@@ -98,53 +102,53 @@ def hessian(measured: Measurement) -> Secular:
     return secular.secular(poles.ravel(), factor.reshape(poles.size, -1))
 
 
-def limit_of_hessian(of: Secular, top_k: int, *, compact: bool) -> Observables:
+def limit_of_hessian(exact: Secular, top_k: int, *, compact: bool) -> Observables:
     """What a cloud's Hessian says of the limit (see ``meanfield``), and, under ``IN_BULK``, which ranks have none."""
-    values = np.array([secular.eigenvalue(of, k + 1) for k in range(top_k)])
+    values = np.array([secular.eigenvalue(exact, k + 1) for k in range(top_k)])
     if not compact:
-        carried = [secular.concentration(of, value) > CARRIED for value in values]
+        carried = [secular.concentration(exact, value) > CARRIED for value in values]
         return {"hessian_eigenvalues": values, IN_BULK: np.logical_or.accumulate(carried).astype(float)}
-    edge, bottom = of.poles[0], of.poles[-1]
+    edge, bottom = exact.poles[0], exact.poles[-1]
     return {
         "hessian_eigenvalues": np.maximum(values, edge),
         "hessian_min": bottom,
         "residual_eigenvalues": np.array([edge, bottom]),
-        "hessian_trace": np.sum(of.factor**2),
+        "hessian_trace": np.sum(exact.factor**2),
         IN_BULK: np.zeros(top_k),
     }
 
 
 @partial(jax.jit, static_argnums=0)
-def measure(of: Functions, population: Population, z: Neurons) -> Measurement:
+def measure(network: Functions, population: Population, z: Neurons) -> Measurement:
     """All that the observables need."""
-    theta = particles.ntk(of, population, z)
+    theta = particles.ntk(network, population, z)
     return Measurement(
-        particles.loss(of, population, z),
-        particles.error_signal(of, population, z),
+        particles.loss(network, population, z),
+        particles.error_signal(network, population, z),
         theta,
-        particles.gauss_newton(of, population, z, theta),
-        particles.directional_sharpness(of, population, z),
-        blocks(of, population, z),
-        factors(of, population, z),
+        particles.gauss_newton(network, population, z, theta),
+        particles.directional_sharpness(network, population, z),
+        blocks(network, population, z),
+        factors(network, population, z),
     )
 
 
-def blocks(of: Functions, population: Population, z: Neurons) -> Float[Array, "N n n"]:
+def blocks(network: Functions, population: Population, z: Neurons) -> Float[Array, "N n n"]:
     """R_i"""
-    x, error = population.inputs, particles.error_signal(of, population, z)
+    x, error = population.inputs, particles.error_signal(network, population, z)
     h = z.input @ x.T
-    of_input = jnp.einsum("ip,pa,pb->iab", of.bend(h) * (z.readout @ error.T), x, x, optimize="optimal")
-    mixed = jnp.einsum("ip,pa,pc->iac", of.slope(h), x, error, optimize="optimal")
+    of_input = jnp.einsum("ip,pa,pb->iab", network.bend(h) * (z.readout @ error.T), x, x, optimize="optimal")
+    mixed = jnp.einsum("ip,pa,pc->iac", network.slope(h), x, error, optimize="optimal")
     corner = jnp.zeros((len(h), error.shape[1], error.shape[1]))
     return population.richness * jnp.block([[of_input, mixed], [mixed.swapaxes(1, 2), corner]])
 
 
-def factors(of: Functions, population: Population, z: Neurons) -> Float[Array, "N n PC"]:
+def factors(network: Functions, population: Population, z: Neurons) -> Float[Array, "N n PC"]:
     """F_i"""
     x, (P, C) = population.inputs, population.targets.shape
-    root, h = of.ell.root(particles.outputs(of, population, z)), z.input @ x.T
-    of_input = jnp.einsum("ip,pa,ic,pcb->iapb", of.slope(h), x, z.readout, root, optimize="optimal")
-    of_readout = jnp.einsum("ip,pcb->icpb", of.phi(h), root)
+    root, h = network.ell.root(particles.outputs(network, population, z)), z.input @ x.T
+    of_input = jnp.einsum("ip,pa,ic,pcb->iapb", network.slope(h), x, z.readout, root, optimize="optimal")
+    of_readout = jnp.einsum("ip,pcb->icpb", network.phi(h), root)
     both = jnp.concatenate([of_input, of_readout], 1).reshape(len(h), -1, P * C)
     return jnp.sqrt(population.mass / P)[:, None, None] * both
 

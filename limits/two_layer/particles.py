@@ -1,12 +1,13 @@
 """A two-layer network as a population of neurons, each a particle z = (e, v) of the mass that it has in all averages.
 
     f(x) = (1/γ0) Σ_i w_i v_i φ(e_i·x̂),    x̂ = x/√D,  v_i (C,),  Σ_i w_i = 1      w_i = 1/N in a network of width N in μP
-    field γ²∇L at neuron i:   γ0 Σ_p r_p·v_i φ'(e_i·x̂_p) x̂_p  and  γ0 Σ_p r_p φ(e_i·x̂_p),      r = ∂L/∂f (theory.md §4)
+    field γ²∇L at neuron i:   γ0 Σ_p r_p·v_i φ'(e_i·x̂_p) x̂_p  and  γ0 Σ_p r_p φ(e_i·x̂_p),      r = ∂L/∂f
 
-The particles meet only in r.  At N = ∞ their initial law is N(0, 1) in every entry, and training moves the law; a *cloud*
-stands for it, a scrambled Sobol' sequence turned into normal numbers (Owen 1997), each e with v and with −v, so that
-f(0) = 0 exactly, and scaled so that the second moments <eeᵀ> = 1, <vvᵀ> = 1 are exact, too: linear networks are then
-exact.  A network of width N is the same system with N independent draws.
+The particles meet only in r (Mei, Montanari & Nguyen 2018; Rotskoff & Vanden-Eijnden 2018; Chizat & Bach 2018).  At N = ∞
+their initial law is N(0, 1) in every entry, and training moves the law; a *cloud* stands for it, a scrambled Sobol' sequence
+turned into normal numbers (Owen 1997), each e with v and with −v, so that f(0) = 0 exactly, and scaled so that the second
+moments <eeᵀ> = 1, <vvᵀ> = 1 are exact, too: linear networks are then exact.  A network of width N is the same system with
+N independent draws.
 
 Inputs are taken in the basis of their span (``limits.coordinates``): of the D input weights of a neuron only r act and
 have curvature.  The rescaled Hessian, as a map of tangents δz, is the derivative of the field; it is self-adjoint in the
@@ -93,29 +94,29 @@ def functions(problem: Problem) -> Functions:
     return Functions(problem.network.activation, problem.loss)
 
 
-def outputs(of: Functions, population: Population, z: Neurons) -> Float[Array, "P C"]:
+def outputs(network: Functions, population: Population, z: Neurons) -> Float[Array, "P C"]:
     """f on all samples."""
-    return of.phi(population.inputs @ z.input.T) @ (population.mass[:, None] * z.readout) / population.richness
+    return network.phi(population.inputs @ z.input.T) @ (population.mass[:, None] * z.readout) / population.richness
 
 
-def error_signal(of: Functions, population: Population, z: Neurons) -> Float[Array, "P C"]:
+def error_signal(network: Functions, population: Population, z: Neurons) -> Float[Array, "P C"]:
     """r = ∂L/∂f"""
-    return of.ell.gradient(outputs(of, population, z), population.targets) / len(population.targets)
+    return network.ell.gradient(outputs(network, population, z), population.targets) / len(population.targets)
 
 
-def field(of: Functions, population: Population, z: Neurons, batch: Int[Array, " b"] | None = None) -> Neurons:
+def field(network: Functions, population: Population, z: Neurons, batch: Int[Array, " b"] | None = None) -> Neurons:
     """γ²∇L of every neuron, L the loss of these samples (None: of all)."""
     if batch is not None:
         population = population._replace(inputs=population.inputs[batch], targets=population.targets[batch])
-    error = error_signal(of, population, z)
+    error = error_signal(network, population, z)
     h = z.input @ population.inputs.T
-    of_input = (of.slope(h) * (z.readout @ error.T)) @ population.inputs
-    return Neurons(population.richness * of_input, population.richness * of.phi(h) @ error)
+    of_input = (network.slope(h) * (z.readout @ error.T)) @ population.inputs
+    return Neurons(population.richness * of_input, population.richness * network.phi(h) @ error)
 
 
-def hessian_product(of: Functions, population: Population, z: Neurons, tangent: Neurons) -> Neurons:
+def hessian_product(network: Functions, population: Population, z: Neurons, tangent: Neurons) -> Neurons:
     """The rescaled Hessian of all samples on a tangent."""
-    return jax.jvp(partial(field, of, population), (z,), (tangent,))[1]
+    return jax.jvp(partial(field, network, population), (z,), (tangent,))[1]
 
 
 def inner(population: Population, a: Neurons, b: Neurons) -> Float[Array, ""]:
@@ -123,33 +124,33 @@ def inner(population: Population, a: Neurons, b: Neurons) -> Float[Array, ""]:
     return population.mass @ (jnp.sum(a.input * b.input, 1) + jnp.sum(a.readout * b.readout, 1))
 
 
-def loss(of: Functions, population: Population, z: Neurons) -> Float[Array, ""]:
+def loss(network: Functions, population: Population, z: Neurons) -> Float[Array, ""]:
     """L over all samples."""
-    return of.ell.mean(outputs(of, population, z), population.targets)
+    return network.ell.mean(outputs(network, population, z), population.targets)
 
 
-def directional_sharpness(of: Functions, population: Population, z: Neurons) -> Float[Array, ""]:
+def directional_sharpness(network: Functions, population: Population, z: Neurons) -> Float[Array, ""]:
     """γ² gᵀHg/|g|² along g = ∇L; not a number where g = 0."""
-    g = field(of, population, z)
+    g = field(network, population, z)
     largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(g.input)), jnp.max(jnp.abs(g.readout))))
     g = Neurons(g.input / largest, g.readout / largest)  # or the squares may underflow
-    return inner(population, g, hessian_product(of, population, z, g)) / inner(population, g, g)
+    return inner(population, g, hessian_product(network, population, z, g)) / inner(population, g, g)
 
 
-def ntk(of: Functions, population: Population, z: Neurons) -> Float[Array, "PC PC"]:
+def ntk(network: Functions, population: Population, z: Neurons) -> Float[Array, "PC PC"]:
     """Θ/P; row and column p·C + c.  Θ = Σ_i w_i [(v φ')_i (v φ')_iᵀ x̂·x̂' + 1 φ_i φ_iᵀ]."""
     (P, _), C = population.inputs.shape, z.readout.shape[1]
     h = population.inputs @ z.input.T
-    active, moving = of.phi(h), (of.slope(h)[:, None, :] * z.readout.T).reshape(P * C, -1)
+    active, moving = network.phi(h), (network.slope(h)[:, None, :] * z.readout.T).reshape(P * C, -1)
     overlap = jnp.repeat(jnp.repeat(population.inputs @ population.inputs.T, C, 0), C, 1)
     features = jnp.kron((population.mass * active) @ active.T, jnp.eye(C))
     return ((population.mass * moving) @ moving.T * overlap + features) / P
 
 
-def gauss_newton(of: Functions, population: Population, z: Neurons, ntk: Float[Array, "PC PC"]) -> Float[Array, "PC PC"]:
+def gauss_newton(network: Functions, population: Population, z: Neurons, ntk: Float[Array, "PC PC"]) -> Float[Array, "PC PC"]:
     """BᵀΘB/P, of the same nonzero eigenvalues as G."""
     P, C = population.targets.shape
-    root = of.ell.root(outputs(of, population, z))
+    root = network.ell.root(outputs(network, population, z))
     return jnp.einsum("pca,pcqd,qdb->paqb", root, ntk.reshape(P, C, P, C), root).reshape(P * C, P * C)
 
 
@@ -170,18 +171,18 @@ def cloud(problem: Problem, particles: int, rng: np.random.Generator) -> Neurons
 
 
 @in_float64
-def path(of: Functions, population: Population, problem: Problem, start: Neurons) -> Neurons:
+def path(network: Functions, population: Population, problem: Problem, start: Neurons) -> Neurons:
     """The particles at the measured steps (leading axis T)."""
-    return descend(of, population, descent(problem), jax.tree.map(jnp.asarray, start))
+    return descend(network, population, descent(problem), jax.tree.map(jnp.asarray, start))
 
 
 @partial(jax.jit, static_argnums=0)
-def descend(of: Functions, population: Population, descent: Descent, start: Neurons) -> Neurons:
+def descend(network: Functions, population: Population, descent: Descent, start: Neurons) -> Neurons:
     """Gradient descent; the particles at the measured steps."""
 
     def step(state, rate, batch):
         z, velocity = state
-        gradient = jax.tree.map(lambda g, w: g + descent.weight_decay * w, field(of, population, z, batch), z)
+        gradient = jax.tree.map(lambda g, w: g + descent.weight_decay * w, field(network, population, z, batch), z)
         return heavy_ball(z, velocity, gradient, rate, descent.momentum, nesterov=descent.nesterov)
 
     return follow(descent, step, (start, jax.tree.map(jnp.zeros_like, start)), lambda state: state[0])
