@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from limits.exponents.parametrization import input_multiplier
+from limits.exponents.parametrization import fan_in_multiplier
 from limits.machine import in_float64
 from limits.problem import Problem
 
@@ -31,7 +31,7 @@ class Coordinates(NamedTuple):
     @property
     def scaled(self) -> Float[Array, "P r"]:
         """x̂ = x/√D, as it enters the first layer of a network with weights N(0,1)."""
-        return self.inputs * input_multiplier(len(self.basis))
+        return self.inputs * fan_in_multiplier(len(self.basis))
 
 
 @in_float64

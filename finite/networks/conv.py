@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from finite.networks import Architecture, Network, Params, Signal, once, parametrized, rowwise, standard_normal
 from finite.networks.mlp import check_sizes
-from limits.exponents.parametrization import input_multiplier
+from limits.exponents.parametrization import fan_in_multiplier
 from limits.problem import Problem
 
 SIDE = 3  # pixels of a kernel
@@ -81,7 +81,7 @@ def pixels(shrink: Callable[[Map], Map], image: Image) -> int:
 
 def of_images(inputs: Float[Array, "P D"], image: Image) -> Map:
     """The inputs as images, over √channels: what the first kernel sees."""
-    return inputs.reshape(-1, *image) * input_multiplier(image[2])
+    return inputs.reshape(-1, *image) * fan_in_multiplier(image[2])
 
 
 def neighbourhoods(x: Map, stride: int = 1) -> Map:
@@ -127,7 +127,7 @@ def pooled(x: Map, pooling: str, leave: int = 1) -> Map:
 
 def read_out(x: Map, readout: Float[Array, "m C"]) -> Signal:
     """f from all S pixels, over √S."""
-    features = x.reshape(len(x), -1) * input_multiplier(x.shape[1] * x.shape[2])
+    features = x.reshape(len(x), -1) * fan_in_multiplier(x.shape[1] * x.shape[2])
     return Signal(features, features @ readout)
 
 

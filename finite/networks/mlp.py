@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from finite.networks import Architecture, LayerFactors, Network, Params, Signal, normal, once, one_hot_outputs, parametrized
 from limits.activations import ACTIVATIONS
-from limits.exponents.parametrization import input_multiplier
+from limits.exponents.parametrization import fan_in_multiplier
 from limits.problem import Problem
 
 
@@ -45,7 +45,7 @@ def _mlp(sizes: tuple[int, ...], activation: str) -> Architecture:
 
     def forward(params, inputs, taps):
         """f (P, C) and the signals of every layer, with ``taps`` added to the pre-activations."""
-        arriving, signals = inputs * input_multiplier(sizes[0]), []
+        arriving, signals = inputs * fan_in_multiplier(sizes[0]), []
         for weights, tap in zip(_matrices(params), taps, strict=True):
             signals.append(Signal(arriving, arriving @ weights + tap))
             arriving = row.phi(signals[-1].output)

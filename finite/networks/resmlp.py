@@ -22,7 +22,7 @@ from finite.networks import (
 )
 from finite.networks.mlp import check_sizes
 from limits.activations import ACTIVATIONS
-from limits.exponents.parametrization import input_multiplier
+from limits.exponents.parametrization import fan_in_multiplier
 from limits.problem import Problem
 
 
@@ -66,7 +66,7 @@ def _resmlp(num_inputs, width, depth, block_size, num_outputs, activation) -> Ar
 
     def forward(params, inputs, taps, watch=lambda behind: behind):
         """First layer's signal, blocks' signals (leading axis L), the stream behind them, last layer's signal."""
-        x = inputs * input_multiplier(num_inputs)
+        x = inputs * fan_in_multiplier(num_inputs)
         first = Signal(x, x @ params["input"] + taps["input"])
         blocks = [{role: of_all[role] for role in inside} for of_all in (params, taps)]
         stream, within = jax.lax.scan(lambda h, one: watch(block(h, one)), first.output, blocks)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from finite.networks import Params, Signal, rowwise, standard_normal
 from finite.networks.mlp import check_sizes
 from limits.activations import ACTIVATIONS
-from limits.exponents.parametrization import input_multiplier
+from limits.exponents.parametrization import fan_in_multiplier
 
 HEADS = 8
 RATIO = 4  # units of a perceptron per unit of the stream
@@ -103,7 +103,7 @@ def _block(stream, weights, sizes):
     attended = rowwise(mixed, outer["attention"])
     y = normalized(stream + attended) * gain["mlp"]
     hidden = rowwise(y, inner["mlp"])
-    active = ACTIVATIONS["gelu"].phi(hidden) * input_multiplier(RATIO)
+    active = ACTIVATIONS["gelu"].phi(hidden) * fan_in_multiplier(RATIO)
     computed = rowwise(active, outer["mlp"])
     signals = {
         "norm_gain": Signal(jnp.ones((1, 1), x.dtype), gain["mlp"][None]),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from finite.networks import Architecture, Network, Params, Signal, once, parametrized, rowwise, standard_normal
 from finite.networks.transformer import HEADS, Sizes, check, init_blocks, matrices, transformed, watched
-from limits.exponents.parametrization import input_multiplier
+from limits.exponents.parametrization import fan_in_multiplier
 from limits.problem import Problem
 
 PATCH = 4  # pixels a side
@@ -45,7 +45,7 @@ def _vit(image: tuple[int, int, int], sizes: Sizes, patch: int, num_outputs: int
 
     def patches(inputs):
         cut = inputs.reshape(-1, rows, patch, columns, patch, channels).swapaxes(2, 3)
-        return cut.reshape(-1, tokens, pixels) * input_multiplier(pixels)
+        return cut.reshape(-1, tokens, pixels) * fan_in_multiplier(pixels)
 
     def embedded(params, inputs):
         return rowwise(patches(inputs), params["input"]) + params["embedding"]

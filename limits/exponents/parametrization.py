@@ -290,9 +290,9 @@ def output_multiplier(given: Scaling, richness: float, width: int) -> float:
     return richness * float(width) ** output_exponent(given)
 
 
-def input_multiplier(num_inputs: int) -> float:
-    """1/√D, in front of the input weights; it has no power of the width in it."""
-    return 1.0 / sqrt(num_inputs)
+def fan_in_multiplier(fan_in: int) -> float:
+    """1/√n of what of a fan-in has no power of the width in it: D inputs, pixels, the ratio of two widths."""
+    return 1.0 / sqrt(fan_in)
 
 
 def laziness(given: Scaling, width: float) -> float:

@@ -35,7 +35,7 @@ from jaxtyping import Array, Float
 
 from limits.coordinates import Coordinates, coordinates
 from limits.descent import Descent, descent, follow, heavy_ball
-from limits.exponents.parametrization import input_multiplier, laziness, output_exponent
+from limits.exponents.parametrization import fan_in_multiplier, laziness, output_exponent
 from limits.machine import computing, in_float64
 from limits.problem import Problem, given_outputs, refuse_unknown_limit
 from limits.trajectory import Trajectory
@@ -183,7 +183,7 @@ def scales(problem: Problem, width: float) -> Scales:
     """The numbers of the recursion at a width (``math.inf`` for the limit)."""
     return Scales(
         epsilon=jnp.asarray(laziness(problem.scaling(), width), float),
-        coupling=jnp.asarray(problem.richness * input_multiplier(problem.num_inputs), float),
+        coupling=jnp.asarray(problem.richness * fan_in_multiplier(problem.num_inputs), float),
         num_inputs=jnp.asarray(problem.num_inputs, float),
     )
 
