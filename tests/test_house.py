@@ -19,27 +19,80 @@ FILES = [path for room in ROOMS for path in sorted((HERE / room).rglob("*.py"))]
 PYPROJECT = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))
 
 
+def named(path):
+    """limits/problem.py as limits.problem, limits/__init__.py as limits."""
+    parts = path.relative_to(HERE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {named(path): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
 def imported(tree):
-    """The first part of every module name that a file imports, lazily or not."""
+    """Every module that a file imports, lazily or not; of ``from a import b`` a.b, if that is one of ours."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module.partition(".")[0]
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HERE)))
-def test_a_room_imports_only_the_rooms_before_it(path):
-    own = ROOMS.index(path.relative_to(HERE).parts[0])
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_imports_only_the_rooms_before_it(module):
+    own = ROOMS.index(module.partition(".")[0])
     later = {*ROOMS[own + 1 :], "tests"}
-    assert not later & set(imported(ast.parse(path.read_text(encoding="utf-8"))))
+    assert not later & {name.partition(".")[0] for name in imported(MODULES[module])}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HERE)))
-def test_nothing_is_pickled(path):
+APART = {"limits": ("two_layer", "deep", "kernel"), "comparisons": ("convergence", "transfer", "landscape", "coord_check")}
+
+
+@pytest.mark.parametrize(("room", "subject"), [(room, subject) for room in APART for subject in APART[room]])
+def test_theories_and_questions_stand_apart(room, subject):
+    """Each knows itself and what stands on the floor of the room, never another; what they share goes there."""
+    others = tuple(f"{room}.{other}." for other in APART[room] if other != subject)
+    own = [module for module in MODULES if module.startswith(f"{room}.{subject}.")]
+    assert own
+    assert not {module: name for module in own for name in imported(MODULES[module]) if f"{name}.".startswith(others)}
+
+
+def test_no_question_is_asked_by_what_questions_share():
+    questions = tuple(f"comparisons.{question}." for question in APART["comparisons"])
+    shared = [module for module in MODULES if module.startswith("comparisons") and not f"{module}.".startswith(questions)]
+    assert not {module: name for module in shared for name in imported(MODULES[module]) if f"{name}.".startswith(questions)}
+
+
+def circle(graph):
+    """Modules each of which imports the next, and the last the first; None if there are none such."""
+    done, above = set(), []
+
+    def visit(module):
+        if module in above:
+            return above[above.index(module) :]
+        if module in done:
+            return None
+        above.append(module)
+        found = next(filter(None, map(visit, graph[module])), None)
+        above.pop()
+        done.add(module)
+        return found
+
+    return next(filter(None, map(visit, graph)), None)
+
+
+def test_no_circle_of_imports():
+    graph = {module: [name for name in imported(tree) if name in MODULES] for module, tree in MODULES.items()}
+    assert circle(graph) is None
+    assert circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_pickled(module):
     """Configurations and results never hold a Python pickle, and none is ever read."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not {"pickle", "cloudpickle", "dill", "joblib", "shelve"} & set(imported(tree))
+    tree = MODULES[module]
+    assert not {"pickle", "cloudpickle", "dill", "joblib", "shelve"} & {name.partition(".")[0] for name in imported(tree)}
     keywords = [k for node in ast.walk(tree) if isinstance(node, ast.Call) for k in node.keywords]
     assert all(ast.literal_eval(k.value) is False for k in keywords if k.arg == "allow_pickle")
 
