@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from limits import Problem
 from limits.machine import computing
-from limits.spectra import leading_eigenvalues
 from limits.two_layer import linear as linear2
 from limits.two_layer import linear_curvature as curvature
 
@@ -80,25 +79,6 @@ def test_iterated_spectrum_equals_the_dense_one(C, monkeypatch):
         linear2._measure_all.clear_cache()
         for name in ("hessian_eigenvalues", "hessian_min"):
             np.testing.assert_allclose(iterated[name], dense[name], rtol=1e-8)
-
-
-def test_leading_eigenvalues_have_two_right_derivatives():
-    """Against central differences of numpy's eigenvalues, along a curve of symmetric matrices."""
-    rng = np.random.default_rng(0)
-    A, B, Q = (a + a.T for a in rng.normal(size=(3, 6, 6)))
-
-    def exact(h):
-        return np.linalg.eigvalsh(A + h * B + h**2 * Q)[::-1][:3]
-
-    h = 1e-4
-    slopes = (exact(h) - exact(-h)) / (2 * h)
-    bends = (exact(h) - 2 * exact(0.0) + exact(-h)) / h**2
-    with computing("float64"):
-        curve = lambda t: leading_eigenvalues(jnp.asarray(A) + t * B + t**2 * Q, 3)  # noqa: E731
-        one = (jnp.ones(()),)
-        first, second = jax.jvp(lambda t: jax.jvp(curve, (t,), one)[1], (jnp.zeros(()),), one)
-    np.testing.assert_allclose(first, slopes, rtol=1e-4)
-    np.testing.assert_allclose(second, bends, rtol=1e-4, atol=1e-4)
 
 
 def test_directional_sharpness_of_a_tiny_gradient():
