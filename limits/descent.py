@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from limits.problem import Problem
 
 Weights = TypeVar("Weights")  # a tree of arrays, of JAX or NumPy
+Number = Float[Array | np.ndarray, ""] | float
 State = TypeVar("State")  # what a step leads from and to: weights and velocity, mostly
 Observed = TypeVar("Observed")
 Step = Callable[[Any, Array, Array | None], Any]  # (state, learning rate, sample indices or None for all) → state
@@ -59,8 +60,8 @@ def heavy_ball(
     weights: Weights,
     velocity: Weights,
     gradient: Weights,
-    rate: Float[Array | np.ndarray, ""] | float,
-    momentum: Float[Array | np.ndarray, ""] | float,
+    rate: Number,
+    momentum: Number,
     *,
     nesterov: bool,
 ) -> tuple[Weights, Weights]:
@@ -71,7 +72,10 @@ def heavy_ball(
 
 
 def follow(descent: Descent, step: Step, start: State, observe: Callable[[State], Observed]) -> Observed:
-    """What is observed at the measured steps (leading axis T), the start among them; a piece for compiled code."""
+    """What is observed at the measured steps (leading axis T), the start among them; a piece for compiled code.
+
+    Where arrays grow on the way, as in ``limits.deep``, steps are taken one by one instead.
+    """
 
     def interval(state, rates_and_batches):
         state, _ = jax.lax.scan(lambda state, at_step: (step(state, *at_step), None), state, rates_and_batches)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+from scipy.linalg import block_diag
 
 Observed = TypeVar("Observed")  # arrays by name
 
@@ -37,11 +38,15 @@ class Law(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Prediction(Mapping):
-    """``prediction[observable]`` is its ``Law``.  ``sensitivity`` (μP only): ∂o/∂S_0 of every observable, symmetrised."""
+    """``prediction[observable]`` is its ``Law``.
+
+    sensitivity   ∂o/∂S_0 of every observable, symmetrised, where o is a function of the Gram matrix: linear2 in μP
+    basis         in which it is: that of ``limits.coordinates``
+    """
 
     laws: dict[str, Law]
-    basis: Float[np.ndarray, "D r"]
-    sensitivity: dict[str, Float[np.ndarray, "T ... n n"]] | None
+    basis: Float[np.ndarray, "D r"] | None = None
+    sensitivity: dict[str, Float[np.ndarray, "T ... n n"]] | None = None
 
     def __getitem__(self, name: str) -> Law:
         if name == "sharpness":
@@ -64,12 +69,7 @@ class Prediction(Mapping):
         if self.sensitivity is None:
             raise ValueError("the first-order deviation is linear in the Gram matrix in μP only")
         outputs = len(gram) - len(self.basis)
-        turn = np.block(
-            [
-                [self.basis, np.zeros((len(self.basis), outputs))],
-                [np.zeros((outputs, self.basis.shape[1])), np.eye(outputs)],
-            ]
-        )
+        turn = block_diag(self.basis, np.eye(outputs))
         deviation = turn.T @ gram @ turn - np.eye(turn.shape[1])
         response = {name: np.sum(g * deviation, axis=(-2, -1)) for name, g in self.sensitivity.items()}
         return response | {"sharpness": response["hessian_eigenvalues"][:, 0]}

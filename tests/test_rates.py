@@ -41,7 +41,7 @@ def prediction():
     one = {"loss": np.ones(3), "hessian_eigenvalues": np.ones((3, 2)) * [1, 0.5], "residual_eigenvalues": np.ones((3, 2))}
     zero = {name: 0 * values for name, values in one.items()}
     laws = {n: Law(STD * one[n], -BIAS * one[n], zero[n], zero[n], zero[n], zero[n]) for n in NAMES}
-    return Prediction(laws, np.eye(1), None)
+    return Prediction(laws)
 
 
 def test_components_are_all_numbers_in_registry_order():
@@ -68,7 +68,7 @@ def test_both_laws_are_recovered():
 def test_a_shift_changes_the_predicted_exponent():
     laws = prediction().laws
     shifted = {name: law._replace(shift=np.ones_like(law.std)) for name, law in laws.items()}
-    found = measure_rates(made_up(), "theory", Prediction(shifted, np.eye(1), None), None)
+    found = measure_rates(made_up(), "theory", Prediction(shifted), None)
     assert {r.predicted_exponent for r in found} == {-0.5}
 
 

@@ -34,7 +34,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from limits.coordinates import coordinates
 from limits.deep.gaussian_matrix import GaussianMatrix, Space, has_room, send, send_back, unmet
 from limits.deep.network import Data, Kind, Weights, moved
 from limits.law import Prediction, law_of_draws, second_order
@@ -118,7 +117,7 @@ def predict(problem: Problem, kind: Kind, data: Data, *, draws: int = 1024, seed
     with np.errstate(over="ignore"):  # after a divergence
         laws = {name: law_of_draws(o1**2, second[name], known.get(name, True)) for name, o1 in first.items()}
     laws["gauss_newton_eigenvalues"] = laws["ntk_eigenvalues"]  # of MSE
-    return Prediction(laws, np.asarray(coordinates(problem).basis), None)
+    return Prediction(laws)
 
 
 def _check_memory(sizes, residual, T):

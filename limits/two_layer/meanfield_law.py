@@ -27,7 +27,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from limits.activations import ACTIVATIONS
-from limits.coordinates import coordinates
 from limits.descent import Descent, descent
 from limits.law import Prediction, law_of_draws, second_order
 from limits.machine import in_float64, require_memory
@@ -91,7 +90,7 @@ def predict(
     known = {name: of_clouds.all(0) for name, of_clouds in known.items()}
     laws = {name: law_of_draws(variance[name], np.concatenate(second[name]), known.get(name, True)) for name in variance}
     laws.setdefault("gauss_newton_eigenvalues", laws["ntk_eigenvalues"])  # of MSE
-    return Prediction(laws, np.asarray(coordinates(problem).basis), None)
+    return Prediction(laws)
 
 
 def _of_cloud(kind, problem, particles, directions, rng) -> tuple[dict, dict, dict]:
