@@ -13,7 +13,8 @@ from comparisons.landscape import study as landscape
 from comparisons.transfer import study as transfer
 from limits.models import read_model
 
-TEXT = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+HERE = Path(__file__).resolve().parent.parent
+TEXT = (HERE / "README.md").read_text()
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
@@ -48,4 +49,14 @@ def test_both_main_commands_are_there():
 
 def test_the_picture_is_there():
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
-        assert (Path(__file__).resolve().parent.parent / picture).is_file()
+        assert (HERE / picture).is_file()
+
+
+@pytest.mark.parametrize("room", ["limits"])
+def test_a_room_says_what_is_where(room):
+    """Nothing that is not there; and every file and folder of its floor."""
+    floor = HERE / room
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", (floor / "README.md").read_text()))
+    assert not [name for name in named if not any(floor.rglob(name.rstrip("/")))]
+    folders = {f"{path.parent.name}/" for path in floor.glob("*/__init__.py")}
+    assert folders | {path.name for path in floor.glob("*.py")} - {"__init__.py"} <= named
