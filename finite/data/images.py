@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from finite.data.synthetic import Data, DataError, drawn, read_arrays, reason
 from limits import losses
-from limits.machine import require_memory
 
 LOG = logging.getLogger(__name__)
 FORMATS = {  # that hold pixels and nothing that is run, by the ends of their files' names
@@ -268,6 +267,8 @@ def _listed(names, most=3):
 def _decoded(files, size, description) -> UInt8[np.ndarray, "n H W 3"]:
     """The pixels of all pictures, one after the other into one array."""
     if size is not None:
+        from limits.machine import require_memory  # with it comes JAX: options are read before
+
         require_memory(3 / 8 * len(files) * size * size, f"pictures of {size}×{size} pixels need")
     pixels = None
     for place, file in enumerate(tqdm(files, desc=description, unit="picture", disable=None, leave=False)):

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from limits.machine import require_memory
-
 DIGITS = Path(__file__).with_name("digits.npz")
 DIGITS_SHA256 = "b2dab7b501728c22e9119ad76740b2e17c77a231e42d1e592380d90886f1a05e"
 
@@ -28,6 +26,8 @@ def gaussian(seed: int, samples: int, inputs: int, outputs: int = 1) -> Data:
     The first rows of X for P samples are X for fewer samples with the same seed.
     Raises ValueError where a size is below 1, MemoryError where they are too large for this machine.
     """
+    from limits.machine import require_memory  # with it comes JAX: options are read before
+
     for name, size in (("samples", samples), ("inputs", inputs), ("outputs", outputs)):
         if size < 1:
             raise ValueError(f"{size} {name}: wanted at least 1")
