@@ -14,7 +14,7 @@ from typing import ClassVar, NoReturn, TypeVar
 from tqdm import tqdm
 
 from comparisons import compiled
-from limits.arguments import read, stop
+from limits.command.arguments import read, stop
 
 Options = TypeVar("Options")
 PATIENCE = 4.0  # seconds from an interruption until the process ends, whatever it is computing

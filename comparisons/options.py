@@ -25,7 +25,7 @@ from finite.data.named import DATA, Shaped, Wanted, is_folder_of_pictures, load,
 from finite.data.synthetic import Data
 from limits import Problem, minibatches
 from limits.activations import ACTIVATIONS
-from limits.arguments import OneOf
+from limits.command.arguments import OneOf
 from limits.models import MODELS, Model, layers_of, read_model
 from limits.optimizers import OPTIMIZERS
 

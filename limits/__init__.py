@@ -4,7 +4,7 @@ __version__ = "0.2.0"  # of the distribution superconsistency (pyproject.toml re
 
 from importlib import import_module
 
-import limits.start  # noqa: F401  (before what takes seconds)
+import limits.command.start  # noqa: F401  (before what takes seconds)
 
 _HOMES = {  # of what is offered here, each imported where it is first asked for: JAX and what stands on it take seconds
     "OBSERVABLES": "limits.trajectory:OBSERVABLES",

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from limits.later import jax, jnp
+from limits.command.later import jax, jnp
 from limits.rows import Table
 
 

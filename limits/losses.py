@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from limits.later import jax, jnp
+from limits.command.later import jax, jnp
 
 Outputs = Float[Any, "*samples C"]  # arrays of JAX, whose class would have it imported
 

@@ -4,7 +4,7 @@
 are missing, it says with which command they are made.  (The paper's table of exponents: `python -m limits.exponents`.)
 """
 
-import comparisons  # noqa: F401  (before what takes seconds: limits/start.py)
+import comparisons  # noqa: F401  (before what takes seconds: limits/command/start.py)
 
 # isort: split
 import shlex

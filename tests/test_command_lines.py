@@ -15,7 +15,7 @@ from comparisons.convergence import study as convergence
 from comparisons.coord_check import study as coord_check
 from comparisons.landscape import study as landscape
 from comparisons.transfer import study as transfer
-from limits.arguments import choices
+from limits.command.arguments import choices
 
 COMMANDS = (convergence, coord_check, landscape, transfer)
 SMALL = {"steps": "4", "samples": "8", "seeds": "2"}

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 
@@ -86,6 +87,15 @@ def test_no_circle_of_imports():
     graph = {module: [name for name in imported(tree) if name in MODULES] for module, tree in MODULES.items()}
     assert circle(graph) is None
     assert circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c"]
+
+
+MOST = 14  # files of a folder, its __init__.py apart: more are not seen at a glance
+
+
+def test_folders_are_seen_at_a_glance(tracked):
+    files = [name for name in tracked if name.startswith(ROOMS) and not name.endswith(("__init__.py", ".md"))]
+    folders = Counter(name.rpartition("/")[0] for name in files)
+    assert not {folder: count for folder, count in folders.items() if count > MOST}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -24,7 +24,7 @@ from finite.networks.mlp import mlp
 from finite.training.descent import UPDATES, Update
 from limits import Problem, predict, solve
 from limits.activations import ACTIVATIONS, Activation
-from limits.arguments import read
+from limits.command.arguments import read
 from limits.kernel import ntk
 from limits.models import MODELS, Layers
 from limits.optimizers import OPTIMIZERS, Optimizer

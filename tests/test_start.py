@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from foreground import FOREGROUND
 
-import limits.start  # noqa: F401  (registers how to spell)
+import limits.command.start  # noqa: F401  (registers how to spell)
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("limits.exponents", "comparisons.convergence", "comparisons.coord_check", "comparisons.landscape",

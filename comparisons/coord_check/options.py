@@ -9,7 +9,7 @@ import tyro
 
 from comparisons import options as runs
 from limits.activations import ACTIVATIONS
-from limits.arguments import OneOf
+from limits.command.arguments import OneOf
 from limits.models import MODELS, read_model
 from limits.optimizers import OPTIMIZERS
 

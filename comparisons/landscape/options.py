@@ -10,7 +10,7 @@ import tyro
 from comparisons import options as runs
 from finite.data.arrays import holds_classes
 from finite.data.images import holds_images
-from limits.arguments import OneOf
+from limits.command.arguments import OneOf
 from limits.models import MODELS
 from limits.optimizers import OPTIMIZERS
 from limits.trajectory import OBSERVABLES, RANK, storable, stored

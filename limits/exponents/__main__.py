@@ -1,4 +1,4 @@
-from limits.arguments import read
+from limits.command.arguments import read
 from limits.exponents.options import PROGRAM, Options
 
 options = read(Options, PROGRAM)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from fractions import Fraction
 
-from limits.arguments import read, stop
+from limits.command.arguments import read, stop
 from limits.exponents import regimes
 from limits.exponents.algebra import Power
 from limits.exponents.derivation import Solution, derive, table
