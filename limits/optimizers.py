@@ -32,7 +32,7 @@ class Optimizer:
     @property
     def forgets_scale(self) -> bool:
         """Whether a larger gradient makes no larger update."""
-        return algebra.OPTIMIZERS[self.size_rule].forgets_scale(algebra.Role("any", algebra.ONE, algebra.ONE))
+        return algebra.OPTIMIZERS[self.size_rule].forgets_scale()
 
     @property
     def sharpness(self) -> str:

@@ -27,8 +27,3 @@ class Table(dict[str, Any]):
         if name not in self:
             raise ValueError(f"unknown {self.kind} {name!r}; known: {', '.join(self)}")
         return self[name]
-
-    def described(self) -> str:
-        """In one sentence what the rows are, each by its name and its ``description``, of those that have one."""
-        told = "; ".join(f"{row.name}: {row.description}" for row in self.values() if getattr(row, "description", ""))
-        return told + "." if told else ""

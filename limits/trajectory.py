@@ -50,6 +50,11 @@ class Observable:
         return self.axis is not None and self.axis.ranked
 
     @property
+    def stored(self) -> bool:
+        """Whether a trajectory holds it: all but the sharpness, which is the first of others."""
+        return stored(self.name) == self.name
+
+    @property
     def leads(self) -> bool:
         """Whether it is one number, or its first stands for all."""
         return self.axis is None or self.axis.leads
@@ -91,8 +96,8 @@ OBSERVABLES = Table("observable", (
 
 
 def storable() -> tuple[str, ...]:
-    """What a trajectory can hold: all but the sharpness, which is the first of others."""
-    return tuple(name for name in OBSERVABLES if name == stored(name))
+    """What a trajectory can hold."""
+    return tuple(row.name for row in OBSERVABLES.values() if row.stored)
 
 
 def stored(name: str) -> str:

@@ -13,6 +13,10 @@ import pytest
 from packaging.requirements import Requirement
 
 import limits
+from finite.data.named import DATA
+from limits.activations import ACTIVATIONS
+from limits.models import MODELS
+from limits.optimizers import OPTIMIZERS
 
 HERE = Path(__file__).resolve().parent.parent
 ROOMS = ("limits", "finite", "comparisons", "paper_figures")  # each imports only itself and what stands before it
@@ -152,6 +156,28 @@ def _without_strings(tree):
         elif isinstance(node, ast.JoinedStr):
             node.values = []
     return tree
+
+
+HOMES = ("limits/activations.py", "limits/exponents/algebra.py", "limits/models.py", "limits/optimizers.py",
+         "limits/kernel/analytic.py", "finite/data/named.py", "finite/networks/build.py",
+         "finite/training/descent.py")  # fmt: skip
+ELSEWHERE = [path for path in FILES if str(path.relative_to(HERE)) not in HOMES]
+TABLES = (ACTIVATIONS, DATA, MODELS, OPTIMIZERS)
+
+
+def texts(nodes):
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+@pytest.mark.parametrize("path", ELSEWHERE, ids=lambda path: str(path.relative_to(HERE)))
+def test_what_a_row_knows_is_asked_of_the_row(path):
+    """No ``== "relu"``, no ``case "adam"`` and no tuple, list or set of names outside the rows' own files."""
+    tree, names = ast.parse(path.read_text(encoding="utf-8")), set().union(*TABLES)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare | ast.MatchValue):
+            assert not names & texts(ast.walk(node)), ast.unparse(node)
+        if isinstance(node, ast.Tuple | ast.List | ast.Set):
+            assert all(len(texts(node.elts) & set(table)) < 2 for table in TABLES), ast.unparse(node)
 
 
 def requirements(lines):

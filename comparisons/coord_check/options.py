@@ -9,7 +9,9 @@ import tyro
 
 from comparisons import options as runs
 from limits.activations import ACTIVATIONS
+from limits.activations import ACTIVATIONS
 from limits.command.arguments import OneOf
+from limits.exponents.algebra import COMMON
 from limits.models import MODELS, read_model
 from limits.optimizers import OPTIMIZERS
 
@@ -30,7 +32,7 @@ class Options(runs.DataOptions):
     param: tuple[str, ...] = ()
     """sp, ntp, mup, mean_field, depth_mup, alpha1, a .toml file, or inline as "base=mup, hidden.learning_rate=1/2";
     default sp ntp mup for plain models, depth_mup alpha1 for residual ones."""
-    optimizer: tuple[Annotated[str, OneOf(OPTIMIZERS)], ...] = ("sgd", "adam")
+    optimizer: tuple[Annotated[str, OneOf(OPTIMIZERS)], ...] = COMMON
     """One picture each."""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     """Hidden widths N, at least three."""

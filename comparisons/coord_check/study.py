@@ -157,8 +157,8 @@ def prepare(options: Options) -> Job:
         raise ValueError(f"widths {max(options.widths)}: wanted below {2**32 // 1000}")
     residual = model.architecture == "residual"
     runs.check_distinct("depths", depths, FEWEST if residual else 1)
-    if options.model == "conv" and depths != usual_depths:
-        raise ValueError(f"conv has {model.depth} hidden layers: no other depths")
+    if layers_of(options.model).depth and depths != usual_depths:
+        raise ValueError(f"{options.model} has {model.depth} hidden layers: no other depths")
     runs.check_seeds(options.seeds, options.seed)
     if options.steps < 1:
         raise ValueError(f"{options.steps} steps: at least 1 is needed for a change")

@@ -19,6 +19,8 @@ PROGRAM = "python -m comparisons.landscape"
 RANKED = {name for name in storable() if OBSERVABLES[name].axis is RANK}
 LANCZOS = {*RANKED, "residual_eigenvalues", "hessian_min", "preconditioned_sharpness"}
 
+FOLLOWED = OneOf(OBSERVABLES, only=False, where=lambda row: row.leads and row.stored)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(runs.TrainingOptions):
@@ -48,10 +50,9 @@ class Options(runs.TrainingOptions):
     batch_size: int | Literal["all"] | None = None
     """Samples per minibatch; default 128, or all of them if there are no more."""
     usual_batch: ClassVar[int | None] = 128
-    observables: tuple[str, ...] | None = None
-    """What is followed: loss, hessian_eigenvalues, hessian_min, gauss_newton_eigenvalues, residual_eigenvalues,
-    ntk_eigenvalues, hessian_trace, directional_sharpness, preconditioned_sharpness, gradient_noise. Default the loss and what
-    has an edge of stability: hessian_eigenvalues, or where gradients are preconditioned preconditioned_sharpness."""
+    observables: tuple[Annotated[str, FOLLOWED], ...] | None = None
+    """What is followed. Default the loss and what has an edge of stability: hessian_eigenvalues, or where gradients are
+    preconditioned preconditioned_sharpness. There are"""
     top_k: int = 1
     """How many leading eigenvalues."""
     curvature_samples: int = 256

@@ -5,7 +5,7 @@ import difflib
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from inspect import cleandoc
 from types import UnionType
@@ -27,11 +27,22 @@ COMPLAINTS = {  # about a value, and what is wanted instead
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Marks the type of an option whose values are the rows of a table, or other things too where it is not ``only`` them:
-    ``Annotated[str, OneOf(ACTIVATIONS)]``."""
+    """Marks the type of an option whose values are the rows of a table: ``Annotated[str, OneOf(ACTIVATIONS)]``.
+
+    only     whether it can be nothing else
+    where    of which rows; all if it is not told
+    """
 
     table: Table
     only: bool = True
+    where: Callable[[Any], bool] = lambda row: True
+
+    def described(self) -> str:
+        """The rows in one sentence, by their names and, where they have them, descriptions."""
+        rows = [row for row in self.table.values() if self.where(row)]
+        if any(hasattr(row, "description") for row in rows):
+            return "; ".join(f"{row.name}: {row.description}" for row in rows) + "."
+        return "" if self.only else ", ".join(row.name for row in rows) + "."
 
 
 def choices(kind: Any) -> Any:
@@ -82,7 +93,7 @@ def _described(options):
 
     def annotated(field):
         told = {"help_behavior_hint": ""} if field.default in (None, ()) else {}
-        words = [texts.get(field.name), *(mark.table.described() for mark in _marks(types[field.name]))]
+        words = [texts.get(field.name), *(mark.described() for mark in _marks(types[field.name]))]
         return Annotated[choices(types[field.name]), tyro.conf.arg(help=" ".join(filter(None, words)) or None, **told)]
 
     members = [(field.name, annotated(field), field) for field in fields(options)]

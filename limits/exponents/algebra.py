@@ -131,7 +131,7 @@ class Optimizer:
     rule: str
     update: Callable[[Power, Role], Power]
 
-    def forgets_scale(self, role: Role) -> bool:
+    def forgets_scale(self, role: Role = Role("any", ONE, ONE)) -> bool:
         """Whether a larger gradient makes no larger update (Adam, sign, Muon)."""
         return self.update(WIDTH, role) == self.update(ONE, role)
 
@@ -142,6 +142,7 @@ OPTIMIZERS = {
     "adam": Optimizer("adam", "update = gradient / |gradient|, entry by entry (ε → 0)", lambda gradient, role: ONE),
     "sign": Optimizer("sign", "update = sign of the gradient", lambda gradient, role: ONE),
 }
+COMMON = ("sgd", "adam")  # whose exponents are others'
 ROLES = ("input", "hidden", "block_inner", "block", "readout", "bias", "norm_gain", "embedding")
 
 

@@ -26,7 +26,17 @@ from functools import cache
 
 import sympy as sp
 
-from limits.exponents.algebra import OPTIMIZERS, Alignment, Exponents, Optimizer, Power, architecture, first_step, shifted
+from limits.exponents.algebra import (
+    COMMON,
+    OPTIMIZERS,
+    Alignment,
+    Exponents,
+    Optimizer,
+    Power,
+    architecture,
+    first_step,
+    shifted,
+)
 from limits.exponents.regimes import LOSSES
 from limits.exponents.requirements import Condition, Requirements, Setting, named
 
@@ -108,7 +118,7 @@ def derive(
 
 @cache
 def table(
-    optimizers: tuple[str, ...] = ("sgd", "adam"),
+    optimizers: tuple[str, ...] = COMMON,
     parametrizations: tuple[str, ...] = ("sp", "ntp", "mup", "mean_field", "depth_mup", "alpha1"),
     depth: int = 3,
     block_size: int = 1,

@@ -137,7 +137,7 @@ def output_exponent(given: Scaling) -> float:
     a = -canonical["readout"].multiplier.N - HALF
     found = {r: (e.multiplier.N, e.learning_rate.N) for r, e in canonical.roles.items() if r in MATRICES}
     of_this_form = {role: ({"input": 0, "readout": -HALF - a}.get(role, -HALF), 2 * a) for role in found}
-    if given.optimizer != "sgd" or found != of_this_form:
+    if OPTIMIZERS[given.optimizer].forgets_scale() or found != of_this_form:
         raise ValueError(f"{given.name}: not SGD at η0 γ² with factors 1/√fan-in and one γ; no limit is known for it")
     if not 0 <= a <= HALF:
         raise ValueError(

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from limits.command.arguments import read, stop
 from limits.exponents import regimes
-from limits.exponents.algebra import Power
+from limits.exponents.algebra import COMMON, Power
 from limits.exponents.derivation import Solution, derive, table
 from limits.exponents.options import PROGRAM, Options
 from limits.exponents.parametrization import QUANTITIES, Scaling, gauge, rational, read_scaling, rows
@@ -70,7 +70,7 @@ def describe(scaling: Scaling, depth: int, block_size: int, loss: str) -> str:
 
 
 def _text_of(c: Options) -> str:
-    optimizers = (c.optimizer,) if c.optimizer else ("sgd", "adam")
+    optimizers = (c.optimizer,) if c.optimizer else COMMON
     if c.param is not None and ("=" in c.param or c.param.endswith(".toml")):
         if c.explain or c.impose:
             raise ValueError("--explain and --impose are about a derivation: give a parametrization's name")

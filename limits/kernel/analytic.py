@@ -102,20 +102,30 @@ def layers(model: Model, image: tuple[int, int, int] | None = None) -> tuple[Lay
     if model.nonlinearity.kernel is None:
         have = ", ".join(row.name for row in ACTIVATIONS.values() if row.kernel)
         raise ValueError(f"no kernel limit for activation {model.activation!r}; known: {have}")
-    phi, residual = Activation(model.activation), model.architecture == "residual"
-    if model.family in ("conv", "convnet") and model.pooling != "average":
+    if model.family not in LAYERS:
+        raise ValueError(f"no kernel limit is known for {model.family}")
+    if image and model.pooling != "average":
         raise ValueError(f"{model.pooling} pooling has no analytic kernel: average pooling has one")
-    match model.family:
-        case "perceptron":
-            branch = (*(phi, Dense("block_inner")) * (model.block_size - 1), phi, Dense("block"))
-            inside = (Block(branch, model.depth),) if residual else (phi, Dense("hidden")) * (model.depth - 1)
-            return (Dense("input"), *inside, phi, Dense("readout"))
-        case "conv":
-            convolutions = (Conv("input", stride=2), phi, AveragePool(), Conv("hidden", stride=4), phi, AveragePool())
-            return (Image(image), *convolutions, Flatten(), Dense("readout"))
-        case "convnet":
-            return (Image(image), Conv("input", stride=2), *_stages(model), phi, Flatten(), Dense("readout"))
-    raise ValueError(f"no kernel limit is known for {model.family}")
+    return LAYERS[model.family](model, Activation(model.activation), image)
+
+
+def _perceptron(model, phi, _):
+    branch = (*(phi, Dense("block_inner")) * (model.block_size - 1), phi, Dense("block"))
+    plain = (phi, Dense("hidden")) * (model.depth - 1)
+    inside = (Block(branch, model.depth),) if model.architecture == "residual" else plain
+    return (Dense("input"), *inside, phi, Dense("readout"))
+
+
+def _conv(model, phi, image):
+    convolutions = (Conv("input", stride=2), phi, AveragePool(), Conv("hidden", stride=4), phi, AveragePool())
+    return (Image(image), *convolutions, Flatten(), Dense("readout"))
+
+
+def _convnet(model, phi, image):
+    return (Image(image), Conv("input", stride=2), *_stages(model), phi, Flatten(), Dense("readout"))
+
+
+LAYERS = {"perceptron": _perceptron, "conv": _conv, "convnet": _convnet}  # by family
 
 
 def _stages(model):
