@@ -231,15 +231,6 @@ class Problem:
         return OPTIMIZERS[self.optimizer].edge(self)
 
 
-def refuse_unknown_limit(problem: Problem) -> None:
-    """Raises ValueError for what no theory knows the limit of: Adam, and networks that see other images at every step."""
-    if not OPTIMIZERS[problem.optimizer].has_limits:
-        known = " or ".join(row.name for row in OPTIMIZERS.values() if row.has_limits)
-        raise ValueError(f"no limit is known with {problem.optimizer}: only of networks trained by {known}")
-    if problem.augment:
-        raise ValueError("no limit is known with augmentation")
-
-
 def given_outputs(problem: Problem, outputs: Float[np.ndarray, "P C"]) -> Float[np.ndarray, "P C"]:
     """The f(0) that a limit is to start from, as float64.
 

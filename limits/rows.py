@@ -16,11 +16,15 @@ class Table(dict[str, Any]):
         super().__init__({row.name: row for row in rows})
         self.kind = kind
 
-    def add(self, row: Any) -> None:
-        """One more.  Raises ValueError where there is one of this name: what is compiled and what is stored goes by names."""
+    def add(self, row: Any, *, first: bool = False) -> None:
+        """One more, behind all others or before them.  Raises ValueError where there is one of this name: what is compiled and
+        what is stored goes by names."""
         if row.name in self:
             raise ValueError(f"the {self.kind} {row.name!r} is there already")
-        self[row.name] = row
+        others = dict(self) if first else {}
+        for name in others:
+            del self[name]
+        self |= {row.name: row} | others
 
     def find(self, name: str) -> Any:
         """Raises ValueError, in one line, for a name that no row has."""

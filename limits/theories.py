@@ -2,54 +2,85 @@
 
     solve(problem) -> Trajectory        predict(problem) -> Prediction, or None where the rates have no theory yet
 
-    powers of the width   model                             theory
-    those of NTP, and     linear2                           ``linear2``     exact, at every width
-    up to those of μP     all others, ConvNets too          ``ntk``         kernel gradient descent
-    those of μP           linear2                           ``linear2``
-                          linear3, …                        ``deep_linear`` exact
-                          mlp2                              ``meanfield``   particles
-                          mlp3, …, resmlp                   ``dmft``        sampled; exact for linear activations
-                          all, only the readout trained     ``ntk``
-
-With Nesterov, warm-up or a schedule linear models go the way of the others.
+The first row of ``THEORIES`` that is meant is asked.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
 from types import ModuleType
 
 import numpy as np
 from jaxtyping import Float
 
-from limits.deep import dmft
-from limits.deep import linear as deep_linear
 from limits.exponents.parametrization import output_exponent
-from limits.kernel import ntk
 from limits.law import Prediction
-from limits.problem import Problem, given_outputs, refuse_unknown_limit
+from limits.problem import Problem, given_outputs
+from limits.refusals import insist, unknown_to_all
+from limits.rows import Table
 from limits.trajectory import Trajectory
-from limits.two_layer import linear as linear2
-from limits.two_layer import linear_law as fluctuations
-from limits.two_layer import meanfield
+
+
+@dataclass(frozen=True)
+class Theory:
+    """A row.  Its modules are imported where they are asked.
+
+    means     problem → whether this theory is asked, if none before it is.  What it refuses, nobody else is asked
+    home      the module with ``refuses(problem)``, the line that says why it does not know the limit, None where it does;
+              ``solve(problem)``; and, if it knows limits whose f(0) is random, ``loss_law(problem)`` and
+              ``solve(problem, initial_outputs=…)``
+    law       the module with ``predict(problem)``; "" where there is none
+    has_law   problem → whether that has a law of it
+    """
+
+    name: str
+    means: Callable[[Problem], bool]
+    home: str
+    law: str = ""
+    has_law: Callable[[Problem], bool] = lambda problem: True
+
+
+def _features_move(problem):
+    return output_exponent(problem.scaling()) == 0.5 and problem.trained == "all"
+
+
+def _linear(problem):
+    """Whether its network, trained on MSE, is linear in its inputs and plain."""
+    model = problem.network
+    plain = (model.family, model.architecture, problem.loss, problem.trained) == ("perceptron", "plain", "mse", "all")
+    return plain and model.nonlinearity.linear
+
+
+def _one_layer(problem):
+    model = problem.network
+    return (model.architecture, model.family, model.depth) == ("plain", "perceptron", 1)
+
+
+THEORIES = Table("theory", (
+    # exact, at every width, in all powers of the width that have a limit
+    Theory("linear2", lambda problem: _one_layer(problem) and _linear(problem), "limits.two_layer.linear",
+           "limits.two_layer.linear_law", lambda problem: output_exponent(problem.scaling()) in (0.0, 0.5)),
+    # kernel gradient descent, of all networks
+    Theory("ntk", lambda problem: not _features_move(problem), "limits.kernel.ntk"),
+    # in μP's powers of the width: exact
+    Theory("deep_linear", _linear, "limits.deep.linear", "limits.deep.linear"),
+    # particles
+    Theory("meanfield", _one_layer, "limits.two_layer.meanfield", "limits.two_layer.meanfield_law"),
+    # sampled; exact for linear activations
+    Theory("dmft", lambda problem: True, "limits.deep.dmft", "limits.deep.dmft"),
+))  # fmt: skip
 
 
 def theory(problem: Problem) -> ModuleType:
     """The module that knows the limit.  Raises ValueError, in one line, where none does."""
-    refuse_unknown_limit(problem)
-    of = _theory(problem)
-    of.check(problem)
-    return of
+    return import_module(_row(problem).home)
 
 
-def _theory(problem):
-    model, features_move = problem.network, output_exponent(problem.scaling()) == 0.5 and problem.trained == "all"
-    one_layer = (model.architecture, model.family, model.depth) == ("plain", "perceptron", 1)
-    if one_layer and linear2.knows(problem):
-        return linear2
-    if not features_move:
-        return ntk
-    if deep_linear.knows(problem):
-        return deep_linear
-    return meanfield if one_layer else dmft
+def _row(problem):
+    insist(unknown_to_all(problem))
+    row = next(row for row in THEORIES.values() if row.means(problem))
+    insist(import_module(row.home).refuses(problem))
+    return row
 
 
 def outputs_are_random(problem: Problem) -> bool:
@@ -75,7 +106,5 @@ def solve(problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None 
 
 def predict(problem: Problem) -> Prediction | None:
     """How networks of width N depart from the limit, where that is known: see ``limits.two_layer.linear_law``."""
-    of, exponent = theory(problem), output_exponent(problem.scaling())
-    if of is linear2 and exponent in (0.0, 0.5):
-        return fluctuations.predict(problem)
-    return of.predict(problem) if hasattr(of, "predict") else None
+    row = _row(problem)
+    return import_module(row.law).predict(problem) if row.law and row.has_law(problem) else None

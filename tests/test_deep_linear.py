@@ -287,7 +287,7 @@ REFUSED = {
     "activation": ({"model": "mlp3"}, {}, "model 'mlp3' is not a deep linear network: linear3"),
     "residual": ({"model": "resmlp", "activation": "linear"}, {}, "model 'resmlp' is not a deep linear network"),
     "depth": ({}, {"depth": 0}, "depth 0 must be at least 1"),
-    "ntp": ({"parametrization": "ntp"}, {"depth": 2}, "ntp has another limit: this one is of mup"),
+    "ntp": ({"parametrization": "ntp"}, {"depth": 2}, "ntp has another limit: this one is of μP's powers"),
     "sp": ({"parametrization": "sp"}, {"depth": 2}, "no limit is known for it"),
     "adam": ({"optimizer": "adam"}, {"depth": 2}, "no limit is known with adam: only of networks trained by sgd"),
 }

@@ -1,6 +1,8 @@
 """One new thing of each kind, added through its row alone from here, outside the packages: all else follows from the row."""
 
 import re
+import sys
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import optax
 import pytest
 from trained import train
 
-from comparisons import records
+from comparisons import cases, records
 from comparisons.convergence import options as convergence
 from comparisons.convergence.study import prepare
 from comparisons.coord_check import options as coord_check
@@ -28,8 +30,8 @@ from limits.command.arguments import read
 from limits.kernel import ntk
 from limits.models import MODELS, Layers
 from limits.optimizers import OPTIMIZERS, Optimizer
-from limits.theories import theory
-from limits.trajectory import OBSERVABLES, Axis, Observable
+from limits.theories import THEORIES, Theory, theory
+from limits.trajectory import OBSERVABLES, Axis, Observable, Trajectory
 from limits.two_layer import meanfield
 
 RNG = np.random.default_rng(0)
@@ -42,8 +44,8 @@ def add():
     """Adds a row to a table for the length of a test."""
     added = []
 
-    def to(table, row):
-        table.add(row)
+    def to(table, row, **where):
+        table.add(row, **where)
         added.append((table, row.name))
 
     yield to
@@ -271,3 +273,30 @@ def test_a_data_set(add, capsys):
     assert np.isfinite(solve(problem)["loss"]).all()
     with pytest.raises(ValueError, match="plays, spiral, a file that ends in"):
         reads(convergence, "--data", "spirals").load()
+
+
+# A theory -------------------------------------------------------------------------------------------------------------
+
+
+def refuses(problem):
+    return "the toy wants richness 1" if problem.richness != 1 else None
+
+
+def solved(problem):
+    return Trajectory(problem.steps, {"loss": np.full(len(problem.steps), 7.0)})
+
+
+def test_a_toy_theory(add):
+    """Asked before all others where it is meant; what it refuses is refused, and the rest is others'."""
+    sys.modules["toy"] = ModuleType("toy")
+    vars(sys.modules["toy"]).update(refuses=refuses, solve=solved, predict=lambda problem: None)
+    add(THEORIES, Theory("toy", lambda problem: problem.model == "linear2" and problem.momentum > 0, "toy", "toy"), first=True)
+    toy = a_problem(momentum=0.5)
+    assert theory(toy).__name__ == "toy"
+    assert (solve(toy)["loss"] == 7).all()
+    assert predict(toy) is None
+    assert refused(a_problem(momentum=0.5, richness=2.0)) == "the toy wants richness 1"
+    assert cases.limit_is_known(toy)
+    assert not cases.limit_is_known(a_problem(momentum=0.5, richness=2.0))
+    assert theory(a_problem()).__name__ == "limits.two_layer.linear"
+    assert "sharpness" in predict(a_problem())

@@ -30,11 +30,12 @@ from limits.deep import linear_law as deep_fluctuations
 from limits.deep.gaussian_matrix import Space
 from limits.deep.network import Data, Fields, Kind, advance, begin, first_draws, grown, more_draws
 from limits.exponents.algebra import Exponents
-from limits.exponents.parametrization import gauge, output_exponent
+from limits.exponents.parametrization import gauge
 from limits.law import Prediction
 from limits.losses import LOSSES
 from limits.machine import in_float64, require_memory
-from limits.problem import Problem, refuse_unknown_limit
+from limits.problem import Problem
+from limits.refusals import features_stay, insist, other_powers, unknown_to_all
 from limits.repeats import errors_of, first_ranks
 from limits.spectra import leading_eigenvalues
 from limits.trajectory import Trajectory, hessian_left_open
@@ -113,7 +114,7 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
 
     ``draws`` and ``seed`` as in ``limits.deep.linear_law``; errors as in ``solve``.
     """
-    check(problem)
+    insist(refuses(problem))
     if not problem.network.nonlinearity.linear or problem.loss != "mse":
         return None
     return deep_fluctuations.predict(problem, *_read(problem, 0, 0), draws=draws, seed=seed)
@@ -151,23 +152,23 @@ def _mean_and_error(of_runs):
         return mean, jax.tree.map(lambda *values: np.std(values, 0, ddof=1) / np.sqrt(len(values)), *of_runs)
 
 
-def check(problem: Problem) -> None:
-    """Raises ValueError, in one line, for what has no such limit."""
-    refuse_unknown_limit(problem)
-    model, scaling = problem.network, problem.scaling()
-    if output_exponent(scaling) != 0.5:
-        raise ValueError(f"{scaling.name} has another limit: this one is of μP's powers of the width, output exponent 1/2")
+def refuses(problem: Problem) -> str | None:
+    """Why there is no such limit."""
+    model = problem.network
+    if refusal := unknown_to_all(problem) or other_powers(problem.scaling()):
+        return refusal
     if model.family != "perceptron":
-        raise ValueError(f"no limit is known for {problem.model} in {scaling.name}")
-    if problem.trained != "all":
-        raise ValueError(f"only the {problem.trained} is trained: features stay, and the limit is that of ntk")
+        return f"no limit is known for {problem.model} in {problem.scaling().name}"
+    if refusal := features_stay(problem):
+        return refusal
     if model.block_size > 1:
-        raise ValueError(f"no limit of blocks of {model.block_size} matrices is known: block_size 1 only")
+        return f"no limit of blocks of {model.block_size} matrices is known: block_size 1 only"
+    return None
 
 
 def _read(problem, samples, repeats) -> tuple[Kind, Data]:
     """The problem as it is computed; refuses what has no such limit."""
-    check(problem)
+    insist(refuses(problem))
     model, scaling = problem.network, gauge(problem.scaling())
     kind = Kind(model.activation, problem.loss, model.architecture == "residual", problem.nesterov)
     if not kind.exact:

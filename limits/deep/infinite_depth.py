@@ -20,6 +20,7 @@ from limits.deep import dmft
 from limits.exponents.algebra import ONE
 from limits.exponents.parametrization import gauge
 from limits.problem import Problem
+from limits.refusals import insist
 from limits.trajectory import Trajectory
 
 
@@ -32,7 +33,7 @@ def solve(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int 
 
     Raises ValueError, in one line, where there is no such limit, and else as ``dmft.solve``.
     """
-    _check(problem)
+    insist(refuses(problem))
     depths = [problem.network.depth * factor for factor in (1, 2, 4)]
     found = [dmft.solve(replace(problem, depth=depth), samples=samples, repeats=repeats, seed=seed) for depth in depths]
     values, errors = {}, {}
@@ -57,15 +58,16 @@ def _combined(weights, of_depths):
         return np.tensordot(weights, of_depths, 1)
 
 
-def _check(problem):
-    """That branches and their learning rates have powers of the depth with which the limit exists."""
+def refuses(problem: Problem) -> str | None:
+    """Where branches or their learning rates have other powers of the depth than those with which the limit exists."""
     if problem.network.architecture != "residual":
-        raise ValueError(f"model {problem.model!r} has no limit of infinite depth: resmlp has")
+        return f"model {problem.model!r} has no limit of infinite depth: resmlp has"
     scaling = gauge(problem.scaling())
     branch, rate = scaling["block"].multiplier.L, scaling["block"].learning_rate.L
     ends = {(scaling[role].multiplier.L, scaling[role].learning_rate.L) for role in ("input", "readout")}
     if branch not in (Fraction(-1, 2), -1) or 2 * branch + rate != -1 or ends != {(ONE.L, ONE.L)}:
-        raise ValueError(
+        return (
             f"{scaling.name} has no known limit of infinite depth: branches want L^(-1/2) or L^(-1), their learning rate "
             "the power of L that makes the blocks together move by order one, input and readout none; as depth_mup and alpha1"
         )
+    return None

@@ -24,10 +24,10 @@ from scipy.linalg import solve_triangular
 
 from limits.deep import dmft
 from limits.deep.linear_sweep import data_of, numbers_held, of_outputs, sweep
-from limits.exponents.parametrization import output_exponent
 from limits.law import Prediction
 from limits.machine import in_float64, require_memory
-from limits.problem import Problem, refuse_unknown_limit
+from limits.problem import Problem
+from limits.refusals import features_stay, insist, other_powers, unknown_to_all
 from limits.spectra import leading_eigenvalues
 from limits.trajectory import Trajectory, hessian_left_open
 
@@ -115,34 +115,31 @@ def _between_times(problem, data, now, past) -> Kernels:
     return Kernels(data.inputs, *found, outputs=outputs, error_signals=problem.targets - outputs)
 
 
-def knows(problem: Problem) -> bool:
-    """Whether this is the theory of the problem's network, once its parametrization is of μP's powers of the width."""
+def refuses(problem: Problem, depth: int | None = None) -> str | None:
+    """Why there is no such limit of the problem's model, or of a network of so many hidden layers in its place.
+
+    Raises MemoryError for what does not fit this machine.
+    """
+    if refusal := unknown_to_all(problem):
+        return refusal
     model = problem.network
-    linear = (model.family, model.architecture) == ("perceptron", "plain") and model.nonlinearity.linear
-    return linear and problem.loss == "mse" and problem.trained == "all"
-
-
-def check(problem: Problem) -> None:
-    """Raises ValueError and MemoryError as ``solve``."""
-    _checked(problem, None)
+    if depth is None and not (model.architecture == "plain" and model.nonlinearity.linear):
+        return f"model {problem.model!r} is not a deep linear network: linear3, linear4, … are"
+    depth = model.depth if depth is None else depth
+    if depth < 1:
+        return f"depth {depth} must be at least 1"
+    if problem.loss != "mse":
+        return f"{problem.loss} has no closed limit here: loss mse has, or model mlp2 with activation linear"
+    refusal = features_stay(problem) or other_powers(problem.scaling("plain", depth))
+    if refusal is None:
+        require_memory(_numbers(problem, depth, kernels_too=False))
+    return refusal
 
 
 def _checked(problem, depth, *, kernels_too=False) -> int:
     """The number of hidden layers; refuses what has no such limit or does not fit this machine."""
-    refuse_unknown_limit(problem)
-    model = problem.network
-    if depth is None and not (model.architecture == "plain" and model.nonlinearity.linear):
-        raise ValueError(f"model {problem.model!r} is not a deep linear network: linear3, linear4, … are")
-    depth = model.depth if depth is None else depth
-    if depth < 1:
-        raise ValueError(f"depth {depth} must be at least 1")
-    if problem.loss != "mse":
-        raise ValueError(f"{problem.loss} has no closed limit here: loss mse has, or model mlp2 with activation linear")
-    if problem.trained != "all":
-        raise ValueError(f"only the {problem.trained} is trained: features stay, and the limit is that of ntk")
-    scaling = problem.scaling("plain", depth)
-    if output_exponent(scaling) != 0.5:
-        raise ValueError(f"{scaling.name} has another limit: this one is of mup, output exponent 1/2")
+    insist(refuses(problem, depth))
+    depth = problem.network.depth if depth is None else depth
     require_memory(_numbers(problem, depth, kernels_too))
     return depth
 

@@ -29,7 +29,8 @@ from limits.exponents.parametrization import factors, gauge, output_exponent
 from limits.kernel import analytic, neural_tangents_compat
 from limits.losses import LOSSES
 from limits.machine import in_float64
-from limits.problem import Problem, given_outputs, refuse_unknown_limit
+from limits.problem import Problem, given_outputs
+from limits.refusals import insist, unknown_to_all
 from limits.spectra import largest
 from limits.trajectory import Trajectory
 
@@ -47,7 +48,7 @@ def solve(problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None 
     for models without analytic kernels, for weight decay (the kernel then shrinks) and for an f(0) where it must vanish;
     MemoryError for more samples than fit.
     """
-    check(problem)
+    insist(refuses(problem))
     start = np.zeros_like(problem.targets) if initial_outputs is None else given_outputs(problem, initial_outputs)
     _, theta = kernels(problem)
     return Trajectory(problem.steps, _observables(problem, theta, *_descend(problem, theta, start)), left_open=LEFT_OPEN)
@@ -60,7 +61,7 @@ def loss_law(problem: Problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarra
     mean and standard deviation of DRAWS networks, the same ones at every call; their standard errors are 1/√DRAWS = 3 % and
     about 2 % of the standard deviation.  Raises as ``solve``, and ValueError where f(0) vanishes.
     """
-    check(problem)
+    insist(refuses(problem))
     if output_exponent(problem.scaling()) > 0:
         raise ValueError(f"the limit of {problem.scaling().name} does not depend on f(0): its loss has no spread")
     nngp, theta = kernels(problem)
@@ -87,15 +88,20 @@ def kernels(problem: Problem) -> tuple[Float[np.ndarray, "P P"], Float[np.ndarra
     return analytic.kernels(network, problem.inputs, of_depth)
 
 
-def check(problem: Problem) -> None:
-    """Raises ValueError, in one line, where there is no kernel limit: see ``solve``; ImportError without neural-tangents."""
-    refuse_unknown_limit(problem)
+def refuses(problem: Problem) -> str | None:
+    """Why there is no kernel limit: see ``solve``; ImportError without neural-tangents."""
+    if refusal := unknown_to_all(problem):
+        return refusal
     if output_exponent(problem.scaling()) >= 0.5 and problem.trained == "all":
-        raise ValueError(f"{problem.scaling().name} has no kernel limit: features move")
+        return f"{problem.scaling().name} has no kernel limit: features move"
     if problem.weight_decay:
-        raise ValueError("weight decay shrinks the kernel: the kernel limit wants weight decay 0")
-    _layers(problem)
+        return "weight decay shrinks the kernel: the kernel limit wants weight decay 0"
+    try:
+        _layers(problem)
+    except ValueError as refusal:
+        return str(refusal)
     neural_tangents_compat.require()
+    return None
 
 
 def _layers(problem):

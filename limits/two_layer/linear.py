@@ -37,7 +37,8 @@ from limits.coordinates import Coordinates, coordinates
 from limits.descent import Descent, descent, follow, heavy_ball
 from limits.exponents.parametrization import fan_in_multiplier, laziness, output_exponent
 from limits.machine import computing, in_float64
-from limits.problem import Problem, given_outputs, refuse_unknown_limit
+from limits.problem import Problem, given_outputs
+from limits.refusals import insist, unknown_to_all
 from limits.trajectory import Trajectory
 from limits.two_layer import linear_curvature as curvature
 from limits.two_layer.linear_curvature import OrderParameters
@@ -74,19 +75,15 @@ def solve(
     return _measured(problem, states, width)
 
 
-def knows(problem: Problem) -> bool:
-    """Whether this is the theory of the problem's network."""
+def refuses(problem: Problem) -> str | None:
+    """Why this is not the theory of the problem: another network, loss, optimiser or parametrization."""
+    if refusal := unknown_to_all(problem):
+        return refusal
     model = problem.network
     one_layer = (model.family, model.architecture, model.depth) == ("perceptron", "plain", 1)
-    return one_layer and model.nonlinearity.linear and problem.loss == "mse" and problem.trained == "all"
-
-
-def check(problem: Problem) -> None:
-    """Raises ValueError, in one line, for another network, loss, optimiser or parametrization."""
-    refuse_unknown_limit(problem)
-    output_exponent(problem.scaling())
-    if not knows(problem):
-        raise ValueError(f"{problem.model}, {problem.loss}, {problem.trained} trained: this theory is of linear2, mse, all")
+    if one_layer and model.nonlinearity.linear and (problem.loss, problem.trained) == ("mse", "all"):
+        return None
+    return f"{problem.model}, {problem.loss}, {problem.trained} trained: this theory is of linear2, mse, all"
 
 
 def flow(
@@ -190,7 +187,7 @@ def scales(problem: Problem, width: float) -> Scales:
 
 def _setup(problem, width, gram, initial_outputs):
     """(Coordinates, Scales, X_0) with X_0 = (S_0 − 1)/ε in the coordinates' basis."""
-    check(problem)
+    insist(refuses(problem))
     data, numbers = coordinates(problem), scales(problem, inf if width is None else width)
     n = sum(data.optimum.shape)
     if (width is None) != (gram is None):

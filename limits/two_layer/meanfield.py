@@ -32,6 +32,7 @@ from jaxtyping import Float
 
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
+from limits.refusals import insist
 from limits.repeats import errors_of, first_ranks, scatter
 from limits.spectra import Spectrum, spectrum
 from limits.trajectory import Trajectory
@@ -46,14 +47,14 @@ from limits.two_layer.neuron_blocks import (
     measure,
     observables,
 )
-from limits.two_layer.particles import check, cloud, functions, path, population
+from limits.two_layer.particles import cloud, functions, path, population, refuses
 from limits.two_layer.patterns import candidates, edge
 
 SIGNAL = "r"
 NO_EDGE = dict.fromkeys(
     ("hessian_min", "residual_eigenvalues", "hessian_trace"), "the bulk of the Hessian has no edge with this activation"
 )
-__all__ = ["HessianSpectrum", "hessian_spectra", "predict", "solve"]
+__all__ = ["HessianSpectrum", "hessian_spectra", "predict", "refuses", "solve"]
 
 
 class HessianSpectrum(NamedTuple):
@@ -94,7 +95,7 @@ def hessian_spectra(problem: Problem, *, particles: int = 4096, seed: int = 0) -
 
 def _clouds(problem, particles, repeats, seed) -> Iterator[Iterator[Measurement]]:
     """The measured steps of each cloud."""
-    check(problem)
+    insist(refuses(problem))
     n, rank = min(problem.inputs.shape) + problem.num_outputs, problem.targets.size
     numbers = len(problem.steps) * n + 4 * n * (n + rank) + 8 * problem.num_samples
     require_memory(particles * numbers + 6 * rank**2, f"{particles} particles need", "take fewer")

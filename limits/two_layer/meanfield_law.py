@@ -31,6 +31,7 @@ from limits.descent import Descent, descent
 from limits.law import Prediction, law_of_draws, second_order
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
+from limits.refusals import insist
 from limits.spectra import apart, leading_eigenvalues
 from limits.two_layer import particles as system
 from limits.two_layer.neuron_blocks import IN_BULK, Measurement, diverged, factors, hessian, limit_of_hessian, measure
@@ -75,7 +76,7 @@ def predict(
     From so many clouds of particles and so many random directions in each, over which the errors are standard errors.
     Raises ValueError and MemoryError as ``limits.two_layer.meanfield.solve``.
     """
-    system.check(problem)
+    insist(system.refuses(problem))
     if repeats < 2:
         raise ValueError(f"{repeats} repeats: a standard error needs two")
     if problem.network.nonlinearity.kinked:

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 from limits.coordinates import coordinates
 from limits.machine import in_float64
 from limits.problem import Problem
+from limits.refusals import insist
 from limits.spectra import Spectrum, largest, spectrum
 from limits.two_layer import particles, secular
 from limits.two_layer.particles import Functions, Neurons, Population
@@ -154,7 +155,7 @@ def factors(network: Functions, population: Population, z: Neurons) -> Float[Arr
 
 
 def _network(problem, input_weights, readout) -> Measurement:
-    particles.check(problem)
+    insist(particles.refuses(problem))
     wanted = (problem.num_inputs, len(readout)), (len(readout), problem.num_outputs)
     if (input_weights.shape, readout.shape) != wanted:
         raise ValueError(f"weights {input_weights.shape} and {readout.shape}: wanted (D, N) and (N, C) = {wanted}")

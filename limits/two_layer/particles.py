@@ -27,10 +27,10 @@ from jaxtyping import Array, Float, Int
 from limits.activations import ACTIVATIONS
 from limits.coordinates import coordinates
 from limits.descent import Descent, descent, follow, heavy_ball
-from limits.exponents.parametrization import output_exponent
 from limits.losses import LOSSES, Loss
 from limits.machine import in_float64
-from limits.problem import Problem, refuse_unknown_limit
+from limits.problem import Problem
+from limits.refusals import features_stay, other_powers, unknown_to_all
 
 
 class Neurons(NamedTuple):
@@ -71,16 +71,14 @@ class Functions(NamedTuple):
         return LOSSES[self.loss]
 
 
-def check(problem: Problem) -> None:
-    """Raises ValueError, in one line, for problems without this limit: all but one hidden layer in μP, trained by SGD."""
-    refuse_unknown_limit(problem)
+def refuses(problem: Problem) -> str | None:
+    """Why there is no such limit: of all but one hidden layer in μP, trained by SGD."""
+    if refusal := unknown_to_all(problem):
+        return refusal
     model = problem.network
     if (model.family, model.architecture, model.depth) != ("perceptron", "plain", 1):
-        raise ValueError(f"{problem.model} of depth {model.depth}: the mean-field limit is one of one hidden layer")
-    if problem.trained != "all":
-        raise ValueError(f"only the {problem.trained} is trained: features stay, and the limit is that of ntk")
-    if output_exponent(problem.scaling()) != 0.5:
-        raise ValueError(f"{problem.scaling().name} has another limit: this one is of μP, output exponent 1/2")
+        return f"{problem.model} of depth {model.depth}: the mean-field limit is one of one hidden layer"
+    return features_stay(problem) or other_powers(problem.scaling())
 
 
 @in_float64
