@@ -48,7 +48,7 @@ def descent(problem: Problem) -> Descent:
         return jnp.asarray(of_steps[: intervals * every].reshape(intervals, every, *of_steps.shape[1:]))
 
     return Descent(
-        rates=by_interval(problem.learning_rates),
+        rates=by_interval(problem.step_sizes),
         batches=None if problem.batches is None else by_interval(problem.batches),
         momentum=jnp.asarray(problem.momentum, float),
         weight_decay=jnp.asarray(problem.weight_decay, float),

@@ -200,7 +200,7 @@ class Problem:
         return np.arange(0, self.num_steps + 1, self.measure_every)
 
     @cached_property
-    def learning_rates(self) -> Float[np.ndarray, " steps"]:
+    def step_sizes(self) -> Float[np.ndarray, " steps"]:
         """η at steps 0 … num_steps, the last of which is not taken."""
         step, warmup = np.arange(self.num_steps + 1), self.warmup_steps
         rates = self.learning_rate * np.minimum(1.0, (step + 1) / max(warmup, 1))

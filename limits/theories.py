@@ -2,7 +2,7 @@
 
     solve(problem) -> Trajectory        predict(problem) -> Prediction, or None where the rates have no theory yet
 
-The first row of ``THEORIES`` that is meant is asked.
+The first row of ``THEORIES`` that is meant is asked.  Theories have what they refuse in common from here.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,11 @@ from types import ModuleType
 import numpy as np
 from jaxtyping import Float
 
+from limits.exponents.algebra import Scaling
 from limits.exponents.parametrization import output_exponent
 from limits.law import Prediction
+from limits.optimizers import OPTIMIZERS
 from limits.problem import Problem, given_outputs
-from limits.refusals import insist, unknown_to_all
 from limits.rows import Table
 from limits.trajectory import Trajectory
 
@@ -108,3 +109,39 @@ def predict(problem: Problem) -> Prediction | None:
     """How networks of width N depart from the limit, where that is known: see ``limits.two_layer.linear_law``."""
     row = _row(problem)
     return import_module(row.law).predict(problem) if row.law and row.has_law(problem) else None
+
+
+# Refusals that several theories share: the line, or None where there is nothing to say ------------------------------------
+
+
+def insist(refusal: str | None) -> None:
+    """Raises ValueError with that line, where there is one."""
+    if refusal:
+        raise ValueError(refusal)
+
+
+def unknown_to_all(problem: Problem) -> str | None:
+    """Other optimisers, other images at every step, and powers of the width that have no limit."""
+    if not OPTIMIZERS[problem.optimizer].has_limits:
+        known = " or ".join(row.name for row in OPTIMIZERS.values() if row.has_limits)
+        return f"no limit is known with {problem.optimizer}: only of networks trained by {known}"
+    if problem.augment:
+        return "no limit is known with augmentation"
+    try:
+        output_exponent(problem.scaling())
+    except ValueError as refusal:
+        return str(refusal)
+    return None
+
+
+def other_powers(scaling: Scaling) -> str | None:
+    """Than those of μP."""
+    if output_exponent(scaling) == 0.5:
+        return None
+    return f"{scaling.name} has another limit: this one is of μP's powers of the width, output exponent 1/2"
+
+
+def features_stay(problem: Problem) -> str | None:
+    """Where not all is trained."""
+    return None if problem.trained == "all" else (
+        f"only the {problem.trained} is trained: features stay, and the limit is that of ntk")  # fmt: skip

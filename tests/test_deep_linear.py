@@ -65,7 +65,7 @@ def responses(problem):
     """(d, ρ) as products of the 2 × 2 matrices of each step on (weight, buffer)."""
     beta, decay, T = problem.momentum, problem.weight_decay, problem.num_steps + 1
     updates, pushes = [], []
-    for eta in problem.learning_rates[:-1]:
+    for eta in problem.step_sizes[:-1]:
         ahead, rest = ((1 + beta), beta**2) if problem.nesterov else (1, beta)
         updates.append(np.array([[1 - eta * decay * ahead, -eta * rest], [decay, beta]]))
         pushes.append(problem.richness * np.array([eta * ahead, -1.0]))

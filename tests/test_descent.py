@@ -47,7 +47,7 @@ def test_what_is_observed_is_at_the_measured_steps(batched):
     with computing("float64"):
         seen = jax.jit(lambda: follow(descent(problem), step, (jnp.ones(()), jnp.zeros(())), lambda state: state[0]))()
     weight, velocity, expected = 1.0, 0.0, []
-    for t, rate in enumerate(problem.learning_rates):
+    for t, rate in enumerate(problem.step_sizes):
         if t % 3 == 0:
             expected.append(weight)
         rows = slice(None) if batches is None else batches[min(t, 7)]

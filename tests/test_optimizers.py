@@ -118,12 +118,12 @@ def test_optax_agrees(variant, found):
 
 def test_learning_rates():
     warm = a_problem(warmup_steps=4, num_steps=6, batches=None)
-    np.testing.assert_allclose(warm.learning_rates, 0.1 * np.array([0.25, 0.5, 0.75, 1, 1, 1, 1]))
+    np.testing.assert_allclose(warm.step_sizes, 0.1 * np.array([0.25, 0.5, 0.75, 1, 1, 1, 1]))
     falling = replace(warm, schedule="cosine", warmup_steps=2)
     cosines = np.array([1, 1, 1, 0.5 + 8**-0.5, 0.5, 0.5 - 8**-0.5, 0]) * np.array([0.5, 1, 1, 1, 1, 1, 1])
-    np.testing.assert_allclose(falling.learning_rates, 0.1 * cosines, atol=1e-15)
-    assert replace(falling, num_steps=0).learning_rates == pytest.approx([0.05])
-    assert replace(warm, num_steps=2).learning_rates == pytest.approx([0.025, 0.05, 0.075])
+    np.testing.assert_allclose(falling.step_sizes, 0.1 * cosines, atol=1e-15)
+    assert replace(falling, num_steps=0).step_sizes == pytest.approx([0.05])
+    assert replace(warm, num_steps=2).step_sizes == pytest.approx([0.025, 0.05, 0.075])
 
 
 EDGES = {
@@ -145,7 +145,7 @@ def test_edge_of_stability(name):
     with computing("float64"):
         real = partial(jnp.asarray, dtype=float)
         update = Descent(
-            problem.optimizer, problem.nesterov, real(problem.learning_rates), real(problem.momentum),
+            problem.optimizer, problem.nesterov, real(problem.step_sizes), real(problem.momentum),
             tuple(map(real, problem.betas)), real(problem.epsilon), {"w": real(problem.weight_decay)}, unit, unit, unit,
         ).transformation()  # fmt: skip
         start = {"w": real(1e-100)}

@@ -9,7 +9,6 @@ import tyro
 
 from comparisons import options as runs
 from limits.activations import ACTIVATIONS
-from limits.activations import ACTIVATIONS
 from limits.command.arguments import OneOf
 from limits.exponents.algebra import COMMON
 from limits.models import MODELS, read_model

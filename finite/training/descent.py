@@ -122,7 +122,7 @@ def descent(problem: Problem, network: Network) -> Descent:
     update, forgets, roles = UPDATES.find(problem.optimizer), OPTIMIZERS[problem.optimizer].forgets_scale, list(network.factors)
     unit = {role: multiplier[role] * std[role] if update.decay_in_gradient else 1.0 for role in roles}  # of the decaying
     numbers = {
-        "eta": problem.learning_rates,
+        "eta": problem.step_sizes,
         "momentum": problem.momentum,
         "betas": problem.betas,
         "epsilon": problem.epsilon,

@@ -87,8 +87,8 @@ def train(
 def _etas(problem, learning_rates, networks) -> Float[np.ndarray, "networks steps"]:
     """The learning rate of every step of every network."""
     if learning_rates is None:
-        return np.tile(problem.learning_rates, (networks, 1))
-    return np.stack([replace(problem, learning_rate=float(rate)).learning_rates for rate in learning_rates])
+        return np.tile(problem.step_sizes, (networks, 1))
+    return np.stack([replace(problem, learning_rate=float(rate)).step_sizes for rate in learning_rates])
 
 
 def _train_chunk(problem, network, program, keys, etas, weights, samples, progress):

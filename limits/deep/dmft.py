@@ -35,9 +35,9 @@ from limits.law import Prediction
 from limits.losses import LOSSES
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
-from limits.refusals import features_stay, insist, other_powers, unknown_to_all
 from limits.repeats import errors_of, first_ranks
 from limits.spectra import leading_eigenvalues
+from limits.theories import features_stay, insist, other_powers, unknown_to_all
 from limits.trajectory import Trajectory, hessian_left_open
 
 TOLERANCE = 1e-3  # what is left out of sampled fields, where they move by one: a tenth of the error at 8192 samples
@@ -179,7 +179,7 @@ def _read(problem, samples, repeats) -> tuple[Kind, Data]:
         coordinates(problem).scaled,
         problem.targets,
         _shares(problem),
-        problem.learning_rates,
+        problem.step_sizes,
         problem.momentum,
         problem.weight_decay,
         problem.richness,

@@ -20,7 +20,7 @@ from limits.deep import dmft
 from limits.exponents.algebra import ONE
 from limits.exponents.parametrization import gauge
 from limits.problem import Problem
-from limits.refusals import insist
+from limits.theories import insist
 from limits.trajectory import Trajectory
 
 

@@ -27,8 +27,8 @@ from limits.deep.linear_sweep import data_of, numbers_held, of_outputs, sweep
 from limits.law import Prediction
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
-from limits.refusals import features_stay, insist, other_powers, unknown_to_all
 from limits.spectra import leading_eigenvalues
+from limits.theories import features_stay, insist, other_powers, unknown_to_all
 from limits.trajectory import Trajectory, hessian_left_open
 
 

@@ -104,7 +104,7 @@ def _responses_of_a_weight(problem) -> tuple[Float[np.ndarray, " T"], Float[np.n
     last = int(problem.steps[-1])
     weight, buffer = np.eye(1, last + 2)[0], np.zeros(last + 2)  # one that starts at 1, and one for each force
     path = [weight]
-    for t, rate in enumerate(problem.learning_rates[:last]):
+    for t, rate in enumerate(problem.step_sizes[:last]):
         gradient = problem.weight_decay * weight
         gradient[1 + t] -= problem.richness
         weight, buffer = heavy_ball(weight, buffer, gradient, rate, problem.momentum, nesterov=problem.nesterov)

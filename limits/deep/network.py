@@ -60,7 +60,7 @@ class Data(NamedTuple):
     inputs: Float[Array, "P r"]
     targets: Float[Array, "P C"]
     shares: Float[Array, "T P"]
-    learning_rates: Float[Array, " steps"]
+    step_sizes: Float[Array, " steps"]
     momentum: Float[Array, ""]
     weight_decay: Float[Array, ""]
     richness: Float[Array, ""]
@@ -237,7 +237,7 @@ def _descend(kind, data, step, weights, velocity, now) -> tuple[Weights, Weights
 def moved(kind, data, step, weights, velocity, force) -> tuple[Weights, Weights]:
     """(weights, velocity) after a step of the optimiser with this force, −γ²∇L over γ0 at N = ∞."""
     gradient = jax.tree.map(lambda weight, force: data.weight_decay * weight - force, weights, force)
-    return heavy_ball(weights, velocity, gradient, data.learning_rates[step], data.momentum, nesterov=kind.nesterov)
+    return heavy_ball(weights, velocity, gradient, data.step_sizes[step], data.momentum, nesterov=kind.nesterov)
 
 
 @jax.jit

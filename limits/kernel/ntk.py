@@ -30,8 +30,8 @@ from limits.kernel import analytic, neural_tangents_compat
 from limits.losses import LOSSES
 from limits.machine import in_float64
 from limits.problem import Problem, given_outputs
-from limits.refusals import insist, unknown_to_all
 from limits.spectra import largest
+from limits.theories import insist, unknown_to_all
 from limits.trajectory import Trajectory
 
 DENSE_ROWS = 500  # up to this size a matrix is decomposed, beyond it Lanczos (ARPACK, to rounding) takes over

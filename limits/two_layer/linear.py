@@ -38,7 +38,7 @@ from limits.descent import Descent, descent, follow, heavy_ball
 from limits.exponents.parametrization import fan_in_multiplier, laziness, output_exponent
 from limits.machine import computing, in_float64
 from limits.problem import Problem, given_outputs
-from limits.refusals import insist, unknown_to_all
+from limits.theories import insist, unknown_to_all
 from limits.trajectory import Trajectory
 from limits.two_layer import linear_curvature as curvature
 from limits.two_layer.linear_curvature import OrderParameters

@@ -32,9 +32,9 @@ from jaxtyping import Float
 
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
-from limits.refusals import insist
 from limits.repeats import errors_of, first_ranks, scatter
 from limits.spectra import Spectrum, spectrum
+from limits.theories import insist
 from limits.trajectory import Trajectory
 from limits.two_layer.meanfield_law import predict
 from limits.two_layer.neuron_blocks import (

@@ -31,8 +31,8 @@ from limits.descent import Descent, descent
 from limits.law import Prediction, law_of_draws, second_order
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
-from limits.refusals import insist
 from limits.spectra import apart, leading_eigenvalues
+from limits.theories import insist
 from limits.two_layer import particles as system
 from limits.two_layer.neuron_blocks import IN_BULK, Measurement, diverged, factors, hessian, limit_of_hessian, measure
 from limits.two_layer.particles import Functions, Neurons, Population

@@ -26,8 +26,8 @@ from jaxtyping import Array, Float
 from limits.coordinates import coordinates
 from limits.machine import in_float64
 from limits.problem import Problem
-from limits.refusals import insist
 from limits.spectra import Spectrum, largest, spectrum
+from limits.theories import insist
 from limits.two_layer import particles, secular
 from limits.two_layer.particles import Functions, Neurons, Population
 from limits.two_layer.secular import Secular

@@ -30,7 +30,7 @@ from limits.descent import Descent, descent, follow, heavy_ball
 from limits.losses import LOSSES, Loss
 from limits.machine import in_float64
 from limits.problem import Problem
-from limits.refusals import features_stay, other_powers, unknown_to_all
+from limits.theories import features_stay, other_powers, unknown_to_all
 
 
 class Neurons(NamedTuple):
