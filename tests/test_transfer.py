@@ -275,9 +275,9 @@ def test_a_cell_is_gradient_descent(param, options, tmp_path):
 
 
 def test_all_learning_rates_and_seeds_are_one_program(tmp_path):
-    before = finite.train._advance._cache_size()
+    before = finite.training.train._advance._cache_size()
     final_losses(prepared(tmp_path, widths=(11, 13), learning_rates=tuple(np.geomspace(0.1, 1, 7))), "mup", 11)
-    assert finite.train._advance._cache_size() == before + 1
+    assert finite.training.train._advance._cache_size() == before + 1
 
 
 def test_wide_mup_networks_follow_the_limit(tmp_path):
