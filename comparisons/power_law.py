@@ -24,8 +24,8 @@ Beside the leading order there is a next one.  It bends the line by less than a 
 more than their error, so that an interval which is to cover must allow for one of some size (Armstrong & Kolesár 2018,
 Econometrica 86, 655): ``NEXT_ORDER`` of a bias, of its prefactor at a held exponent too; ``NEXT_ORDER_OF_SQUARES`` of a
 fluctuation's exponent.  Of an error that is a power law and nothing else these intervals therefore hold the exponent more
-often than they say.  A fluctuation whose next order is larger, and seen, has it fitted.  How often intervals cover:
-``tests/benchmarks/coverage.py``.
+often than they say; those that allow for none hold it as often as they say, and miss it where there is one.  A fluctuation
+whose next order is larger, and seen, has it fitted.  How often intervals cover, either way: ``tests/benchmarks/coverage.py``.
 """
 
 from collections.abc import Callable
@@ -94,6 +94,7 @@ def fit(
     exponent: float | None = None,
     noise_floor=0.0,
     confidence: float = 0.95,
+    next_order: bool = True,
     resamples: int = 1000,
     seed: int = 0,
 ) -> PowerLaw:
@@ -104,6 +105,7 @@ def fit(
     exponent      held where given (negative: −0.5), so that the prefactor can be compared with a predicted one
     noise_floor   () or (W,) what the measuring itself cannot resolve; a width counts only above ``ABOVE_FLOOR`` of it
                   (never where it is inf or not a number)
+    next_order    whether intervals allow for one; False: of an error that is a power law and nothing else
     resamples     permutations and changes of sign; ``seed`` draws them
 
     What is fitted, and the intervals, are the module's; of magnitudes without seeds least squares of the logarithms, with
@@ -122,12 +124,12 @@ def fit(
         return refused("diverged")
     unit = np.abs(errors).max() or 1.0  # squares and cubes of anything fit into floats
     with np.errstate(all="ignore"):  # what is not a number is not fitted
-        law = _in_units(widths, errors / unit, noise_floor / unit, kind, exponent, confidence, resamples, seed)
+        law = _in_units(widths, errors / unit, noise_floor / unit, kind, exponent, confidence, next_order, resamples, seed)
         low, high = law.prefactor_interval
         return replace(law, prefactor=law.prefactor * unit, prefactor_interval=(low * unit, high * unit))
 
 
-def _in_units(widths, errors, noise_floor, kind, exponent, confidence, resamples, seed) -> PowerLaw:
+def _in_units(widths, errors, noise_floor, kind, exponent, confidence, next_order, resamples, seed) -> PowerLaw:
     magnitude = np.sqrt(np.mean(errors**2, axis=1)) if kind == "fluctuation" else np.abs(errors.mean(axis=1))
     used = (magnitude > ABOVE_FLOOR * noise_floor) & (magnitude > 0)
     if used.sum() < FEWEST_WIDTHS:
@@ -136,8 +138,8 @@ def _in_units(widths, errors, noise_floor, kind, exponent, confidence, resamples
     if errors.shape[1] == 1:
         return _line_of_magnitudes(widths, magnitude[used], exponent, confidence)
     if kind == "fluctuation":
-        return _fluctuation(widths, errors, noise_floor, exponent, confidence, resamples, seed)
-    return _bias(widths, errors, noise_floor, exponent, confidence, resamples, seed)
+        return _fluctuation(widths, errors, noise_floor, exponent, confidence, next_order, resamples, seed)
+    return _bias(widths, errors, noise_floor, exponent, confidence, next_order, resamples, seed)
 
 
 def _checked(widths, errors, noise_floor):
@@ -238,18 +240,17 @@ def _permutations(seed, resamples, seeds, widths) -> Int[np.ndarray, "B S W"]:
     return np.random.default_rng(seed).permuted(every, axis=2)
 
 
-def _fluctuation(widths, errors, noise_floor, held, confidence, resamples, seed) -> PowerLaw:
+def _fluctuation(widths, errors, noise_floor, held, confidence, next_order, resamples, seed) -> PowerLaw:
     x = np.log(widths)
     if held is not None:
         log_prefactor, margins = _level(np.mean(errors**2 * np.exp(-2 * held * x)[:, None], axis=0), confidence)
         return _power_law(held, (held, held), log_prefactor, (log_prefactor - margins[0], log_prefactor + margins[1]), widths)
     shuffled, flat = _permutations(seed, resamples, errors.shape[1], len(x)), np.ones((1, len(x)))
-    next_order = widths.min() / widths
-    squares = _Squares(x, errors, flat, shuffled)
-    intervals = [_Squares(x, errors / np.sqrt(1 + size * next_order)[:, None], flat, shuffled).interval(confidence)
-                 for size in (-NEXT_ORDER_OF_SQUARES, NEXT_ORDER_OF_SQUARES)]  # fmt: skip
+    narrowness, squares = widths.min() / widths, _Squares(x, errors, flat, shuffled)
+    intervals = [_Squares(x, errors / np.sqrt(1 + size * narrowness)[:, None], flat, shuffled).interval(confidence)
+                 for size in ((-NEXT_ORDER_OF_SQUARES, NEXT_ORDER_OF_SQUARES) if next_order else (0.0,))]  # fmt: skip
     if not squares.is_a_power_law(noise_floor):
-        squares = _Squares(x, errors, np.concatenate([flat, [next_order]]), shuffled)
+        squares = _Squares(x, errors, np.concatenate([flat, [narrowness]]), shuffled)
         if not squares.has_a_small_next_order or not squares.is_a_power_law(noise_floor):
             return refused("no power law")
         intervals.append(squares.interval(confidence))
@@ -364,10 +365,10 @@ def _level(squares, confidence):
 # Biases: contrasts of means ------------------------------------------------------------------------------------------
 
 
-def _bias(widths, errors, noise_floor, held, confidence, resamples, seed) -> PowerLaw:
+def _bias(widths, errors, noise_floor, held, confidence, next_order, resamples, seed) -> PowerLaw:
     if errors.shape[1] < FEWEST_SEEDS:
         return refused("too few seeds")
-    means = _Means(widths, errors, noise_floor)
+    means = _Means(widths, errors, noise_floor, NEXT_ORDER if next_order else 0.0)
     exponent = means.exponent if held is None else held
     if np.isnan(exponent) or means.level(exponent, 1 - LEVEL)[1] == -np.inf:  # the mean may be 0
         return refused("below noise floor")
@@ -399,15 +400,15 @@ def _hall_limits(values, critical) -> tuple[float, float, float]:
 
 
 class _Means:
-    """Signed errors of seeds, A N^β (1 + c N_min/N) in the mean, c unknown, of standard deviation ``NEXT_ORDER``.
+    """Signed errors of seeds, A N^β (1 + c N_min/N) in the mean, c unknown, of the standard deviation ``allowance``.
 
     Means are weighted as if their spread over seeds fell like N^-1/2, or N^-1 (what a control variate leaves), whichever it is
     nearer to.  Each width's own spread would favour means that came out small, for then a skewed distribution has not shown its
     tail.  The errors of what comes out are those of the seeds, whatever their spread.
     """
 
-    def __init__(self, widths, errors, noise_floor):
-        self.errors, self.floor, self.next_order = errors, noise_floor, widths.min() / widths
+    def __init__(self, widths, errors, noise_floor, allowance):
+        self.errors, self.floor, self.next_order = errors, noise_floor, allowance * widths.min() / widths
         self.centre = np.mean(np.log(widths))
         self.x = np.log(widths) - self.centre
         spread = np.maximum(errors.std(axis=1, ddof=1), 1e-6 * np.abs(errors).max())  # no error bar has more than six digits
@@ -429,7 +430,7 @@ class _Means:
         """(W + 1, W): by how much measuring each width, and the next order, move the means over N^β; one standard deviation."""
         scale = np.exp(-beta * self.x)
         amplitude = np.average(self.over(beta).mean(axis=1), weights=1 / (self.variance * scale**2))
-        return np.concatenate([np.diag(self.floor * scale), [NEXT_ORDER * amplitude * self.next_order]])
+        return np.concatenate([np.diag(self.floor * scale), [amplitude * self.next_order]])
 
     def _weights(self, beta):
         others = self._others(beta)

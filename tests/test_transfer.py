@@ -131,7 +131,7 @@ def test_the_neighbourhood_of_the_lowest_loss():
 def test_verdicts_on_sweeps_are_right():
     """A small run of tests/benchmarks/verdicts.py: four widths, 8 seeds, 3 % noise."""
     found = judged(15, grids=["of the command"], curves=["steep on the right"])
-    for _, _, way, transfers, does_not, exponent, optimum in found:
+    for _, _, way, transfers, does_not, _, exponent, optimum in found:
         assert transfers >= 0.8 if way == "stays" else transfers == 0
         assert does_not == 1 if way == "moves" else does_not < 0.4
         assert min(exponent, optimum) > 0.85

@@ -1,10 +1,13 @@
 """Where the lowest final loss lies on a grid of learning rates, to what accuracy, and how that moves with the size.
 
 The optimum is the minimum of a polynomial, in log loss against log η0, fitted to the learning rates of the grid around the
-lowest loss (``minimum``); loss means its mean over seeds.  See ``bracket`` for what cannot be resolved so.
+lowest loss (``minimum``); loss means its mean over seeds.  See ``bracket`` for what cannot be resolved so.  How it moves is
+by what the curves of all sizes are shifted against each other (``comparisons.transfer.translation``), or where that does not
+explain them, what the optima say.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -14,9 +17,11 @@ from numpy.polynomial import Polynomial
 from scipy.special import ndtri, stdtrit
 
 from comparisons.super_consistency import FLAT, SIZES
+from comparisons.transfer.translation import Translation, translation
 
 TOLERATED = FLAT  # an optimum that moves no faster than that transfers
 NEAR = 0.5  # the fit sees losses up to e^0.5 times the lowest, and two learning rates on either side
+NEAR_TOGETHER = 1.0  # and that of all sizes together, which need not be a polynomial, up to e
 DEGREE = 4  # of the polynomial: lower where fewer than two points would be left to say how well it fits
 FEWEST_POINTS = 4
 FAR_OFF = 5  # so many times the seeds' error is the polynomial's own
@@ -70,23 +75,49 @@ class Minimum:
     doubt: float
 
 
+@dataclass(frozen=True)
+class Cell:
+    """What one size was found to lose; below ``floor`` there is only rounding."""
+
+    rates: Float[np.ndarray, " L"]
+    losses: Float[np.ndarray, "S L"]
+    initial: Float[np.ndarray, " S"]
+    floor: float
+
+    @classmethod
+    def of(cls, one: xr.Dataset) -> "Cell":
+        losses, initial = one["final_loss"].transpose("seed", "learning_rate").values, one["initial_loss"].values
+        floor = rounding(initial.mean(), one.attrs["precision"], one.attrs.get("loss", "mse"))
+        return cls(one.learning_rate.values, losses, initial, floor)
+
+    @cached_property
+    def mean(self) -> Float[np.ndarray, " L"]:
+        return self.losses.mean(axis=0)
+
+    @property
+    def usable(self) -> Bool[np.ndarray, " L"]:
+        return np.isfinite(self.mean) & (self.mean < self.initial.mean()) & (self.mean > self.floor)
+
+
 def analyse(dataset: xr.Dataset) -> tuple[list[Optimum], list[Shift]]:
     """The optimum of every parametrization and size, and how it moves with the width and with the depth.
 
     ``dataset`` has final_loss (param, width, seed, learning_rate), with a dimension ``depth`` where there are several.
-    Intervals: of a minimum, Student's t (``minimum``).  An optimum that is only bracketed is drawn from its bracket, evenly
-    in log η0, for each of many resamples of its seeds.  Networks of different sizes are independent.
+    Intervals: of a minimum and of a translation, Student's t.  An optimum that is only bracketed is drawn from its bracket,
+    evenly in log η0, for each of many resamples of its seeds.  Networks of different sizes are independent.
     """
     optima, shifts = [], []
     for param in dataset.param.values:
         one = dataset.sel(param=param)
         sizes = sizes_of(one)
-        found = [_optimum(str(param), at_size(one, *size), size) for size in sizes]
+        cells = [Cell.of(at_size(one, *size)) for size in sizes]
+        found = [_optimum(str(param), cell, size) for cell, size in zip(cells, sizes, strict=True)]
         optima += [optimum for optimum, _, _ in found]
         if has_limit(one):
             optima += [_optimum_of_limit(str(param), one, depth) for depth in dict.fromkeys(depth for _, depth in sizes)]
         best, draws = [o.best_learning_rate for o, _, _ in found], np.array([draws for _, draws, _ in found])
-        shifts += _shifts(str(param), sizes, np.log(best), draws, np.array([doubt for _, _, doubt in found]))
+        doubts = np.array([doubt for _, _, doubt in found])
+        shifts += _shifts(str(param), sizes, np.log(best), draws, doubts, _together(cells))
     return optima, shifts
 
 
@@ -155,22 +186,19 @@ def rounding(initial_loss: float, precision: str, loss: str = "mse") -> float:
 
 def _optimum(param, cell, size) -> tuple[Optimum, np.ndarray, float]:
     """The optimum of one size, log best rates it may as well be (RESAMPLES,), infinite off the grid, and its doubt."""
-    rates, losses = cell.learning_rate.values, cell["final_loss"].transpose("seed", "learning_rate").values
-    initial, mean = cell["initial_loss"].values, losses.mean(axis=0)
-    floor = rounding(initial.mean(), cell.attrs["precision"], cell.attrs.get("loss", "mse"))
     rng = np.random.default_rng([part for part in size if part is not None])
-    best, low, high = bracket(rates, mean, initial.mean(), floor)
+    best, low, high = bracket(cell.rates, cell.mean, cell.initial.mean(), cell.floor)
     if low == high:
-        usable = np.isfinite(mean) & (mean < initial.mean()) & (mean > floor)
-        best, interval, draws, doubt = _fitted(rates, losses, usable, best, rng)
+        best, interval, draws, doubt = _fitted(cell, best, rng)
     else:
-        (interval, draws), doubt = _bracketed(rates, losses, initial, floor, (best, low, high), rng), 0.0
-    return Optimum(param, *size, best, interval, float(mean[nearest(rates, best)])), draws, doubt
+        (interval, draws), doubt = _bracketed(cell, (best, low, high), rng), 0.0
+    return Optimum(param, *size, best, interval, float(cell.mean[nearest(cell.rates, best)])), draws, doubt
 
 
-def _fitted(rates, losses, usable, best, rng):
+def _fitted(cell, best, rng):
     """Of a vertex: the minimum of the fit, or where there is none, what lies around losses as good as the lowest."""
-    x, around = np.log(rates), neighbourhood(losses.mean(axis=0), usable)
+    rates, losses = cell.rates, cell.losses
+    x, around = np.log(rates), neighbourhood(cell.mean, cell.usable)
     found = minimum(x[around], losses[:, around])
     if found is None:
         low, high = (float(end) for end in np.concatenate([[0.0], rates, [np.inf]])[[around.start, around.stop + 1]])
@@ -189,10 +217,10 @@ def _fitted(rates, losses, usable, best, rng):
     return float(np.exp(found.place)), (low, high), draws, found.doubt
 
 
-def neighbourhood(loss: Float[np.ndarray, " L"], usable: Bool[np.ndarray, " L"]) -> slice:
-    """Around the lowest of the usable losses: those that are less than e^``NEAR`` times it, and two on either side."""
+def neighbourhood(loss: Float[np.ndarray, " L"], usable: Bool[np.ndarray, " L"], near: float = NEAR) -> slice:
+    """Around the lowest of the usable losses: those that are less than e^near times it, and two on either side."""
     lowest = int(np.argmin(np.where(usable, loss, np.inf)))
-    near = usable & (loss < np.exp(NEAR) * loss[lowest])
+    near = usable & (loss < np.exp(near) * loss[lowest])
     near[max(lowest - 2, 0) : lowest + 3] |= usable[max(lowest - 2, 0) : lowest + 3]
     apart = np.flatnonzero(~near)
     return slice(int(np.max(apart, where=apart < lowest, initial=-1)) + 1,
@@ -253,13 +281,13 @@ def _lowest(coefficients, x) -> float | None:
     return min(map(float, places[inside]), key=curve, default=None)
 
 
-def _bracketed(rates, losses, initial, floor, found, rng):
+def _bracketed(cell, found, rng):
     """Of what ``bracket`` left open: the interval, and draws, of resampled seeds."""
-    best, low, high = found
-    resamples = rng.integers(len(losses), size=(RESAMPLES, len(losses)))
-    brackets = [bracket(rates, losses[s].mean(axis=0), initial[s].mean(), floor)[1:] for s in resamples]
+    (best, low, high), seeds = found, len(cell.losses)
+    brackets = [bracket(cell.rates, cell.losses[s].mean(axis=0), cell.initial[s].mean(), cell.floor)[1:]
+                for s in rng.integers(seeds, size=(RESAMPLES, seeds))]  # fmt: skip
     with np.errstate(divide="ignore"):
-        draws = _draws(*np.log(brackets).T, rng.random(RESAMPLES), np.log(best), len(losses))
+        draws = _draws(*np.log(brackets).T, rng.random(RESAMPLES), np.log(best), seeds)
     spread = np.exp(np.quantile(draws, (0.025, 0.975), method="nearest"))
     return (float(min(low, spread[0])), float(max(high, spread[1]))), draws
 
@@ -279,19 +307,36 @@ def _draws(low, high, parts, best, seeds):
     return np.where(np.isinf(low), low, np.where(np.isinf(high), high, inside))
 
 
-def _shifts(param, sizes, best, draws, doubts) -> list[Shift]:
+def _together(cells: list[Cell]) -> Translation | None:
+    """Of all sizes, around their optima, between learning rates that all can use; None where these do not enclose them."""
+    usable = np.all([cell.usable for cell in cells], axis=0)
+    lowest = [int(np.argmin(np.where(cell.usable, cell.mean, np.inf))) for cell in cells]
+    around = [neighbourhood(cell.mean, cell.usable, NEAR_TOGETHER) for cell in cells]
+    useless = np.flatnonzero(~usable)
+    start = max(min(one.start for one in around), int(np.max(useless, where=useless < min(lowest), initial=-1)) + 1)
+    stop = min(max(one.stop for one in around), int(np.min(useless, where=useless > max(lowest), initial=len(usable))))
+    if not (start < min(lowest) and max(lowest) < stop - 1 and usable[start:stop].all()):
+        return None
+    return translation(np.log(cells[0].rates[start:stop]), np.array([cell.losses[:, start:stop] for cell in cells]))
+
+
+def _shifts(param, sizes, best, draws, doubts, together) -> list[Shift]:
     """One per size of which there are several values: least squares of log best in log N and log L together."""
     several = {name: values for name, values in zip(SIZES, zip(*sizes, strict=True), strict=True) if len(set(values)) > 1}
     design = np.column_stack([np.ones(len(sizes)), *(np.log(values) for values in several.values())])
-    return [_shift(param, name, slopes, best, draws, slopes @ doubts)
+    return [_shift(param, name, slopes, best, draws, slopes @ doubts, together)
             for name, slopes in zip(several, np.linalg.pinv(design)[1:], strict=True)]  # fmt: skip
 
 
-def _shift(param, size, slopes, best, draws, doubt):
+def _shift(param, size, slopes, best, draws, doubt, together):
     if not np.isfinite(draws).all():
         return Shift(param, size, np.nan, (np.nan, np.nan), "undecided: an optimum is off the grid")
-    low, high = (float(q) for q in np.quantile(slopes @ draws, (0.025, 0.975)) + np.array([-1, 1]) * abs(doubt))
-    return Shift(param, size, float(slopes @ best), (low, high), verdict((low, high)))
+    if together:
+        exponent, interval = together.slope(slopes)
+    else:
+        low, high = (float(q) for q in np.quantile(slopes @ draws, (0.025, 0.975)) + np.array([-1, 1]) * abs(doubt))
+        exponent, interval = float(slopes @ best), (low, high)
+    return Shift(param, size, exponent, interval, verdict(interval))
 
 
 def verdict(interval: tuple[float, float]) -> str:

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 from jaxtyping import Float
 
-from comparisons.power_law import fit
+from comparisons.power_law import NEXT_ORDER_OF_SQUARES, fit
 from comparisons.super_consistency import GROWN, Agreement, largest_growth, verdict
 
 # name → draws of zero mean and unit variance; (skewness, excess kurtosis)
@@ -71,25 +71,27 @@ def growth_rows(sets: int, counts=SEEDS) -> Iterator[tuple]:
     for shape in SHAPES:
         for name in ("unpaired", "paired"):
             for count in counts:
-                found = [_judged(errors, max(curve[1:])) for index, curve in enumerate(CURVES.values()) for errors in growing(
+                found = [_judged(errors, curve) for index, curve in enumerate(CURVES.values()) for errors in growing(
                     np.random.default_rng(index), shape, PAIRINGS[name], curve, -(-sets // len(CURVES)), count)]  # fmt: skip
                 yield shape, name, count, *np.nanmean(found, axis=0)
 
 
-def _judged(errors, true) -> tuple[float, float, float, float, float]:
-    """Covered; "accumulates" of what is tolerated; "super consistent" of what is not; undecided; too few seeds."""
-    _, (low, high) = largest_growth(errors)
+def _judged(errors, curve) -> tuple[float, float, float, float, float, float]:
+    """Covered, and by the interval of the step at which it is largest; "accumulates" of what is tolerated; "super consistent"
+    of what is not; undecided; too few seeds."""
+    at, true = 1 + int(np.argmax(curve[1:])), max(curve[1:])
+    (low, high), (low_there, high_there) = (largest_growth(some)[1] for some in (errors, errors[..., [0, at]]))
     said, tolerated = verdict(AGREES, (low, high)), true <= GROWN
-    return (low <= true <= high, said == "accumulates" if tolerated else np.nan,
+    return (low <= true <= high, low_there <= true <= high_there, said == "accumulates" if tolerated else np.nan,
             np.nan if tolerated else said == "super consistent", said == "undecided", said == "too few seeds")  # fmt: skip
 
 
 def print_growth(sets):
     print(f"\nlargest growth of a deviation, at most × {GROWN:g} tolerated; {sets} data sets a row")
-    head = ("covered", "false accumulates", "false super consistent", "undecided", "too few")
+    head = ("covered", "its step known", "false accumulates", "false super consistent", "undecided", "too few")
     print(f"{'seeds':<20}{'S':>3}" + "".join(f"{title:>{len(title) + 3}}" for title in head))
     for shape, name, count, *shares in growth_rows(sets):
-        shares[0] = np.nan if shares[-1] == 1 else shares[0]  # too few seeds have no interval
+        shares[:2] = [np.nan, np.nan] if shares[-1] == 1 else shares[:2]  # too few seeds have no interval
         row = [f"{f'{share:.3f}':>{len(title) + 3}}" for share, title in zip(shares, head, strict=True)]
         print(f"{f'{shape}, {name}':<20}{count:>3}" + "".join(row), flush=True)
 
@@ -98,23 +100,29 @@ def print_growth(sets):
 
 LAWS = {"fluctuation": (-0.5, 2.0), "bias": (-1.0, 3.0)}  # exponent, prefactor
 SPREAD = 1.0  # of the seeds, over the mean, of a bias: 0.5 … 2 in the main job, after the control variate
-NEXT = 30 / 128  # next order of a bias, relative to the leading one, at the narrowest width
-FITS = ("exponent", "its prefactor", "prefactor", "next order", "its held", "refused", "zero bias", "undecided")
+NEXT = {"fluctuation": NEXT_ORDER_OF_SQUARES, "bias": 30 / 128}  # next order, relative, at the narrowest width (of squares)
+FITS = ("exponent", "its prefactor", "prefactor", "exponent alone", "its prefactor alone", "prefactor alone", "next order",
+        "its held", "next order alone", "refused", "zero bias", "undecided")  # fmt: skip
+EXACT = 1e-8  # an interval that is no wider is of what is known exactly: of seeds that are the same at all widths
 
 
 def deviating(kind, z, next_order=0.0, mean=1.0):
     """Deviations (sets, W, S) of seeds z."""
     exponent, prefactor = LAWS[kind]
+    more = (1 + next_order * WIDTHS.min() / WIDTHS)[:, None]
     if kind == "fluctuation":
-        return prefactor * z * WIDTHS[:, None] ** exponent
-    expected = mean * (1 + next_order * WIDTHS.min() / WIDTHS)[:, None]
-    return prefactor * (expected + SPREAD * z) * WIDTHS[:, None] ** exponent
+        return prefactor * z * np.sqrt(more) * WIDTHS[:, None] ** exponent
+    return prefactor * (mean * more + SPREAD * z) * WIDTHS[:, None] ** exponent
 
 
 def fit_row(task) -> list[float]:
-    """``FITS`` of one kind of seeds: shares of the data sets fitted whose interval covers: the exponent, the prefactor with it
-    and with it held, the exponent in spite of a next order; and shares of all data sets: refused as no power law, zero biases
-    that are fitted, and those without a verdict ("too few seeds", "below noise floor")."""
+    """``FITS`` of one kind of seeds.
+
+    Shares of the data sets fitted whose interval covers: the exponent, the prefactor with it and with it held; the same three
+    of intervals that allow for no next order ("alone"); where there is one, the exponent, the held prefactor, and the exponent
+    by an interval that allows for none.  Not a number where it is known exactly.  Shares of all data sets: refused as no power
+    law, zero biases that are fitted, and those without a verdict ("too few seeds", "below noise floor").
+    """
     kind, shape, pairing, count, sets = task
     z = seeds(np.random.default_rng(count), shape, PAIRINGS[pairing], (sets, len(WIDTHS), count))
     exponent, prefactor = LAWS[kind]
@@ -123,20 +131,25 @@ def fit_row(task) -> list[float]:
         return [fit(WIDTHS, one, kind=kind, resamples=400, **options) for one in errors]
 
     def covered(found, name, value):
-        intervals = [getattr(law, name) for law in found if law.status == "fitted"]
-        return np.mean([low - 1e-9 <= value <= high + 1e-9 for low, high in intervals]) if intervals else np.nan
+        intervals = np.array([getattr(law, name) for law in found if law.status == "fitted"])
+        if len(intervals) == 0 or np.ptp(intervals, axis=1).max() < EXACT:
+            return np.nan
+        return np.mean((intervals[:, 0] - EXACT <= value) & (value <= intervals[:, 1] + EXACT))
 
     def said(found, *statuses):
         return np.mean([law.status in statuses for law in found])
 
-    free, held = laws(deviating(kind, z)), laws(deviating(kind, z), exponent=exponent)
-    more = 3 * [np.nan]
-    if kind == "bias":
-        bent, zero = deviating(kind, z, NEXT), deviating(kind, z, mean=0.0)
-        bent_held = covered(laws(bent, exponent=exponent), "prefactor_interval", prefactor)
-        more = covered(laws(bent), "interval", exponent), bent_held, said(laws(zero), "fitted")
-    return [covered(free, "interval", exponent), covered(free, "prefactor_interval", prefactor),
-            covered(held, "prefactor_interval", prefactor), *more[:2], said(free, "no power law"), more[2],
+    errors, bent = deviating(kind, z), deviating(kind, z, NEXT[kind])
+    free, shares = laws(errors), []
+    for found, allowed in ((free, True), (laws(errors, next_order=False), False)):
+        held = laws(errors, exponent=exponent, next_order=allowed)
+        shares += [covered(found, "interval", exponent), covered(found, "prefactor_interval", prefactor),
+                   covered(held, "prefactor_interval", prefactor)]  # fmt: skip
+    is_bias = kind == "bias"
+    return [*shares, covered(laws(bent), "interval", exponent),
+            covered(laws(bent, exponent=exponent), "prefactor_interval", prefactor) if is_bias else np.nan,
+            covered(laws(bent, next_order=False), "interval", exponent), said(free, "no power law"),
+            said(laws(deviating(kind, z, mean=0.0)), "fitted") if is_bias else np.nan,
             said(free, "too few seeds", "below noise floor")]  # fmt: skip
 
 
