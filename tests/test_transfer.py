@@ -1,6 +1,7 @@
 """Learning-rate transfer: the optimum and its interval, the numbers against gradient descent, the whole command."""
 
 import json
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from comparisons import records, sweep
 from comparisons.transfer import picture as transfer_plots
 from comparisons.transfer.optimum import Shift, analyse, bracket, minimum, neighbourhood, rounding, verdict
 from comparisons.transfer.study import Options, limit, main, prepare
+from comparisons.transfer.translation import translation
 from finite.networks.build import build
 from limits.losses import LOSSES
 from limits.two_layer import linear as linear2
@@ -126,6 +128,54 @@ def test_the_neighbourhood_of_the_lowest_loss():
     assert neighbourhood(loss, np.isfinite(loss)) == slice(1, 6)
     assert neighbourhood(loss[2:6], np.ones(4, bool)) == slice(0, 4)
     assert neighbourhood(np.array([9, 5, 1, 5, 9.0]), np.array([True, True, True, False, True])) == slice(0, 3)
+
+
+# how curves are shifted
+
+X, WHERE = np.linspace(-2, 2, 9), np.array([-0.2, 0.05, 0.15])
+
+
+def shifted(noise=0.0, seeds=5, also=0.0):
+    """(3, S, 9) losses: curves of degree 3, which bend and lean, each its own way, about minima at ``WHERE``."""
+    u = X - WHERE[:, None]
+    mean = np.array([[0.3], [0.0], [1.0]]) + np.array([[0.5], [0.4], [0.6]]) * u**2 + np.array([[0.02], [-0.03], [0.0]]) * u**3
+    rng = np.random.default_rng(0)
+    own, common = (noise * rng.standard_normal((3, seeds, points)) for points in (9, 1))
+    return np.exp((mean + also)[:, None] + own + 3 * common)
+
+
+def test_shifts_of_polynomials_are_exact():
+    found = translation(X, shifted(1e-7))
+    np.testing.assert_allclose(np.diff(found.shifts), np.diff(WHERE), atol=1e-5)
+    np.testing.assert_allclose(np.diff(found.doubt), 0, atol=1e-3)
+
+
+def test_the_error_of_a_shift_is_the_jackknife_s():
+    """Of many seeds, each in turn replaced by the mean of its size's others."""
+    losses, contrast = shifted(0.02, 100), np.array([-1.0, 0.0, 1.0])
+    whole, found, expected = translation(X, losses), [], []
+    for size, seed in product(range(3), range(0, 100, 10)):
+        without = losses.copy()
+        without[size, seed] = np.delete(losses[size], seed, axis=0).mean(axis=0)
+        found.append(contrast @ (translation(X, without).shifts - whole.shifts))
+        expected.append(-contrast @ whole.of_seeds[:, size, seed] * 100 / 99)
+    np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+
+
+def test_curves_that_differ_otherwise_have_no_common_shift():
+    bump = np.exp(-8 * (X - 0.8) ** 2) * np.array([[0.0], [0.0], [0.1]])
+    assert translation(X, shifted(0.01, also=bump)) is None
+    assert translation(X, shifted(0.01)) is not None
+    assert translation(X[:2], shifted(0.01)[..., :2]) is None
+
+
+def test_intervals_of_a_shift_cover():
+    rng, contrast = np.random.default_rng(3), np.array([-1.0, 0.0, 1.0])
+    sets = [shifted(0.0, 4) * np.exp(0.03 * rng.standard_normal((3, 4, 9))) for _ in range(100)]
+    found = [one.slope(contrast)[1] for one in (translation(X, losses) for losses in sets) if one]
+    assert len(found) > 90
+    assert np.mean([low <= contrast @ WHERE <= high for low, high in found]) > 0.88
+    assert np.median(np.diff(found)) < 0.2
 
 
 def test_verdicts_on_sweeps_are_right():

@@ -21,7 +21,6 @@ from comparisons.transfer.translation import Translation, translation
 
 TOLERATED = FLAT  # an optimum that moves no faster than that transfers
 NEAR = 0.5  # the fit sees losses up to e^0.5 times the lowest, and two learning rates on either side
-NEAR_TOGETHER = 1.0  # and that of all sizes together, which need not be a polynomial, up to e
 DEGREE = 4  # of the polynomial: lower where fewer than two points would be left to say how well it fits
 FEWEST_POINTS = 4
 FAR_OFF = 5  # so many times the seeds' error is the polynomial's own
@@ -217,10 +216,10 @@ def _fitted(cell, best, rng):
     return float(np.exp(found.place)), (low, high), draws, found.doubt
 
 
-def neighbourhood(loss: Float[np.ndarray, " L"], usable: Bool[np.ndarray, " L"], near: float = NEAR) -> slice:
-    """Around the lowest of the usable losses: those that are less than e^near times it, and two on either side."""
+def neighbourhood(loss: Float[np.ndarray, " L"], usable: Bool[np.ndarray, " L"]) -> slice:
+    """Around the lowest of the usable losses: those that are less than e^``NEAR`` times it, and two on either side."""
     lowest = int(np.argmin(np.where(usable, loss, np.inf)))
-    near = usable & (loss < np.exp(near) * loss[lowest])
+    near = usable & (loss < np.exp(NEAR) * loss[lowest])
     near[max(lowest - 2, 0) : lowest + 3] |= usable[max(lowest - 2, 0) : lowest + 3]
     apart = np.flatnonzero(~near)
     return slice(int(np.max(apart, where=apart < lowest, initial=-1)) + 1,
@@ -311,7 +310,7 @@ def _together(cells: list[Cell]) -> Translation | None:
     """Of all sizes, around their optima, between learning rates that all can use; None where these do not enclose them."""
     usable = np.all([cell.usable for cell in cells], axis=0)
     lowest = [int(np.argmin(np.where(cell.usable, cell.mean, np.inf))) for cell in cells]
-    around = [neighbourhood(cell.mean, cell.usable, NEAR_TOGETHER) for cell in cells]
+    around = [neighbourhood(cell.mean, cell.usable) for cell in cells]
     useless = np.flatnonzero(~usable)
     start = max(min(one.start for one in around), int(np.max(useless, where=useless < min(lowest), initial=-1)) + 1)
     stop = min(max(one.stop for one in around), int(np.min(useless, where=useless > max(lowest), initial=len(usable))))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.interpolate import make_interp_spline
+from scipy.interpolate import BSpline, PPoly, make_interp_spline
 from scipy.stats import t as student_t
 
 LEVEL = 0.02  # of the test
@@ -84,23 +84,27 @@ def _fit(x, y, weight, degree):
     """
     sizes, points = y.shape
     no_sum = np.linalg.svd(np.ones((1, sizes)))[2][1:].T
-    each = np.repeat(no_sum, points, axis=0)  # (Z L, Z − 1) takes what is each size's own, of zero sum, to the points
-    spline, powers, dense = make_interp_spline(x, np.eye(points), degree), POWERS[: points - 3], np.linspace(x[0], x[-1], 1000)
+    own = np.repeat(no_sum, points, axis=0)  # (Z L, Z − 1) takes what is each size's own, of zero sum, to the points
+    spline, powers = make_interp_spline(x, np.eye(points), degree), POWERS[: points - 3]
     moved, lowest = np.zeros(sizes - 1), x[y.mean(axis=0).argmin()]
     for _ in range(STEPS):
-        at = np.tile(x, sizes) - each @ moved
+        at = np.tile(x, sizes) - own @ moved
         u = at - lowest
-        linear = np.concatenate([spline(at), each, *(u[:, None] ** power * each for power in powers)], axis=1)
+        linear = np.concatenate([spline(at), own, *(u[:, None] ** power * own for power in powers)], axis=1)
         values = np.linalg.lstsq(weight[:, None] * linear, weight * y.ravel())[0]
-        changes = values[points + sizes - 1 :].reshape(len(powers), -1) @ each.T
-        slope = spline.derivative()(at) @ values[:points]
-        slope += sum(power * u ** (power - 1) * change for power, change in zip(powers, changes, strict=True))
-        design = np.concatenate([-slope[:, None] * each, linear], axis=1)
+        changes = [change @ own.T for change in np.split(values[points:], 1 + len(powers))[1:]]
+        of_changes = sum(power * u ** (power - 1) * change for power, change in zip(powers, changes, strict=True))
+        curve = BSpline(spline.t, spline.c @ values[:points], degree)
+        design = np.concatenate([-(curve.derivative()(at) + of_changes)[:, None] * own, linear], axis=1)
         inverse = np.linalg.pinv(weight[:, None] * design) * weight
         step = inverse[: sizes - 1] @ (y.ravel() - linear @ values)
-        moved, lowest = moved + step, dense[np.argmin(spline(dense) @ values[:points])]
+        flat = PPoly.from_spline(curve.derivative()).roots(extrapolate=False)
+        moved, lowest = moved + step, min([x[0], *flat[np.isfinite(flat)], x[-1]], key=curve)
         if not np.abs(moved).max() < np.ptp(x):
             return None
         if np.abs(step).max() < PRECISION:
-            return no_sum @ moved, no_sum @ inverse[: sizes - 1], np.eye(sizes * points) - design @ inverse
+            # the minimum of f moves with y, and with it what the changes are measured from
+            of_lowest = -spline.derivative()(lowest) @ inverse[sizes - 1 :][:points] / curve.derivative(2)(lowest)
+            gain = inverse[: sizes - 1] + np.outer(inverse[: sizes - 1] @ (of_changes + np.zeros_like(at)), of_lowest)
+            return no_sum @ moved, no_sum @ gain, np.eye(sizes * points) - design @ inverse
     return None
