@@ -135,7 +135,7 @@ def test_intervals_of_the_largest_growth_cover():
     rows = np.array([shares for _, _, _, *shares in growth_rows(42, counts=(8,))])
     covered, covered_there, accumulates, consistent, undecided, few = rows.mean(axis=0)
     assert covered > 0.93
-    assert 0.91 < covered_there < 0.99
+    assert 0.88 < covered_there < 0.99
     assert max(accumulates, consistent) < 0.05
     assert few == 0
     assert undecided < 0.9

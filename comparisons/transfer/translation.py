@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import BSpline, PPoly, make_interp_spline
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 LEVEL = 0.02  # of the test
 DEGREE = 3  # of the spline
@@ -44,7 +44,7 @@ class Translation:
         seeds, variances = parts.shape[1], parts.var(axis=1, ddof=1) * parts.shape[1]
         total = variances.sum()
         freedom = (seeds - 1) * (total**2 / np.sum(variances**2) if total else 1)
-        reach = student_t.ppf(0.975, freedom) * np.sqrt(total + contrast @ self.of_misfit @ contrast)
+        reach = stdtrit(freedom, 0.975) * np.sqrt(total + contrast @ self.of_misfit @ contrast)
         slope, reach = float(contrast @ self.shifts), float(reach + abs(contrast @ self.doubt))
         return slope, (slope - reach, slope + reach)
 
