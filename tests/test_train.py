@@ -377,7 +377,7 @@ ON_TWO_DEVICES = """
 import sys; sys.path.insert(0, {tests!r})
 import jax, numpy as np, trained
 from test_train import a_problem, keys
-from finite import train as training
+from finite.training import train as training
 from finite.networks.mlp import mlp
 assert len(jax.devices()) == 2
 problem = a_problem()
