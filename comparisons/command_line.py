@@ -29,7 +29,8 @@ def run(options: type[Options], command: Callable[[Options], None] | str, prog: 
     """
     parsed = read(options, prog, arguments)
     compiled.keep(getattr(parsed, "compilation_cache", True))
-    from comparisons.records import Damaged, Refused, Unwritten, provenance  # isort: skip  (with xarray)
+    from comparisons.files import Damaged, Refused, Unwritten  # (with xarray)
+    from comparisons.results import provenance
 
     command = pkgutil.resolve_name(command) if isinstance(command, str) else command
     _say_once(prog)

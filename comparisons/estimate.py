@@ -9,7 +9,7 @@ sampled (``limits.deep.dmft``) takes minutes of its own.
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 
@@ -63,7 +63,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a whole job; ``bytes`` are those of its largest networks and of the data."""
+    """Of all that is left to compute; ``bytes`` are those of the largest networks and of the data."""
 
     cells: int
     seconds: float | int
@@ -74,23 +74,28 @@ class Estimate:
         return f"{count}, about {_digits(self.seconds / 60)} minutes, {_digits(self.bytes / 2**30)} GiB"
 
 
-def begins(job: Iterable[Networks], program: str, dry_run: bool) -> bool:
-    """Whether the job is to be done.  A dry run only prints the estimate; before a long or large job it goes to stderr."""
-    estimate, there = estimated(job), memory()
-    if dry_run:
-        print(estimate)
-    elif estimate.seconds > LONG or estimate.bytes > LARGE * there:
-        print(f"{program}: {estimate} of {_digits(there / 2**30)}; --dry-run only says this", file=sys.stderr, flush=True)
-    return not dry_run
+def warn(takes: Estimate, program: str) -> None:
+    """Before a long or large job, on standard error."""
+    there = memory()
+    if takes.seconds > LONG or takes.bytes > LARGE * there:
+        print(f"{program}: {takes} of {_digits(there / 2**30)}; --dry-run only says this", file=sys.stderr, flush=True)
 
 
-def estimated(job: Iterable[Networks]) -> Estimate:
-    """Of all these networks on this machine."""
+def estimated(job: Iterable[Networks], workers: int = 1, elsewhere: bool = False) -> Estimate:
+    """Of all these networks on this machine, or ``elsewhere`` on one like it for each worker.
+
+    On this one workers share the processor and the memory: what they gain is compiled, or small.
+    """
     job = list(job)
-    work = sum((one.networks * of_one(one) for one in job), Work())
+    cells, work = sum(one.cells for one in job), sum((one.networks * of_one(one) for one in job), Work())
     programs = {(one.width, one.problem.network.depth, tuple(one.observables)) for one in job}
-    total = seconds(work) + COMPILING * len(programs)
-    return Estimate(sum(one.cells for one in job), total, max(bytes_of(one) for one in job))
+    workers = max(1, min(workers, cells))
+    apart = seconds(Work(calls=work.calls)) + COMPILING * len(programs)
+    shared = seconds(replace(work, calls=0))
+    largest = max((bytes_of(one) for one in job), default=0)
+    if elsewhere:
+        return Estimate(cells, (apart + shared) / workers, largest)
+    return Estimate(cells, apart / workers + shared, workers * largest)
 
 
 def seconds(work: Work) -> float:

@@ -1,17 +1,10 @@
-"""What every command that trains networks shares: its data, what its options must fulfil, its folder, its progress bar.
+"""The options of every command that trains networks: its data, its networks, and what they must fulfil.
 
 Nothing here takes long to import, nor does anything in the ``options.py`` of a command: so `--help` is there at once.
 """
 
 import hashlib
-import json
 import os
-import re
-import sys
-import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from math import isfinite, isqrt
 from pathlib import Path
@@ -19,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from finite.data.named import DATA, Shaped, Wanted, is_folder_of_pictures, load, suffix
 from finite.data.synthetic import Data
@@ -29,7 +21,7 @@ from limits.command.arguments import OneOf
 from limits.models import MODELS, Model, layers_of, read_model
 from limits.optimizers import OPTIMIZERS
 
-UNRECORDED = ("out", "dry_run", "compilation_cache")  # options on which no number depends
+UNRECORDED = ("out", "dry_run", "processes", "cluster", "compilation_cache")  # options on which no number depends
 JOB_QUEUES = {  # of dask_jobqueue; local: its jobs are processes of this machine
     "slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster",
     "htcondor": "HTCondorCluster", "moab": "MoabCluster", "local": "LocalCluster",
@@ -65,8 +57,13 @@ class DataOptions:
     """Cross-entropy: the targets of gaussian and digits are classes then, one per output."""
     seed: int = 0
     """Of data, batches and networks."""
+    processes: int = 1
+    """So many of this machine work at once; with a job queue as cluster, so many jobs."""
+    cluster: str | None = None
+    """Instead of this machine: the address of a Dask scheduler, its file (.json), or a job queue that dask-jobqueue knows and
+    its jobqueue.yaml describes: slurm, pbs, sge, lsf, oar, htcondor, moab. It sees the same folder. Needs the extra cluster."""
     dry_run: bool = False
-    """Only say how many cells there are to compute, and about how many minutes and GiB that takes; nothing is written."""
+    """Only say how many cells are left to compute, and about how many minutes and GiB that takes; nothing is written."""
     compilation_cache: bool = True
     """Keep what JAX compiles in your cache folder, where the next run finds it; a JAX_COMPILATION_CACHE_DIR of your own is used
     instead, and JAX_ENABLE_COMPILATION_CACHE=false is the same as --no-compilation-cache. No number depends on it."""
@@ -93,7 +90,11 @@ class DataOptions:
 
     def without_effect(self) -> dict[str, str]:
         """Options that change nothing beside the others, and why."""
-        return {} if is_folder_of_pictures(self.data) else {"image_size": "only the pictures of a folder are scaled"}
+        pictures = is_folder_of_pictures(self.data)
+        found = {} if pictures else {"image_size": "only the pictures of a folder are scaled"}
+        if self.cluster not in (None, *JOB_QUEUES):
+            found["processes"] = f"the scheduler {self.cluster} has its own workers"
+        return found
 
     def load(self) -> Data:
         """Inputs (P, D) and targets (P, C).  Raises ValueError in one line that says what is wrong with the data."""
@@ -311,82 +312,3 @@ def config(options: DataOptions, inputs: Float[np.ndarray, "P D"], targets: Floa
     settings = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in unrecorded}
     lists = {name: list(value) for name, value in settings.items() if isinstance(value, tuple)}
     return settings | lists | {"data_sha256": hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest()}
-
-
-def digest(config: dict) -> str:
-    """SHA-256 of a configuration, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
-def slug(param: str) -> str:
-    """A parametrization in the name of a file: itself, or where it is a path or a text, its letters and a digest."""
-    plain = re.sub(r"[^A-Za-z0-9_]+", "_", param).strip("_")
-    return param if plain == param else f"{plain[:24]}-{hashlib.sha256(param.encode()).hexdigest()[:6]}"
-
-
-def folder(out: Path | None, name: str, config: dict) -> Path:
-    """Where the results go: ``out`` if given, else results/NAME-DIGEST, one folder per configuration."""
-    return out or Path("results") / f"{name}-{digest(config)[:8]}"
-
-
-@contextmanager
-def threads() -> Iterator[ThreadPoolExecutor]:
-    """For the length of a ``with``: what computes two things at a time on a CPU, where compiling takes one core, and so do
-    small networks.  An accelerator is kept for one."""
-    import jax
-
-    from limits.machine import one_lapack_thread
-
-    pool = ThreadPoolExecutor(2 if jax.default_backend() == "cpu" else 1)
-    try:
-        with one_lapack_thread():
-            yield pool
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-class Progress:
-    """One bar over all cells, which may advance on threads of their own; without a terminal, a line for each that is finished.
-
-    ``cells`` may have names.  One that is only told to be whole was there already.
-    """
-
-    def __init__(self, cells: Iterable[Hashable] | Mapping[Hashable, str], description: str = ""):
-        form = "{desc:<14}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
-        self.names = cells if isinstance(cells, Mapping) else {}
-        self.parts = dict.fromkeys(cells, 0.0)
-        self.began: dict[Hashable, float] = {}
-        self.bar = tqdm(total=len(self.parts), desc=description, bar_format=form, disable=None, leave=False)
-
-    def describe(self, description: str) -> None:
-        """What stands in front of the bar."""
-        self.bar.set_description(description)
-
-    def report(self, cell: Hashable) -> Callable[[float], None]:
-        """A function that is told which part of this cell is done, from 0 to 1."""
-
-        def advance(part):
-            if part < 1:
-                self.began.setdefault(cell, time.monotonic())
-            finished = part >= 1 > self.parts[cell]
-            self.parts[cell] = part
-            self.bar.n = sum(self.parts.values())
-            self.bar.refresh()
-            if self.bar.disable and finished and cell in self.began:
-                tqdm.write(self._line(cell), file=sys.stderr)
-
-        return advance
-
-    def _line(self, cell):
-        """How long it took, and how long the rest will at this pace."""
-        now, there = time.monotonic(), [one for one, part in self.parts.items() if part == 1 and one not in self.began]
-        done, left = sum(self.parts.values()) - len(there), sum(part < 1 for part in self.parts.values())
-        rest = (now - min(self.began.values())) * (len(self.parts) - len(there) - done) / done
-        line = f"{self.names.get(cell, cell)}: {now - self.began[cell]:.1f} s; {left} left"
-        return line + (f", about {rest:.0f} s" if left else "")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.bar.close()

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from comparisons import records
+from comparisons import files
 
 NAMES = {"mup": "μP", "ntp": "NTP", "sp": "SP", "depth_mup": "Depth-μP", "alpha1": "α = 1", "mean_field": "mean field"}
 STYLE = {
@@ -50,7 +50,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 @styled
 def save(figure: Figure, path: Path) -> None:
-    """``path`` and .png, and .pdf; written whole or not at all.  Raises records.Unwritten.
+    """``path`` and .png, and .pdf; written whole or not at all.  Raises files.Unwritten.
 
     Laid out once for both, and drawn once for each: for a figure with a layout ``savefig`` draws twice.
     """
@@ -61,7 +61,7 @@ def save(figure: Figure, path: Path) -> None:
     for kind, canvas, unsaid in (("png", FigureCanvasAgg, "Software"), ("pdf", FigureCanvasPdf, "CreationDate")):
         ending = f".{kind}"
         temporary = path.with_name(f".{path.name}{ending}.partial")
-        with records.writing(path.with_name(path.name + ending)):
+        with files.writing(path.with_name(path.name + ending)):
             getattr(canvas(figure), f"print_{kind}")(temporary, metadata={unsaid: None})
             temporary.replace(path.with_name(path.name + ending))
 

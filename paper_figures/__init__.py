@@ -16,7 +16,7 @@ import tyro
 import xarray as xr
 from matplotlib.figure import Figure
 
-from comparisons import records
+from comparisons import files
 from comparisons import style as plots
 
 
@@ -36,17 +36,17 @@ def quoted(path: Path) -> str:
 
 
 def read(path: Path, recipe: str) -> xr.Dataset | list:
-    """A results file, .nc or .json.  Raises records.Refused with the command that makes it, where it is missing or damaged."""
+    """A results file, .nc or .json.  Raises files.Refused with the command that makes it, where it is missing or damaged."""
     try:
-        return records.read_json(path) if path.suffix == ".json" else records.read(path)
-    except records.Damaged as damage:
-        raise records.Refused(f"{damage}; make the results with: {recipe}") from None
+        return files.read_json(path) if path.suffix == ".json" else files.read(path)
+    except files.Damaged as damage:
+        raise files.Refused(f"{damage}; make the results with: {recipe}") from None
 
 
 def save(figure: Figure, path: Path) -> None:
-    """PNG and PDF, of a path without or with one of these endings.  Raises records.Unwritten."""
+    """PNG and PDF, of a path without or with one of these endings.  Raises files.Unwritten."""
     path = path.with_suffix("") if path.suffix in (".png", ".pdf") else path
-    with records.writing(path):
+    with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         plots.save(figure, path)
     print(f"figure in {path}.png and {path}.pdf")

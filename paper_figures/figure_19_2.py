@@ -10,7 +10,7 @@ linear teacher, full batches, γ0 = 1, 20 steps, and the widths (the paper's may
 from pathlib import Path
 
 from comparisons import command_line
-from comparisons.records import Refused
+from comparisons.files import Refused
 from comparisons.transfer.optimum import analyse
 from comparisons.transfer.picture import picture
 from paper_figures import Options, quoted, read, save

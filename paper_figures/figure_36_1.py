@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from comparisons import command_line
 from comparisons import style as plots
+from comparisons.files import Refused
 from comparisons.landscape import picture as landscape_plots
 from comparisons.landscape.late import growing, statement
-from comparisons.records import Refused
 from comparisons.transfer import picture as transfer_plots
 from comparisons.transfer.optimum import analyse
 from limits import OBSERVABLES

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from comparisons import command_line
 from comparisons import style as plots
+from comparisons.files import Refused
 from comparisons.landscape import picture as landscape_plots
 from comparisons.landscape.late import statement
-from comparisons.records import Refused
 from paper_figures import Options, quoted, read, save
 
 NAME = Path(__file__).stem

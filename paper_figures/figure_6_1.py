@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from comparisons import command_line
 from comparisons import style as plots
-from comparisons.records import Refused
+from comparisons.files import Refused
 from comparisons.transfer import picture as transfer_plots
 from comparisons.transfer.optimum import analyse
 from paper_figures import Options, quoted, read, save

@@ -19,8 +19,8 @@ from matplotlib.lines import Line2D
 
 from comparisons import command_line
 from comparisons import style as plots
+from comparisons.files import Refused
 from comparisons.landscape.late import statement
-from comparisons.records import Refused
 from comparisons.style import NAMES
 from paper_figures import Options, quoted, read, save
 

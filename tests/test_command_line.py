@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import limits
-from comparisons import command_line, records
+from comparisons import command_line, files, results
 from comparisons.convergence import study as convergence
 from comparisons.coord_check import study as coord_check
 from comparisons.landscape import study as landscape
@@ -95,7 +95,7 @@ def test_a_device_is_looked_for_first(monkeypatch, capsys):
 
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     monkeypatch.setattr(jax, "devices", devices)
-    records.provenance.cache_clear()
+    results.provenance.cache_clear()
     assert ended(raising(AssertionError())) == 2
     assert capsys.readouterr().err.startswith("prog: JAX finds no device with JAX_PLATFORMS=cuda")
 
@@ -122,7 +122,7 @@ def test_a_mistake_is_one_line(fault, line, capsys):
 
 def test_after_a_full_disk_nothing_is_waited_for(monkeypatch, capsys):
     monkeypatch.setattr(command_line.os, "_exit", lambda status: sys.exit(f"at once: {status}"))
-    assert ended(raising(records.Unwritten("a.nc: cannot be written: No space left on device"))) == "at once: 2"
+    assert ended(raising(files.Unwritten("a.nc: cannot be written: No space left on device"))) == "at once: 2"
     assert capsys.readouterr().err == "prog: a.nc: cannot be written: No space left on device\n"
 
 
@@ -150,9 +150,9 @@ def test_without_a_device_nothing_is_written(fault, tmp_path, monkeypatch):
 
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     monkeypatch.setattr(jax, "devices", devices)
-    records.provenance.cache_clear()
-    with pytest.raises(records.Refused, match="JAX finds no device with JAX_PLATFORMS=cuda"):
-        records.claim(tmp_path / "run", {}).__enter__()
+    results.provenance.cache_clear()
+    with pytest.raises(files.Refused, match="JAX finds no device with JAX_PLATFORMS=cuda"):
+        results.claim(tmp_path / "run", {}).__enter__()
     assert not (tmp_path / "run").exists()
 
 

@@ -15,11 +15,12 @@ import pytest
 import xarray as xr
 from foreground import FOREGROUND
 
-from comparisons import records
+from comparisons import files
+from comparisons.cells import Store
 from comparisons.convergence import study as convergence
 from comparisons.convergence.rates import Rate
 from comparisons.convergence.study import Options, compare, main
-from limits.theories import solve
+from limits.theories import predict, solve
 
 SMALL = ["--widths", "8", "16", "32", "--seeds", "5", "--steps", "4", "--measure-every", "2", "--samples", "8",
          "--inputs", "3", "--top-k", "2", "--learning-rate", "0.5"]  # fmt: skip
@@ -34,7 +35,7 @@ def finished(tmp_path_factory):
 
 
 def numbers(folder) -> xr.Dataset:
-    return records.read(folder / "trajectories.nc").drop_vars("seconds")
+    return files.read(folder / "trajectories.nc").drop_vars("seconds")
 
 
 def test_files(finished):
@@ -65,7 +66,7 @@ def test_trajectories_are_labelled(finished):
     assert dataset["ntk_eigenvalues_limit"].dims == ("step", "rank")
     assert json.loads(dataset.attrs["configuration"])["learning_rate"] == 0.5
     assert {"jax", "numpy", "python", "device", "platform"} <= set(dataset.attrs)
-    assert (records.read(finished / "trajectories.nc")["seconds"] > 0).all()
+    assert (files.read(finished / "trajectories.nc")["seconds"] > 0).all()
     difference = dataset["loss"] - dataset["loss_limit"]
     np.testing.assert_allclose(difference.transpose("width", "seed", "step"), dataset["loss_deviation"], atol=1e-14)
 
@@ -78,16 +79,22 @@ def test_what_is_subtracted_says_what_it_is(finished):
         assert dataset[f"loss_{suffix}"].attrs["definition"] == f"{definition} of: {raw}"
 
 
-def test_the_limits_own_file_aligns_with_the_networks(finished):
-    limit, networks = records.read(finished / "cells" / "limit.nc"), numbers(finished)
-    assert limit["loss"].dims == ("step",)
-    difference = (networks["loss"] - limit["loss"]).transpose("width", "seed", "step")
-    np.testing.assert_allclose(difference, networks["loss_deviation"], atol=1e-14)
+def test_a_prediction_comes_back_from_its_cell(finished):
+    """Its laws, and what is linear in the Gram matrix."""
+    options = Options(widths=(8, 16, 32), seeds=5, steps=4, measure_every=2, samples=8, inputs=3, top_k=2)
+    problem = convergence.prepare(options).problem
+    ours, kept = predict(problem), convergence._prediction(Store(finished, "test"))
+    assert list(kept) == list(ours)
+    for name, law in ours.laws.items():
+        np.testing.assert_equal(kept.laws[name]._asdict(), law._asdict())
+    np.testing.assert_equal(kept.sensitivity, ours.sensitivity)
+    gram = np.eye(4) + 0.1
+    np.testing.assert_equal(kept.first_order(gram), ours.first_order(gram))
 
 
 def test_the_configuration_is_plain(finished):
     """Exponents as JSON has them, and no text of Python's."""
-    config = records.read_json(finished / "config.json")
+    config = files.read_json(finished / "config.json")
     readout = next(row for row in config["exponents"] if row["role"] == "readout")
     assert readout["multiplier"] == {"N": "-1", "L": "0"}
     assert "(" not in (finished / "config.json").read_text()
@@ -106,52 +113,24 @@ def test_without_neural_tangents_one_line_says_how_to_install_it(tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
-def test_second_run_trains_nothing(finished, monkeypatch, capsys):
-    before = numbers(finished)
-    monkeypatch.setattr(convergence, "train", None)
-    main([*SMALL, "--out", str(finished)])
-    xr.testing.assert_identical(numbers(finished), before)
-    assert "error = prefactor · N^exponent" in capsys.readouterr().out
-
-
-def test_damage_is_named_and_repaired(finished, capsys):
-    before = numbers(finished)
-    cell, whole = finished / "cells" / "16.nc", finished / "trajectories.nc"
-    for path in (cell, whole):
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 0xFF
-        path.write_bytes(bytes(content))
-    main([*SMALL, "--out", str(finished)])
-    complaint = capsys.readouterr().err
-    assert str(cell) in complaint
-    assert str(whole) in complaint
-    xr.testing.assert_identical(numbers(finished), before)
-
-
-def test_another_configuration_is_refused(finished, capsys):
-    assert stopped([*SMALL, "--richness", "2", "--out", str(finished)]) == 2
-    assert "another configuration: richness 1.0 there, 2.0 here" in one_line(capsys)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killed_and_resumed(finished, tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_and_resumed(finished, tmp_path, number):
     """The same numbers as in one go, wherever the run was cut."""
     folder = tmp_path / "cut"
     command = [sys.executable, "-c", FOREGROUND, "-m", "comparisons.convergence", *SMALL, "--out", str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + 300
-    while not (folder / "cells" / "8.nc").exists():
+    while not (folder / "cells" / "N32-networks.npz").exists():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(number)
     _, complaint = process.communicate(timeout=60)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    if number != signal.SIGKILL:
-        assert [line for line in complaint.splitlines() if " left" not in line] == [
-            "python -m comparisons.convergence: one network after the other (cpu)",
-            "python -m comparisons.convergence: interrupted; the same command goes on from here",
-        ]
+    assert process.returncode == 128 + number
+    assert [line for line in complaint.splitlines() if " left" not in line] == [
+        "python -m comparisons.convergence: one network after the other (cpu)",
+        "python -m comparisons.convergence: interrupted; the same command goes on from here",
+    ]
     assert not (folder / "trajectories.nc").exists()
     main([*SMALL, "--out", str(folder)])
     xr.testing.assert_identical(numbers(folder), numbers(finished))

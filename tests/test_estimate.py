@@ -100,15 +100,28 @@ def test_a_dry_run_says_what_the_job_takes_and_writes_nothing(command, tmp_path,
 @pytest.mark.parametrize("threshold", ["LONG", "LARGE"])
 def test_a_long_or_large_job_says_so_first(threshold, monkeypatch, capsys):
     problem, _ = network_of("mlp3", 10, 8)
-    job = [estimate.Networks(problem, 8, 1)]
-    assert estimate.begins(job, "program", dry_run=False)
+    takes = estimate.estimated([estimate.Networks(problem, 8, 1)])
+    estimate.warn(takes, "program")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(estimate, threshold, 0.0)
-    assert estimate.begins(job, "program", dry_run=False)
+    estimate.warn(takes, "program")
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("program: 1 cell, about ")
     assert said.err.count("\n") == 1
+
+
+def test_workers_share_a_machine_or_have_one_each():
+    """Here what is compiled and what is small is spread, each worker has its own networks; elsewhere all is spread."""
+    problem, _ = network_of("mlp3", 10, 2048)
+    job = [estimate.Networks(problem, width, 1) for width in (1024, 2048)]
+    alone, here, apart = (estimate.estimated(job, *more) for more in ((), (2,), (2, True)))
+    assert (alone.cells, here.cells, apart.cells) == (2, 2, 2)
+    assert alone.seconds / 2 < here.seconds < alone.seconds
+    assert apart.seconds == pytest.approx(alone.seconds / 2)
+    assert (here.bytes, apart.bytes) == (2 * alone.bytes, alone.bytes)
+    assert estimate.estimated(job[:1], 8) == estimate.estimated(job[:1])  # one cell has one worker
+    assert estimate.estimated([], 2) == estimate.Estimate(0, 0, 0)
 
 
 def test_numbers_have_two_digits_and_no_power_of_ten():

@@ -8,10 +8,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 from trained import train
 
-from comparisons import cases, records
+from comparisons import files, labelled, pairs
 from comparisons.landscape.late import late_values
 from comparisons.landscape.picture import panel, picture
-from comparisons.landscape.study import Options, landscape, main, measured, prepare
+from comparisons.landscape.study import Cell, Options, landscape, main, prepare
 from comparisons.super_consistency import APART, LATE
 from finite.networks.build import build
 
@@ -90,12 +90,12 @@ def test_a_divergence_has_no_late_value():
 
 def test_a_cell_is_the_trained_networks():
     run = prepare(small())
-    found = measured(run, "ntp", 8, 2)
-    problem = run.problems["ntp", 2]
+    (found,) = run.compute([Cell("ntp", 8, 1)], None, lambda part: None)
+    problem = run.problems["ntp", 1]
     assert problem.scaling().name == "ntp"
-    trained = train(problem, build(problem, 8), cases.keys(0, 8, 2), observables=SMALL["observables"], curvature_samples=6,
+    trained = train(problem, build(problem, 8), pairs.keys(0, 8, 2), observables=SMALL["observables"], curvature_samples=6,
                     rtol=1e-2)  # fmt: skip
-    xr.testing.assert_identical(found, records.from_trajectories({8: trained}))
+    np.testing.assert_equal(found, labelled.arrays(trained))
 
 
 def test_the_whole_command(tmp_path, capsys):
@@ -103,17 +103,14 @@ def test_the_whole_command(tmp_path, capsys):
     assert {(one.parametrization, one.observable) for one in found} == {
         (param, name) for param in ("mup", "ntp") for name in SMALL["observables"]
     }
-    dataset = records.read(tmp_path / "there" / "landscape.nc")
+    dataset = files.read(tmp_path / "there" / "landscape.nc")
     assert dataset["hessian_eigenvalues"].sizes == {"param": 2, "width": 2, "seed": 2, "step": 5, "rank": 1}
     np.testing.assert_allclose(dataset.edge_of_stability, 4)
-    assert len(records.read_json(tmp_path / "there" / "landscape.json")) == 8
+    assert len(files.read_json(tmp_path / "there" / "landscape.json")) == 8
     for ending in ("png", "pdf"):
         assert (tmp_path / "there" / f"landscape.{ending}").stat().st_size > 5000
     said = capsys.readouterr().out
     assert "mup       hessian_eigenvalues" in said
-    before = (tmp_path / "there" / "cells" / "ntp-16.nc").stat().st_mtime_ns
-    assert landscape(small(tmp_path / "there")) == found
-    assert (tmp_path / "there" / "cells" / "ntp-16.nc").stat().st_mtime_ns == before
 
 
 def test_networks_of_growing_depth(tmp_path, capsys):
@@ -121,12 +118,12 @@ def test_networks_of_growing_depth(tmp_path, capsys):
     found = landscape(small(tmp_path / "there", **options, observables=("loss", "hessian_eigenvalues")))
     assert [(one.observable, one.growing, one.sizes) for one in found] == [
         ("loss", "depth", [2, 4, 8]), ("hessian_eigenvalues", "depth", [2, 4, 8])]  # fmt: skip
-    dataset = records.read(tmp_path / "there" / "landscape.nc")
+    dataset = files.read(tmp_path / "there" / "landscape.nc")
     assert dataset["loss"].sizes == {"param": 1, "depth": 3, "seed": 2, "step": 5}
     run = prepare(small(**options, observables=("loss",)))
     problem = run.problems["depth_mup", 4]
     assert problem.network.depth == 4
-    alone = train(problem, build(problem, 8), cases.keys(0, 8, 2, depth=4), observables=["loss"])
+    alone = train(problem, build(problem, 8), pairs.keys(0, 8, 2, depth=4), observables=["loss"])
     for seed, one in enumerate(alone):
         np.testing.assert_allclose(dataset["loss"].sel(param="depth_mup", depth=4, seed=seed), one["loss"], rtol=1e-6)
     said = capsys.readouterr().out
@@ -140,13 +137,13 @@ def test_networks_of_growing_depth(tmp_path, capsys):
 def test_the_density_of_augmented_images(tmp_path):
     options = {"model": "conv", "widths": (2, 3), "param": ("mup",), "observables": ("loss",), "steps": 2, "density": True}
     landscape(small(tmp_path / "there", augment=True, **options))
-    dataset = records.read(tmp_path / "there" / "landscape.nc")
+    dataset = files.read(tmp_path / "there" / "landscape.nc")
     weights = dataset["density_weights"]
     np.testing.assert_allclose(weights.sum("node"), 1, rtol=1e-5)
     assert (tmp_path / "there" / "density.png").stat().st_size > 5000
     plain = landscape(small(tmp_path / "plain", **options))
     assert [one.observable for one in plain] == ["loss"]
-    other = records.read(tmp_path / "plain" / "landscape.nc")
+    other = files.read(tmp_path / "plain" / "landscape.nc")
     assert (dataset["loss"].isel(step=0) == other["loss"].isel(step=0)).all()
     assert (dataset["loss"].isel(step=-1) != other["loss"].isel(step=-1)).all()
 
@@ -217,7 +214,7 @@ def test_numbers_to_be_learned_have_the_squared_loss(tmp_path):
         np.savez(tmp_path / "a.NPZ", inputs=np.ones((6, 2)), targets=targets)
         (tmp_path / "a.NPZ.npz").rename(tmp_path / "a.NPZ")
         run = prepare(Options(data=str(tmp_path / "a.NPZ"), model="mlp2", widths=(8, 16), param=("mup",)))
-        assert run.options.loss == run.problems["mup", 2].loss == loss
+        assert run.options.loss == run.problems["mup", 1].loss == loss
 
 
 def test_a_curve_ends_where_a_network_diverges_and_its_axis_stays_logarithmic():

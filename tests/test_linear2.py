@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trained import train
 
-from comparisons.cases import initial_gram
+from comparisons.pairs import initial_gram
 from finite.networks.mlp import mlp
 from limits import Problem, minibatches
 from limits.exponents.parametrization import interpolated

@@ -13,7 +13,7 @@ import tyro
 import xarray as xr
 from matplotlib.figure import Figure
 
-from comparisons import command_line, records
+from comparisons import command_line, files, labelled
 from comparisons.convergence import study as convergence
 from comparisons.landscape import study as landscape
 from comparisons.transfer import study as transfer
@@ -38,9 +38,9 @@ def exact_run(param) -> xr.Dataset:
     keys = jax.random.split(jax.random.key(0), 2)
     networks = {width: [linear2.solve(problem, width=width, gram=linear2.sample_gram(key, problem, width=width))
                         for key in keys] for width in (8, 16)}  # fmt: skip
-    limit = records.from_trajectories({8: [linear2.solve(problem)]}).isel(width=0, seed=0, drop=True)
+    limit = labelled.from_trajectories({8: [linear2.solve(problem)]}).isel(width=0, seed=0, drop=True)
     configuration = {"param": param, "data": "gaussian", "inputs": 3, "samples": 8, "learning_rate": 0.5, "richness": 1.0}
-    dataset = records.from_trajectories(networks).merge(limit.rename({name: f"{name}_limit" for name in limit}))
+    dataset = labelled.from_trajectories(networks).merge(limit.rename({name: f"{name}_limit" for name in limit}))
     return dataset.assign_attrs(configuration=json.dumps(configuration))
 
 
@@ -50,7 +50,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     for param in ("mup", "ntp"):
         (folder / "figure_6_2" / param).mkdir(parents=True)
-        records.write(exact_run(param), folder / "figure_6_2" / param / "trajectories.nc")
+        files.write(exact_run(param), folder / "figure_6_2" / param / "trajectories.nc")
     transfer.main([*TINY, *RATES, "--out", str(folder / "figure_19_2")])
     landscape.main([*DIGITS, *WIDE, *FOLLOWED, "--out", str(folder / "figure_1_1" / "landscape")])
     transfer.main([*DIGITS, *WIDE, *RATES, "--sharpness-seeds", "0", "--out", str(folder / "figure_1_1" / "transfer")])
@@ -128,16 +128,16 @@ def test_the_commands_are_accepted(figure):
 
 def test_results_that_do_not_belong_together_are_refused(results, tmp_path, capsys):
     for param, source in (("mup", "mup"), ("ntp", "mup")):
-        dataset = records.read(results / "figure_6_2" / source / "trajectories.nc")
+        dataset = files.read(results / "figure_6_2" / source / "trajectories.nc")
         (tmp_path / param).mkdir()
-        records.write(dataset, tmp_path / param / "trajectories.nc")
+        files.write(dataset, tmp_path / param / "trajectories.nc")
     assert "mup and ntp differ" in complaint(figure_6_2, ["--results", str(tmp_path)], capsys)
     assert json.loads(dataset.attrs["configuration"])["param"] == "mup"
 
 
 def test_one_parametrization_is_half_a_figure(results, tmp_path, capsys):
-    dataset = records.read(results / "figure_19_2" / "transfer.nc")
-    records.write(dataset.sel(param=["mup"]), tmp_path / "transfer.nc")
+    dataset = files.read(results / "figure_19_2" / "transfer.nc")
+    files.write(dataset.sel(param=["mup"]), tmp_path / "transfer.nc")
     assert "without ntp" in complaint(figure_19_2, ["--results", str(tmp_path)], capsys)
 
 
@@ -171,8 +171,8 @@ def test_a_place_that_cannot_be_written(figure, results, tmp_path, capsys, monke
 def test_results_of_something_else_are_refused(figure, at, change, complains, results, tmp_path, capsys):
     shutil.copytree(results / figure.NAME, tmp_path / "there")
     path = tmp_path / "there" / at
-    changed = change(records.read(path))
-    records.write(changed, path)
+    changed = change(files.read(path))
+    files.write(changed, path)
     assert complains in complaint(figure, ["--results", str(tmp_path / "there")], capsys)
 
 

@@ -7,7 +7,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from comparisons import records, super_consistency
+from comparisons import labelled, super_consistency
 from comparisons import style as plots
 from comparisons.convergence import picture as convergence_plots
 from comparisons.convergence import rates
@@ -37,10 +37,10 @@ def measured(kinds, seed):
                                            for name, kind in kinds.items()}) for _ in range(number)]
                 for width in WIDTHS}  # fmt: skip
 
-    values = records.from_trajectories(trajectories(SEEDS))
+    values = labelled.from_trajectories(trajectories(SEEDS))
     with np.errstate(all="ignore"):
         deviations = (values - 1).rename({name: f"{name}_deviation" for name in values.data_vars})
-    limit = records.from_trajectories(trajectories(1)).isel(width=0, seed=0, drop=True)
+    limit = labelled.from_trajectories(trajectories(1)).isel(width=0, seed=0, drop=True)
     limit = limit.rename({name: f"{name}_limit" for name in limit.data_vars})
     return values.merge(deviations).merge(limit).assign_attrs(epsilon=1e-7)
 

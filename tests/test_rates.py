@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from comparisons import records
+from comparisons import files, labelled
 from comparisons.convergence import rates
 from comparisons.convergence.rates import measure_rates, noise_floor
 from comparisons.deviations import components, deviations
@@ -30,9 +30,9 @@ def made_up(growth=1.0, epsilon=1e-16, widths=WIDTHS):
         return result
 
     rngs = {width: rng.normal(size=SEEDS) for width in widths}
-    dataset = records.from_trajectories({w: trajectories(w, "value") for w in widths})
+    dataset = labelled.from_trajectories({w: trajectories(w, "value") for w in widths})
     for part in ("deviation", "first_order"):
-        more = records.from_trajectories({w: trajectories(w, part) for w in widths})
+        more = labelled.from_trajectories({w: trajectories(w, part) for w in widths})
         dataset = dataset.merge(more.rename({name: f"{name}_{part}" for name in NAMES}))
     return dataset.assign_attrs(epsilon=epsilon)
 
@@ -143,7 +143,7 @@ def test_the_bias_of_a_mean_needs_its_control_variate():
 def test_what_was_recorded_is_read_back(tmp_path):
     """Fitted ones and refused ones, through JSON."""
     found = measure_rates(made_up(), "theory", None, 4)
-    records.write_json([rate.record() for rate in found], tmp_path / "rates.json")
-    again = [rates.Rate.of(one) for one in records.read_json(tmp_path / "rates.json")]
+    files.write_json([rate.record() for rate in found], tmp_path / "rates.json")
+    again = [rates.Rate.of(one) for one in files.read_json(tmp_path / "rates.json")]
     np.testing.assert_equal([rate.record() for rate in again], [rate.record() for rate in found])
     assert any(np.isnan(rate.exponent) for rate in again)

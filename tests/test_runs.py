@@ -1,4 +1,4 @@
-"""What the commands share: one configuration, one digest, one folder; batches by the seed; one bar over threads."""
+"""The options that the commands share: their data, one configuration, batches by the seed."""
 
 import json
 import re
@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from comparisons import options as runs
+from comparisons import results
 from comparisons.convergence import study as convergence
 from comparisons.coord_check import study as coord_check
 from comparisons.landscape import study as landscape
@@ -50,14 +51,8 @@ def test_the_digest_depends_on_every_option_and_on_the_data_but_not_on_their_ord
     config = configured(options)
     other_file = runs.config(options, *(2 * values for values in options.load()))
     others = [configured(replace(options, **change)) for change in ({"seed": 1}, {"samples": 7}, {"widths": (16, 8)})]
-    assert len({runs.digest(one) for one in (config, other_file, *others)}) == 5
-    assert runs.digest(dict(reversed(config.items()))) == runs.digest(config)
-
-
-def test_the_folder_is_the_one_asked_for_or_one_per_configuration():
-    config = configured(Options())
-    assert runs.folder(Path("here"), "name", config) == Path("here")
-    assert runs.folder(None, "name", config) == Path("results") / f"name-{runs.digest(config)[:8]}"
+    assert len({results.digest(one) for one in (config, other_file, *others)}) == 5
+    assert results.digest(dict(reversed(config.items()))) == results.digest(config)
 
 
 def test_batches_follow_the_seed():
@@ -107,30 +102,6 @@ def test_values_that_are_distinct_and_positive():
     runs.check_distinct("rates", (0.1, 1.0), 2)
     with pytest.raises(ValueError, match=r"^names none: wanted at least 1, positive, none twice$"):
         runs.check_distinct("names", (), 1)
-
-
-def test_progress_is_the_sum_over_cells():
-    with runs.Progress(["a", "b"], "cells") as progress:
-        progress.report("a")(0.25)
-        progress.report("b")(1.0)
-        progress.report("a")(0.5)
-        assert (progress.bar.n, progress.bar.total) == (1.5, 2)
-
-
-def test_without_a_terminal_a_line_tells_of_each_cell_that_is_finished(capsys, monkeypatch):
-    clock = iter([0.0, 10.0, 10.0, 30.0, 30.0, 40.0])
-    monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
-    with runs.Progress({"there": "there", 8: "N = 8", 16: "N = 16", 32: "N = 32"}) as progress:
-        progress.report("there")(1.0)  # it was there: no line, and no part of the pace
-        for width in (8, 16):
-            report = progress.report(width)
-            report(0.0)  # 0 s, 10 s
-            report(1.0)  # 10 s, 30 s
-            report(1.0)
-        progress.report(32)(0.5)  # 30 s
-        progress.report(32)(1.0)  # 40 s
-    assert capsys.readouterr().err.splitlines() == [
-        "N = 8: 10.0 s; 2 left, about 20 s", "N = 16: 20.0 s; 1 left, about 15 s", "N = 32: 10.0 s; 0 left"]  # fmt: skip
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from benchmarks.verdicts import transfer as judged
 from scipy.special import logsumexp
 
 import finite.training.train
-from comparisons import records, sweep
+from comparisons import cells, files
 from comparisons.transfer import picture as transfer_plots
+from comparisons.transfer.networks import Cell, Limit
 from comparisons.transfer.optimum import Shift, analyse, bracket, minimum, neighbourhood, rounding, verdict
-from comparisons.transfer.study import Options, limit, main, prepare
+from comparisons.transfer.study import Options, main, prepare
 from comparisons.transfer.translation import translation
 from finite.networks.build import build
 from limits.losses import LOSSES
@@ -33,10 +34,11 @@ def prepared(folder, **options):
 
 def final_losses(there, param, width) -> xr.DataArray:
     """(seed, learning_rate) of one size, trained."""
-    rows = [row for row in there.rows() if (row.param, row.width) == (param, width)]
-    sweep.ensure(there.work, rows, sweep.Engine(), "test")
-    losses = [[there.work.read(row, seed)["loss"][-1] for row in rows] for seed in rows[0].seeds]
-    return xr.DataArray(losses, {"seed": list(rows[0].seeds), "learning_rate": there.rates}, ("seed", "learning_rate"))
+    store, rates = cells.Store(there.options.out, "test"), list(there.work.rates)
+    one_size = [cell for cell in there.cells if (cell.param, cell.width) == (param, width)]
+    cells.Run(store.folder, there.work, store, cells.Engine()).ensure(one_size)
+    losses = [[store.read(Cell(param, width, 1, rate, seed))["loss"][-1] for rate in rates] for seed in there.seeds]
+    return xr.DataArray(losses, {"seed": list(there.seeds), "learning_rate": rates}, ("seed", "learning_rate"))
 
 
 # the optimum
@@ -333,7 +335,7 @@ def test_all_learning_rates_and_seeds_are_one_program(tmp_path):
 
 def test_wide_mup_networks_follow_the_limit(tmp_path):
     there = prepared(tmp_path, widths=(8, 512), seeds=8, richness=1.0, learning_rates=(0.1, 0.3, 0.6))
-    expected = limit(there, "mup", 1)["final_loss_limit"].values
+    expected = there.work.limit(Limit("mup", 1))["final_loss_limit"]
     narrow, wide = (abs(final_losses(there, "mup", width).mean("seed").values / expected - 1).max() for width in (8, 512))
     assert wide < 0.05 < narrow
 
@@ -343,7 +345,7 @@ def test_wide_ntp_networks_scatter_about_the_limit(tmp_path):
     there = prepared(tmp_path, widths=(8, 512), seeds=32, richness=0.5, learning_rates=(0.01, 0.03, 0.1))
     losses = final_losses(there, "ntp", 512)
     error = (losses.std("seed", ddof=1) / np.sqrt(32)).values
-    distance = np.abs(losses.mean("seed").values - limit(there, "ntp", 1)["final_loss_limit"].values)
+    distance = np.abs(losses.mean("seed").values - there.work.limit(Limit("ntp", 1))["final_loss_limit"])
     assert (distance < 4 * error).all()
     without = linear2.solve(there.work.problem("ntp", 1, 0.01))["loss"][-1]
     assert float(losses[:, 0].mean()) - without > 4 * error[0]
@@ -360,7 +362,7 @@ def finished(tmp_path_factory):
 
 
 def numbers(folder) -> xr.Dataset:
-    return records.read(folder / "transfer.nc")
+    return files.read(folder / "transfer.nc")
 
 
 def test_files(finished):
@@ -387,12 +389,12 @@ def test_a_divergence_is_data(finished):
     diverged = numbers(finished)["final_loss"].sel(param="mup", learning_rate=1000)
     initial = numbers(finished)["initial_loss"].sel(param="mup")
     assert not (diverged < initial).any()
-    found = records.read_json(finished / "transfer.json")
+    found = files.read_json(finished / "transfer.json")
     assert all(0.1 < o["best_learning_rate"] < 1000 for o in found["optima"])
 
 
 def test_transfer_json(finished):
-    found = records.read_json(finished / "transfer.json")
+    found = files.read_json(finished / "transfer.json")
     assert [(o["parametrization"], o["width"]) for o in found["optima"]] == [
         (param, width) for param in ("mup", "ntp") for width in (8, 16, None)]  # fmt: skip
     assert set(found["optima"][0]) == {
@@ -401,11 +403,8 @@ def test_transfer_json(finished):
     assert {"size", "exponent", "interval", "verdict"} <= set(found["shifts"][0])
 
 
-def test_the_same_command_trains_nothing_again(finished, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "train", lambda *_, **__: pytest.fail("trained again"))
-    before = numbers(finished)
+def test_the_table_says_what_was_trained_and_where_it_is(finished, capsys):
     main([*SMALL, "--out", str(finished)])
-    xr.testing.assert_identical(numbers(finished), before)
     table = capsys.readouterr().out
     assert table.splitlines()[0].startswith("linear2, sgd, gaussian, P = 8, D = 3")
     assert f"results in {finished}" in table
@@ -413,7 +412,7 @@ def test_the_same_command_trains_nothing_again(finished, monkeypatch, capsys):
 
 def test_sharpness_is_that_of_the_network_at_the_optimum(finished):
     """Measured at the learning rate next to the optimum, against the limit, which has its own exact one."""
-    dataset, found = numbers(finished), records.read_json(finished / "transfer.json")
+    dataset, found = numbers(finished), files.read_json(finished / "transfer.json")
     best = {(o["parametrization"], o["width"]): o["best_learning_rate"] for o in found["optima"]}
     for param, width in (("mup", 8), ("mup", 16), ("ntp", 8), ("ntp", 16)):
         one = dataset.sel(param=param, width=width)
@@ -429,7 +428,7 @@ def test_a_parametrization_without_a_limit(tmp_path):
     main([*SMALL, "--model", "mlp", "--param", "sp", "--sharpness-seeds", "0", "--out", str(tmp_path / "mlp")])
     assert "sharpness" not in numbers(tmp_path / "mlp")
     assert "final_loss_limit" not in numbers(tmp_path / "mlp")
-    assert len(records.read_json(tmp_path / "mlp" / "transfer.json")["optima"]) == 2
+    assert len(files.read_json(tmp_path / "mlp" / "transfer.json")["optima"]) == 2
 
 
 def test_parametrizations_of_ones_own(finished, tmp_path, capsys):
@@ -442,7 +441,7 @@ def test_parametrizations_of_ones_own(finished, tmp_path, capsys):
     for name in ("final_loss", "initial_loss", "final_loss_limit"):
         np.testing.assert_allclose(own[name].sel(param=str(mine)), known[name], rtol=1e-5)
     assert np.isnan(own["final_loss_limit"].sel(param="sp")).all()
-    assert [o["width"] for o in records.read_json(tmp_path / "own" / "transfer.json")["optima"]] == [8, 16, None, 8, 16]
+    assert [o["width"] for o in files.read_json(tmp_path / "own" / "transfer.json")["optima"]] == [8, 16, None, 8, 16]
 
 
 ADAM = [*SMALL, "--optimizer", "adam", "--learning-rates", "0.01", "0.03", "0.1"]
@@ -469,7 +468,7 @@ def test_depths(tmp_path):
     """One width and several depths: the optimum's way with L, its limit at each depth, a colour per depth."""
     options = ["--model", "mlp", "--activation", "linear", "--widths", "8", "--depths", "1", "2", "3", "--param", "mup"]
     main([*SMALL, *options, "--sharpness-seeds", "1", "--out", str(tmp_path)])
-    dataset, found = numbers(tmp_path), records.read_json(tmp_path / "transfer.json")
+    dataset, found = numbers(tmp_path), files.read_json(tmp_path / "transfer.json")
     assert dict(dataset["final_loss"].sizes) == {"param": 1, "width": 1, "depth": 3, "seed": 3, "learning_rate": 4}
     assert dataset["final_loss_limit"].dims == ("param", "depth", "learning_rate")
     assert [(o["width"], o["depth"]) for o in found["optima"]] == [(8, 1), (8, 2), (8, 3), (None, 1), (None, 2), (None, 3)]
@@ -531,9 +530,7 @@ def test_models_and_optimizers(options, tmp_path):
         (["--model", "mlp", "--depths", "2", "2"], "depths 2 2: wanted"),
         (["--measure-every", "3"], "measure-every 3: wanted a divisor of the 4 steps"),
         (["--sharpness-seeds", "4"], "sharpness-seeds 4 must be from 0 to the 3 seeds"),
-        (["--processes", "0"], "0 processes: at least 1"),
         (["--sharpness-seeds", "0", "--curvature-samples", "4"], "curvature-samples 4: with sharpness-seeds 0"),
-        (["--cluster", "tcp://nowhere:1", "--processes", "2"], "processes 2: the scheduler tcp://nowhere:1 has its own"),
         (["--model", "conv", "--inputs", "5"], "5 inputs are no square image"),
         (["--model", "vit", "--data", "digits", "--inputs", "64", "--widths", "3", "6"], "heads"),
     ],
@@ -547,10 +544,3 @@ def test_a_mistake_is_one_line_and_leaves_nothing(arguments, line, tmp_path, cap
     assert complaint.count("\n") == 1
     assert complaint.startswith("python -m comparisons.transfer: ")
     assert not (tmp_path / "run").exists()
-
-
-def test_another_configuration_is_refused(finished, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([*SMALL, "--steps", "5", "--out", str(finished)])
-    assert stop.value.code == 2
-    assert "steps 4 there, 5 here" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 Trains networks of each width, integrates the limit, fits the rates, prints the table and draws the pictures.  In DIR:
 
     config.json          the options, and a digest of the data
-    cells/               one file per finished width, from which an interrupted run goes on
+    cells/               what is finished, one file each, from which an interrupted run goes on
     trajectories.nc      every observable (width, seed, step[, rank]), its measuring error, the limit, the deviations
     rates.json           a list of ``comparisons.convergence.rates.Rate``
     growth.json          a list of ``comparisons.super_consistency.Growth``
@@ -12,16 +12,18 @@ Trains networks of each width, integrates the limit, fits the rates, prints the 
 
 import json
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 
 import numpy as np
 import xarray as xr
 
-from comparisons import cases, command_line, estimate, records, super_consistency
+from comparisons import command_line, estimate, files, labelled, pairs, regime, results, super_consistency
 from comparisons import options as runs
 from comparisons import style as plots
+from comparisons.cells import Report, Store, Values, Work, begin
 from comparisons.convergence import picture, rates
 from comparisons.convergence.options import PROGRAM, Options
 from comparisons.deviations import limit_component
@@ -33,6 +35,7 @@ from limits import theories as limit
 from limits.exponents import parametrization
 from limits.trajectory import MEASURED
 from limits.two_layer import linear_law as fluctuations
+from limits.two_layer.linear_law import Law, Prediction
 
 EPSILON = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
 RESOLVE = 0.05  # eigenvalues are computed to this fraction of the smallest gap that a fit has to see
@@ -45,7 +48,23 @@ TOLERANCES = {"float32": (3e-6, 1e-3), "float64": (1e-12, 1e-3)}  # the tightest
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Cell:
+    """The "limit", the "prediction" of how networks depart from it, or of a width the "networks" and their "deviations"."""
+
+    what: str
+    width: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.what if self.width is None else f"N{self.width}-{self.what}"
+
+    def __str__(self):
+        of_width = {"networks": f"N = {self.width}", "deviations": f"N = {self.width} minus limit"}
+        return of_width.get(self.what, self.what)
+
+
+@dataclass(frozen=True)
+class Comparison(Work):
     """What one run compares: a problem, and with what ("theory" or "largest-width")."""
 
     options: Options
@@ -55,37 +74,55 @@ class Comparison:
 
     @property
     def limit_is_known(self) -> bool:
-        return cases.limit_is_known(self.problem)
+        return pairs.limit_is_known(self.problem)
 
     @property
     def title(self) -> str:
         o = self.options
         return f"{o.described(self.problem)}, {o.param}, η0 = {o.learning_rate:g}, {o.seeds} seeds"
 
+    def cells(self, what: str) -> list[Cell]:
+        """One per width, the widest first, which takes longest."""
+        return [Cell(what, width) for width in sorted(self.options.widths, reverse=True)]
+
+    def networks(self, cells: Sequence[Cell]) -> list[estimate.Networks]:
+        trained = [cell.width for cell in cells if cell.what == "networks"]
+        return [estimate.Networks(self.problem, width, self.options.seeds, MEASURED) for width in trained]
+
+    def compute(self, cells: Sequence[Cell], store: Store, report: Report) -> list[Values]:
+        (cell,) = cells
+        if cell.what == "networks":
+            return [_trained(self, cell.width, report)]
+        if cell.what == "deviations":
+            return [_deviations(self, cell.width, store)]
+        return [labelled.arrays([limit.solve(self.problem)]) if cell.what == "limit" else _laws(limit.predict(self.problem))]
+
+
+LIMIT, PREDICTION = Cell("limit"), Cell("prediction")
+
 
 def compare(options: Options) -> list[rates.Rate]:
-    """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
+    """The whole job.  Raises ValueError or files.Refused, in one line, before anything is written."""
     comparison = prepare(options)
-    options, problem = comparison.options, comparison.problem
-    networks = [estimate.Networks(problem, width, options.seeds, MEASURED) for width in options.widths]
-    if not estimate.begins(networks, PROGRAM, options.dry_run):
-        return []
-    if runs.slug(options.param) != options.param:  # one of the user's own
-        print(cases.regime(problem), flush=True)
-    folder = runs.folder(options.out, f"{options.model}-{runs.slug(options.param)}", comparison.config)
-    with records.claim(folder, comparison.config, PROGRAM) as store, runs.threads() as pool:
-        known = comparison.limit_is_known  # the theory first, then the widest networks, which take longest
-        prediction = pool.submit(lambda: limit.predict(problem) if known else None)
-        cells = ({"limit": "limit"} if known else {}) | {width: f"N = {width}" for width in options.widths}
-        with runs.Progress(cells, "networks") as progress:
-            typical = _limit(comparison, store, progress.report("limit")) if known else None
-            dataset = _networks(comparison, store, prediction, typical, pool, progress)
-        prediction = prediction.result()
+    options, problem, known = comparison.options, comparison.problem, comparison.limit_is_known
+    first = [*([LIMIT, PREDICTION] if known else []), *comparison.cells("networks")]
+    then = comparison.cells("deviations") if known else []
+    name = f"{options.model}-{results.slug(options.param)}"
+    with begin(comparison, options, comparison.config, name, PROGRAM, lambda store: first + then) as run:
+        if run is None:
+            return []
+        if results.slug(options.param) != options.param:  # one of the user's own
+            regime.announce([problem])
+        run.ensure(first)
+        run.ensure(then)
+        dataset, prediction = _dataset(comparison, run.store), _prediction(run.store) if known else None
         after = _unstable_after(problem, dataset)
         measured = rates.measure_rates(dataset, comparison.reference, prediction, after)
         grown = super_consistency.measure_growth(dataset, comparison.reference, prediction, after)
-        records.write_json([rate.record() for rate in measured], folder / "rates.json")
-        records.write_json([growth.record() for growth in grown], folder / "growth.json")
+        folder = run.folder
+        files.write(dataset, folder / "trajectories.nc")
+        files.write_json([rate.record() for rate in measured], folder / "rates.json")
+        files.write_json([growth.record() for growth in grown], folder / "growth.json")
         _draw(comparison, dataset, measured, grown, folder)
         print(table(measured, grown, comparison, after, shown_steps(dataset)))
         print(f"results in {folder}")
@@ -104,7 +141,7 @@ def prepare(options: Options) -> Comparison:
         raise ValueError(f"measure-every {options.measure_every}: there are {options.steps} steps")
     problem = options.problem(parametrization=options.param, top_k=1 if options.top_k is None else options.top_k)
     problem = replace(problem, parametrization=problem.scaling())  # a file is read once
-    known = cases.limit_is_known(problem)
+    known = pairs.limit_is_known(problem)
     reference = options.reference or ("theory" if known else "largest-width")
     if reference == "theory" and not known:
         raise ValueError(f"no limit is known for {options.model} in {problem.scaling().name}: take --reference largest-width")
@@ -123,65 +160,91 @@ def prepare(options: Options) -> Comparison:
     return Comparison(options, problem, reference, config)
 
 
-def _limit(comparison, store, report) -> Trajectory:
-    """The limit, read where it is there and whole, else integrated."""
-
-    def integrated():
-        report(0.0)
-        return _of_limit(limit.solve(comparison.problem))
-
-    kept = store.kept("limit", integrated)
-    report(1.0)
-    return _determined(records.to_trajectory(kept))
+# Cells ----------------------------------------------------------------------------------------------------------------
 
 
-def _determined(typical: Trajectory) -> Trajectory:
-    """Without the observables that the theory leaves open: the error of the (largest) value is infinite at some step."""
-    open_ = [name for name in typical.observables if np.isinf(typical.error(name).reshape(len(typical.steps), -1)[:, 0]).any()]
-    kept = {name: values for name, values in typical.observables.items() if name not in open_}
-    return replace(typical, observables=kept, errors={n: e for n, e in typical.errors.items() if n not in open_})
-
-
-def _networks(comparison, store, prediction, typical, pool, progress) -> xr.Dataset:
-    """Every width, read where it is there and whole, else trained; then all in one file."""
-    widths = sorted(comparison.options.widths)
-
-    def ensure(width):
-        report = progress.report(width)
-        kept = store.kept(str(width), lambda: _cell(comparison, width, prediction, typical, report))
-        report(1.0)
-        return kept
-
-    cells = {width: pool.submit(ensure, width) for width in reversed(widths)}
-    return store.finish([cells[width].result() for width in widths])
-
-
-def _cell(comparison, width, prediction, typical, report: Callable[[float], None]) -> xr.Dataset:
-    """All networks of one width, measured, and their deviations from the limit."""
+def _trained(comparison, width, report) -> Values:
+    """All networks of one width, measured, and how long that took."""
     options, problem = comparison.options, comparison.problem
-    report(0.0)
-    network, keys = build(problem, width), cases.keys(options.seed, width, options.seeds)
     started = time.perf_counter()
-    numerics = Numerics(options.precision, rtol=tolerance(options), max_matvecs=cases.max_matvecs(problem))
-    trained = train(problem, network, keys, numerics=numerics, progress=report, observables=MEASURED)
-    dataset = records.from_trajectories({width: trained})
-    dataset["seconds"] = ("width", [time.perf_counter() - started])
-    if typical:
-        pairs = zip(trained, cases.matching_limits(problem, width, keys, typical), strict=True)
-        differences = [Trajectory(t.steps, {n: t[n] - m[n] for n in m.observables}) for t, m in pairs]
-        dataset = dataset.merge(_named(records.from_trajectories({width: differences}), "deviation"))
-        law = prediction.result()
-        if law is not None and law.sensitivity is not None:
-            first = [law.first_order(cases.initial_gram(network, key)) for key in keys]
-            linear = [Trajectory(problem.steps, {n: f[n] for n in typical.observables}) for f in first]
-            dataset = dataset.merge(_named(records.from_trajectories({width: linear}), "first_order"))
-        dataset = dataset.merge(_named(_of_limit(typical), "limit"))
-    return dataset.assign_attrs(epsilon=EPSILON[options.precision], configuration=json.dumps(comparison.config))
+    numerics = Numerics(options.precision, rtol=tolerance(options), max_matvecs=pairs.max_matvecs(problem))
+    trained = train(problem, build(problem, width), pairs.keys(options.seed, width, options.seeds), numerics=numerics,
+                    progress=report, observables=MEASURED)  # fmt: skip
+    return labelled.arrays(trained) | {"seconds": np.array(time.perf_counter() - started)}
 
 
-def _of_limit(trajectory: Trajectory) -> xr.Dataset:
-    """Along the steps only: it has no width, and what is compared with it has many."""
-    return records.from_trajectories({1: [trajectory]}).isel(width=0, seed=0, drop=True)
+def _deviations(comparison, width, store) -> Values:
+    """Of every network from the limit that has its f(0): "deviation NAME", and where it is known the part of first order."""
+    problem, typical, law = comparison.problem, _typical(comparison, store), _prediction(store)
+    keys, trained = pairs.keys(comparison.options.seed, width, comparison.options.seeds), _networks(comparison, store, width)
+    matched = zip(trained, pairs.matching_limits(problem, width, keys, typical), strict=True)
+    found = {"deviation": [{name: one[name] - its[name] for name in its.observables} for one, its in matched]}
+    if law is not None and law.sensitivity is not None:
+        network = build(problem, width)
+        first = [law.first_order(pairs.initial_gram(network, key)) for key in keys]
+        found["first_order"] = [{name: one[name] for name in typical.observables} for one in first]
+    return {f"{suffix} {name}": np.array([one[name] for one in of_seeds])
+            for suffix, of_seeds in found.items() for name in of_seeds[0]}  # fmt: skip
+
+
+def _laws(prediction: Prediction | None) -> Values:
+    """A prediction as arrays: "PART NAME"; nothing where there is none."""
+    if prediction is None:
+        return {}
+    laws = {f"{part} {name}": values for name, law in prediction.laws.items() for part, values in law._asdict().items()}
+    sensitivity = {f"sensitivity {name}": values for name, values in (prediction.sensitivity or {}).items()}
+    return laws | sensitivity | {"basis": prediction.basis}
+
+
+def _prediction(store: Store) -> Prediction | None:
+    found = store.read(PREDICTION)
+    if not found:
+        return None
+    basis, parts = found.pop("basis"), defaultdict(dict)
+    for label, values in found.items():
+        part, name = label.split(" ")
+        parts[name][part] = values
+    sensitivity = {name: of.pop("sensitivity") for name, of in parts.items() if "sensitivity" in of}
+    return Prediction({name: Law(**of) for name, of in parts.items() if of}, basis, sensitivity or None)
+
+
+def _networks(comparison, store, width) -> list[Trajectory]:
+    found = store.read(Cell("networks", width))
+    del found["seconds"]
+    return labelled.trajectories(found, comparison.problem.steps)
+
+
+def _typical(comparison, store) -> Trajectory:
+    """The limit without the observables that the theory leaves open: the (largest) value has an infinite error at some step."""
+    (whole,) = labelled.trajectories(store.read(LIMIT), comparison.problem.steps)
+    open_ = [name for name in whole.observables if np.isinf(whole.error(name).reshape(len(whole.steps), -1)[:, 0]).any()]
+    kept = {name: values for name, values in whole.observables.items() if name not in open_}
+    return replace(whole, observables=kept, errors={n: e for n, e in whole.errors.items() if n not in open_})
+
+
+# Results --------------------------------------------------------------------------------------------------------------
+
+
+def _dataset(comparison, store) -> xr.Dataset:
+    """All that was measured, (width, seed, step[, rank]); its deviations; and along the steps the limit, which has no width."""
+    widths, steps = sorted(comparison.options.widths), comparison.problem.steps
+    cells = [Cell("networks", width) for width in widths]
+    dataset = labelled.from_trajectories({width: _networks(comparison, store, width) for width in widths})
+    dataset["seconds"] = ("width", [float(store.read(cell)["seconds"]) for cell in cells])
+    if comparison.limit_is_known:
+        cells += [LIMIT, PREDICTION, *comparison.cells("deviations")]
+        arrays = {width: store.read(Cell("deviations", width)) for width in widths}
+        for suffix in dict.fromkeys(label.split(" ")[0] for label in arrays[widths[0]]):
+            of_suffix = {width: labelled.trajectories(_with(suffix, found), steps) for width, found in arrays.items()}
+            dataset = dataset.merge(_named(labelled.from_trajectories(of_suffix), suffix))
+        limit_alone = labelled.from_trajectories({1: [_typical(comparison, store)]}).isel(width=0, seed=0, drop=True)
+        dataset = dataset.merge(_named(limit_alone, "limit"))
+    epsilon = EPSILON[comparison.options.precision]
+    return dataset.assign_attrs(store.provenance(cells), epsilon=epsilon, configuration=json.dumps(comparison.config))
+
+
+def _with(suffix, arrays):
+    return {label.split(" ")[1]: values for label, values in arrays.items() if label.startswith(f"{suffix} ")}
 
 
 def _named(dataset: xr.Dataset, suffix: str) -> xr.Dataset:

@@ -13,13 +13,11 @@ seeds.  A check agrees within ``TOLERANCE``; it differs where its whole interval
 Behind the step at which exponents of one's own blow up nothing is compared: the table says what blew up, and when.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 
 import numpy as np
-import xarray as xr
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,9 +25,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from scipy.special import stdtrit
 
-from comparisons import cases, command_line, estimate, records
+from comparisons import command_line, estimate, files, pairs, regime
 from comparisons import options as runs
 from comparisons import style as plots
+from comparisons.cells import Report, Store, Values, Work, begin
 from comparisons.coord_check.options import PROGRAM, Options
 from finite import sizes as measured_sizes
 from finite.networks.build import build
@@ -57,6 +56,25 @@ LABELS = {
 }  # fmt: skip
 
 
+Sizes = Mapping[tuple[str, str], Float[np.ndarray, "params _"]]  # of the quantity of a layer, (params, seeds)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The networks of one size and optimiser, in every parametrization."""
+
+    optimizer: str
+    width: int
+    depth: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.optimizer}-N{self.width}-L{self.depth}"
+
+    def __str__(self):
+        return f"{self.optimizer} N = {self.width} L = {self.depth}"
+
+
 @dataclass(frozen=True)
 class Sweep:
     """Networks that differ in width (``letter`` "N") or in depth ("L") only."""
@@ -67,8 +85,8 @@ class Sweep:
     depths: tuple[int, ...]
 
     @property
-    def grid(self) -> list[tuple[int, int]]:
-        return [(width, depth) for width in self.widths for depth in self.depths]
+    def cells(self) -> list[Cell]:
+        return [Cell(self.optimizer, width, depth) for width in self.widths for depth in self.depths]
 
     @property
     def growing(self) -> tuple[int, ...]:
@@ -104,7 +122,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Work):
     """What one run does."""
 
     options: Options
@@ -121,23 +139,57 @@ class Job:
         )  # fmt: skip
         return replace(problem, parametrization=problem.scaling())  # a file is read once
 
+    def problems(self, optimizer: str, depth: int) -> list[Problem]:
+        return [self.problem(param, optimizer, depth) for param in self.params]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The dearest first."""
+        wanted = dict.fromkeys(cell for sweep in self.sweeps for cell in sweep.cells)
+        return sorted(wanted, key=lambda cell: -cell.depth * cell.width * cell.width)
+
+    def seeds(self, width: int) -> int:
+        return self.options.seeds * max(1, min(MORE_SEEDS, max(self.options.widths) // width))
+
+    def networks(self, cells: Sequence[Cell]) -> list[estimate.Networks]:
+        """A raw λ1(G) costs what a Gauss-Newton eigenvalue does."""
+        observables = ("loss", "gauss_newton_eigenvalues")
+        return [estimate.Networks(problem, cell.width, self.seeds(cell.width), observables, cells=int(not place))
+                for cell in cells for place, problem in enumerate(self.problems(cell.optimizer, cell.depth))]  # fmt: skip
+
+    def compute(self, cells: Sequence[Cell], store: Store, report: Report) -> list[Values]:
+        return [self.measured(cell) for cell in cells]
+
+    def measured(self, cell: Cell) -> Values:
+        """The size (param, seed) of each "quantity/layer"."""
+        problems = self.problems(cell.optimizer, cell.depth)
+        keys = pairs.keys(self.options.seed, 1000 * cell.width + cell.depth, self.seeds(cell.width))
+        networks = [build(problem, cell.width) for problem in problems]
+        found = measured_sizes.measure(problems, networks, keys, self.options.precision)
+        return {f"{quantity}/{layer}": sizes for quantity, layers in found.items() for layer, sizes in layers.items()}
+
+
+def sizes(store: Store, cell: Cell) -> Sizes:
+    """What ``Job.measured`` has found, in its order."""
+    return {tuple(name.split("/")): values for name, values in store.read(cell).items()}
+
 
 def check(options: Options) -> list[Check]:
-    """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
+    """The whole job.  Raises ValueError or files.Refused, in one line, before anything is written."""
     job = prepare(options)
     options = job.options
-    if not estimate.begins(_networks(job), PROGRAM, options.dry_run):
-        return []
-    print(classified(job), flush=True)
-    folder = runs.folder(options.out, f"coord_check-{options.model}", job.config)
-    with records.claim(folder, job.config, PROGRAM) as store:
-        cells = _measured(job, store)
-        checks = [one for s in job.sweeps for one in checked(job, s, [cells[s.optimizer, *at] for at in s.grid])]
-        records.write_json([asdict(one) for one in checks], folder / "coord_check.json")
+    with begin(job, options, job.config, f"coord_check-{options.model}", PROGRAM, lambda store: job.cells) as run:
+        if run is None:
+            return []
+        regime.announce(problem for sweep in job.sweeps for problem in job.problems(sweep.optimizer, sweep.depths[0]))
+        run.ensure(job.cells)
+        measured = {cell: sizes(run.store, cell) for cell in job.cells}
+        checks = [one for sweep in job.sweeps for one in checked(job, sweep, [measured[cell] for cell in sweep.cells])]
+        files.write_json([asdict(one) for one in checks], run.folder / "coord_check.json")
         for optimizer in options.optimizer:
-            plots.save(picture(job, optimizer, cells, checks), folder / f"coord_check-{optimizer}")
+            plots.save(picture(job, optimizer, measured, checks), run.folder / f"coord_check-{optimizer}")
         print(table(checks, options.every))
-        print(f"results in {folder}")
+        print(f"results in {run.folder}")
     return checks
 
 
@@ -167,86 +219,24 @@ def prepare(options: Options) -> Job:
     sweeps += [Sweep(o, "L", widths[1:2], depths) for o in options.optimizer if residual]
     data = options.load_shaped()
     job = Job(options, params, sweeps, data, {})
-    problems = [problem for sweep in sweeps for problem in _problems(job, sweep.optimizer, sweep.depths[0])]
+    problems = [problem for sweep in sweeps for problem in job.problems(sweep.optimizer, sweep.depths[0])]
     config = runs.config(options, *data[:2]) | {"exponents": [parametrization.rows(one.scaling()) for one in problems]}
     config.pop("every")  # changes what is printed only
     return replace(job, config=config)
 
 
-def classified(job: Job) -> str:
-    """What the derivation says of every parametrization before anything runs."""
-    problems = (job.problem(param, sweep.optimizer, sweep.depths[0]) for sweep in job.sweeps for param in job.params)
-    return "\n".join(dict.fromkeys(cases.regime(problem) for problem in problems))
-
-
-# Measuring ------------------------------------------------------------------------------------------------------------
-
-
-def _measured(job: Job, store: records.Store) -> dict[tuple[str, int, int], xr.Dataset]:
-    """The sizes of every network, by (optimizer, width, depth); the dearest first, two at a time on a CPU."""
-    wanted = {(sweep.optimizer, *at) for sweep in job.sweeps for at in sweep.grid}
-    order = sorted(wanted, key=lambda cell: -(cell[1] ** 2) * cell[2])
-
-    def measured(cell):
-        name = "-".join(map(str, cell))
-        report = progress.report(cell)
-        found = store.kept(name, lambda: _cell(job, *cell, report))
-        report(1.0)
-        return found
-
-    names = {cell: "{} N = {} L = {}".format(*cell) for cell in order}
-    with runs.threads() as pool, runs.Progress(names, "networks") as progress:
-        return dict(zip(order, pool.map(measured, order), strict=True))
-
-
-def _networks(job: Job) -> list[estimate.Networks]:
-    """Of every cell; its raw λ1(G) costs what a Gauss-Newton eigenvalue does."""
-    wanted, observables = {(s.optimizer, *at) for s in job.sweeps for at in s.grid}, ("loss", "gauss_newton_eigenvalues")
-    return [
-        estimate.Networks(problem, width, _seeds(job.options, width), observables, cells=int(not place))
-        for optimizer, width, depth in wanted
-        for place, problem in enumerate(_problems(job, optimizer, depth))
-    ]
-
-
-def _seeds(options: Options, width: int) -> int:
-    return options.seeds * max(1, min(MORE_SEEDS, max(options.widths) // width))
-
-
-def _problems(job: Job, optimizer: str, depth: int) -> list[Problem]:
-    return [job.problem(param, optimizer, depth) for param in job.params]
-
-
-def _cell(job: Job, optimizer: str, width: int, depth: int, report: Callable[[float], None]) -> xr.Dataset:
-    """size (param, entry, seed) of the networks of one width and depth; an entry is a quantity of a layer."""
-    report(0.0)
-    o, started = job.options, time.perf_counter()
-    problems = _problems(job, optimizer, depth)
-    keys = cases.keys(o.seed, 1000 * width + depth, _seeds(o, width))
-    found = measured_sizes.measure(problems, [build(p, width) for p in problems], keys, o.precision)
-    entries = [(quantity, layer) for quantity, of_layers in found.items() for layer in of_layers]
-    values = np.stack([found[quantity][layer] for quantity, layer in entries], axis=1)
-    described = {"long_name": "root mean square", "units": "1", "definition": "finite/sizes.py"}
-    quantities, layers = (list(names) for names in zip(*entries, strict=True))
-    return xr.Dataset(
-        {"size": (("param", "entry", "seed"), values, described), "seconds": ((), time.perf_counter() - started)},
-        {"param": list(job.params), "quantity": ("entry", quantities), "layer": ("entry", layers)},
-    )
-
-
 # Checking -------------------------------------------------------------------------------------------------------------
 
 
-def checked(job: Job, sweep: Sweep, cells: Sequence[xr.Dataset]) -> Iterator[Check]:
+def checked(job: Job, sweep: Sweep, cells: Sequence[Sizes]) -> Iterator[Check]:
     """One check per parametrization, quantity and layer; a layer that not all networks have is left out."""
-    for param in job.params:
+    for place, param in enumerate(job.params):
         problem = job.problem(param, sweep.optimizer, sweep.depths[0])
-        case, steps = cases.derived(problem), job.options.steps
+        case, steps = regime.case(problem), job.options.steps
         derived, blow_up = regimes.predicted(case, steps), regimes.blow_up(case, sweep.letter, steps)
-        for quantity, layer in _entries(cells[0]):
-            sizes = [_values(cell, param, quantity, layer) for cell in cells]
+        for quantity, layer in cells[0]:
             wanted = float(getattr(_of_layer(derived[quantity], layer), sweep.letter))
-            exponent, interval = fit(sweep.growing, sizes)
+            exponent, interval = fit(sweep.growing, [cell[quantity, layer][place] for cell in cells])
             label = param, sweep.optimizer, sweep.letter, sweep.fixed, quantity, layer
             if blow_up and blow_up[0] < steps and quantity not in AT_STEP_0:
                 yield Check(*label, exponent, interval, np.nan, NOT_COMPARED + blow_up[1])
@@ -275,16 +265,6 @@ def fit(growing: Sequence[int], sizes: Sequence[Float[np.ndarray, "_"]]) -> tupl
     freedom = np.sum(variances) ** 2 / np.sum(variances**2 / [len(log) - 1 for log in logs])  # Welch, Satterthwaite
     half = float(stdtrit(freedom, 0.975) * np.sqrt(np.sum(variances)))
     return exponent, (exponent - half, exponent + half)
-
-
-def _entries(cell):
-    return list(zip(cell.quantity.values.tolist(), cell.layer.values.tolist(), strict=True))
-
-
-def _values(cell, param, quantity, layer):
-    """(seeds,)"""
-    entry = _entries(cell).index((quantity, layer))
-    return cell["size"].sel(param=param).isel(entry=entry).values
 
 
 def _verdict(exponent, interval, derived):
@@ -328,7 +308,7 @@ def _row(one: Check) -> str:
 
 
 @plots.styled
-def picture(job: Job, optimizer: str, cells: dict, checks: Sequence[Check]) -> Figure:
+def picture(job: Job, optimizer: str, cells: Mapping[Cell, Sizes], checks: Sequence[Check]) -> Figure:
     """Size against width or depth, one row per sweep; points are networks, lines the derived power through their middle.
 
     What is not compared is left out, and the title says why: after a blow-up sizes span all decades there are.
@@ -339,15 +319,15 @@ def picture(job: Job, optimizer: str, cells: dict, checks: Sequence[Check]) -> F
     colors = dict(plots.colors(job.params))
     found = {(c.parametrization, c.fixed, c.quantity, c.layer): c for c in checks if c.optimizer == optimizer}
     for row, sweep in zip(grid, sweeps, strict=True):
-        datasets = [cells[optimizer, *at] for at in sweep.grid]
+        measured = [cells[cell] for cell in sweep.cells]
         for axis, quantity in zip(row, SHOWN, strict=True):
-            layer = _shown_layer([n for q, n in _entries(datasets[0]) if q == quantity])
+            layer = _shown_layer([n for q, n in measured[0] if q == quantity])
             for rank, param in enumerate(job.params):
                 one = found[param, sweep.fixed, quantity, layer]
                 if not one.compared:
                     continue
                 with np.errstate(divide="ignore", over="ignore"):
-                    logs = [np.log(_values(cell, param, quantity, layer)).mean() for cell in datasets]
+                    logs = [np.log(cell[quantity, layer][rank]).mean() for cell in measured]
                 size = 2 + 5 * (1 - rank / len(job.params))  # those drawn later leave the earlier ones visible
                 _draw(axis, np.array(sweep.growing), np.exp(logs), one, colors[param], size)
             axis.set(xscale="log", xlabel="width $N$" if sweep.letter == "N" else "depth $L$")

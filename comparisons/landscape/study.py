@@ -13,22 +13,23 @@ the same at all sizes: super consistent, see ``comparisons.super_consistency``. 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
 import xarray as xr
 
-from comparisons import cases, command_line, estimate, records
+from comparisons import command_line, estimate, files, labelled, pairs, regime, results
 from comparisons import options as runs
 from comparisons import style as plots
+from comparisons.cells import Report, Store, Values, Work, begin
 from comparisons.landscape.late import Late, late_values
 from comparisons.landscape.options import PROGRAM, Options
 from comparisons.landscape.picture import density, picture, table
 from finite import Numerics
 from finite.networks.build import build
 from finite.training.train import check, train
-from limits import Problem
+from limits import Problem, Trajectory
 from limits.exponents import parametrization
 from limits.trajectory import storable
 
@@ -36,7 +37,23 @@ DENSITY = ("density_nodes", "density_weights")
 
 
 @dataclass(frozen=True)
-class Run:
+class Cell:
+    """All networks of one size of a parametrization."""
+
+    param: str
+    width: int
+    depth: int
+
+    @property
+    def name(self) -> str:
+        return f"{results.slug(self.param)}-N{self.width}-L{self.depth}"
+
+    def __str__(self):
+        return f"{self.param} N = {self.width} L = {self.depth}"
+
+
+@dataclass(frozen=True)
+class Sizes(Work):
     """What one run trains: a problem per parametrization and depth, networks that grow in ``growing``."""
 
     options: Options
@@ -45,53 +62,72 @@ class Run:
 
     @property
     def growing(self) -> str:
-        return "depth" if len(self.options.depths) > 1 else "width"
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """(width, depth)"""
-        return list(product(sorted(self.options.widths), sorted(self.options.depths)))
+        return "depth" if len(self.depths) > 1 else "width"
 
     @property
     def observables(self) -> tuple[str, ...]:
         return self.options.observables + DENSITY * self.options.density
-
-    def networks(self) -> list[estimate.Networks]:
-        """Of every cell."""
-        o = self.options
-        return [estimate.Networks(self.problems[param, depth], width, o.seeds, self.observables, o.curvature_samples)
-                for param, (width, depth) in product(o.param, self.sizes)]  # fmt: skip
 
     @property
     def title(self) -> str:
         o = self.options
         return f"{runs.sized(o, next(iter(self.problems.values())))}, {o.steps} steps, {o.seeds} seeds"
 
+    @property
+    def depths(self) -> list[int]:
+        """The networks' own: one that a model says in its name is not the option's."""
+        return sorted({depth for _, depth in self.problems})
+
+    def cells(self, param: str) -> list[Cell]:
+        """From the smallest size to the largest."""
+        return [Cell(param, *size) for size in product(sorted(self.options.widths), self.depths)]
+
+    @property
+    def all_cells(self) -> list[Cell]:
+        """The largest, which take longest, first."""
+        rows = [self.cells(param) for param in self.options.param]
+        return [cell for of_size in reversed(list(zip(*rows, strict=True))) for cell in of_size]
+
+    def networks(self, cells: Sequence[Cell]) -> list[estimate.Networks]:
+        o = self.options
+        return [estimate.Networks(self.problems[cell.param, cell.depth], cell.width, o.seeds, self.observables,
+                                  o.curvature_samples) for cell in cells]  # fmt: skip
+
+    def compute(self, cells: Sequence[Cell], store: Store, report: Report) -> list[Values]:
+        return [labelled.arrays(self.trained(cell, report)) for cell in cells]
+
+    def trained(self, cell: Cell, report: Report = lambda part: None) -> list[Trajectory]:
+        """Every parametrization starts from the same weights."""
+        o, problem = self.options, self.problems[cell.param, cell.depth]
+        keys = pairs.keys(o.seed, cell.width, o.seeds, cell.depth if self.growing == "depth" else None)
+        return train(problem, build(problem, cell.width), keys, numerics=Numerics(o.precision, rtol=o.tolerance),
+                     progress=report, observables=self.observables,
+                     curvature_samples=min(o.curvature_samples, problem.num_samples))  # fmt: skip
+
 
 def landscape(options: Options) -> list[Late]:
-    """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written."""
-    run = prepare(options)
-    options = run.options
-    if not estimate.begins(run.networks(), PROGRAM, options.dry_run):
-        return []
-    for param in options.param:
-        if runs.slug(param) != param:  # one of the user's own
-            print(cases.regime(run.problems[param, options.depths[0]]), flush=True)
-    folder = runs.folder(options.out, f"landscape-{options.model}", run.config)
-    with records.claim(folder, run.config, PROGRAM) as store:
-        dataset = _trained(run, store)
-        records.write(dataset, folder / "landscape.nc")
+    """The whole job.  Raises ValueError or files.Refused, in one line, before anything is written."""
+    sizes = prepare(options)
+    options, cells = sizes.options, sizes.all_cells
+    with begin(sizes, options, sizes.config, f"landscape-{options.model}", PROGRAM, lambda store: cells) as run:
+        if run is None:
+            return []
+        own = [param for param in options.param if results.slug(param) != param]
+        regime.announce(sizes.problems[param, sizes.depths[0]] for param in own)
+        run.ensure(cells)
+        dataset = _dataset(sizes, run.store)
+        files.write(dataset, run.folder / "landscape.nc")
         found = late_values(dataset)
-        records.write_json([asdict(one) for one in found], folder / "landscape.json")
-        plots.save(picture(dataset, found, run.title), folder / "landscape")
+        files.write_json([asdict(one) for one in found], run.folder / "landscape.json")
+        plots.save(picture(dataset, found, sizes.title), run.folder / "landscape")
         if options.density:
-            plots.save(density(dataset, run.title), folder / "density")
-        print(table(found, run.title))
-        print(f"results in {folder}")
+            plots.save(density(dataset, sizes.title), run.folder / "density")
+        print(table(found, sizes.title))
+        print(f"results in {run.folder}")
     return found
 
 
-def prepare(options: Options) -> Run:
+def prepare(options: Options) -> Sizes:
     """Check the options and build the problems.  Raises ValueError in one line."""
     o = options.adapted()
     runs.check_distinct("parametrizations", o.param, 1)
@@ -120,50 +156,32 @@ def prepare(options: Options) -> Run:
     problems = {}
     for (param, rate), depth in product(zip(o.param, rates, strict=True), o.depths):
         problem = replace(base, parametrization=param, learning_rate=rate, depth=depth)
-        problems[param, depth] = replace(problem, parametrization=problem.scaling())  # a file is read once
+        problem = replace(problem, parametrization=problem.scaling())  # a file is read once
+        problems[param, problem.network.depth] = problem
         for width in sorted(o.widths):
-            check(problems[param, depth], build(problems[param, depth], width), o.observables)
+            check(problem, build(problem, width), o.observables)
     exponents = [parametrization.rows(problem.scaling()) for problem in problems.values()]
-    return Run(o, problems, runs.config(o, base.inputs, base.targets) | {"exponents": exponents})
+    return Sizes(o, problems, runs.config(o, base.inputs, base.targets) | {"exponents": exponents})
 
 
-def _trained(run, store) -> xr.Dataset:
-    """Every cell, read where it is there and whole, else trained; all in one dataset."""
-    params, deep = run.options.param, run.growing == "depth"
-    names = {(param, size): f"{param} L = {size[1]}" if deep else f"{param} N = {size[0]}"
-             for param, size in product(params, run.sizes)}  # fmt: skip
-    with runs.Progress(names) as progress:
+def _dataset(sizes: Sizes, store: Store) -> xr.Dataset:
+    """Every cell in one dataset, (param, width or depth, seed, step[, rank])."""
+    params = sizes.options.param
 
-        def cell(param, size):
-            progress.describe(names[param, size])
-            report = progress.report((param, size))
-            name = f"{runs.slug(param)}-{size[0]}" + (f"-L{size[1]}" if deep else "")
-            kept = store.kept(name, lambda: measured(run, param, *size, report))
-            report(1.0)
-            return kept.isel(width=0).assign_coords(depth=size[1]) if deep else kept
+    def of_size(cell):
+        trained = labelled.trajectories(store.read(cell), sizes.problems[cell.param, cell.depth].steps)
+        alone = labelled.from_trajectories({cell.width: trained})
+        return alone.isel(width=0).assign_coords(depth=cell.depth) if sizes.growing == "depth" else alone
 
-        rows = [[cell(param, size) for size in run.sizes] for param in params]
-    typical = [run.problems[param, run.options.depths[0]] for param in params]
-    edges = [[problem.edge_of_stability, problem.preconditioned_edge_of_stability] for problem in typical]
-    dataset = xr.concat([xr.concat(row, run.growing) for row in rows], "param").assign_coords(param=list(params)).assign(
-        edge_of_stability=("param", [edge for edge, _ in edges], {"units": "1"}),
-        preconditioned_edge_of_stability=("param", [edge for _, edge in edges], {"units": "1"}),
+    rows = [xr.concat([of_size(cell) for cell in sizes.cells(param)], sizes.growing) for param in params]
+    typical = [sizes.problems[param, sizes.depths[0]] for param in params]
+    dataset = xr.concat(rows, "param").assign_coords(param=list(params)).assign(
+        edge_of_stability=("param", [problem.edge_of_stability for problem in typical], {"units": "1"}),
+        preconditioned_edge_of_stability=("param", [problem.preconditioned_edge_of_stability for problem in typical],
+                                          {"units": "1"}),
     )  # fmt: skip
-    made = records.joined(one.attrs for row in rows for one in row)
-    return dataset.assign_attrs(made, title=run.title, configuration=json.dumps(run.config))
-
-
-def measured(
-    run: Run, param: str, width: int, depth: int, report: Callable[[float], None] = lambda part: None
-) -> xr.Dataset:
-    """All networks of one size; every parametrization starts from the same weights."""
-    report(0.0)
-    o, problem = run.options, run.problems[param, depth]
-    keys = cases.keys(o.seed, width, o.seeds, depth if run.growing == "depth" else None)
-    trained = train(problem, build(problem, width), keys, numerics=Numerics(o.precision, rtol=o.tolerance), progress=report,
-                    observables=run.observables,
-                    curvature_samples=min(o.curvature_samples, problem.num_samples))  # fmt: skip
-    return records.from_trajectories({width: trained})
+    made = store.provenance(sizes.all_cells)
+    return dataset.assign_attrs(made, title=sizes.title, configuration=json.dumps(sizes.config))
 
 
 def main(arguments=None) -> None:

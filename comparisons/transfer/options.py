@@ -40,11 +40,6 @@ class Options(runs.TrainingOptions):
     """Whether the infinite network is computed too, where it is known: sampled ones (mlp3, resmlp, ...) take minutes each."""
     richness: float = 4.0
     """γ0: how far features move; towards 0 is the kernel regime."""
-    processes: int = 1
-    """So many of this machine work at once; with a job queue as cluster, so many jobs."""
-    cluster: str | None = None
-    """Instead of this machine: the address of a Dask scheduler, its file (.json), or a job queue that dask-jobqueue knows and
-    its jobqueue.yaml describes: slurm, pbs, sge, lsf, oar, htcondor, moab. It sees the same folder. Needs the extra cluster."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/transfer-MODEL-DIGEST, one folder per set of options."""
 
@@ -53,7 +48,5 @@ class Options(runs.TrainingOptions):
         return replace(options, measure_every=runs.usual_interval(self.steps)) if self.measure_every is None else options
 
     def without_effect(self) -> dict[str, str]:
-        found = {} if self.sharpness_seeds else {"curvature_samples": "with sharpness-seeds 0 no curvature is measured"}
-        if self.cluster not in (None, *runs.JOB_QUEUES):
-            found["processes"] = f"the scheduler {self.cluster} has its own workers"
-        return super().without_effect() | found
+        unseen = {} if self.sharpness_seeds else {"curvature_samples": "with sharpness-seeds 0 no curvature is measured"}
+        return super().without_effect() | unseen

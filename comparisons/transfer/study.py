@@ -5,7 +5,7 @@ the optimum of each size, some of them again, to follow their sharpness.  A dive
 finite, or larger than it was at the start.  In DIR:
 
     config.json      the options, and a digest of the data
-    cells/           one file per finished network, from which an interrupted run goes on (``comparisons.sweep``)
+    cells/           one file per finished network, from which an interrupted run goes on (``comparisons.cells``)
     transfer.nc      loss (param, width, depth, seed, learning_rate, step), initial_loss, final_loss and the limit's
                      final_loss_limit; at the optima, at best_on_grid (param, width, depth), sharpness (…, seed, step), its
                      measuring error, edge_of_stability and the limit's sharpness_limit; no dimension depth if there is one
@@ -14,30 +14,24 @@ finite, or larger than it was at the start.  In DIR:
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from comparisons import cases, command_line, estimate, records, sweep
+from comparisons import command_line, files, pairs, regime, results
 from comparisons import options as runs
 from comparisons import style as plots
-from comparisons.sweep import Row, Work
+from comparisons.cells import Store, begin
+from comparisons.transfer.networks import Cell, Limit, Networks
 from comparisons.transfer.optimum import Optimum, Shift, analyse, nearest
 from comparisons.transfer.options import PROGRAM, Options
 from comparisons.transfer.picture import picture, table
 from finite.networks.build import build
-from limits import OBSERVABLES, Problem
+from limits import OBSERVABLES
 from limits.exponents import parametrization
 from limits.optimizers import OPTIMIZERS
-from limits.theories import solve, theory
-from limits.two_layer import linear as linear2
-
-WHERE = ("processes", "cluster")  # options on which no number depends
 
 
 @dataclass(frozen=True)
@@ -45,17 +39,13 @@ class Sweep:
     """What one run trains."""
 
     options: Options
-    work: Work
+    work: Networks
     config: dict
 
     @property
     def title(self) -> str:
         o, base = self.options, self.work.base
         return f"{runs.sized(o, base)}, {o.steps} steps, {o.seeds} seeds"
-
-    @property
-    def rates(self) -> list[float]:
-        return sorted(self.options.learning_rates)
 
     @property
     def sizes(self) -> list[tuple[str, int, int]]:
@@ -67,26 +57,31 @@ class Sweep:
         """The networks' own: one that a model says in its name is not the option's."""
         return sorted({depth for _, depth in self.work.scalings})
 
-    def rows(self) -> list[Row]:
-        """All cells.  Every size in turn, the largest first: so the time left is told well from the start."""
-        seeds = tuple(range(self.options.seeds))
-        return [Row(*size, rate, seeds) for rate in self.rates for size in reversed(self.sizes)]
+    @property
+    def seeds(self) -> range:
+        return range(self.options.seeds)
 
-    @cached_property
-    def problems(self) -> dict[tuple[str, int], Problem]:
-        """By parametrization and depth; made once, each holds all data."""
-        return {key: self.work.problem(*key) for key in self.work.scalings}
+    @property
+    def cells(self) -> list[Cell]:
+        """The largest size, which takes longest, first."""
+        return [Cell(*size, rate, seed) for size in reversed(self.sizes) for rate in self.work.rates for seed in self.seeds]
 
-    def networks(self) -> list[estimate.Networks]:
-        """Of all rows, and of those that follow the sharpness."""
-        o, found = self.options, []
-        for param, width, depth in self.sizes:
-            problem, count = self.problems[param, depth], o.seeds * len(o.learning_rates)
-            found.append(estimate.Networks(problem, width, count, cells=count))
-            if o.sharpness_seeds:
-                count, followed = o.sharpness_seeds, ("loss", sweep.sharpness(problem))
-                found.append(estimate.Networks(problem, width, count, followed, o.curvature_samples, count))
-        return found
+    @property
+    def limits(self) -> list[Limit]:
+        """Those that are known, and wanted."""
+        return [Limit(*key) for key in product(self.options.param, self.depths)
+                if self.options.limit and pairs.limit_is_known(self.work.problem(*key))]  # fmt: skip
+
+    def followed(self, rates: list[float]) -> list[Cell]:
+        """The cells that follow the sharpness, at a learning rate for each size."""
+        return [Cell(*size, rate, seed, sharpness=True) for size, rate in zip(self.sizes, rates, strict=True)
+                for seed in range(self.options.sharpness_seeds)]  # fmt: skip
+
+    def wanted(self, store: Store) -> list[Cell | Limit]:
+        """All cells of the run; before the sweep is done, those that follow the sharpness are at no learning rate yet."""
+        swept = not store.missing(self.cells)
+        rates = best_on_grid(self, analyse(losses(self, store))[0]) if swept else [np.nan] * len(self.sizes)
+        return self.cells + self.limits + self.followed(rates)
 
     def gridded(self, values: list, **axes) -> xr.DataArray:
         """Values in the order of ``sizes``, of each along these axes; without a dimension of one depth."""
@@ -100,35 +95,33 @@ class Sweep:
 
 
 def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
-    """The whole job.  Raises ValueError or records.Refused, in one line, before anything is written.
+    """The whole job.  Raises ValueError or files.Refused, in one line, before anything is written.
 
-    Raises sweep.Failed where cells failed, after all others are kept.
+    Raises cells.Failed where cells failed, after all others are kept.
     """
-    prepared = prepare(options)
-    options = prepared.options
-    engine = sweep.Engine(options.processes, options.cluster)
-    if not estimate.begins(prepared.networks(), PROGRAM, options.dry_run):
-        return [], []
-    for param in options.param:
-        if runs.slug(param) != param:  # one of the user's own
-            print(cases.regime(prepared.work.problem(param, prepared.depths[0])), flush=True)
-    folder = runs.folder(options.out, f"transfer-{options.model}", prepared.config)
-    with records.claim(folder, prepared.config, PROGRAM) as store:
-        prepared = replace(prepared, work=replace(prepared.work, folder=folder.resolve()))
-        sweep.ensure(prepared.work, prepared.rows(), engine, PROGRAM)
-        dataset = losses(prepared).assign(limits_of(prepared, store).data_vars)
+    sweep = prepare(options)
+    options, work = sweep.options, sweep.work
+    with begin(work, options, sweep.config, f"transfer-{options.model}", PROGRAM, sweep.wanted) as run:
+        if run is None:
+            return [], []
+        own = [param for param in options.param if results.slug(param) != param]
+        regime.announce(work.problem(param, sweep.depths[0]) for param in own)
+        swept = sweep.cells + sweep.limits
+        run.ensure(swept)
+        dataset = losses(sweep, run.store).assign(limits_of(sweep, run.store).data_vars)
         optima, shifts = analyse(dataset)
-        rows = []
-        if options.sharpness_seeds:
-            rows = at_optima(prepared, optima)
-            sweep.ensure(prepared.work, rows, engine, PROGRAM)
-            dataset = dataset.assign(sharpness(prepared, rows).data_vars)
-        records.write(dataset.assign_attrs(prepared.work.provenance([*prepared.rows(), *rows])), folder / "transfer.nc")
+        rates = best_on_grid(sweep, optima)
+        followed = sweep.followed(rates)
+        run.ensure(followed)
+        if followed:
+            dataset = dataset.assign(sharpness(sweep, run.store, rates).data_vars)
+        made = run.store.provenance(swept + followed)
+        files.write(dataset.assign_attrs(made), run.folder / "transfer.nc")
         found = {"optima": [asdict(o) for o in optima], "shifts": [asdict(s) for s in shifts]}
-        records.write_json(found, folder / "transfer.json")
-        plots.save(picture(dataset, optima, shifts, prepared.title), folder / "transfer")
-        print(table(optima, shifts, prepared.title))
-        print(f"results in {folder}")
+        files.write_json(found, run.folder / "transfer.json")
+        plots.save(picture(dataset, optima, shifts, sweep.title), run.folder / "transfer")
+        print(table(optima, shifts, sweep.title))
+        print(f"results in {run.folder}")
     return optima, shifts
 
 
@@ -143,12 +136,13 @@ def prepare(options: Options) -> Sweep:
     for param, depth in product(o.param, o.depths):
         problem = replace(base, parametrization=param, depth=depth)
         scalings[param, problem.network.depth] = problem.scaling()
-    config = runs.config(o, base.inputs, base.targets) | {"exponents": [parametrization.rows(one) for one in scalings.values()]}
-    config = {name: value for name, value in config.items() if name not in WHERE}
-    prepared = Sweep(o, Work(base, scalings, o.seed, o.seeds, o.precision, o.curvature_samples, o.out or Path()), config)
-    for param, width, depth in prepared.sizes:
-        build(prepared.problems[param, depth], width)  # raises here what it cannot be
-    return prepared
+    exponents = [parametrization.rows(one) for one in scalings.values()]
+    rates = tuple(sorted(o.learning_rates))
+    work = Networks(base, scalings, rates, o.seed, o.seeds, o.sharpness_seeds, o.precision, o.curvature_samples)
+    sweep = Sweep(o, work, runs.config(o, base.inputs, base.targets) | {"exponents": exponents})
+    for param, width, depth in sweep.sizes:
+        build(work.problem(param, depth), width)  # raises here what it cannot be
+    return sweep
 
 
 def _check(o: Options) -> None:
@@ -169,12 +163,12 @@ def _check(o: Options) -> None:
 # Results --------------------------------------------------------------------------------------------------------------
 
 
-def losses(prepared: Sweep) -> xr.Dataset:
+def losses(sweep: Sweep, store: Store) -> xr.Dataset:
     """loss (param, width, depth, seed, learning_rate, step), its first and its last, read from the cells."""
-    work, base, seeds = prepared.work, prepared.work.base, tuple(range(prepared.options.seeds))
-    values = [[[work.read(Row(*size, rate, seeds), seed)["loss"] for rate in prepared.rates] for seed in seeds]
-              for size in prepared.sizes]  # fmt: skip
-    loss = prepared.gridded(values, seed=list(seeds), learning_rate=prepared.rates, step=base.steps)
+    base, rates = sweep.work.base, list(sweep.work.rates)
+    values = [[[store.read(Cell(*size, rate, seed))["loss"] for rate in rates] for seed in sweep.seeds]
+              for size in sweep.sizes]  # fmt: skip
+    loss = sweep.gridded(values, seed=list(sweep.seeds), learning_rate=rates, step=base.steps)
     definition = OBSERVABLES["loss"].definition if base.loss == "mse" else "mean cross-entropy over all samples"
     described = {"units": "1", "definition": definition}
     final, initial = loss.isel(step=-1, drop=True), loss.isel(step=0, learning_rate=0, drop=True)
@@ -183,84 +177,61 @@ def losses(prepared: Sweep) -> xr.Dataset:
         "initial_loss": initial.assign_attrs(described, long_name="loss before the first step"),
         "loss": loss.assign_attrs(described, long_name="loss before the step"),
     })  # fmt: skip
-    attributes = {"title": prepared.title, "precision": prepared.options.precision, "loss": base.loss}
-    return dataset.assign_attrs(attributes, configuration=json.dumps(prepared.config))
+    attributes = {"title": sweep.title, "precision": sweep.options.precision, "loss": base.loss}
+    return dataset.assign_attrs(attributes, configuration=json.dumps(sweep.config))
 
 
-def at_optima(prepared: Sweep, optima: list[Optimum]) -> list[Row]:
-    """The cells that follow the sharpness: at the learning rate of the grid next to the optimum of each size."""
+def best_on_grid(sweep: Sweep, optima: list[Optimum]) -> list[float]:
+    """The learning rate of the grid next to the optimum of each size."""
     best = {(o.parametrization, o.width, o.depth): o.best_learning_rate for o in optima}
-    rates, seeds = np.array(prepared.rates), tuple(range(prepared.options.sharpness_seeds))
-    return [Row(*size, float(rates[nearest(rates, best[size])]), seeds, sharpness=True) for size in prepared.sizes]
+    rates = np.array(sweep.work.rates)
+    return [float(rates[nearest(rates, best[size])]) for size in sweep.sizes]
 
 
-def sharpness(prepared: Sweep, rows: list[Row]) -> xr.Dataset:
-    """sharpness (param, width, depth, seed, step) of the rows, its error, their learning rates and edges of stability."""
-    work, seeds = prepared.work, list(range(prepared.options.sharpness_seeds))
+def sharpness(sweep: Sweep, store: Store, rates: list[float]) -> xr.Dataset:
+    """sharpness (param, width, depth, seed, step) at these learning rates, its error, and the edges of stability."""
+    work, seeds = sweep.work, list(range(sweep.options.sharpness_seeds))
     row, symbol = OPTIMIZERS[work.base.optimizer], "edge of stability"
     observable = OBSERVABLES[row.sharpness]
-    cells = [[work.read(row, seed) for seed in seeds] for row in rows]
-    edges = [work.problem(row.param, row.depth, row.learning_rate).preconditioned_edge_of_stability for row in rows]
+    cells = list(map(store.read, sweep.followed(rates)))
+    edges = [work.problem(param, depth, rate).preconditioned_edge_of_stability
+             for (param, _, depth), rate in zip(sweep.sizes, rates, strict=True)]  # fmt: skip
     if not (row.preconditioned or work.base.momentum or work.base.weight_decay):
         symbol += r" $2/\eta_0$"
     described = {"units": "1", "definition": observable.definition, "symbol": observable.symbol}
-    followed = {name: prepared.gridded([[one[name] for one in row] for row in cells], seed=seeds, step=work.base.steps)
+    followed = {name: sweep.gridded([cell[name] for cell in cells], seed=seeds, step=work.base.steps)
                 for name in ("sharpness", "sharpness_error")}  # fmt: skip
     return xr.Dataset({
         "sharpness": followed["sharpness"].assign_attrs(described, long_name=f"{observable.label} at best_on_grid"),
         "sharpness_error": followed["sharpness_error"].assign_attrs(units="1", long_name="measuring error of the sharpness"),
-        "best_on_grid": prepared.gridded([row.learning_rate for row in rows]).assign_attrs(
+        "best_on_grid": sweep.gridded(rates).assign_attrs(
             units="1", long_name="learning rate of the grid next to the optimum"),
-        "edge_of_stability": prepared.gridded(edges).assign_attrs(
+        "edge_of_stability": sweep.gridded(edges).assign_attrs(
             units="1", long_name="sharpness beyond which best_on_grid is unstable", symbol=symbol),
-    }).reindex(seed=range(prepared.options.seeds))  # fmt: skip  (one that was not followed is not a number)
+    }).reindex(seed=list(sweep.seeds))  # fmt: skip  (one that was not followed is not a number)
 
 
-# Limits ---------------------------------------------------------------------------------------------------------------
-
-
-def limits_of(prepared: Sweep, store: records.Store) -> xr.Dataset:
+def limits_of(sweep: Sweep, store: Store) -> xr.Dataset:
     """final_loss_limit (param, depth, learning_rate) and, at its lowest, sharpness_limit (param, depth, step).
 
     Not a number where no limit is known, or where it leaves the sharpness open; empty where that is so throughout.
     """
-    options, found = prepared.options, {}
-    known = [key for key in product(options.param, prepared.depths)
-             if options.limit and cases.limit_is_known(prepared.work.problem(*key))]  # fmt: skip
-    with runs.Progress({key: "{} limit L = {}".format(*key) for key in known}) as progress:
-        for param, depth in known:
-            progress.describe(f"{param} limit")
-            name, report = f"{runs.slug(param)}-L{depth}-limit", progress.report((param, depth))
-            found[param, depth] = store.kept(name, lambda: limit(prepared, param, depth, report))  # noqa: B023
-            report(1.0)
-    if not found:
+    if not sweep.limits:
         return xr.Dataset()
-    empty = xr.full_like(next(iter(found.values())), np.nan)
-    rows = [xr.concat([found.get((param, depth), empty) for depth in prepared.depths], "depth") for param in options.param]
-    dataset = xr.concat(rows, "param").assign_coords(param=list(options.param), depth=prepared.depths)
-    return prepared.squeezed(dataset if dataset["sharpness_limit"].notnull().any() else dataset.drop_vars("sharpness_limit"))
-
-
-def limit(
-    prepared: Sweep, param: str, depth: int, report: Callable[[float], None] = lambda part: None
-) -> xr.Dataset:
-    """The infinite network's final loss at each learning rate (in NTP, where f(0) is random, its mean), and the sharpness."""
-    report(0.0)
-    work, rates, problem = prepared.work, prepared.rates, prepared.work.problem(param, depth)
-    # measured at the end only; but of linear2 another schedule takes longer to compile than all that it saves
-    every = work.base.measure_every if theory(problem) is linear2 else prepared.options.steps
-    found = [solve(replace(problem, learning_rate=rate, measure_every=every))["loss"][-1] for rate in rates]
-    best = rates[int(np.nanargmin([one if np.isfinite(one) else np.inf for one in found]))]
-    curve = np.full(len(work.base.steps), np.nan)
-    if prepared.options.sharpness_seeds and sweep.sharpness(work.base) == "hessian_eigenvalues":
-        trajectory = solve(work.problem(param, depth, best))
-        if "sharpness" in trajectory and np.isfinite(trajectory.error("sharpness")).all():
-            curve = trajectory["sharpness"]
-    described = {"long_name": "final loss at infinite width", "units": "1", "definition": "NTP: mean over f(0)"}
-    return xr.Dataset({"final_loss_limit": ("learning_rate", found, described),
-                       "sharpness_limit": ("step", curve, {"long_name": "sharpness at infinite width, at its best learning "
-                                                           "rate of the grid", "units": "1"})},
-                      {"learning_rate": rates, "step": work.base.steps})  # fmt: skip
+    found, rates, steps = {cell: store.read(cell) for cell in sweep.limits}, list(sweep.work.rates), sweep.work.base.steps
+    params, lacking = list(sweep.options.param), {"final_loss_limit": np.full(len(rates), np.nan),
+                                                  "sharpness_limit": np.full(len(steps), np.nan)}  # fmt: skip
+    told = {"final_loss_limit": ("learning_rate", {"long_name": "final loss at infinite width", "units": "1",
+                                                   "definition": "NTP: mean over f(0)"}),
+            "sharpness_limit": ("step", {"long_name": "sharpness at infinite width, at its best learning rate of the grid",
+                                         "units": "1"})}  # fmt: skip
+    dataset = xr.Dataset(
+        {name: (("param", "depth", axis),
+                [[found.get(Limit(param, depth), lacking)[name] for depth in sweep.depths] for param in params], attributes)
+         for name, (axis, attributes) in told.items()},
+        {"param": params, "depth": sweep.depths, "learning_rate": rates, "step": steps},
+    )  # fmt: skip
+    return sweep.squeezed(dataset if dataset["sharpness_limit"].notnull().any() else dataset.drop_vars("sharpness_limit"))
 
 
 def main(arguments=None) -> None:

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from comparisons import cases
+from comparisons import pairs
 from comparisons.power_law import fit
 from finite.networks.build import build
 from finite.training.train import train
@@ -48,9 +48,9 @@ def distances(problem, widths, num_seeds):
     """{observable: (widths, seeds)} at the last step, and the limit's own standard error there."""
     typical, found = solve(problem), {"loss": [], "ntk_eigenvalues": []}
     for width in widths:
-        keys = cases.keys(0, width, num_seeds)
+        keys = pairs.keys(0, width, num_seeds)
         trained = train(problem, build(problem, width), keys, observables=tuple(found))
-        limits = cases.matching_limits(problem, width, keys, typical)
+        limits = pairs.matching_limits(problem, width, keys, typical)
         for name, errors in found.items():
             errors.append([np.ravel(t[name][-1] - m[name][-1])[0] for t, m in zip(trained, limits, strict=True)])
     return {name: np.array(errors) for name, errors in found.items()}, {n: np.ravel(typical.error(n)[-1])[0] for n in found}

@@ -1,4 +1,4 @@
-"""What a comparison needs of a problem from both rooms: its keys, its networks' f(0), its regime, what limit to subtract."""
+"""Each network beside its limit: its key, its f(0) and Gram matrix, the limit to be subtracted from it."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ from finite.networks import Network
 from finite.networks.build import build
 from limits import Problem, Trajectory
 from limits import theories as limit
-from limits.exponents import regimes
 from limits.machine import computing
 
 
@@ -18,19 +17,6 @@ def keys(seed: int, width: int, seeds: int, depth: int | None = None) -> Array:
     """One key per network of a width (and, where it is given, a depth); networks of different sizes are independent."""
     found = jax.random.split(jax.random.fold_in(jax.random.key(seed), width), seeds)
     return found if depth is None else jax.vmap(lambda key: jax.random.fold_in(key, depth))(found)
-
-
-def derived(problem: Problem) -> regimes.Case:
-    """What the algebra of sizes is to say something of."""
-    model = problem.network
-    depth = model.depth if model.architecture == "plain" else 1
-    return regimes.case(problem.scaling(), depth=depth, block_size=model.block_size, loss=problem.loss)
-
-
-def regime(problem: Problem) -> str:
-    """One line: what training does in this parametrization."""
-    given, verdict = problem.scaling(), regimes.classify(derived(problem))
-    return f"{given.name}, {given.optimizer}: {verdict.regime}; {verdict.reason}"
 
 
 def limit_is_known(problem: Problem) -> bool:

@@ -1,0 +1,148 @@
+"""The networks of a sweep, each a cell of its own: of every size, learning rate and seed; and their limits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+from jaxtyping import Array
+
+from comparisons import estimate, pairs, results
+from comparisons.cells import Report, Store, Values, Work
+from finite import Numerics
+from finite.networks.build import build
+from finite.training.train import train
+from limits import Problem
+from limits.exponents.algebra import Scaling
+from limits.optimizers import OPTIMIZERS
+from limits.theories import solve, theory
+from limits.trajectory import stored
+from limits.two_layer import linear as linear2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One network; of those that follow it the sharpness is measured too."""
+
+    param: str
+    width: int
+    depth: int
+    learning_rate: float
+    seed: int
+    sharpness: bool = False
+
+    @property
+    def name(self) -> str:
+        size = f"{results.slug(self.param)}-N{self.width}-L{self.depth}"
+        return f"{size}/{self.learning_rate!r}-{self.seed}{'-sharpness' if self.sharpness else ''}"
+
+    def __str__(self):
+        return f"{self.param} N = {self.width} L = {self.depth} η0 = {self.learning_rate:g} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The infinite network, at all learning rates."""
+
+    param: str
+    depth: int
+
+    @property
+    def name(self) -> str:
+        return f"{results.slug(self.param)}-L{self.depth}-limit"
+
+    def __str__(self):
+        return f"{self.param} L = {self.depth} limit"
+
+
+@dataclass(frozen=True)
+class Networks(Work):
+    """What all cells share.
+
+    base        the problem; parametrization, depth and learning rate are a cell's
+    scalings    the exponents of every (parametrization, depth)
+    rates       the learning rates, ascending
+    seed        of the networks
+    seeds       how many networks a size has
+    followed    of how many the sharpness is followed
+    precision   "float32" or "float64", of the networks
+    samples     the first so many samples have the curvature
+    """
+
+    base: Problem
+    scalings: dict[tuple[str, int], Scaling]
+    rates: tuple[float, ...]
+    seed: int
+    seeds: int
+    followed: int
+    precision: str
+    samples: int
+
+    def problem(self, param: str, depth: int, learning_rate: float | None = None) -> Problem:
+        rate = self.base.learning_rate if learning_rate is None else learning_rate
+        return replace(self.base, parametrization=self.scalings[param, depth], depth=depth, learning_rate=rate)
+
+    def keys(self, width: int, depth: int, seeds: Sequence[int]) -> Array:
+        """One per seed; every learning rate starts from the same weights, and so does every parametrization."""
+        return _keys(self.seed, width, depth, self.seeds)[np.asarray(seeds)]
+
+    def alike(self, cell: Cell | Limit) -> tuple:
+        """Networks of one size."""
+        return (cell,) if isinstance(cell, Limit) else (cell.param, cell.width, cell.depth, cell.sharpness)
+
+    def networks(self, cells: Sequence[Cell | Limit]) -> list[estimate.Networks]:
+        first = cells[0]
+        if isinstance(first, Limit):
+            return []
+        problem, observables = self.problem(first.param, first.depth), self.observables(first)
+        return [estimate.Networks(problem, first.width, len(cells), observables, self.samples, len(cells))]
+
+    def observables(self, cell: Cell) -> tuple[str, ...]:
+        return ("loss", sharpness(self.base)) if cell.sharpness else ("loss",)
+
+    def compute(self, cells: Sequence[Cell | Limit], store: Store, report: Report) -> list[Values]:
+        return [self.limit(*cells)] if isinstance(cells[0], Limit) else self.trained(cells, report)
+
+    def trained(self, cells: Sequence[Cell], report: Report) -> list[Values]:
+        """"loss" (measured steps,), and where it is followed "sharpness" and "sharpness_error"."""
+        first, name = cells[0], sharpness(self.base)
+        problem = self.problem(first.param, first.depth, first.learning_rate)
+        keys = self.keys(first.width, first.depth, [cell.seed for cell in cells])
+        trained = train(
+            problem, build(problem, first.width), keys, learning_rates=[cell.learning_rate for cell in cells],
+            observables=self.observables(first), curvature_samples=min(self.samples, problem.num_samples),
+            numerics=Numerics(self.precision, max_matvecs=pairs.max_matvecs(problem)), progress=report,
+        )  # fmt: skip
+        return [{"loss": one["loss"]} | ({"sharpness": _first(one[name]), "sharpness_error": _first(one.error(name))}
+                                         if first.sharpness else {}) for one in trained]  # fmt: skip
+
+    def limit(self, cell: Limit) -> Values:
+        """final_loss_limit (learning_rate,), in NTP, where f(0) is random, its mean; sharpness_limit (step,) at its lowest.
+
+        Not numbers where the limit leaves the sharpness open.
+        """
+        problem, steps = self.problem(cell.param, cell.depth), self.base.num_steps
+        # measured at the end only; but of linear2 another schedule takes longer to compile than all that it saves
+        every = self.base.measure_every if theory(problem) is linear2 else steps
+        found = [solve(replace(problem, learning_rate=rate, measure_every=every))["loss"][-1] for rate in self.rates]
+        best = self.rates[int(np.nanargmin([one if np.isfinite(one) else np.inf for one in found]))]
+        curve = np.full(len(self.base.steps), np.nan)
+        if self.followed and sharpness(self.base) == "hessian_eigenvalues":
+            trajectory = solve(self.problem(cell.param, cell.depth, best))
+            if "sharpness" in trajectory and np.isfinite(trajectory.error("sharpness")).all():
+                curve = trajectory["sharpness"]
+        return {"final_loss_limit": np.array(found), "sharpness_limit": curve}
+
+
+@cache
+def _keys(seed, width, depth, seeds):
+    return pairs.keys(seed, width, seeds, depth)
+
+
+def sharpness(problem: Problem) -> str:
+    """The observable that meets the edge of stability."""
+    return stored(OPTIMIZERS[problem.optimizer].sharpness)
+
+
+def _first(values):
+    return values[:, 0] if values.ndim == 2 else values
