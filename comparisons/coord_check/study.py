@@ -163,7 +163,7 @@ class Job(Work):
     def measured(self, cell: Cell) -> Values:
         """The size (param, seed) of each "quantity/layer"."""
         problems = self.problems(cell.optimizer, cell.depth)
-        keys = pairs.keys(self.options.seed, 1000 * cell.width + cell.depth, self.seeds(cell.width))
+        keys = pairs.keys(self.options.seed, cell.width, self.seeds(cell.width), cell.depth)
         networks = [build(problem, cell.width) for problem in problems]
         found = measured_sizes.measure(problems, networks, keys, self.options.precision)
         return {f"{quantity}/{layer}": sizes for quantity, layers in found.items() for layer, sizes in layers.items()}
@@ -205,8 +205,6 @@ def prepare(options: Options) -> Job:
     runs.check_distinct("parametrizations", params, 1)
     runs.check_distinct("optimizers", options.optimizer, 1)
     runs.check_distinct("widths", options.widths, FEWEST)
-    if max(options.widths) * 1000 + max(depths) >= 2**32:  # of which the keys are made
-        raise ValueError(f"widths {max(options.widths)}: wanted below {2**32 // 1000}")
     residual = model.architecture == "residual"
     runs.check_distinct("depths", depths, FEWEST if residual else 1)
     if layers_of(options.model).depth and depths != usual_depths:
