@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from trained import train
 
 from comparisons import files, labelled, pairs
+from comparisons.cells import Store
 from comparisons.landscape.late import late_values
 from comparisons.landscape.picture import panel, picture
 from comparisons.landscape.study import Cell, Options, landscape, main, prepare
@@ -88,9 +89,9 @@ def test_a_divergence_has_no_late_value():
     assert late_values(gone)[0].verdict == "diverged"
 
 
-def test_a_cell_is_the_trained_networks():
+def test_a_cell_is_the_trained_networks(tmp_path):
     run = prepare(small())
-    (found,) = run.compute([Cell("ntp", 8, 1)], None, lambda part: None)
+    (found,) = run.compute([Cell("ntp", 8, 1)], Store(tmp_path, "test"), lambda part: None)
     problem = run.problems["ntp", 1]
     assert problem.scaling().name == "ntp"
     trained = train(problem, build(problem, 8), pairs.keys(0, 8, 2), observables=SMALL["observables"], curvature_samples=6,
