@@ -5,6 +5,7 @@ Nothing here takes long to import, nor does anything in the ``options.py`` of a 
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite, isqrt
 from pathlib import Path

@@ -90,7 +90,7 @@ def test_the_table_is_below_what_is_derived(small, capsys):
 
 def test_controlled_divergence(tmp_path):
     """SP with cross-entropy, at N^{-1/2}: the last features move by Θ(1) at every width, and f grows."""
-    options = Options(**SMALL | {"depths": (2,), "seeds": 8}, loss="cross_entropy", param=("sp",), out=tmp_path / "run")
+    options = Options(**SMALL | {"depths": (2,), "seeds": 64}, loss="cross_entropy", param=("sp",), out=tmp_path / "run")
     found = {(c.quantity, c.layer): c for c in check(options)}
     assert found["delta_h", "hidden 2"].exponent == pytest.approx(0, abs=0.15)
     assert found["delta_f", "readout"].exponent == pytest.approx(0.5, abs=0.15)
