@@ -11,7 +11,7 @@ import optax
 import pytest
 from trained import train
 
-from comparisons import cases, records
+from comparisons import labelled, pairs
 from comparisons.convergence import options as convergence
 from comparisons.convergence.study import prepare
 from comparisons.coord_check import options as coord_check
@@ -248,7 +248,7 @@ def test_a_per_layer_observable_sees_the_weights_that_act(add):
         assert (np.abs(got["layer_norms"][1] - wanted) > 1e-3).all()  # after a step of Adam
         for name in without:
             np.testing.assert_array_equal(got[name], without[name])
-    dataset = records.from_trajectories({6: trained})
+    dataset = labelled.from_trajectories({6: trained})
     assert (dataset["layer_norms"].dims, dataset.layer.values.tolist()) == (("width", "seed", "step", "layer"), [1, 2, 3])
     assert "layer_norms" in followed(dataset)
     with pytest.raises(KeyError, match="no layer_norms here"):
@@ -296,7 +296,7 @@ def test_a_toy_theory(add):
     assert (solve(toy)["loss"] == 7).all()
     assert predict(toy) is None
     assert refused(a_problem(momentum=0.5, richness=2.0)) == "the toy wants richness 1"
-    assert cases.limit_is_known(toy)
-    assert not cases.limit_is_known(a_problem(momentum=0.5, richness=2.0))
+    assert pairs.limit_is_known(toy)
+    assert not pairs.limit_is_known(a_problem(momentum=0.5, richness=2.0))
     assert theory(a_problem()).__name__ == "limits.two_layer.linear"
     assert "sharpness" in predict(a_problem())
