@@ -94,6 +94,8 @@ OBSERVABLES = Table("observable", (
                axis=NODE, in_limits=False),
 ))  # fmt: skip
 
+OF_HESSIAN = "hessian_eigenvalues", "hessian_min", "residual_eigenvalues", "hessian_trace", "directional_sharpness"
+
 
 def storable() -> tuple[str, ...]:
     """What a trajectory can hold."""
@@ -188,5 +190,4 @@ class Trajectory(Mapping):
 
 def hessian_left_open(why: str) -> dict[str, str]:
     """``left_open`` of a theory of the loss and the NTK."""
-    unknown = "hessian_eigenvalues", "hessian_min", "residual_eigenvalues", "hessian_trace", "directional_sharpness"
-    return dict.fromkeys(unknown, why)
+    return dict.fromkeys(OF_HESSIAN, why)

@@ -89,7 +89,8 @@ def test_networks_approach_infinite_depth_as_1_over_L():
     problem = a_problem(depth=3, momentum=0.4, weight_decay=0.1, batches=minibatches(np.random.default_rng(1), 3, 2, 4))
     limit = depth.solve(problem)
     for name in ("loss", "ntk_eigenvalues"):
-        far, near = (np.ravel(dmft.solve(replace(problem, depth=L))[name][-1] - limit[name][-1])[0] for L in (9, 18))
+        found = (dmft.solve(replace(problem, depth=L), hessian=False) for L in (9, 18))
+        far, near = (np.ravel(of[name][-1] - limit[name][-1])[0] for of in found)
         assert near / far == pytest.approx(0.5, rel=0.1)
 
 

@@ -111,8 +111,7 @@ def test_predictions():
 @pytest.mark.parametrize(
     ("param", "model", "options", "name", "why"),
     [
-        ("mup", "linear3", {}, "sharpness", "the theory of deep linear networks has kernels, not the Hessian"),
-        ("depth_mup", "resmlp", {"activation": "linear"}, "hessian_min", "mean-field theory of deep networks has kernels"),
+        ("mup", "mlp3", {"num_steps": 0}, "sharpness", "found where it is asked for, hessian=True"),
         ("mup", "mlp2", {"num_steps": 0}, "hessian_trace", "the bulk of the Hessian has no edge"),
         ("ntp", "mlp2", {}, "hessian_trace", "residual part stays random"),
     ],

@@ -5,9 +5,10 @@ in discrete time, minibatches, several outputs.  As N → ∞ its loss and its k
 
     Φ^l = <φ(h^l) φ(h^l)>,    G^l = <g^l g^l>,    Θ = Σ_matrices a²r Φ below ∘ G above,
 
-are numbers (a²r powers of the depth alone).  Bordelon & Pehlevan 2022 derive them, Bordelon et al. 2023 and Yang et al. 2023
-those of residual networks; the usual solution iterates all kernels at once to a fixed point, with paths sampled at each
-iteration and (TP) × (TP) responses along each path.  Here time goes forward once, and responses are products of fields.
+are numbers (a²r powers of the depth alone), and so are eigenvalues of its Hessian (``limits.deep.curvature``).  Bordelon &
+Pehlevan 2022 derive the kernels, Bordelon et al. 2023 and Yang et al. 2023 those of residual networks; the usual solution
+iterates all at once to a fixed point, with paths sampled at each iteration and (TP) × (TP) responses along each path.  Here
+time goes forward once, and responses are products of fields.
 
 Fields are S samples: all converges as S → ∞, and the spread over independent repeats is the error.  For linear activations
 they are coordinates, and the limit is exact.
@@ -25,10 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from limits.activations import ACTIVATIONS
 from limits.coordinates import coordinates
+from limits.deep import curvature
 from limits.deep import linear_law as deep_fluctuations
 from limits.deep.gaussian_matrix import Space
-from limits.deep.network import Data, Fields, Kind, advance, begin, first_draws, grown, more_draws
+from limits.deep.network import Data, Kind, State, advance, begin, first_draws, grown, more_draws
 from limits.exponents.algebra import Exponents
 from limits.exponents.parametrization import gauge
 from limits.law import Prediction
@@ -42,7 +45,7 @@ from limits.trajectory import Trajectory, hessian_left_open
 
 TOLERANCE = 1e-3  # what is left out of sampled fields, where they move by one: a tenth of the error at 8192 samples
 EXACT_TOLERANCE = 1e-10
-LEFT_OPEN = hessian_left_open("mean-field theory of deep networks has kernels, not the Hessian")
+MEASURING = 2**31  # of a run's random streams, behind all that training may spawn
 ROOM = 64  # fields that a matrix has room for at first (and at least four steps' worth); then it doubles
 
 require_room = partial(require_memory, advice="fewer samples or steps")
@@ -84,9 +87,13 @@ class Estimate(NamedTuple):
 
 
 @in_float64
-def solve(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int = 0) -> Trajectory:
-    """The limit of the problem's network: loss, NTK and Gauss-Newton eigenvalues at the measured steps.
+def solve(
+    problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int = 0, hessian: bool | None = None
+) -> Trajectory:
+    """The limit of the problem's network: loss, NTK and Gauss-Newton eigenvalues at the measured steps, and the Hessian.
 
+    hessian   whether the Hessian's are found too, which cost a measured step as much as some thirty steps of training: where
+              all is exact, if not told otherwise
     samples   S, a power of two
     repeats   independent runs; values are those of their mean outputs and NTK, errors those of ``limits.repeats``: the true
               value is within twice the error in 95 % of draws
@@ -95,16 +102,52 @@ def solve(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int 
     such limit, and MemoryError for what does not fit this machine: at once, or later if fields need more room than usual.
     """
     kind, data = _read(problem, samples, repeats)
-    total, of_runs, ranks = None, [], problem.top_k + problem.num_outputs
-    for run in _runs(problem, kind, data, samples, repeats, seed):
-        found = _outputs_and_ntk(data, run)
+    hessian = kind.exact if hessian is None else hessian
+    total, of_runs, of_hessian, ranks = None, [], [], problem.top_k + problem.num_outputs
+    for run, rng in _runs(problem, kind, data, samples, repeats, seed):
+        found, curved = _measured(kind, data, run, rng, problem.top_k * hessian)
         of_runs.append(_observables(kind, data, *found, ranks))
+        of_hessian.append(curved)
         total = found if total is None else jax.tree.map(np.add, total, found)
     values = _observables(kind, data, *(sums / len(of_runs) for sums in total), ranks)
-    of_repeats = {name: np.stack([run[name] for run in of_runs]) for name in values}
-    errors = {} if kind.exact else errors_of(values, of_repeats, averaged=repeats)
+    errors = {} if kind.exact else errors_of(values, _stacked(of_runs), averaged=repeats)
+    if hessian:
+        coarse = None if kind.exact else _coarse(problem, samples // 2, -(-repeats // 2), seed + 1)
+        curved, curved_errors = _mean_hessian(of_hessian, coarse)
+        values, errors = values | curved, errors | curved_errors
     values, errors = (first_ranks(of, problem.top_k) for of in (values, errors))
-    return Trajectory(problem.steps, values, errors, left_open=LEFT_OPEN)
+    return Trajectory(problem.steps, values, errors, left_open=_left_open(kind, hessian))
+
+
+def _left_open(kind, hessian):
+    if not hessian:
+        return hessian_left_open("the Hessian of sampled networks is found where it is asked for, hessian=True")
+    compact = ACTIVATIONS[kind.activation].piecewise_linear
+    edge = "samples do not reach the edge of its bulk" if compact else "its bulk has no edge"
+    return hessian_left_open(f"of the Hessian with activation {kind.activation} outliers are known: {edge}")
+
+
+def _coarse(problem, samples, repeats, seed) -> list[tuple[dict, dict]]:
+    """Of the Hessian, from runs of fewer samples."""
+    kind, data = _read(problem, samples, repeats)
+    return [_measured(kind, data, *run, problem.top_k)[1] for run in _runs(problem, kind, data, samples, repeats, seed)]
+
+
+def _mean_hessian(of_runs, coarse) -> tuple[dict, dict]:
+    """(values, errors: bounds of Lanczos' own, and, where it is sampled, the scatter and what fewer samples change)"""
+    of_repeats, bounds = (_stacked(of) for of in zip(*of_runs, strict=True))
+    values = {name: np.mean(of, 0) for name, of in of_repeats.items()}
+    bounds = {name: np.max(of, 0) for name, of in bounds.items()}
+    if coarse is None:
+        return values, bounds
+    of_coarse = _stacked([run for run, _ in coarse])
+    spread = errors_of(values, of_repeats, averaged=1)
+    change = {name: np.mean(of_coarse[name], 0) - of for name, of in values.items()}
+    return values, {name: np.sqrt(spread[name] ** 2 + change[name] ** 2 + bounds[name] ** 2) for name in values}
+
+
+def _stacked(of):
+    return {name: np.stack([one[name] for one in of]) for name in of[0]}
 
 
 @in_float64
@@ -140,7 +183,7 @@ def _mean_kernels(problem, samples, repeats, seed) -> tuple[Kernels, Kernels | N
     (P, C), T, layers = problem.targets.shape, len(problem.steps), problem.network.depth + kind.residual
     fields = 2 * T * layers * P * (1 + C) * (1 if kind.exact else samples)
     require_room(fields + repeats * (layers * T * T + T) * P * P * (1 + C * C))
-    return _mean_and_error([_kernels(data, run) for run in _runs(problem, kind, data, samples, repeats, seed)])
+    return _mean_and_error([_kernels(kind, data, run) for run, _ in _runs(problem, kind, data, samples, repeats, seed)])
 
 
 def _mean_and_error(of_runs):
@@ -217,25 +260,27 @@ def _shares(problem) -> Float[np.ndarray, "T P"]:
     return np.stack([np.bincount(batch, minlength=P) / len(batch) for batch in problem.batches] or [np.zeros(P)])
 
 
-def _runs(problem, kind, data, samples, repeats, seed) -> Iterator[Iterator[Fields]]:
-    """Independent ones, one after the other; an exact one needs no second."""
+def _runs(problem, kind, data, samples, repeats, seed) -> Iterator[tuple[Iterator[State], np.random.Generator]]:
+    """(run, what measuring may draw from), independent, one after the other; an exact one needs no second."""
     for of_run in np.random.SeedSequence(seed).spawn(1 if kind.exact else repeats):
-        yield _run(problem, kind, data, samples, np.random.default_rng(of_run))
+        of_measuring = np.random.SeedSequence(of_run.entropy, spawn_key=(*of_run.spawn_key, MEASURING))
+        run = _run(problem, kind, data, samples, np.random.default_rng(of_run))
+        yield run, np.random.default_rng(of_measuring)
 
 
-def _run(problem, kind, data, samples, rng) -> Iterator[Fields]:
-    """The fields at each measured step."""
-    (P, C), r = problem.targets.shape, data.inputs.shape[1]
+def _run(problem, kind, data, samples, rng) -> Iterator[State]:
+    """Behind each measured step, with its fields."""
+    (q, own), r, (P, C) = kind.counts(data), data.inputs.shape[1], problem.targets.shape
     H = problem.network.depth - (not kind.residual)
-    n, m = max(ROOM, 4 * P), max(ROOM, 4 * P * C)
+    n, m = max(ROOM, 4 * q), max(ROOM, 4 * own * C)
     require_room(_numbers_held(H, n, m, r + C + H * (n + m) if kind.exact else samples))
-    state = begin(data, *first_draws(kind, rng, (r, P, C, H, n, m), samples))
+    state = begin(kind, data, *first_draws(kind, rng, (r, P, C, H, n, m), samples))
     for step in problem.steps:
         while (state := advance(kind, data, state, step + 1)).step <= step:
             (_, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
             require_room(_numbers_held(H, 2 * n, 2 * m, S + H * (n + m) * kind.exact))
             state = grown(state, *more_draws(kind, rng, (H, n, m), S))
-        yield state.now
+        yield state
 
 
 def _numbers_held(H, n, m, S):
@@ -243,17 +288,25 @@ def _numbers_held(H, n, m, S):
     return 2 * 2 * H * (n + m) * S
 
 
-def _outputs_and_ntk(data, run) -> tuple[np.ndarray, np.ndarray]:
-    """f (T, P, C) and Θ (T, P, C, P, C)"""
-    steps = [jax.device_get((now.outputs, _ntk(data, now))) for now in run]
-    return tuple(np.stack(parts) for parts in zip(*steps, strict=True))
+def _measured(kind, data, run, rng, k) -> tuple[tuple[np.ndarray, np.ndarray], tuple[dict, dict]]:
+    """f (T, P, C) and Θ (T, P, C, P, C); of the Hessian, if k > 0, values and bounds of their errors."""
+    found, of_hessian = [], []
+    for state in run:
+        found.append(jax.device_get((state.now.outputs, _ntk(kind, data, state.now))))
+        of_hessian.append(curvature.observables(kind, data, rng, state, k) if k else ({}, {}))
+    outputs_and_ntk = tuple(np.stack(parts) for parts in zip(*found, strict=True))
+    return outputs_and_ntk, tuple(_stacked(of) for of in zip(*of_hessian, strict=True))
 
 
 def _observables(kind, data, outputs, ntk, top_k) -> dict[str, np.ndarray]:
     """Over all samples; not a number after a divergence."""
     found = jax.device_get(_measure(kind, data, outputs, ntk, top_k))
     gone = ~np.isfinite(found["loss"])
-    return {name: values if name == "loss" else np.where(gone[:, None], np.nan, values) for name, values in found.items()}
+    for name in found.keys() - {"loss"}:
+        found[name] = np.where(gone[:, None] if found[name].ndim > 1 else gone, np.nan, found[name])
+    if not ACTIVATIONS[kind.activation].piecewise_linear:
+        del found["hessian_trace"]  # this is G's; R's grows with the width
+    return found
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -268,34 +321,44 @@ def _measure(kind, data, outputs, ntk, top_k) -> dict[str, Array]:
             "loss": loss.mean(f, data.targets),
             "ntk_eigenvalues": leading_eigenvalues(theta.reshape(side, side), top_k),
             "gauss_newton_eigenvalues": leading_eigenvalues(curved.reshape(side, side), top_k),
+            "hessian_trace": jnp.trace(curved.reshape(side, side)),
         }
 
     return jax.lax.map(at_a_step, (outputs, ntk / len(data.targets)))
 
 
-@jax.jit
-def _ntk(data, now) -> Float[Array, "P C P C"]:
+@partial(jax.jit, static_argnums=0)
+def _ntk(kind, data, now) -> Float[Array, "P C P C"]:
     """Σ over the matrices of a²r Φ below ∘ G above."""
     P, C = data.targets.shape
-    gradients = now.gradients.reshape(-1, P, C, now.gradients.shape[-1])
-    features = data.space.weight * jnp.einsum("lps,lqs->lpq", now.features, now.features)
+    features, gradients = _by_sample(kind, data, now)
+    features = data.space.weight * jnp.einsum("lps,lqs->lpq", features, features)
     gradients = data.space.weight * jnp.einsum("lpcs,lqes->lpcqe", gradients, gradients)
+    gradients = jnp.broadcast_to(gradients, (len(gradients), P, C, P, C))
     first = jnp.einsum("pr,qr,pcqe->pcqe", data.inputs, data.inputs, gradients[0])
     between = jnp.einsum("lpq,lpcqe->pcqe", features[:-1], gradients[1:])
     last = jnp.einsum("pq,ce->pcqe", features[-1], jnp.eye(C))
     return data.rates[0] * first + data.rates[1] * between + data.rates[2] * last
 
 
-def _kernels(data, run) -> Kernels:
+def _by_sample(kind, data, now) -> tuple[Float[Array, "layers P S"], Float[Array, "layers own C S"]]:
+    """Features, and gradients: of each sample its own, or the same for all."""
+    layers, _, S = now.gradients.shape
+    return kind.on_samples(data, now.features), now.gradients.reshape(layers, -1, data.targets.shape[1], S)
+
+
+def _kernels(kind, data, run) -> Kernels:
     """From the fields of all measured steps, kept on the host."""
     P, C = data.targets.shape
-    kept = [jax.device_get((now.features, now.gradients, now.outputs, _ntk(data, now))) for now in run]
+    kept = [
+        jax.device_get((*_by_sample(kind, data, state.now), state.now.outputs, _ntk(kind, data, state.now))) for state in run
+    ]
     features, gradients, outputs, ntk = (np.stack(steps) for steps in zip(*kept, strict=True))
-    gradients = gradients.reshape(*gradients.shape[:2], P, C, -1)
     weight = float(data.space.weight)
+    of_gradients = weight * np.einsum("tlpcs,ulqes->ltupcqe", gradients, gradients, optimize=True)
     return Kernels(
         features=weight * np.einsum("tlps,ulqs->ltupq", features, features, optimize=True),
-        gradients=weight * np.einsum("tlpcs,ulqes->ltupcqe", gradients, gradients, optimize=True),
+        gradients=np.broadcast_to(of_gradients, (*of_gradients.shape[:3], P, C, P, C)),
         outputs=outputs,
         ntk=ntk,
     )

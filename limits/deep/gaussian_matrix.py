@@ -107,8 +107,15 @@ def send(
     seen = jnp.arange(len(matrix.returned)) < matrix.num_above
     responses = jnp.where(seen[:, None], space.products(matrix.returned, new), 0.0)
     forward = jax.lax.dynamic_update_slice(matrix.forward, responses, (0, start))
-    out = decay * coordinates @ sent + coordinates @ (decay * forward + trained).T @ matrix.above
-    return matrix._replace(below=below, sent=sent, forward=forward, num_below=count), out, coordinates
+    matrix = matrix._replace(below=below, sent=sent, forward=forward, num_below=count)
+    return matrix, image(matrix, coordinates, decay, trained), coordinates
+
+
+def image(
+    matrix: GaussianMatrix, coordinates: Float[Array, "p n"], decay: Float[Array, ""], trained: Float[Array, "m n"]
+) -> Float[Array, "p S"]:
+    """W(t) of fields that it has met, from their coordinates."""
+    return decay * coordinates @ matrix.sent + coordinates @ (decay * matrix.forward + trained).T @ matrix.above
 
 
 def send_back(
@@ -128,13 +135,14 @@ def meet(
 ) -> tuple[Float[Array, "n S"], Float[Array, "q S"], Float[Array, "p n"], Int[Array, ""]]:
     """(family that spans the fields too, its new members, the fields' coordinates in it, its size).
 
-    Gram-Schmidt, then once more against the family and, the new ones being orthonormal up to δ, among them up to δ²
-    (Newton-Schulz).  ``family`` has room behind its first ``count`` rows, where the new ones go.
+    Gram-Schmidt, twice, for little may be left of a field; then once more against the family and, the new ones being
+    orthonormal up to δ, among them up to δ² (Newton-Schulz).  ``family`` has room behind its first ``count`` rows, where the
+    new ones go.
 
     ``combine``  where the fields are known to bring at most q new directions: q combinations of them that bring these
     """
     inside = space.products(fields, family)
-    rest, combined = fields - inside @ family, fields
+    rest, combined = space.beyond(fields - inside @ family, family), fields
     if combine is not None:
         rest, combined = combine @ rest, combine @ combined
     new = _orthonormal(space, rest, space.tolerance * space.norms(combined))
@@ -150,7 +158,7 @@ def _orthonormal(space, fields, least) -> Float[Array, "fields S"]:
 
     def add(carry, field_and_least):
         (found, count), (field, least) = carry, field_and_least
-        rest = space.beyond(field[None], found)
+        rest = space.beyond(space.beyond(field[None], found), found)
         size = space.norms(rest)[0]
         found = found.at[count].set(jnp.where(size > least, rest[0] / size, 0.0))
         return (found, count + (size > least)), None

@@ -21,7 +21,7 @@ from limits.exponents.algebra import ONE
 from limits.exponents.parametrization import gauge
 from limits.problem import Problem
 from limits.theories import insist
-from limits.trajectory import Trajectory
+from limits.trajectory import Trajectory, hessian_left_open
 
 
 def solve(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int = 0) -> Trajectory:
@@ -35,7 +35,8 @@ def solve(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int 
     """
     insist(refuses(problem))
     depths = [problem.network.depth * factor for factor in (1, 2, 4)]
-    found = [dmft.solve(replace(problem, depth=depth), samples=samples, repeats=repeats, seed=seed) for depth in depths]
+    options = {"samples": samples, "repeats": repeats, "seed": seed, "hessian": False}
+    found = [dmft.solve(replace(problem, depth=depth), **options) for depth in depths]
     values, errors = {}, {}
     for name in found[0].observables:
         of_depths = np.stack([trajectory[name] for trajectory in found])
@@ -44,7 +45,8 @@ def solve(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int 
         second = values[name] - _combined(weights(depths[1:]), of_depths[1:])
         third = (values[name] - of_depths[-1]) / depths[0] / depths[0]
         errors[name] = np.sqrt(second**2 + third**2 + _combined(weights(depths) ** 2, sampling**2))
-    return Trajectory(problem.steps, values, errors, left_open=dmft.LEFT_OPEN)
+    left_open = hessian_left_open("only kernels are extrapolated to infinite depth")
+    return Trajectory(problem.steps, values, errors, left_open=left_open)
 
 
 def weights(depths: list[int]) -> Float[np.ndarray, " n"]:

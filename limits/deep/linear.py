@@ -29,7 +29,7 @@ from limits.machine import in_float64, require_memory
 from limits.problem import Problem
 from limits.spectra import leading_eigenvalues
 from limits.theories import features_stay, insist, other_powers, unknown_to_all
-from limits.trajectory import Trajectory, hessian_left_open
+from limits.trajectory import OF_HESSIAN, Trajectory, hessian_left_open
 
 
 class Kernels(NamedTuple):
@@ -65,18 +65,23 @@ class Kernels(NamedTuple):
         return _ntk(features, gradients, self.inputs)
 
 
-def solve(problem: Problem, *, depth: int | None = None) -> Trajectory:
+def solve(problem: Problem, *, depth: int | None = None, hessian: bool = True) -> Trajectory:
     """The limit of the linear network of L = ``depth`` hidden layers (default: the problem's model) in μP.
 
-    Loss, NTK and Gauss-Newton eigenvalues; momentum, weight decay, minibatches and several outputs as in
-    ``limits.problem``.  Raises ValueError for a model that is not linear, another loss, optimiser or parametrization and a
-    depth below 1, MemoryError for too many steps, both before it starts.
+    Loss, NTK and Gauss-Newton eigenvalues, and, if wanted, the Hessian's (``limits.deep.curvature``); momentum, weight decay,
+    minibatches and several outputs as in ``limits.problem``.  Raises ValueError for a model that is not linear, another loss,
+    optimiser or parametrization and a depth below 1, MemoryError for too many steps, both before it starts.
     """
     depth = _checked(problem, depth)
     data = data_of(problem)
     now, _ = sweep(data, depth, keep=False)
-    why = "the theory of deep linear networks has kernels, not the Hessian"
-    return Trajectory(problem.steps, _observables(problem, data, now), left_open=hessian_left_open(why))
+    fields = dmft.solve(replace(problem, model=f"linear{depth + 1}")) if hessian else {}
+    observables = _observables(problem, data, now)
+    known = np.isfinite(observables["loss"])
+    of_hessian = {name: (fields[name].T * np.where(known, 1.0, np.nan)).T for name in OF_HESSIAN if name in fields}
+    errors = {name: fields.error(name) for name in of_hessian}
+    left_open = hessian_left_open("it was not asked for, hessian=True")
+    return Trajectory(problem.steps, observables | of_hessian, errors, left_open=left_open)
 
 
 def predict(problem: Problem, *, depth: int | None = None, draws: int = 1024, seed: int = 0) -> Prediction:

@@ -17,6 +17,10 @@ The optimiser of ``limits.problem`` acts on all weights: weight decay shrinks wh
 A field is S samples of neurons: scrambled Sobol points (Owen 1997) for the Gaussians met at step 0, which matter most,
 pseudo-random ones later.  Where φ is linear only inner products of fields matter; there a field is its coordinates with
 respect to all Gaussians of the network, and nothing is sampled.
+
+Features are fields of q *rows*: the P samples; or, where φ is linear, the r directions of the inputs, of which the samples
+are combinations x̂ (P, r): h_p = Σ_a x̂_pa h_a.  Then the g_c are the same for all rows, C fields instead of qC, and nothing
+but f has P in it.
 """
 
 from functools import partial
@@ -52,6 +56,23 @@ class Kind(NamedTuple):
         """(φ(h), φ'(h))"""
         return jax.jvp(ACTIVATIONS[self.activation].phi, (h,), (jnp.ones_like(h),))
 
+    def counts(self, data) -> tuple[int, int]:
+        """(q, how many of the rows have gradients of their own)"""
+        P, r = data.inputs.shape
+        return (r, 1) if self.exact else (P, P)
+
+    def rows(self, data) -> Float[Array, "q r"]:
+        """The inputs whose features are fields."""
+        return jnp.eye(data.inputs.shape[1]) if self.exact else data.inputs
+
+    def on_samples(self, data, of_rows: Float[Array, "*any q C"]) -> Float[Array, "*any P C"]:
+        """What is linear in the features."""
+        return data.inputs @ of_rows if self.exact else of_rows
+
+    def on_rows(self, data, signal: Float[Array, "*any P C"]) -> Float[Array, "*any q C"]:
+        """Error signals, of which Σ_p signal_pc φ(h_p) is made."""
+        return data.inputs.T @ signal if self.exact else signal
+
 
 class Data(NamedTuple):
     """inputs (P, r) over √D, in coordinates of rank r · targets · shares π of each step (one row if all are the same) · the
@@ -79,13 +100,16 @@ class Weights(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """outputs f · of the H + 1 layers features φ(h) and gradients g · coordinates of those that the H matrices met."""
+    """weights that they go by · outputs f · of the H + 1 layers h, features φ(h) and gradients g, g of qC or C · coordinates
+    of those that the H matrices met."""
 
+    weights: Weights
     outputs: Float[Array, "P C"]
-    features: Float[Array, "layers P S"]
-    gradients: Float[Array, "layers PC S"]
-    below: Float[Array, "H P n"]
-    above: Float[Array, "H PC m"]
+    h: Float[Array, "layers q S"]
+    features: Float[Array, "layers q S"]
+    gradients: Float[Array, "layers g S"]
+    below: Float[Array, "H q n"]
+    above: Float[Array, "H g m"]
 
 
 class State(NamedTuple):
@@ -151,24 +175,24 @@ def _parts(fields, sizes):
     return np.split(fields, np.cumsum(sizes)[:-1])
 
 
-@jax.jit
-def begin(data, first, sent, returned, last) -> State:
+@partial(jax.jit, static_argnums=0)
+def begin(kind, data, first, sent, returned, last) -> State:
     """Before step 0, with these Gaussians: (r, S), (H, n, S), (H, m, S) and (C, S)."""
-    (H, n, S), m, (P, C) = sent.shape, returned.shape[1], data.targets.shape
+    (H, n, S), m, (P, C), (q, own) = sent.shape, returned.shape[1], data.targets.shape, kind.counts(data)
     weights = Weights(data.scales[0] * first, data.scales[1], jnp.zeros((H, m, n)), data.scales[2] * last)
-    shapes = (P, C), (H + 1, P, S), (H + 1, P * C, S), (H, P, n), (H, P * C, m)
-    nothing = Fields(*(jnp.zeros(shape) for shape in shapes))
+    shapes = (P, C), (H + 1, q, S), (H + 1, q, S), (H + 1, own * C, S), (H, q, n), (H, own * C, m)
     velocity = jax.tree.map(jnp.zeros_like, weights)
+    nothing = Fields(velocity, *(jnp.zeros(shape) for shape in shapes))
     return State(jnp.zeros((), int), weights, velocity, unmet(sent, returned), nothing)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def advance(kind, data, state, until) -> State:
     """Steps up to ``until``, or as long as the matrices have room.  Its fields are those that the last step went by."""
-    P, C = data.targets.shape
+    (q, own), C = kind.counts(data), data.targets.shape[1]
 
     def going(state):
-        return (state.step < until) & has_room(state.matrices, P, P * C)
+        return (state.step < until) & has_room(state.matrices, q, own * C)
 
     def step(state):
         matrices, h, below = _forward(kind, data, state.weights, state.matrices)
@@ -190,13 +214,15 @@ def _forward(kind, data, weights, matrices) -> tuple[GaussianMatrix, Array, Arra
         matrix, out, coordinates = send(data.space, matrix, kind.activated(h)[0], weights.left, trained)
         return kind.residual * h + out, (matrix, h, coordinates)
 
-    h, (matrices, behind, coordinates) = jax.lax.scan(through, data.inputs @ weights.first, (matrices, weights.trained))
+    start = kind.rows(data) @ weights.first
+    h, (matrices, behind, coordinates) = jax.lax.scan(through, start, (matrices, weights.trained))
     return matrices, jnp.concatenate([behind, h[None]]), coordinates
 
 
 def _backward(kind, data, weights, matrices, h, below) -> tuple[GaussianMatrix, Fields]:
     """(the matrices, all fields of this step)"""
     features, slopes = kind.activated(h)
+    slopes = slopes[:, : kind.counts(data)[1]]
     C, S = weights.last.shape
 
     def through(g, layer):
@@ -207,8 +233,8 @@ def _backward(kind, data, weights, matrices, h, below) -> tuple[GaussianMatrix, 
     g = (slopes[-1][:, None] * weights.last).reshape(-1, S)
     layers = matrices, weights.trained, slopes[:-1]
     g, (matrices, before, above) = jax.lax.scan(through, g, layers, reverse=True)
-    outputs = data.space.products(features[-1], weights.last) / data.richness
-    return matrices, Fields(outputs, features, jnp.concatenate([g[None], before]), below, above)
+    outputs = kind.on_samples(data, data.space.products(features[-1], weights.last)) / data.richness
+    return matrices, Fields(weights, outputs, h, features, jnp.concatenate([g[None], before]), below, above)
 
 
 def _without_outputs(kind, data, h, last) -> Float[Array, "C S"]:
@@ -221,17 +247,32 @@ def _without_outputs(kind, data, h, last) -> Float[Array, "C S"]:
 
 def _descend(kind, data, step, weights, velocity, now) -> tuple[Weights, Weights]:
     """(weights, velocity) after the step."""
-    P, C = data.targets.shape
     share = data.shares[step % len(data.shares)]
     errors = -LOSSES[kind.loss].gradient(now.outputs, data.targets) * share[:, None] * data.richness
-    above = now.above.reshape(-1, P, C, now.above.shape[-1])
-    force = Weights(
-        first=data.rates[0] * jnp.einsum("pc,pr,pcs->rs", errors, data.inputs, now.gradients[0].reshape(P, C, -1)),
-        left=jnp.zeros(()),
-        trained=data.rates[1] * jnp.einsum("pc,lpn,lpcm->lmn", errors, now.below, above),
-        last=data.rates[2] * errors.T @ now.features[-1],
-    )
+    force = scaled(data, pulled_back(kind, data, kind.on_rows(data, errors), now))
     return moved(kind, data, step, weights, velocity, force)
+
+
+def pulled_back(kind, data, signal: Float[Array, "q C"], now) -> Weights:
+    """Jᵀ of an error signal: Σ signal_pc { g_c xᵀ/√D,  g^{l+1}_c φ(h^l)ᵀ,  φ(h^L) }"""
+    return Weights(
+        first=outer(signal, kind.rows(data), now.gradients[0]),
+        left=jnp.zeros(()),
+        trained=jax.vmap(outer, (None, 0, 0))(signal, now.below, now.above).swapaxes(1, 2),
+        last=signal.T @ now.features[-1],
+    )
+
+
+def outer(signal: Float[Array, "q C"], below: Float[Array, "q n"], above: Float[Array, "g m"]) -> Float[Array, "n m"]:
+    """Σ_pc signal_pc below_p above_pcᵀ; gradients that are the same for all rows stand there once."""
+    (q, C), m = signal.shape, above.shape[-1]
+    return jnp.einsum("pc,pn,pcm->nm", signal, below, jnp.broadcast_to(above.reshape(-1, C, m), (q, C, m)))
+
+
+def scaled(data, tangent: Weights, power: float = 1.0) -> Weights:
+    """Each matrix's part times this power of its learning rate a²r."""
+    first, hidden, last = data.rates**power
+    return Weights(first * tangent.first, tangent.left, hidden * tangent.trained, last * tangent.last)
 
 
 def moved(kind, data, step, weights, velocity, force) -> tuple[Weights, Weights]:
@@ -240,16 +281,24 @@ def moved(kind, data, step, weights, velocity, force) -> tuple[Weights, Weights]
     return heavy_ball(weights, velocity, gradient, data.step_sizes[step], data.momentum, nesterov=kind.nesterov)
 
 
+def widened(weights: Weights, n: int, m: int, s: int) -> Weights:
+    """The same, or many of them, where fields have s more coordinates and there is room for n more below, m above."""
+    first, last = longer(weights.first, s), longer(weights.last, s)
+    return weights._replace(first=first, trained=longer(weights.trained, m, n), last=last)
+
+
+def longer(array: Array, *by: int) -> Array:
+    """With so many zeros behind its last axes."""
+    return jnp.pad(array, [(0, 0)] * (array.ndim - len(by)) + [(0, more) for more in by])
+
+
 @jax.jit
 def grown(state, sent, returned) -> State:
     """The same with room for as many more fields; Gaussians that bring coordinates of their own make all fields longer."""
     n, m, s = sent.shape[1], returned.shape[1], sent.shape[2] - state.matrices.sent.shape[2]
 
-    def longer(array, *by):
-        return jnp.pad(array, [(0, 0)] * (array.ndim - len(by)) + [(0, more) for more in by])
-
-    def of_weights(w):
-        return w._replace(first=longer(w.first, s), trained=longer(w.trained, m, n), last=longer(w.last, s))
+    def wider(weights):
+        return widened(weights, n, m, s)
 
     old, now = state.matrices, state.now
     matrices = old._replace(
@@ -260,6 +309,6 @@ def grown(state, sent, returned) -> State:
         forward=longer(old.forward, m, n),
         backward=longer(old.backward, m, n),
     )
-    features, gradients = longer(now.features, s), longer(now.gradients, s)
-    now = Fields(now.outputs, features, gradients, longer(now.below, n), longer(now.above, m))
-    return State(state.step, of_weights(state.weights), of_weights(state.velocity), matrices, now)
+    h, features, gradients = (longer(of, s) for of in (now.h, now.features, now.gradients))
+    now = Fields(wider(now.weights), now.outputs, h, features, gradients, longer(now.below, n), longer(now.above, m))
+    return State(state.step, wider(state.weights), wider(state.velocity), matrices, now)

@@ -98,15 +98,15 @@ def _seconds(function):
 
 def _sweep_seconds(steps, samples, depth, repeats):
     problem = a_problem(steps, samples)
-    deep_linear.solve(problem, depth=depth)  # compiles
-    return float(np.median([_seconds(lambda: deep_linear.solve(problem, depth=depth)) for _ in range(repeats)]))
+    deep_linear.solve(problem, depth=depth, hessian=False)  # compiles
+    return float(np.median([_seconds(lambda: deep_linear.solve(problem, depth=depth, hessian=False)) for _ in range(repeats)]))
 
 
 def against_fixed_point(steps, samples, depth, iterations, repeats):
     problem = a_problem(steps, samples)
     print(f"T = {steps}, P = {samples}, L = {depth}, float64")
-    compiling = _seconds(lambda: deep_linear.solve(problem, depth=depth))
-    exact = deep_linear.solve(problem, depth=depth)["loss"]
+    compiling = _seconds(lambda: deep_linear.solve(problem, depth=depth, hessian=False))
+    exact = deep_linear.solve(problem, depth=depth, hessian=False)["loss"]
     print(f"  loss from {exact[0]:.3f} to {exact[-1]:.5f}; the first sweep, which compiles: {compiling:.1f} s")
     iterated, swept, distance = [], [], np.inf
     iterates = fixed_point(problem, depth=depth, damping=0.8)
@@ -115,7 +115,7 @@ def against_fixed_point(steps, samples, depth, iterations, repeats):
             start = time.perf_counter()
             outputs = np.asarray(next(iterates).f)
             iterated.append(time.perf_counter() - start)
-        swept += [_seconds(lambda: deep_linear.solve(problem, depth=depth)) for _ in range(repeats)]
+        swept += [_seconds(lambda: deep_linear.solve(problem, depth=depth, hessian=False)) for _ in range(repeats)]
         distance = np.abs(np.sum((outputs - problem.targets) ** 2, (1, 2)) / (2 * samples) - exact).max()
     sweep, one, count = float(np.median(swept)), float(np.median(iterated)), len(iterated)
     print(f"  sweep {sweep:.4f} s    one iteration of the fixed point {one:.3f} s    ratio {one / sweep:.0f}")

@@ -1,0 +1,184 @@
+"""The Hessian at N = ∞ by Lanczos on fields: two-layer theory, the NTK, autodiff of networks, random matrices, trained ones."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from finite.networks.build import build
+from finite.training.train import train
+from limits import Problem, minibatches
+from limits.deep import curvature, dmft, network
+from limits.deep import linear as deep_linear
+from limits.deep.bulk_edge import bulk_edge
+from limits.deep.gaussian_matrix import GaussianMatrix, Space
+from limits.losses import LOSSES
+from limits.machine import in_float64
+from limits.two_layer import linear as linear2
+from limits.two_layer import meanfield
+
+RNG = np.random.default_rng(0)
+X, Y, CLASSES = RNG.normal(size=(4, 3)), RNG.normal(size=(4, 3)), np.eye(3)[[0, 1, 2, 1]]
+EVERYTHING = {"momentum": 0.5, "weight_decay": 0.1, "batches": minibatches(np.random.default_rng(1), 4, 2, 8)}
+HESSIAN = "hessian_eigenvalues", "hessian_min", "residual_eigenvalues", "hessian_trace", "directional_sharpness"
+RESIDUAL = {"parametrization": "depth_mup", "model": "resmlp", "depth": 2}
+
+
+def a_problem(targets=Y, **options):
+    return Problem(X, targets, **{"learning_rate": 0.3, "num_steps": 8, "measure_every": 8, "top_k": 3} | options)
+
+
+# Linear networks: exact
+
+
+@pytest.mark.parametrize("C", [1, 3])
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["", "momentum, decay, minibatches"])
+def test_one_hidden_layer_is_linear2(C, options):
+    problem = a_problem(Y[:, :C], model="linear2", **options)
+    ours, exact = deep_linear.solve(problem), linear2.solve(problem)
+    for name in (*HESSIAN, "sharpness"):
+        np.testing.assert_allclose(ours[name], exact[name], rtol=1e-8, atol=1e-9, err_msg=name)
+        assert (ours.error(name) < 1e-8).all(), name
+
+
+def states(problem, samples=0):
+    """(kind, data, the state behind each measured step)"""
+    kind, data = dmft._read(problem, samples, 2)
+    return kind, data, dmft._run(problem, kind, data, samples, np.random.default_rng(0))
+
+
+@in_float64
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("model", [{"model": "linear3"}, RESIDUAL | {"activation": "linear"}], ids=["plain", "residual"])
+def test_gauss_newton_part_alone_has_the_kernels_eigenvalues(model, loss):
+    """Three times each where outputs are alike: at step 0, and of MSE."""
+    problem = a_problem(CLASSES, loss=loss, top_k=5, **model)
+    exact = dmft.solve(problem, hessian=False)["gauss_newton_eigenvalues"]
+    kind, data, run = states(problem)
+    for t, state in enumerate(run):
+        found = curvature.spectrum(kind, data, np.random.default_rng(1), state, 5, curvature.GAUSS_NEWTON)
+        np.testing.assert_allclose(found.values[:5], exact[t], rtol=1e-8, atol=1e-10)
+
+
+# Products, against automatic differentiation of a small network
+
+
+N, P, C = 6, 3, 2
+
+
+def a_network(kind, rng):
+    """(data, weights, real matrices (H, N, N)), and the same as fields that met all of N directions, in ``State``."""
+    inputs, targets = rng.normal(size=(P, 3)), np.eye(C)[[0, 1, 1]]
+    rates, H = np.array([0.7, 1.3, 0.9]), 2
+    data = network.Data(inputs, targets, np.ones((1, P)) / P, np.ones(1), 0.0, 0.0, 0.8, np.ones(3), rates,
+                        Space(1.0 / N, 1e-10, False))  # fmt: skip
+    W, basis = rng.normal(size=(H, N, N)) / np.sqrt(N), np.sqrt(N) * np.eye(N)
+    n, m = N + 2 * P, N + 2 * P * C
+    below, sent = (np.zeros((H, n, N)) for _ in range(2))
+    below[:, :N], sent[:, :N] = basis, np.swapaxes(W @ basis, 1, 2)
+    nothing, none = np.zeros((H, m, N)), np.zeros((H, m, n))
+    matrices = GaussianMatrix(below, nothing, sent, nothing, none, none, np.full(H, N), np.zeros(H, int))
+    weights = network.Weights(rng.normal(size=(3, N)), np.array(0.9), np.zeros((H, m, n)), rng.normal(size=(C, N)))
+    data, weights, matrices = jax.tree.map(jnp.asarray, (data, weights, matrices))
+    matrices, h, coordinates = network._forward(kind, data, weights, matrices)
+    matrices, now = network._backward(kind, data, weights, matrices, h, coordinates)
+    return data, W, network.State(jnp.zeros((), int), weights, weights, matrices, now)
+
+
+def loss_of(kind, data, W, weights):
+    """L of (first, A, last), written out."""
+    first, A, last = weights
+    h = data.inputs @ first
+    for W_l, A_l in zip(W, A, strict=True):
+        h = kind.residual * h + kind.activated(h)[0] @ (0.9 * W_l + A_l).T
+    return LOSSES[kind.loss].mean(kind.activated(h)[0] @ last.T / N / data.richness, data.targets)
+
+
+@in_float64
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize(("activation", "residual"), [("tanh", False), ("gelu", True), ("linear", True), ("relu", False)])
+def test_products_are_those_of_autodiff_where_matrices_are_real(activation, residual, loss):
+    kind, rng = network.Kind(activation, loss, residual, False), np.random.default_rng(2)
+    data, W, state = a_network(kind, rng)
+    now, (H, m, n) = state.now, state.now.weights.trained.shape
+    met = np.arange(m)[:, None] < np.asarray(state.matrices.num_above)[:, None, None]
+    v = network.Weights(rng.normal(size=(2, 3, N)), np.zeros(2), rng.normal(size=(2, H, m, n)) * (met & (np.arange(n) < N)),
+                        rng.normal(size=(2, C, N)))  # fmt: skip
+    products = {}
+    for parts in (curvature.HESSIAN, curvature.GAUSS_NEWTON, curvature.RESIDUAL):
+        matrices, products[parts] = curvature.product(kind, data, state, jax.tree.map(jnp.asarray, v), parts)
+
+    def real(tangent, i):
+        A = jnp.einsum("lmn,lms,lnt->lst", tangent.trained[i], matrices.above, matrices.below) / N
+        return [tangent.first[i], A, tangent.last[i]]
+
+    gradient, root = jax.grad(partial(loss_of, kind, data, W)), jnp.sqrt(data.rates)
+    at, sizes = [now.weights.first, jnp.zeros((H, N, N)), now.weights.last], data.richness**2 * np.array([N, 1, N])
+    for i in range(2):
+        along = [r * of for r, of in zip(root, real(v, i), strict=True)]
+        _, change = jax.jvp(gradient, (at,), (along,))
+        expected = [size * r * of for size, r, of in zip(sizes, root, change, strict=True)]
+        for ours, theirs in zip(real(products[curvature.HESSIAN], i), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-10)
+        of_parts = [real(products[parts], i) for parts in (curvature.GAUSS_NEWTON, curvature.RESIDUAL)]
+        for whole, *both in zip(real(products[curvature.HESSIAN], i), *of_parts, strict=True):
+            np.testing.assert_allclose(sum(both), whole, atol=1e-12)
+
+
+# The bulk of linear networks
+
+
+def test_edge_of_two_layers_of_neurons_in_closed_form():
+    """One random matrix, whose singular values reach 2."""
+    (f1, f2), (g1, g2) = (1.3, 0.7), (0.9, 0.4)
+    found = bulk_edge(np.array([f1, f2]).reshape(2, 1, 1), np.array([g1, g2]).reshape(2, 1, 1), 0.0, 1.0)
+    exact = np.linalg.norm([[np.sqrt(f1 * g1), 0], [2 * np.sqrt(f1 * g2), np.sqrt(f2 * g2)]], 2)
+    assert found == pytest.approx(exact, rel=1e-8)
+
+
+@pytest.mark.parametrize(("layers", "C", "passed", "variance"), [(3, 1, 0.0, 1.0), (3, 2, 1.0, 0.5)])
+def test_edge_is_the_norm_of_products_of_large_random_matrices(layers, C, passed, variance):
+    rng, size = np.random.default_rng(3), 240
+    roots = rng.normal(size=(2, layers, C, C))
+    found = bulk_edge(*(root @ np.swapaxes(root, 1, 2) for root in roots), passed, variance)
+    E = passed * np.eye(size) + np.sqrt(variance / size) * rng.normal(size=(layers - 1, size, size))
+    B = np.zeros((layers, C * size, layers, C * size))
+    for i in range(layers):
+        product = np.eye(size)
+        for m in range(i, layers):
+            product = E[m - 1] @ product if m > i else product
+            B[m, :, i] = np.kron(roots[1, m].T @ roots[0, i], product)
+    assert np.linalg.norm(B.reshape(layers * C * size, -1), 2) == pytest.approx(found, rel=2 * size ** (-2 / 3))
+
+
+# Sampled networks
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_one_hidden_layer_is_the_secular_equation_of_particles(activation):
+    """Targets small enough for the top eigenvalues to lie above the bulk of a cloud, which has no edge with tanh."""
+    problem = a_problem(0.3 * Y[:, :2], model="mlp2", activation=activation, num_steps=4, measure_every=4, top_k=2)
+    ours, exact = dmft.solve(problem, samples=2048, repeats=4, hessian=True), meanfield.solve(problem)
+    for name in ("hessian_eigenvalues", "directional_sharpness"):
+        error = np.hypot(ours.error(name), exact.error(name))
+        assert np.isfinite(error).all()
+        assert (np.abs(ours[name] - exact[name]) < 3 * error).all(), (name, ours[name], exact[name], error)
+    assert (ours.error("sharpness") < 0.05 * ours["sharpness"]).all()
+
+
+# Networks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [{"model": "linear3"}, RESIDUAL | {"activation": "linear"}], ids=["plain", "residual"])
+def test_trained_networks_are_about_the_limit(model):
+    """Mean over seeds, of eigenvalues at both ends; a bulk falls short of its edge by about N^(-2/3)."""
+    problem, width, seeds = a_problem(Y[:, :1], learning_rate=0.2, **model), 512, 16
+    limit, keys = dmft.solve(problem), jax.random.split(jax.random.key(0), seeds)
+    networks = train(problem, build(problem, width), keys, observables=HESSIAN)
+    for name in HESSIAN:
+        of = np.stack([network[name] for network in networks])
+        within = 3 * of.std(0, ddof=1) / np.sqrt(seeds) + 2 * np.abs(limit[name]) * width ** (-2 / 3)
+        assert (np.abs(of.mean(0) - limit[name]) < within).all(), (name, of.mean(0), limit[name], within)
