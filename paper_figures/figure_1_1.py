@@ -74,6 +74,7 @@ def picture(along: xr.Dataset, swept: xr.Dataset) -> Figure:
     for axis in grid[:-1, 2]:
         axis.set_xlabel("")
     handles = plots.drawn(figure, [*landscape_plots.sizes(along), plots.edge_handle()])
+    handles += [transfer_plots.OPTIMUM, plots.band(f"{landscape_plots.RANGE}; of final losses, {transfer_plots.OF_LOSSES}")]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     title = f"{along.attrs['title']}; final loss after {int(swept.step[-1])} steps"
     figure.suptitle(plots.wrapped(title, 120), fontsize=9)

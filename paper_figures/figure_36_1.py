@@ -72,8 +72,11 @@ def picture(runs: dict[str, tuple[xr.Dataset, xr.Dataset]]) -> Figure:
         one = along.isel(param=0)
         landscape_plots.panel(column[1], one[SHOWN], landscape_plots.edge_of(one, "hessian_eigenvalues"))
         column[1].set(xlabel="step", ylabel=OBSERVABLES[SHOWN].symbol, xlim=(0, int(one.step[-1])), title=statement(one[SHOWN]))
-        handles = plots.drawn(figure, [*landscape_plots.sizes(along), plots.edge_handle()])
-        column[1].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        sizes = landscape_plots.sizes(along)
+        column[1].legend(handles=sizes, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(sizes))
+    band = plots.band(f"{transfer_plots.OF_LOSSES}; below, {landscape_plots.RANGE}")
+    handles = [*plots.drawn(figure, [plots.edge_handle()]), transfer_plots.OPTIMUM, band]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 

@@ -57,7 +57,7 @@ def picture(run: xr.Dataset) -> Figure:
             axis.set(ylabel=label % rank, xlim=(0, int(run.step[-1])), title=statement(run[name].sel(rank=rank)))
     for axis in grid[-1]:
         axis.set_xlabel("step")
-    handles = plots.drawn(figure, [*landscape_plots.sizes(run), plots.edge_handle()])
+    handles = plots.drawn(figure, [*landscape_plots.sizes(run), plots.edge_handle(), plots.band(landscape_plots.RANGE)])
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     name = plots.NAMES.get(str(run.param.values), str(run.param.values))
     figure.suptitle(plots.wrapped(f"{run.attrs['title']}, {name}", 110), fontsize=9)

@@ -53,7 +53,7 @@ def draw(options: Options) -> None:
 @plots.styled
 def picture(runs: dict[str, xr.Dataset]) -> Figure:
     """A column per network, each with a legend of its own: the depths differ."""
-    figure = Figure(figsize=(1.2 * plots.PANEL[0] * len(runs), 2.3 * plots.PANEL[1] + 0.5), layout="constrained")
+    figure = Figure(figsize=(1.2 * plots.PANEL[0] * len(runs), 2.3 * plots.PANEL[1] + 0.8), layout="constrained")
     grid = figure.subplots(2, len(runs))
     for column, (name, run) in zip(grid.T, runs.items(), strict=True):
         one, (optima, shifts) = run.isel(param=0), analyse(run)
@@ -63,8 +63,9 @@ def picture(runs: dict[str, xr.Dataset]) -> Figure:
         transfer_plots.sharpness(column[1], one)
         column[1].set(ylim=transfer_plots.sharpness_range(run), ylabel=run["sharpness"].attrs["symbol"] + " at the optimum")
         plots.plain_numbers(column[1].yaxis)
-        handles = plots.drawn(figure, transfer_plots.legend(run))
-        column[1].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        sizes = transfer_plots.sizes(run)
+        column[1].legend(handles=sizes, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(sizes))
+    plots.legend_below(figure, transfer_plots.marks(runs["k1"]))
     title = f"{plots.NAMES.get(str(runs['k1'].param.values[0]))}; {runs['k1'].attrs['title']}"
     figure.suptitle(plots.wrapped(title, 110), fontsize=9)
     return figure

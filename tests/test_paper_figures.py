@@ -85,6 +85,22 @@ def test_a_figure_is_drawn_next_to_its_results(figure, results, capsys):
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
+def test_panels_have_room(figure, results, monkeypatch):
+    """A title or legend that is too wide would squeeze them: a row of panels takes most of the width."""
+    drawn = []
+    monkeypatch.setattr(figure, "save", lambda picture, out: drawn.append(picture))
+    figure.main(["--results", str(results / figure.NAME)])
+    (picture,) = drawn
+    picture.draw_without_rendering()
+    boxes = [axis.get_position() for axis in picture.axes]
+    columns = len({round(box.x0, 3) for box in boxes})
+    assert min(box.width for box in boxes) > 0.6 / columns
+    inside = picture.get_tightbbox().padded(-0.02)
+    assert inside.x0 >= 0
+    assert inside.x1 <= picture.get_figwidth()
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
 def test_or_where_it_is_wanted(figure, results, tmp_path):
     figure.main(["--results", str(results / figure.NAME), "--out", str(tmp_path / "new" / "picture")])
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["picture.pdf", "picture.png"]

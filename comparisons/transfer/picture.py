@@ -15,6 +15,8 @@ EDGE = {"linestyle": ":", "linewidth": 1.1}
 LIMIT = plots.LIMIT | {"label": r"$N\to\infty$"}
 FINAL_LOSS = r"final loss $\mathcal{L}$"
 WIDE = 3.6  # inches of a panel
+OF_LOSSES = "middle half of the seeds"  # what the bands are
+OPTIMUM = Line2D([], [], color="gray", marker="v", markersize=4, linestyle="", label="optimum")
 
 
 @plots.styled
@@ -38,7 +40,7 @@ def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], tit
             sharpness(axis, dataset.sel(param=name))
         grid[1, 0].set(ylabel=dataset["sharpness"].attrs["symbol"] + " at the optimum", ylim=sharpness_range(dataset))
         plots.plain_numbers(grid[1, 0].yaxis)
-    plots.legend_below(figure, legend(dataset))
+    plots.legend_below(figure, [*sizes(dataset), *marks(dataset)])
     figure.suptitle(title, fontsize=9)
     return figure
 
@@ -51,7 +53,7 @@ def _named(dataset, width, depth):
 
 def _spread(dataset):
     """What the bands are."""
-    return "middle half of the seeds" + ("; below, all" if "sharpness" in dataset else "")
+    return OF_LOSSES + ("; below, all" if "sharpness" in dataset else "")
 
 
 def _colored(dataset):
@@ -143,13 +145,18 @@ def statements(name: str, shifts: list[Shift]) -> list[str]:
     return list(dict.fromkeys(said))  # the same of width and depth: once
 
 
-def legend(dataset: xr.Dataset) -> list[Artist]:
-    """A handle per size, and those of the lines."""
-    handles = [Line2D([], [], color=color, label=_named(dataset, *size)) for size, color in _colored(dataset)]
+def sizes(dataset: xr.Dataset) -> list[Artist]:
+    """A handle per size."""
+    return [Line2D([], [], color=color, label=_named(dataset, *size)) for size, color in _colored(dataset)]
+
+
+def marks(dataset: xr.Dataset) -> list[Artist]:
+    """Handles of all that is drawn besides the sizes."""
+    handles = []
     if "final_loss_limit" in dataset:
         handles.append(Line2D([], [], **LIMIT))
     handles.append(plots.band(_spread(dataset)))
-    handles.append(Line2D([], [], color="gray", marker="v", markersize=4, linestyle="", label="optimum"))
+    handles.append(OPTIMUM)
     if "sharpness" in dataset:
         handles.append(Line2D([], [], color="gray", label=dataset["edge_of_stability"].attrs["symbol"], **EDGE))
     return handles
