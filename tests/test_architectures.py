@@ -390,6 +390,7 @@ def test_readout_only_is_linear_regression_on_the_first_features(make):
     np.testing.assert_allclose(got["ntk_eigenvalues"], np.tile(np.repeat(top, 2)[:3], (5, 1)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_spectra_without_layer_factors_are_those_of_dense_matrices():
     """Lanczos alone; rescaled: for SGD in μP by N γ0²."""
     problem, network, *_ = made("conv 8", num_steps=0, learning_rate=0.1, top_k=2)

@@ -50,6 +50,7 @@ def test_meanfield_law_equals_finite_differences(options):
         np.testing.assert_allclose(law.bias, bias[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_both_routes_agree(monkeypatch):
     """Reverse sweeps and random directions, made for large problems, against the sum over all directions."""
     problem = small_problem(C=2)

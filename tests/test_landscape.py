@@ -114,6 +114,7 @@ def test_the_whole_command(tmp_path, capsys):
     assert "mup       hessian_eigenvalues" in said
 
 
+@pytest.mark.slow
 def test_networks_of_growing_depth(tmp_path, capsys):
     options = {"model": "resmlp", "param": ("depth_mup",), "widths": (8,), "depths": (2, 4, 8), "density": True}
     found = landscape(small(tmp_path / "there", **options, observables=("loss", "hessian_eigenvalues")))
@@ -135,6 +136,7 @@ def test_networks_of_growing_depth(tmp_path, capsys):
     assert (tmp_path / "there" / "density.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_the_density_of_augmented_images(tmp_path):
     options = {"model": "conv", "widths": (2, 3), "param": ("mup",), "observables": ("loss",), "steps": 2, "density": True}
     landscape(small(tmp_path / "there", augment=True, **options))

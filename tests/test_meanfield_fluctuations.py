@@ -50,6 +50,7 @@ def observe(problem, start, mass):
     return {name: np.stack([of[name] for of in found]) for name in found[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [RICH, {"activation": "gelu", "C": 3, "loss": "cross_entropy", "richness": 0.5}],

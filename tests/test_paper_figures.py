@@ -75,6 +75,7 @@ def test_figure_6_2_from_the_commands_that_it_names(tmp_path):
     assert (tmp_path / "figure_6_2.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
 def test_a_figure_is_drawn_next_to_its_results(figure, results, capsys):
     folder = results / figure.NAME
@@ -84,6 +85,7 @@ def test_a_figure_is_drawn_next_to_its_results(figure, results, capsys):
     assert str(folder / figure.NAME) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
 def test_panels_have_room(figure, results, monkeypatch):
     """A title or legend that is too wide would squeeze them: a row of panels takes most of the width."""
@@ -100,6 +102,7 @@ def test_panels_have_room(figure, results, monkeypatch):
     assert inside.x1 <= picture.get_figwidth()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
 def test_or_where_it_is_wanted(figure, results, tmp_path):
     figure.main(["--results", str(results / figure.NAME), "--out", str(tmp_path / "new" / "picture")])
@@ -142,6 +145,7 @@ def test_the_commands_are_accepted(figure):
             PROGRAMS[program].prepare(options)
 
 
+@pytest.mark.slow
 def test_results_that_do_not_belong_together_are_refused(results, tmp_path, capsys):
     for param, source in (("mup", "mup"), ("ntp", "mup")):
         dataset = files.read(results / "figure_6_2" / source / "trajectories.nc")
@@ -151,12 +155,14 @@ def test_results_that_do_not_belong_together_are_refused(results, tmp_path, caps
     assert json.loads(dataset.attrs["configuration"])["param"] == "mup"
 
 
+@pytest.mark.slow
 def test_one_parametrization_is_half_a_figure(results, tmp_path, capsys):
     dataset = files.read(results / "figure_19_2" / "transfer.nc")
     files.write(dataset.sel(param=["mup"]), tmp_path / "transfer.nc")
     assert "without ntp" in complaint(figure_19_2, ["--results", str(tmp_path)], capsys)
 
 
+@pytest.mark.slow
 def test_a_name_with_dots_stays_whole(results, tmp_path, capsys):
     for name in ("mup_0.5", "mup_0.7", "pic.png"):
         figure_6_2.main(["--results", str(results / figure_6_2.NAME), "--out", str(tmp_path / name)])
@@ -165,6 +171,7 @@ def test_a_name_with_dots_stays_whole(results, tmp_path, capsys):
     assert str(tmp_path / "pic.pdf") in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
 def test_a_place_that_cannot_be_written(figure, results, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command_line, "_leave", lambda prog, line, _: command_line.stop(prog, line))  # not this process
@@ -173,6 +180,7 @@ def test_a_place_that_cannot_be_written(figure, results, tmp_path, capsys, monke
     assert "cannot be written" in complaint(figure, arguments, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("figure", "at", "change", "complains"),
     [

@@ -165,7 +165,11 @@ def test_loss_is_that_of_the_loop_written_out(architecture, parametrization):
         np.testing.assert_allclose(trajectory["loss"], expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("architecture", "loss"), [(LINEAR, "mse"), (TANH, "mse"), (TANH, "cross_entropy")], ids=str)
+@pytest.mark.parametrize(
+    ("architecture", "loss"),
+    [(LINEAR, "mse"), pytest.param(TANH, "mse", marks=pytest.mark.slow), (TANH, "cross_entropy")],
+    ids=str,
+)
 def test_observables_are_those_of_dense_matrices(architecture, loss):
     problem = everything(num_steps=4, measure_every=2, loss=loss)
     network = mlp(problem, WIDTH, *architecture)
@@ -210,6 +214,7 @@ def test_spectral_density_is_that_of_dense_hessians(loss):
                 assert 4 * error < np.sqrt(np.mean(eigenvalues ** (2 * k)))
 
 
+@pytest.mark.slow
 def test_spectral_densities_of_many_seeds_and_of_diverged_ones():
     problem = a_problem(measure_every=6, learning_rate=0.3)
     network = mlp(problem, WIDTH)
@@ -397,6 +402,7 @@ assert len(beside) == 3
 """
 
 
+@pytest.mark.slow
 def test_seeds_spread_over_the_devices():
     """Two devices, three seeds: the same numbers as one after the other on one."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
@@ -576,7 +582,7 @@ def test_a_readouts_eigenvalues_occur_once_for_every_output():
         assert (found.error(name) <= 1e-3 * found[name]).all()
 
 
-@pytest.mark.parametrize(("outputs", "top_k"), [(3, 3), (10, 20)])
+@pytest.mark.parametrize(("outputs", "top_k"), [(3, 3), pytest.param(10, 20, marks=pytest.mark.slow)])
 def test_repeated_eigenvalues_of_a_readout_are_those_of_the_dense_kernel(outputs, top_k):
     """Width 200, random data, several networks side by side: H = r JJᵀ/P, J the derivative by the readout, r its rate."""
     rng = np.random.default_rng(0)
@@ -599,6 +605,7 @@ def test_repeated_eigenvalues_of_a_readout_are_those_of_the_dense_kernel(outputs
     np.testing.assert_allclose(mean[:outputs], limit[:outputs], rtol=0.3)  # 3 networks, 5/sqrt(200) of a deviation
 
 
+@pytest.mark.slow
 def test_identical_samples_repeat_no_eigenvalue():
     """Twelve samples, four of them different: of the Hessian of a readout four eigenvalues per output, and zeros."""
     rng = np.random.default_rng(1)
