@@ -237,26 +237,26 @@ def test_help_explains_every_option(capsys):
     assert all(len(line) <= 80 for line in formats)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--param", "ntp"],
-        ["--data", "digits", "--samples", "20", "--inputs", "64", "--outputs", "3"],
-        ["--model", "linear3", "--momentum", "0.5"],
-        ["--model", "mlp2", "--activation", "erf", "--outputs", "2", "--loss", "cross_entropy"],
-        ["--model", "mlp", "--depth", "2", "--activation", "tanh"],
-        ["--model", "mlp", "--param", "ntp", "--activation", "relu"],
-        ["--model", "resmlp", "--param", "depth_mup", "--activation", "relu"],
-        ["--model", "mlp3", "--widths", "4", "8", "12", "16", "--reference", "largest-width"],
-        ["--param", "sp", "--widths", "4", "8", "12", "16"],
-        ["--param", "readout.multiplier=-3/4, input.learning_rate=1/2, readout.learning_rate=1/2"],
-        ["--batch-size", "4", "--momentum", "0.5", "--weight-decay", "0.1", "--precision", "float64"],
-    ],
-    ids=["ntp", "digits", "deep linear", "mean field", "mlp", "kernel limit", "resmlp", "largest width", "sp", "between",
-         "minibatches, momentum, decay, float64"],
-)
-def test_other_comparisons(arguments, tmp_path, capsys):
-    main([*SMALL, "--out", str(tmp_path / "results"), *arguments])
+OTHERS = {
+    "ntp": ["--param", "ntp"],
+    "deep linear": ["--model", "linear3", "--momentum", "0.5"],
+    "kernel limit": ["--model", "mlp", "--param", "ntp", "--activation", "relu"],
+    "between": ["--param", "readout.multiplier=-3/4, input.learning_rate=1/2, readout.learning_rate=1/2"],
+}
+SLOWER = {
+    "digits": ["--data", "digits", "--samples", "20", "--inputs", "64", "--outputs", "3"],
+    "mean field": ["--model", "mlp2", "--activation", "erf", "--outputs", "2", "--loss", "cross_entropy"],
+    "mlp": ["--model", "mlp", "--depth", "2", "--activation", "tanh"],
+    "resmlp": ["--model", "resmlp", "--param", "depth_mup", "--activation", "relu"],
+    "largest width": ["--model", "mlp3", "--widths", "4", "8", "12", "16", "--reference", "largest-width"],
+    "sp": ["--param", "sp", "--widths", "4", "8", "12", "16"],
+    "minibatches": ["--batch-size", "4", "--momentum", "0.5", "--weight-decay", "0.1", "--precision", "float64"],
+}
+
+
+@pytest.mark.parametrize("case", [*OTHERS, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOWER)])
+def test_other_comparisons(case, tmp_path, capsys):
+    main([*SMALL, "--out", str(tmp_path / "results"), *(OTHERS | SLOWER)[case]])
     assert "fitted" in capsys.readouterr().out
 
 
