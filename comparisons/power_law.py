@@ -117,6 +117,14 @@ def fit(
     fluctuation falls more slowly than its spread, by more than ``SAMPLED`` noise floors: then the reference is not the limit.
     A held exponent is not tested so.
     Raises ValueError, in one line, for shapes and options out of range.
+
+    >>> draws = np.random.default_rng(0).normal(size=(5, 32))
+    >>> widths = np.array([64, 128, 256, 512, 1024])
+    >>> law = fit(widths, 0.3 * widths[:, None] ** -0.5 * draws)
+    >>> f"{law.exponent:.2f} [{law.interval[0]:.2f}, {law.interval[1]:.2f}]", law.status
+    ('-0.45 [-0.58, -0.32]', 'fitted')
+    >>> fit(widths, np.exp(-widths / 100)[:, None] * (1 + 0.1 * draws), kind="bias").status
+    'no power law'
     """
     widths, errors, noise_floor = _checked(widths, errors, noise_floor)
     _check_options(kind, exponent, confidence, resamples)

@@ -78,6 +78,10 @@ class Problem:
     top_k             how many of the largest eigenvalues an observable keeps
 
     Raises ValueError, in one line, for anything out of range, of the wrong shape or not finite.
+
+    >>> problem = Problem([[1.0, 0.0], [0.0, 2.0]], [1.0, -1.0], "mup", model="mlp3", activation="tanh", learning_rate=0.5)
+    >>> problem.inputs.shape, problem.targets.shape, problem.edge_of_stability  # targets get an axis of outputs
+    ((2, 2), (2, 1), 4.0)
     """
 
     inputs: Any

@@ -17,7 +17,11 @@ HERE = Path(__file__).resolve().parent.parent
 TEXT = (HERE / "README.md").read_text()
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
+PYTHON = [code for text in (TEXT, (HERE / "finite" / "README.md").read_text())
+          for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", PYTHON)
 def test_python_runs(code, capsys):
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out
@@ -52,11 +56,14 @@ def test_the_picture_is_there():
         assert (HERE / picture).is_file()
 
 
-@pytest.mark.parametrize("room", ["limits"])
+@pytest.mark.parametrize("room", ["limits", "finite", "comparisons"])
 def test_a_room_says_what_is_where(room):
     """Nothing that is not there; and every file and folder of its floor."""
     floor = HERE / room
-    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", (floor / "README.md").read_text()))
+    text = (floor / "README.md").read_text()
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", text))
+    there = {path.name for path in floor.iterdir() if not re.match(r"_|README", path.name)}
+    assert not [name for name in there if not re.search(rf"`{name}/?`", text)]
     assert not [name for name in named if not ((HERE / name).exists() or any(floor.rglob(name.rstrip("/"))))]
     folders = {f"{path.parent.name}/" for path in floor.glob("*/__init__.py")}
     assert folders | {path.name for path in floor.glob("*.py")} - {"__init__.py"} <= named

@@ -24,7 +24,13 @@ BUILDERS: dict[tuple[str, str], Callable[[Problem, int, Model], Network]] = {  #
 
 
 def build(problem: Problem, width: int) -> Network:
-    """The network of the problem's model, of that width.  Raises ValueError for a width that it cannot have."""
+    """The network of the problem's model, of that width.  Raises ValueError for a width that it cannot have.
+
+    >>> import jax
+    >>> network = build(Problem([[1.0, 0.0], [0.0, 2.0]], [1.0, -1.0], model="mlp3", activation="tanh"), 64)
+    >>> network.init(jax.random.key(0))["readout"].shape
+    (64, 1)
+    """
     model = problem.network
     if (model.family, model.architecture) not in BUILDERS:
         raise ValueError(f"{problem.model}: no {model.architecture} networks of family {model.family} are built here")

@@ -65,6 +65,13 @@ def train(
     Raises ValueError for an unknown observable or precision, for more eigenvalues than parameters, more curvature samples
     than there are, a density of fewer than two random vectors, and for a network, learning rates or weights that do not fit;
     MemoryError if ``memory`` does not hold one network.  A divergence is no error: from there on the values are not finite.
+
+    >>> from finite.networks.build import build
+    >>> problem = Problem([[1.0, 0.0], [0.0, 2.0]], [1.0, -1.0], learning_rate=0.2, num_steps=8, measure_every=4)
+    >>> keys = jax.random.split(jax.random.key(0), 4)
+    >>> trained = train(problem, build(problem, 256), keys, observables=["loss"])
+    >>> len(trained), trained[0]["loss"].shape, bool(trained[0]["loss"][-1] < trained[0]["loss"][0])
+    (4, (3,), True)
     """
     with computing(numerics.precision):
         compiled = program_of(problem, network.architecture, observables, numerics)

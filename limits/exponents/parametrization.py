@@ -44,6 +44,10 @@ def scaling(
 
     ``depth`` matters only as one hidden layer (plain, no hidden matrix) or more: the largest stable global learning
     rate of SP and NTP under Adam differs, and of SP with cross-entropy.  ``loss`` matters to SP only.
+
+    >>> readout = scaling("mup").roles["readout"]
+    >>> f"multiplier N^{readout.multiplier.N}, learning rate N^{readout.learning_rate.N}"
+    'multiplier N^-1, learning rate N^1'
     """
     _known("loss", loss, regimes.LOSSES)
     table = _stored(depth == 1, loss)
