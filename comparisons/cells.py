@@ -101,7 +101,7 @@ class Store:
         path, content = self.path(cell), io.BytesIO()
         whole = {name: np.asarray(array) for name, array in values.items()}
         whole[PROVENANCE] = np.array(json.dumps(results.provenance()))
-        np.savez(content, **whole, **{DIGEST: np.array(_digest(cell, whole))})
+        np.savez(content, allow_pickle=False, **whole, **{DIGEST: np.array(_digest(cell, whole))})
         with files.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             files.replace(path, content.getbuffer(), wait)

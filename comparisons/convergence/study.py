@@ -193,14 +193,14 @@ def _laws(prediction: Prediction | None) -> Values:
         return {}
     laws = {f"{part} {name}": values for name, law in prediction.laws.items() for part, values in law._asdict().items()}
     sensitivity = {f"sensitivity {name}": values for name, values in (prediction.sensitivity or {}).items()}
-    return laws | sensitivity | {"basis": prediction.basis}
+    return laws | sensitivity | ({} if prediction.basis is None else {"basis": prediction.basis})
 
 
 def _prediction(store: Store) -> Prediction | None:
     found = store.read(PREDICTION)
     if not found:
         return None
-    basis, parts = found.pop("basis"), defaultdict(dict)
+    basis, parts = found.pop("basis", None), defaultdict(dict)
     for label, values in found.items():
         part, name = label.split(" ")
         parts[name][part] = values
