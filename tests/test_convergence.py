@@ -121,6 +121,7 @@ def test_without_neural_tangents_one_line_says_how_to_install_it(tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupted_and_resumed(finished, tmp_path, number):
     """The same numbers as in one go, wherever the run was cut."""
@@ -239,11 +240,11 @@ def test_help_explains_every_option(capsys):
 
 OTHERS = {
     "ntp": ["--param", "ntp"],
-    "deep linear": ["--model", "linear3", "--momentum", "0.5"],
-    "kernel limit": ["--model", "mlp", "--param", "ntp", "--activation", "relu"],
     "between": ["--param", "readout.multiplier=-3/4, input.learning_rate=1/2, readout.learning_rate=1/2"],
 }
 SLOWER = {
+    "deep linear": ["--model", "linear3", "--momentum", "0.5"],
+    "kernel limit": ["--model", "mlp", "--param", "ntp", "--activation", "relu"],
     "digits": ["--data", "digits", "--samples", "20", "--inputs", "64", "--outputs", "3"],
     "mean field": ["--model", "mlp2", "--activation", "erf", "--outputs", "2", "--loss", "cross_entropy"],
     "mlp": ["--model", "mlp", "--depth", "2", "--activation", "tanh"],
@@ -283,6 +284,7 @@ def test_diverging_networks_are_data(tmp_path, capsys):
     assert "diverged" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_past_the_edge_of_stability_no_exponent(tmp_path):
     """γ²λ_1 is beyond 2/η0 from the start, the loss still finite: the rates after that step are refused."""
     options = Options(widths=(8, 16, 32), seeds=5, steps=12, measure_every=2, samples=8, inputs=3, out=tmp_path / "r",

@@ -257,6 +257,7 @@ def test_networks_approach_the_limit(depth):
         assert law.interval[1] < -0.25
 
 
+@pytest.mark.slow
 def test_divergence_is_data():
     """Values are finite up to a step and not from there on, the kernels' too."""
     problem = a_problem(learning_rate=8.0, num_steps=9)

@@ -87,6 +87,7 @@ def test_outputs_vanish_in_mup():
         solve(a_problem(model="linear3"), initial_outputs=Y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("param", ["mup", "ntp"])
 def test_a_limit_is_known_where_it_can_be_solved(param):
     """``theory`` asks the theory itself, so no combination is promised that ``solve`` refuses."""

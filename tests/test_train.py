@@ -167,7 +167,7 @@ def test_loss_is_that_of_the_loop_written_out(architecture, parametrization):
 
 @pytest.mark.parametrize(
     ("architecture", "loss"),
-    [(LINEAR, "mse"), pytest.param(TANH, "mse", marks=pytest.mark.slow), (TANH, "cross_entropy")],
+    [(LINEAR, "mse"), *(pytest.param(TANH, loss, marks=pytest.mark.slow) for loss in ("mse", "cross_entropy"))],
     ids=str,
 )
 def test_observables_are_those_of_dense_matrices(architecture, loss):
@@ -582,7 +582,8 @@ def test_a_readouts_eigenvalues_occur_once_for_every_output():
         assert (found.error(name) <= 1e-3 * found[name]).all()
 
 
-@pytest.mark.parametrize(("outputs", "top_k"), [(3, 3), pytest.param(10, 20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("outputs", "top_k"), [(3, 3), (10, 20)])
 def test_repeated_eigenvalues_of_a_readout_are_those_of_the_dense_kernel(outputs, top_k):
     """Width 200, random data, several networks side by side: H = r JJᵀ/P, J the derivative by the readout, r its rate."""
     rng = np.random.default_rng(0)
