@@ -62,7 +62,7 @@ def test_linear_plain_kernels_in_closed_form(depth):
 @pytest.mark.parametrize(
     ("model", "activation"),
     [("mlp", "erf"), pytest.param("mlp", "gelu", marks=pytest.mark.slow),
-     *(pytest.param("resmlp", phi, marks=pytest.mark.slow) for phi in ("relu", "tanh"))],  # fmt: skip
+     *(pytest.param("resmlp", phi, marks=pytest.mark.slow) for phi in ("relu", "tanh"))],
 )
 def test_kernels_are_those_of_wide_networks(model, activation):
     """The eigenvalues of Θ from networks' own, with each role's learning rate; K from many draws of f(0)."""
