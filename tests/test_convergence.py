@@ -244,6 +244,10 @@ OTHERS = {
 }
 SLOWER = {
     "deep linear": ["--model", "linear3", "--momentum", "0.5"],
+    "between": ["--param", "readout.multiplier=-3/4, input.learning_rate=1/2, readout.learning_rate=1/2"],
+}
+SLOWER = {
+    "deep linear": ["--model", "linear3", "--momentum", "0.5"],
     "kernel limit": ["--model", "mlp", "--param", "ntp", "--activation", "relu"],
     "digits": ["--data", "digits", "--samples", "20", "--inputs", "64", "--outputs", "3"],
     "mean field": ["--model", "mlp2", "--activation", "erf", "--outputs", "2", "--loss", "cross_entropy"],

@@ -88,6 +88,7 @@ def test_the_table_is_below_what_is_derived(small, capsys):
     assert out.index("mup, sgd: feature learning") < re.search(r"mup, sgd, L = 1: \d+ of 13 exponents agree", out).start()
 
 
+@pytest.mark.slow
 def test_controlled_divergence(tmp_path):
     """SP with cross-entropy, at N^{-1/2}: the last features move by Θ(1) at every width, and f grows."""
     options = Options(**SMALL | {"depths": (2,), "seeds": 64}, loss="cross_entropy", param=("sp",), out=tmp_path / "run")

@@ -74,6 +74,7 @@ def relu_ntk(noisy):
     return gradient * K + blocks + phi
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("param", "noisy"), [("depth_mup", 1), ("alpha1", 0)])
 def test_the_ntk_of_relu_networks_at_step_0_solves_a_differential_equation(param, noisy):
     problem = a_problem(param, activation="relu", depth=2, num_steps=0)
@@ -84,6 +85,7 @@ def test_the_ntk_of_relu_networks_at_step_0_solves_a_differential_equation(param
     assert error[0] < 0.03 * exact[0]
 
 
+@pytest.mark.slow
 def test_networks_approach_infinite_depth_as_1_over_L():
     """Trained: from depth 3, 6 and 12, what is left at 9 and 18, which the extrapolation has not seen, halves."""
     problem = a_problem(depth=3, momentum=0.4, weight_decay=0.1, batches=minibatches(np.random.default_rng(1), 3, 2, 4))

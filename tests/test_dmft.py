@@ -125,6 +125,7 @@ def test_kernels_at_step_0_are_in_closed_form(activation, moments, residual):
 # Other limits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("param", "model"), [("mup", "mlp3"), ("mup", "mlp2")])
 def test_little_richness_is_the_kernel_limit(param, model):
     """As γ0 → 0 gradient descent on f with the kernel of step 0; the distance falls as γ0²."""
@@ -258,6 +259,7 @@ def test_verdict_on_the_number_of_samples():
     np.testing.assert_allclose(found.features, np.einsum("ltspq->lstqp", found.features), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_divergence_is_data():
     for activation in ("relu", "linear"):
         problem = a_problem(activation=activation, learning_rate=1e30)

@@ -74,6 +74,7 @@ def test_closed_forms():
     np.testing.assert_allclose(law["loss"].bias, 0.5 / richness**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mup", pytest.param("ntp", marks=pytest.mark.slow)])
 def test_laws_describe_sampled_networks(name):
     """Root mean square and mean over 600 networks of width 3000 (their exact trajectories), within the sampling error."""
@@ -111,6 +112,7 @@ def test_degenerate_eigenvalues_have_no_law():
     assert np.isfinite(law.std[-1]).all()
 
 
+@pytest.mark.slow
 def test_residual_edge_is_shifted_in_ntp():
     """λ_max(R) = c σ(G) ≥ 0 vanishes in the limit, so its mean is of order N^{-1/2}; that of the NTK is not."""
     prediction = fluctuations.predict(small_problem(parametrization="ntp"), draws=256)

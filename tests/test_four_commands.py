@@ -27,11 +27,12 @@ COMMANDS = {
     "landscape": (landscape, [*SMALL, "--data", "gaussian", "--loss", "mse", "--model", "mlp2", "--widths", "8", "16"]),
     "transfer": (transfer, [*SMALL, "--widths", "8", "16", "--seeds", "3", "--param", "mup", "--richness", "1",
                             "--learning-rates", "0.3", "1", "2", "1000"]),
-    "coord_check": (coord_check, ["--widths", "8", "16", "32", "--depths", "1", "--seeds", "2", "--steps", "2"]),
+    "coord_check": (coord_check, ["--widths", "8", "16", "32", "--depths", "1", "--seeds", "2", "--steps", "2",
+                                  "--optimizer", "sgd"]),
 }  # fmt: skip
 LOST = {  # a cell that trains networks, and how the progress calls it
     "convergence": ("N16-networks", "N = 16"), "landscape": ("ntp-N16-L1", "ntp N = 16 L = 1"),
-    "transfer": ("mup-N16-L1/1.0-2", "mup N = 16 L = 1 η0 = 1 seed 2"), "coord_check": ("adam-N16-L1", "adam N = 16 L = 1"),
+    "transfer": ("mup-N16-L1/1.0-2", "mup N = 16 L = 1 η0 = 1 seed 2"), "coord_check": ("sgd-N16-L1", "sgd N = 16 L = 1"),
 }  # fmt: skip
 
 

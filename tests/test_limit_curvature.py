@@ -64,6 +64,7 @@ def test_whole_spectrum_obeys_its_sum_rules(seed, C, width):
         assert counts.sum() == width * (6 + C)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("C", [1, 3])
 def test_iterated_spectrum_equals_the_dense_one(C, monkeypatch):
     """The route of large problems, forced upon a small one, multiplets of the initial state included."""

@@ -138,6 +138,7 @@ def test_what_cross_entropy_has_learned_is_flat():
     assert not limit["gauss_newton_eigenvalues"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, CLASSES], ids=["mse", "cross-entropy"])
 def test_law_of_the_loss_is_that_of_sampled_outputs(options):
     problem = a_problem(**EVERYTHING, **options)

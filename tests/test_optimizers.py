@@ -244,6 +244,7 @@ def test_adam_settles_at_the_edge_of_stability():
         assert got["loss"][-1] < 1e-3 * got["loss"][0]
 
 
+@pytest.mark.slow
 def test_curvature_on_the_first_samples():
     """All but the loss is that of a problem with these samples only."""
     problem = a_problem(num_steps=0, batches=None)
@@ -262,6 +263,7 @@ def test_curvature_on_the_first_samples():
             trained(problem, curvature_samples=wrong)
 
 
+@pytest.mark.slow
 def test_products_are_counted():
     problem = a_problem(num_steps=2, batches=None)
     by_products = {"hessian_eigenvalues", "hessian_min", "hessian_trace", "directional_sharpness"}

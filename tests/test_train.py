@@ -417,6 +417,7 @@ def _memory_for(count, problem, network, vectorized):
     return count * resident + (count if vectorized else 1) * workspace
 
 
+@pytest.mark.slow
 def test_a_warm_start_takes_half_the_products():
     """Of the largest Hessian eigenvalue of images in ten classes, measured every fifth step."""
     inputs, targets = digits(128, 10)[:2]
@@ -566,6 +567,7 @@ def test_large_kernels_go_through_lanczos(monkeypatch, num_samples, width):
         assert name not in dense.errors
 
 
+@pytest.mark.slow
 def test_a_readouts_eigenvalues_occur_once_for_every_output():
     """H = 1 ⊗ K, K the Hessian of one output of the same features: top_k = 7 is three, three and one of 3 outputs."""
     one, three = (a_problem(num_outputs=c, trained="readout", num_steps=0, top_k=k) for c, k in ((1, 3), (3, 7)))
@@ -638,6 +640,7 @@ def test_as_many_eigenvalues_as_parameters():
         train(too_many, mlp(too_many, 1), keys(1))
 
 
+@pytest.mark.slow
 def test_more_eigenvalues_than_a_basis_usually_has():
     problem = a_problem(top_k=110, num_steps=0, measure_every=1)
     network = mlp(problem, 64)
