@@ -303,8 +303,9 @@ def kernels(folder):
     return spent
 
 
-def _trained(problem, network, keys, *, observables=MEASURED, progress=None, **numerics):
-    return train(problem, network, keys, observables=observables, numerics=Numerics(**numerics), progress=progress)
+def _trained(problem, network, keys, *, observables=MEASURED, initial=None, progress=None, **numerics):
+    told = {"observables": observables, "numerics": Numerics(**numerics), "progress": progress}
+    return train(problem, network, keys, initial=initial, **told)
 
 
 def of_steps(problem, width, steps, vectorized):
