@@ -24,7 +24,7 @@ Beside the leading order there is a next one.  It bends the line by less than a 
 more than their error, so that an interval which is to cover must allow for one of some size (Armstrong & Kolesár 2018,
 Econometrica 86, 655): ``NEXT_ORDER`` of a bias, of its prefactor at a held exponent too; ``NEXT_ORDER_OF_SQUARES`` of a
 fluctuation's exponent.  Of an error that is a power law and nothing else these intervals therefore hold the exponent more
-often than they say; those that allow for none hold it as often as they say, and miss it where there is one.  A fluctuation
+often than they say; those that allow for none hold it about as often, and miss it where there is one.  A fluctuation
 whose next order is larger, and seen, has it fitted.  How often intervals cover, either way: ``tests/benchmarks/coverage.py``.
 """
 
