@@ -149,7 +149,7 @@ def shifted(noise=0.0, seeds=5, also=0.0):
 def test_shifts_of_polynomials_are_exact():
     found = translation(X, shifted(1e-7))
     np.testing.assert_allclose(np.diff(found.shifts), np.diff(WHERE), atol=1e-5)
-    np.testing.assert_allclose(np.diff(found.doubt), 0, atol=1e-3)
+    np.testing.assert_allclose(np.diff(found.doubts), 0, atol=1e-3)
 
 
 def test_the_error_of_a_shift_is_the_jackknife_s():

@@ -20,6 +20,7 @@ from scipy.special import stdtrit
 LEVEL = 0.02  # of the test
 DEGREE = 3  # of the spline
 POWERS = (2, 3)  # by which shapes may differ: fewer on a grid of less than five points
+ONE_MORE = (2, 3, 4)  # what another power has elsewhere is doubtful: shapes differ as they like
 FLIPS = 1000
 STEPS, PRECISION = 20, 1e-5
 
@@ -30,22 +31,22 @@ class Translation:
 
     of_seeds     (Z, Z, S) what each seed of each size, the second axis, adds to each shift; linearised
     of_misfit    (Z, Z) covariance of the shifts by how much more the points scatter about the fit than the seeds explain
-    doubt        (Z,) by how much a spline of one degree less has them elsewhere
+    doubts       (2, Z) by how much a spline of one degree less, and one more power in which shapes differ, have them elsewhere
     """
 
     shifts: Float[np.ndarray, " Z"]
     of_seeds: Float[np.ndarray, "Z Z S"]
     of_misfit: Float[np.ndarray, "Z Z"]
-    doubt: Float[np.ndarray, " Z"]
+    doubts: Float[np.ndarray, "2 Z"]
 
     def slope(self, contrast: Float[np.ndarray, " Z"]) -> tuple[float, tuple[float, float]]:
-        """contrast @ shifts, and its 95 % interval: Student's t, with degrees of freedom after Welch (1947), and the doubt."""
+        """contrast @ shifts, and its 95 % interval: Student's t, with degrees of freedom after Welch (1947), and a doubt."""
         parts = np.einsum("z,zws->ws", contrast, self.of_seeds)
         seeds, variances = parts.shape[1], parts.var(axis=1, ddof=1) * parts.shape[1]
         total = variances.sum()
         freedom = (seeds - 1) * (total**2 / np.sum(variances**2) if total else 1)
         reach = stdtrit(freedom, 0.975) * np.sqrt(total + contrast @ self.of_misfit @ contrast)
-        slope, reach = float(contrast @ self.shifts), float(reach + abs(contrast @ self.doubt))
+        slope, reach = float(contrast @ self.shifts), float(reach + np.abs(self.doubts @ contrast).max())
         return slope, (slope - reach, slope + reach)
 
 
@@ -63,10 +64,11 @@ def translation(x: Float[np.ndarray, " L"], losses: Float[np.ndarray, "Z S L"]) 
     weight = np.tile(1 / np.sqrt(np.mean(own**2, axis=(0, 1)) + np.finfo(float).tiny), sizes)
     weight /= weight.max()
     degree = min(DEGREE, points - 1)
-    fits = [_fit(x, np.log(mean), weight, d) for d in (degree, max(degree - 1, 2))]
+    ways = [(degree, POWERS), (max(degree - 1, 2), POWERS), (degree, ONE_MORE)]
+    fits = [_fit(x, np.log(mean), weight, degree, powers[: points - 3]) for degree, powers in ways]
     if None in fits:
         return None
-    (shifts, gain, off), (elsewhere, *_) = fits
+    (shifts, gain, off), *others = fits
     flips = np.random.default_rng(0).choice([-1.0, 1.0], size=(FLIPS, sizes, seeds)) * np.sqrt(seeds / (seeds - 1))
     flipped = np.einsum("bzs,zsl->bzl", flips, shares).reshape(FLIPS, -1)
     beside, misfit = (np.sum((values @ off.T * weight) ** 2, axis=-1) for values in (flipped, np.log(mean).ravel()))
@@ -74,10 +76,11 @@ def translation(x: Float[np.ndarray, " L"], losses: Float[np.ndarray, "Z S L"]) 
         return None
     unexplained = max(misfit - beside.mean(), 0) / np.trace(off)
     of_seeds = np.einsum("zwl,wsl->zws", gain.reshape(sizes, sizes, points), shares)
-    return Translation(shifts, of_seeds, unexplained * (gain / weight**2) @ gain.T, shifts - elsewhere)
+    doubts = shifts - np.array([elsewhere for elsewhere, *_ in others])
+    return Translation(shifts, of_seeds, unexplained * (gain / weight**2) @ gain.T, doubts)
 
 
-def _fit(x, y, weight, degree):
+def _fit(x, y, weight, degree, powers):
     """Shifts (Z,) of curves y (Z, L), what takes y to them and what takes it to what the fit leaves: Gauss and Newton's steps.
 
     None where they do not end.
@@ -85,7 +88,7 @@ def _fit(x, y, weight, degree):
     sizes, points = y.shape
     no_sum = np.linalg.svd(np.ones((1, sizes)))[2][1:].T
     own = np.repeat(no_sum, points, axis=0)  # (Z L, Z − 1) takes what is each size's own, of zero sum, to the points
-    spline, powers = make_interp_spline(x, np.eye(points), degree), POWERS[: points - 3]
+    spline = make_interp_spline(x, np.eye(points), degree)
     moved, lowest = np.zeros(sizes - 1), x[y.mean(axis=0).argmin()]
     for _ in range(STEPS):
         at = np.tile(x, sizes) - own @ moved
