@@ -28,7 +28,7 @@ often than they say; those that allow for none hold it about as often, and miss 
 whose next order is larger, and seen, has it fitted.  How often intervals cover, either way: ``tests/benchmarks/coverage.py``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Literal, get_args
@@ -135,6 +135,23 @@ def fit(
         law = _in_units(widths, errors / unit, noise_floor / unit, kind, exponent, confidence, next_order, resamples, seed)
         low, high = law.prefactor_interval
         return replace(law, prefactor=law.prefactor * unit, prefactor_interval=(low * unit, high * unit))
+
+
+def exponent_of(growing: Sequence[int], sizes: Sequence[Float[np.ndarray, "_"]]) -> tuple[float, tuple[float, float]]:
+    """(exponent, 95 % interval) of sizes ∝ growing^exponent, from any number of seeds at each; not numbers where a size is
+    not finite, or zero.
+    """
+    if not all((np.isfinite(size) & (size > 0)).all() for size in sizes):
+        return np.nan, (np.nan, np.nan)
+    x, logs = np.log(growing), [np.log(size) for size in sizes]
+    leverage = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
+    exponent = float(leverage @ [log.mean() for log in logs])
+    variances = leverage**2 * [log.var(ddof=1) / len(log) for log in logs]
+    if not variances.any():
+        return exponent, (exponent, exponent)
+    freedom = np.sum(variances) ** 2 / np.sum(variances**2 / [len(log) - 1 for log in logs])  # Welch, Satterthwaite
+    half = float(stdtrit(freedom, 0.975) * np.sqrt(np.sum(variances)))
+    return exponent, (exponent - half, exponent + half)
 
 
 def _in_units(widths, errors, noise_floor, kind, exponent, confidence, next_order, resamples, seed) -> PowerLaw:

@@ -12,7 +12,8 @@ import pytest
 from comparisons import pairs
 from comparisons.cells import Store
 from comparisons.coord_check import study as coord_check
-from comparisons.coord_check.study import Options, Sweep, check, checked, fit, prepare, sizes, table
+from comparisons.coord_check.study import Options, Sweep, check, checked, prepare, sizes, table
+from comparisons.power_law import exponent_of
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem
@@ -23,7 +24,7 @@ SMALL = {"widths": (64, 128, 256), "optimizer": ("sgd",), "depths": (1,), "seeds
 
 def test_a_power_law_is_found_exactly():
     widths = (10, 20, 40)
-    exponent, interval = fit(widths, [3.0 * w**-1.5 * np.ones(5) for w in widths])
+    exponent, interval = exponent_of(widths, [3.0 * w**-1.5 * np.ones(5) for w in widths])
     assert exponent == pytest.approx(-1.5, abs=1e-12)
     np.testing.assert_allclose(interval, -1.5, atol=1e-12)
 
@@ -34,7 +35,7 @@ def test_intervals_cover():
     held = 0
     for _ in range(2000):
         sizes = [w**-0.5 * np.exp(s * rng.normal(size=n)) for w, n, s in zip(widths, seeds, scatter, strict=True)]
-        low, high = fit(widths, sizes)[1]
+        low, high = exponent_of(widths, sizes)[1]
         held += low <= -0.5 <= high
     assert held / 2000 == pytest.approx(0.95, abs=0.015)
 
@@ -42,7 +43,7 @@ def test_intervals_cover():
 @pytest.mark.parametrize("bad", [0.0, np.inf, np.nan])
 def test_no_exponent_where_a_size_is_none(bad):
     sizes = [np.ones(3), np.ones(3), np.array([1.0, bad, 1.0])]
-    exponent, interval = fit((1, 2, 3), sizes)
+    exponent, interval = exponent_of((1, 2, 3), sizes)
     assert np.isnan([exponent, *interval]).all()
 
 

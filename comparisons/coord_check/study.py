@@ -23,13 +23,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
-from scipy.special import stdtrit
 
 from comparisons import command_line, estimate, files, pairs, regime
 from comparisons import options as runs
 from comparisons import style as plots
 from comparisons.cells import Report, Store, Values, Work, begin
 from comparisons.coord_check.options import PROGRAM, Options
+from comparisons.power_law import exponent_of
 from finite import sizes as measured_sizes
 from finite.networks.build import build
 from limits import Problem
@@ -234,7 +234,7 @@ def checked(job: Job, sweep: Sweep, cells: Sequence[Sizes]) -> Iterator[Check]:
         derived, blow_up = regimes.predicted(case, steps), regimes.blow_up(case, sweep.letter, steps)
         for quantity, layer in cells[0]:
             wanted = float(getattr(_of_layer(derived[quantity], layer), sweep.letter))
-            exponent, interval = fit(sweep.growing, [cell[quantity, layer][place] for cell in cells])
+            exponent, interval = exponent_of(sweep.growing, [cell[quantity, layer][place] for cell in cells])
             label = param, sweep.optimizer, sweep.letter, sweep.fixed, quantity, layer
             if blow_up and blow_up[0] < steps and quantity not in AT_STEP_0:
                 yield Check(*label, exponent, interval, np.nan, NOT_COMPARED + blow_up[1])
@@ -246,23 +246,6 @@ def _of_layer(derived, layer):
     """The power of that layer, or of the first of its role: "block_inner value" is one of the "block_inner 1"."""
     role = layer.split()[0]
     return derived.get(layer) or next(power for name, power in derived.items() if name.split()[0] == role)
-
-
-def fit(growing: Sequence[int], sizes: Sequence[Float[np.ndarray, "_"]]) -> tuple[float, tuple[float, float]]:
-    """(exponent, 95 % interval) of sizes ∝ growing^exponent, from any number of seeds at each; not numbers where a size is
-    not finite, or zero.
-    """
-    if not all((np.isfinite(size) & (size > 0)).all() for size in sizes):
-        return np.nan, (np.nan, np.nan)
-    x, logs = np.log(growing), [np.log(size) for size in sizes]
-    leverage = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
-    exponent = float(leverage @ [log.mean() for log in logs])
-    variances = leverage**2 * [log.var(ddof=1) / len(log) for log in logs]
-    if not variances.any():
-        return exponent, (exponent, exponent)
-    freedom = np.sum(variances) ** 2 / np.sum(variances**2 / [len(log) - 1 for log in logs])  # Welch, Satterthwaite
-    half = float(stdtrit(freedom, 0.975) * np.sqrt(np.sum(variances)))
-    return exponent, (exponent - half, exponent + half)
 
 
 def _verdict(exponent, interval, derived):

@@ -1,0 +1,179 @@
+"""The sizes that an audit compares: of a model at every width, at step 0 and after a few steps of its own optimiser.
+
+Everything is a root mean square, of one width an array over seeds.  Compiled once per width: a step, the walk of
+``finite.networks.roles``, and what the optimiser makes of other gradients than the network's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from finite.networks.own import Model, paths
+from finite.networks.roles import Role, Use, follow, roles_of, uses_of
+
+QUIET = 4  # more steps than asked for that a schedule may warm up from 0 for
+LARGE = 1e4  # times a gradient: an optimiser's ε is then nothing
+
+Sizes = Mapping[tuple[str, str], np.ndarray]  # (quantity, path or site) → (seeds,)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of all widths.
+
+    roles    of the uses, at the two ends of the widths
+    sizes    width by width:
+             h, delta_h, own_change     of a use (by site): its output at step 0, its change, the part (W_T − W_0) x
+             own_per_input              of the first step alone, over what arrives
+             bound                      of scores: of queries times of keys, their axis and the factors: what they can grow to
+             std, gradient, update      of a leaf (by path): stored W_0, ∂L/∂W, the first update without decay
+             update_of_large            what it would be of ``LARGE`` times the gradient
+             total                      W_T − W_0
+             decay                      of the update what is there without a gradient, over the stored weights
+             drowned                    cosine of the update and of decay alone, of a decay within the gradient
+             growth                     log2 of how an update grows with twice the gradient: 1 linear, 0 forgets the scale
+             entrywise                  relative change of the update when each entry is scaled by itself: 0 for Adam's
+             muted                      update over that of a large gradient: less than 1 where ε is felt
+             f, delta_f, loss           of the outputs, under ""
+    """
+
+    widths: tuple[int, ...]
+    roles: list[Role]
+    sizes: list[Sizes]
+
+    def of(self, quantity: str, name: str = "") -> list[np.ndarray]:
+        return [sizes[quantity, name] for sizes in self.sizes]
+
+
+def measure(model: Model, optimizer: Any, widths: Sequence[int], *, seeds: int = 3, steps: int = 3) -> Measured:
+    """Raises ValueError, in one line, for what is no network, widths that change nothing, and a loss that is not finite.
+
+    optimizer   an optax transformation, or a function of the width, or of (width, params), that returns one
+    """
+    uses, sizes = [], []
+    for width in widths:
+        start = model.at(width, jax.random.key(0))
+        uses.append(uses_of(start[1], start[0], model.batch[0]))
+        if len(uses) == 2:
+            roles_of(uses, widths[:2])  # before all is trained
+        rest = [model.at(width, jax.random.key(seed))[0] for seed in range(1, seeds)]
+        program = _Program(model, start[1], transformation(optimizer, width, start[0]))
+        found = [program.sizes(width, params, uses[-1], steps) for params in (start[0], *rest)]
+        sizes.append({name: np.array([one[name] for one in found], dtype=float) for name in found[0]})
+    return Measured(tuple(widths), roles_of([uses[0], uses[-1]], [widths[0], widths[-1]]), sizes)
+
+
+def transformation(optimizer: Any, width: int, params: Any) -> Any:
+    """The optax transformation at that width.  Raises ValueError for what is none."""
+    for arguments in ((width,), (width, params)):
+        if not hasattr(optimizer, "update") and callable(optimizer):
+            try:
+                found = optimizer(*arguments)
+            except TypeError:
+                continue
+            optimizer = found
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(f"optimizer is {type(optimizer).__name__}: wanted an optax transformation, or a function of the width")
+    return optimizer
+
+
+class _Program:
+    """What is compiled once for all seeds of a width."""
+
+    def __init__(self, model: Model, apply: Callable, optimizer: Any):
+        inputs, targets = jax.tree.map(jnp.asarray, model.batch)
+
+        def step(params, state):
+            of = lambda params: model.of_outputs(apply(params, inputs), targets)  # noqa: E731
+            loss, gradient = jax.value_and_grad(of)(params)
+            updates, state = optimizer.update(gradient, state, params)
+            return loss, gradient, jax.tree.map(jnp.add, params, updates), state, _rms(updates) > 0
+
+        def walk(params, initial, inputs):
+            outputs, _, signals = follow(apply, params, inputs, initial)
+            return outputs, signals
+
+        self.init, self.step, walk = jax.jit(optimizer.init), jax.jit(step), jax.jit(walk)
+        self.walk = lambda params, initial: walk(params, initial, inputs)  # as an argument: constants are computed with
+        self.answers = jax.jit(lambda *at: _answers(optimizer, *at))
+        self.compared = jax.jit(_compared)
+
+    def sizes(self, width: int, params: Any, uses: Sequence[Use], steps: int) -> dict[tuple[str, str], float]:
+        """Of one network.
+
+        Steps that a schedule begins with at rate 0 are not counted; a leaf that has no gradient at first (behind a readout of
+        zeros) is asked for again at the end.
+        """
+        initial, state, first, loss = params, self.init(params), None, []
+        while len(loss) < steps or (first is None and len(loss) < steps + QUIET):
+            before = state, params
+            value, gradient, params, state, moves = self.step(params, state)
+            loss.append(float(value))
+            if not np.isfinite(loss[0]):
+                raise ValueError(f"the loss at width {width} is {loss[0]} at step 0: nothing can be measured")
+            if first is None and (moves or len(loss) == steps + QUIET):  # or an optimiser that moves nothing
+                first = before[0], self.answers(gradient, *before, initial), self.walk(params, initial)[1]
+        late = self.answers(gradient, first[0], params, initial)
+        walked = self.walk(initial, initial), first[2], self.walk(params, initial)
+        of_uses, of_outputs, totals = jax.device_get(self.compared(*walked, initial, params))
+        found = {("loss", ""): loss[0], **{(name, ""): float(value) for name, value in of_outputs.items()}}
+        for path, early, later, total in zip(paths(params), *jax.device_get((first[1], late)), totals, strict=True):
+            answer = early if early["gradient"] > 0 else later
+            found |= {(name, path): float(value) for name, value in answer.items()} | {("total", path): float(total)}
+        for use, values in zip(uses, of_uses, strict=True):
+            values = {name: float(value) for name, value in values.items()}
+            values["bound"] *= use.fan_in
+            if not values["own_per_input"]:
+                values["own_per_input"] = values["own_at_end"]
+            found |= {(name, use.site): value for name, value in values.items()}
+        return found
+
+
+def _answers(optimizer, gradient, state, params, initial) -> list[dict[str, jax.Array]]:
+    """Leaf by leaf: what the optimiser made of the network's gradient, and what it would make of others."""
+    others = jax.tree.map(lambda g: 1.5 + jnp.cos(jnp.arange(g.size, dtype=g.dtype)).reshape(g.shape), gradient)
+
+    def update(asked):
+        times, of_params, apart = asked
+        scaled = jax.tree.map(lambda g, other: g * times * jnp.where(apart, other, 1), gradient, others)
+        return jax.tree.leaves(optimizer.update(scaled, state, jax.tree.map(lambda p: p * of_params, params))[0])
+
+    times, of_params = jnp.array([0.0, 0.0, 1.0, 2.0, LARGE, LARGE]), jnp.array([1.0, 2.0, 1.0, 1.0, 1.0, 1.0])
+    made = jax.lax.map(update, (times, of_params, jnp.arange(6) == 5))  # compiled once
+    answers = []
+    for p, g, (d, dd, *rest) in zip(*map(jax.tree.leaves, (initial, gradient)), made, strict=True):
+        apart = _rms(dd) > 1.5 * _rms(d)  # decay that is no part of a gradient whose scale is forgotten
+        plain, twice, large, scaled = (one - jnp.where(apart, d, 0) for one in rest)
+        answers.append({
+            "std": _rms(p), "gradient": _rms(g), "update": _rms(plain), "update_of_large": _rms(large),
+            "decay": jnp.where(apart, _rms(d) / _rms(p), 0.0),
+            "drowned": jnp.where(apart, 0.0, jnp.abs(jnp.mean(rest[0] * d)) / (_rms(rest[0]) * _rms(d))),
+            "growth": jnp.log2(_rms(twice) / _rms(plain)), "muted": _rms(plain) / _rms(large),
+            "entrywise": _rms(scaled - large) / _rms(large),
+        })  # fmt: skip
+    return answers
+
+
+def _compared(start, after_one, end, initial, params):
+    """(of every use its sizes, of the outputs theirs, how far each leaf has moved)."""
+    (outputs, before), (outputs_end, after) = start, end
+    uses = []
+    for at_start, first, at_end in zip(before, after_one, after, strict=True):
+        uses.append({
+            "h": _rms(at_start.output), "delta_h": _rms(at_end.output - at_start.output), "own_change": _rms(at_end.own),
+            "own_per_input": _rms(first.own) / _rms(first.arriving), "bound": _rms(at_end.arriving) * _rms(at_end.own),
+            "own_at_end": _rms(at_end.own) / _rms(at_end.arriving),
+        })  # fmt: skip
+    change = jax.tree.map(jnp.subtract, outputs_end, outputs)
+    moved = [_rms(a - b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(initial), strict=True)]
+    return uses, {"f": _rms(outputs), "delta_f": _rms(change)}, moved
+
+
+def _rms(tree: Any) -> jax.Array:
+    """Over all entries of an array, or of a tree of arrays."""
+    leaves = jax.tree.leaves(tree)
+    return jnp.sqrt(sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in leaves) / sum(leaf.size for leaf in leaves))

@@ -1,0 +1,250 @@
+"""What a parametrization asks of each weight, what was found, and which number of which weight would have to change.
+
+Two kinds of exponents are compared.  *Numbers* are a weight's own: how large it is as it acts at step 0, its multiplier
+included; its learning rate as it acts; the factor of attention scores; Adam's ε; its decay.  A fault in one weight does not
+show in another's numbers, so that a number that differs is a ``Suspect``.  *Sizes* are what the network makes of all of them,
+h, Δh, ΔW x, f and Δf: there a fault shows wherever its consequences are.  What is asked for is derived (``limits.exponents``),
+for weights of a role.
+
+The learning rate is measured, whatever the optimiser is: of one whose update is linear in the gradient it is update/gradient;
+of one that forgets the scale of every entry (Adam, Lion, sign) it is the update; of others (Muon, Shampoo) it is ΔW x over x.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from math import isfinite, nan
+
+import numpy as np
+
+from comparisons.audit.measure import Measured
+from comparisons.power_law import exponent_of
+from finite.networks.roles import BIAS, GAIN, SCORES, UNDERSTOOD, UNUSED, Role
+from limits.exponents import regimes
+from limits.exponents.algebra import OPTIMIZERS, Alignment
+from limits.exponents.parametrization import read_scaling
+
+TOLERANCE = 0.1  # within which an exponent agrees, as in ``coord_check``
+APART = 0.2  # a number or a size is wrong where its whole interval is farther off: faults are of a quarter or more
+FELT = 0.8  # an ε matters where it makes an update smaller than so much of what it would be
+SMALL = 0.01  # of an update: decay is not compared below
+ROUNDING = 1e-5  # of the largest gradient: smaller ones are rounding errors
+AGREES, DIFFERS, UNDECIDED = "agrees", "differs", "undecided"
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """N^exponent found, and its 95 % interval; ``wanted`` is not a number where nothing is asked for."""
+
+    weight: str
+    operation: str
+    quantity: str
+    exponent: float
+    interval: Interval
+    wanted: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """The number of these weights that would have to change: from N^found to N^wanted.  ``told``: in place of powers."""
+
+    weights: tuple[str, ...]
+    number: str
+    found: float = nan
+    wanted: float = nan
+    told: str = ""
+
+    def __str__(self) -> str:
+        change = self.told or f"{power(self.found)} found, {power(self.wanted)} wanted"
+        return f"{', '.join(self.weights)}: {self.number}: {change}"
+
+
+def power(exponent: float) -> str:
+    """"N^-1/2"; what is no quarter within the tolerance, in decimals."""
+    nearest = Fraction(round(4 * exponent), 4)
+    return f"N^{nearest if abs(exponent - nearest) <= TOLERANCE else format(exponent, '+.2f')}"
+
+
+# What is asked for ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Of a role, under a kind of optimiser: exponents of weights as they act, and of sizes."""
+
+    std: float
+    rate: float
+    h: float
+    delta_h: float
+    own_change: float
+
+
+@cache
+def requirements(param: str, kind: str, loss: str) -> tuple[Mapping[str, Wanted], Mapping[str, float]]:
+    """(of every role, of f and delta_f).  Raises ValueError for a parametrization that is none of plain networks."""
+    scaling = read_scaling(param, kind, "plain", loss=loss)
+    sizes = regimes.predicted(regimes.case(scaling, loss=loss))
+    linear = 1 if OPTIMIZERS[kind].forgets_scale() else 2
+
+    def of(quantity, role):
+        return next((float(s.N) for layer, s in sizes[quantity].items() if layer.split()[0] == role), nan)
+
+    found = {
+        role: Wanted(
+            float(e.multiplier.N + e.init_std.N), float(e.learning_rate.N + linear * e.multiplier.N),
+            of("h", role), of("delta_h", role), of("own_change", role),
+        )
+        for role, e in scaling.roles.items()
+    }  # fmt: skip
+    outputs = {"f": of("f", "readout"), "delta_f": of("delta_f", "readout")}
+    found["constant"] = Wanted(nan, 0.0, nan, nan, nan)  # nothing of it grows
+    return found, outputs
+
+
+# What is found --------------------------------------------------------------------------------------------------------
+
+
+class Findings:
+    """Rows and suspects of a measurement."""
+
+    def __init__(self, measured: Measured, param: str, loss: str):
+        self.measured, self.param, self.loss = measured, param, loss if loss == "mse" else "cross_entropy"
+        self.rows: list[Row] = []
+        self.suspects: list[Suspect] = []
+        self.remarks: list[str] = []
+        leaves = dict.fromkeys(name for quantity, name in measured.sizes[0] if quantity == "gradient")
+        self.largest_gradient = max(self.typical("gradient", path) for path in leaves)
+        for role in measured.roles:
+            self.of_scores(role) if role.use.operation == SCORES else self.of_use(role)
+        for path in leaves:
+            self.of_leaf(path)
+        of_outputs = requirements(param, "adam", self.loss)[1]
+        self.row("outputs", "", "f", self.fitted("f"), of_outputs["f"], at_most=True)
+        self.row("outputs", "", "delta_f", self.fitted("delta_f"), of_outputs["delta_f"])
+
+    def fitted(self, quantity: str, name: str = "", over: tuple[str, str] | None = None) -> tuple[float, Interval]:
+        """(exponent, interval) of a size, or of one over another."""
+        values = self.measured.of(quantity, name)
+        if over:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = [a / b for a, b in zip(values, self.measured.of(*over), strict=True)]
+        return exponent_of(self.measured.widths, values)
+
+    def typical(self, quantity: str, name: str, width: int = -1) -> float:
+        return float(np.median(self.measured.of(quantity, name)[width]))
+
+    def kind(self, path: str) -> str:
+        """Whose exponents its optimiser takes."""
+        if self.typical("entrywise", path) < 0.2:
+            return "adam"
+        return "sgd" if self.typical("growth", path) > 0.7 else "matrix"
+
+    def row(self, weight, operation, quantity, found, wanted, at_most=False) -> float:
+        """Adds it; returns by how much it is off, 0 where it is not clearly."""
+        exponent, (low, high) = found
+        off = exponent - wanted
+        if not isfinite(off) or abs(off) <= TOLERANCE or (at_most and off < 0):
+            verdict = AGREES if isfinite(off) else ""
+        else:
+            apart = low > wanted + TOLERANCE or high < wanted - TOLERANCE
+            verdict = DIFFERS if apart and abs(off) > APART else UNDECIDED
+        self.rows.append(Row(weight, operation, quantity, exponent, (low, high), wanted, verdict))
+        return off if verdict == DIFFERS else 0.0
+
+    def of_use(self, role: Role) -> None:
+        path, operation, site = role.use.path, role.use.operation, role.use.site
+        if operation == UNUSED:
+            self.remarks.append(f"{path}: apply never reads it")
+            return
+        if operation not in UNDERSTOOD or role.name is None:
+            fans = f" of fan-in N^{role.fan_in:.2f}, fan-out N^{role.fan_out:.2f}" if operation in UNDERSTOOD else ""
+            self.remarks.append(f"{path}: {operation}{fans} is not understood: nothing is asked of it")
+            return
+        kind = self.kind(path)
+        wanted = requirements(self.param, "adam" if kind == "matrix" else kind, self.loss)[0][role.name]
+        off_std = self.row(path, operation, "initial size", _times(self.fitted("std", path), role.multiplier), wanted.std,
+                           at_most=role.name == "readout")  # fmt: skip
+        linear = 2 if kind == "sgd" else 1
+        if not self.moved(path):
+            off_rate = 0.0
+        elif kind == "sgd":
+            rate = _times(self.fitted("update", path, ("gradient", path)), 2 * role.multiplier)
+            off_rate = self.row(path, operation, "learning rate", rate, wanted.rate)
+        elif kind == "adam":
+            rate = _times(self.fitted("update_of_large", path), role.multiplier)
+            off_rate = self.row(path, operation, "learning rate", rate, wanted.rate)
+        else:
+            rate = self.fitted("own_per_input", site)
+            off_rate = self.row(path, operation, "learning rate", rate, 0.0 if role.name == "constant" else wanted.own_change)
+        self.suspect(role, off_std, off_rate, linear)
+        if operation not in (BIAS, GAIN):
+            self.row(path, operation, "h", self.fitted("h", site), wanted.h)
+            self.row(path, operation, "Δh", self.fitted("delta_h", site), wanted.delta_h)
+        self.row(path, operation, "ΔW x", self.fitted("own_change", site), wanted.own_change)
+
+    def suspect(self, role, off_std, off_rate, linear) -> None:
+        """One shift of the multiplier explains both, or each is a number of its own."""
+        path, name, m = role.use.path, role.name, role.multiplier
+        if off_std and off_rate and abs(off_rate - linear * off_std) < APART:
+            self.add(path, f"{name} multiplier", m, m - off_std)
+            return
+        if off_std:
+            std = self.fitted("std", path)[0]
+            self.add(path, f"{name} initial std", std, std - off_std)
+        if off_rate:
+            rate = self.fitted("update", path, ("gradient", path) if linear == 2 else None)[0]
+            self.add(path, f"{name} learning rate", rate, rate - off_rate)
+
+    def of_scores(self, role: Role) -> None:
+        """Queries and keys of order one, aligned as far as features move, make scores of order one."""
+        moves = requirements(self.param, "adam", self.loss)[0]["hidden"].delta_h == 0
+        aligned = Alignment().update if moves else Alignment().initial
+        wanted = role.fan_in * float(1 - aligned)
+        off = self.row(role.use.path, SCORES, "scores", self.fitted("bound", role.use.site), wanted)
+        if off and abs(role.multiplier + role.fan_in * float(aligned)) > APART:
+            self.add(role.use.path, "attention scale", role.multiplier, -role.fan_in * float(aligned))
+
+    def moved(self, path) -> bool:
+        return self.typical("total", path) > 0
+
+    def of_leaf(self, path: str) -> None:
+        gradient = self.typical("gradient", path)
+        if not gradient:
+            return
+        if not self.moved(path):
+            self.suspects.append(Suspect((path,), "optimizer", told="never moved, though it has a gradient"))
+            return
+        if gradient < ROUNDING * self.largest_gradient:
+            return
+        muted = [np.median(values) for values in self.measured.of("muted", path)]
+        if self.kind(path) != "sgd" and muted[-1] < FELT:
+            over = [1 / np.minimum(values, 1 - 1e-7) - 1 for values in self.measured.of("muted", path)]
+            off = self.row(path, "", "ε", exponent_of(self.measured.widths, over), 0.0)
+            if off > 0:
+                gradient = self.fitted("gradient", path)[0]
+                self.add(path, "epsilon", gradient + off, gradient)
+        if self.typical("drowned", path) > FELT:
+            self.suspects.append(Suspect((path,), "weight decay", told="within the gradient, which it drowns"))
+        decay, std, update = (self.typical(name, path) for name in ("decay", "std", "update"))
+        if decay * std > SMALL * update:
+            found = self.fitted("decay", path)
+            off = self.row(path, "", "decay", found, 0.0)
+            if off:
+                self.add(path, "weight decay times learning rate", found[0], found[0] - off)
+
+    def add(self, path: str, number: str, found: float, wanted: float) -> None:
+        """Beside others of the same fault."""
+        for place, other in enumerate(self.suspects):
+            if other.number == number and abs(other.found - found) + abs(other.wanted - wanted) < TOLERANCE:
+                self.suspects[place] = Suspect((*other.weights, path), number, other.found, other.wanted)
+                return
+        self.suspects.append(Suspect((path,), number, found, wanted))
+
+
+def _times(found: tuple[float, Interval], exponent: float) -> tuple[float, Interval]:
+    value, (low, high) = found
+    return value + exponent, (low + exponent, high + exponent)

@@ -1,0 +1,166 @@
+"""A network that is not ours: a function that builds it at any width, its loss, and a batch.
+
+    model = Model(build, "cross_entropy", (tokens, labels))      build(width, key) -> (params, apply)
+    model = from_linen(lambda width: MyModule(width), "cross_entropy", (tokens, labels))
+
+``apply(params, inputs)`` is the network as it is; params are any pytree of arrays, inputs whatever ``apply`` reads: an array, a
+dictionary, tokens.  The adapters know Flax, Equinox, Haiku and PyTorch by what these offer and import them where they are used.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from limits.losses import LOSSES
+
+Build = Callable[[int, Any], Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is asked of a user's network.
+
+    build    (width, key) → (params, apply); apply(params, inputs) → outputs
+    loss     (outputs, targets) → one number, or the name of one of ours, a mean over all samples (and places): "mse",
+             "cross_entropy" of probabilities (…, C) or of integer labels (…)
+    batch    (inputs, targets), which everything is measured on
+    name     in what is printed
+    """
+
+    build: Build
+    loss: str | Callable
+    batch: Any
+    name: str = "model"
+
+    def __post_init__(self):
+        if isinstance(self.loss, str) and self.loss not in LOSSES:
+            raise ValueError(f"unknown loss {self.loss!r}; known: {', '.join(LOSSES)}, or a function of (outputs, targets)")
+        if not isinstance(self.batch, tuple | list) or len(self.batch) != 2:
+            raise ValueError(f"batch is {_kind(self.batch)}: wanted the pair (inputs, targets)")
+
+    def at(self, width: int, key: Any) -> tuple[Any, Callable]:
+        """(params, apply) of that width.  Raises ValueError, in one line, for what is no network of weights."""
+        built = self.build(width, key)
+        if not (isinstance(built, tuple | list) and len(built) == 2 and callable(built[1])):
+            raise ValueError(f"build({width}, key) returned {_kind(built)}: wanted the pair (params, apply)")
+        params, apply = built
+        names = dict(zip(paths(params), jax.tree.leaves(params), strict=True))
+        if not names:
+            raise ValueError(f"build({width}, key): its params hold no arrays")
+        for name, leaf in names.items():
+            if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)):
+                what = f"of {leaf.dtype}" if hasattr(leaf, "dtype") else _kind(leaf)
+                where = f"build({width}, key): {name} is {what}"
+                raise ValueError(f"{where}: params are arrays of real numbers; let apply hold the rest")
+        return params, apply
+
+    def of_outputs(self, outputs: Any, targets: Any) -> jax.Array:
+        """The loss of these outputs; traceable.  Raises ValueError where it is not one number."""
+        if isinstance(self.loss, str):
+            return _ours(self.loss, outputs, targets)
+        found = jnp.asarray(self.loss(outputs, targets))
+        if found.size != 1:
+            raise ValueError(f"the loss returns an array of shape {found.shape}: wanted one number, a mean over the batch")
+        return found.reshape(())
+
+
+def _ours(name: str, outputs, targets):
+    """With integer labels of classes only the outputs of the labels are gathered: no one-hot array is made."""
+    if name == "cross_entropy" and jnp.issubdtype(targets.dtype, jnp.integer) and targets.ndim == outputs.ndim - 1:
+        of_label = jnp.take_along_axis(outputs, targets[..., None], axis=-1)[..., 0]
+        return jnp.mean(jax.nn.logsumexp(outputs, axis=-1) - of_label)
+    if outputs.shape != targets.shape:
+        raise ValueError(f"{name}: outputs of shape {outputs.shape} and targets of shape {targets.shape}")
+    return LOSSES[name].mean(outputs, targets)
+
+
+def paths(tree: Any) -> list[str]:
+    """The name of every leaf, "blocks/0/attn/kernel", in JAX's order."""
+    return [_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def _path(keys) -> str:
+    words = [str(next(getattr(key, field) for field in ("key", "name", "idx") if hasattr(key, field))) for key in keys]
+    return "/".join(words[:-1] if words[-1:] == ["value"] else words) or "params"  # nnx: a variable's array
+
+
+def _kind(thing) -> str:
+    if isinstance(thing, tuple | list):
+        return f"{type(thing).__name__} of {len(thing)}"
+    return type(thing).__name__
+
+
+# Adapters -------------------------------------------------------------------------------------------------------------
+
+
+def from_nnx(make: Callable, loss: str | Callable, batch: tuple, name: str = "nnx") -> Model:
+    """``make(width, rngs)`` returns a flax.nnx.Module; its ``nnx.Param`` are the params."""
+
+    def build(width, key):
+        from flax import nnx
+
+        graph, params, rest = nnx.split(make(width, nnx.Rngs(key)), nnx.Param, ...)
+        return params, lambda params, inputs: nnx.merge(graph, params, rest)(inputs)
+
+    return Model(build, loss, batch, name)
+
+
+def from_linen(make: Callable, loss: str | Callable, batch: tuple, name: str = "linen") -> Model:
+    """``make(width)`` returns a flax.linen.Module; "params" are the params, other collections stay as ``init`` made them."""
+
+    def build(width, key):
+        module = make(width)
+        variables = dict(module.init(key, batch[0]))
+        params = variables.pop("params")
+        return params, lambda params, inputs: module.apply({"params": params, **variables}, inputs)
+
+    return Model(build, loss, batch, name)
+
+
+def from_equinox(make: Callable, loss: str | Callable, batch: tuple, name: str = "equinox", *, vmap: bool = True) -> Model:
+    """``make(width, key)`` is an equinox.Module of one sample (``vmap=False``: of the batch); its real arrays are params."""
+
+    def build(width, key):
+        import equinox
+
+        params, rest = equinox.partition(make(width, key), equinox.is_inexact_array)
+
+        def apply(params, inputs):
+            module = equinox.combine(params, rest)
+            return jax.vmap(module)(inputs) if vmap else module(inputs)
+
+        return params, apply
+
+    return Model(build, loss, batch, name)
+
+
+def from_haiku(make: Callable, loss: str | Callable, batch: tuple, name: str = "haiku") -> Model:
+    """``make(width)`` returns a function of inputs that calls haiku modules, without state and without random numbers."""
+
+    def build(width, key):
+        import haiku
+
+        transformed = haiku.without_apply_rng(haiku.transform(make(width)))
+        return transformed.init(key, batch[0]), transformed.apply
+
+    return Model(build, loss, batch, name)
+
+
+def from_torch(make: Callable, loss: str | Callable, batch: tuple, name: str = "torch") -> Model:
+    """``make(width)`` is a torch.nn.Module, through torchax (the extra ``torch``); what is not real in its state is held."""
+
+    def build(width, key):
+        import torch
+        import torchax
+
+        torch.manual_seed(int(np.asarray(jax.random.key_data(key)).ravel()[-1]))
+        state, function = torchax.extract_jax(make(width).eval())
+        trained = {n: leaf for n, leaf in state.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
+        held = {n: leaf for n, leaf in state.items() if n not in trained}
+        return trained, lambda params, inputs: function({**held, **params}, (inputs,))
+
+    return Model(build, loss, batch, name)

@@ -1,0 +1,205 @@
+"""Networks that are not ours: what each weight does is read off the program, and is right for twelve that people use."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from finite.networks.own import Model, paths
+from finite.networks.roles import SCORES, follow, roles, uses_of
+
+INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+BATCH = INPUTS, jnp.ones((4, 2))
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def of(make, width=8):
+    """The roles of ``make(width) -> (params, apply)``, by path."""
+    found = {}
+    for role in roles(Model(lambda width, key: make(width), "mse", BATCH), (width, 2 * width)):
+        found.setdefault(role.use.path, []).append(role)
+    return found
+
+
+@pytest.mark.parametrize("name", [
+    "equinox-swiglu", "haiku-mlp", "nnx-llama", "linen-scan",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in (
+        "nnx-mlp", "nnx-conv", "linen-conv", "linen-gpt", "equinox-mlp", "equinox-attention", "haiku-conv",
+        "haiku-transformer")),
+])  # fmt: skip
+def test_roles_of_public_architectures(name):
+    for library in ("flax", "haiku"):
+        pytest.importorskip(library, reason=f"{library} is not installed: the dev group has it")
+    from public_models import MODELS, expected
+
+    make, wanted = MODELS[name]
+    found = {}
+    for role in roles(make(), (16, 32)):
+        if role.use.operation != SCORES:
+            found.setdefault(role.use.path, []).append(role.name)
+    assert found
+    assert found == {path: expected(wanted, path).split() for path in found}
+
+
+def test_every_model_of_the_table_is_tested():
+    pytest.importorskip("flax", reason="flax is not installed: the dev group has it")
+    pytest.importorskip("haiku", reason="haiku is not installed: the dev group has it")
+    from public_models import MODELS
+
+    (mark,) = (mark for mark in test_roles_of_public_architectures.pytestmark if mark.name == "parametrize")
+    assert {getattr(one, "values", (one,))[0] for one in mark.args[1]} == set(MODELS)
+    assert len(MODELS) == 12
+
+
+def test_fans_and_multipliers():
+    """Constants on W, on what arrives, on the product and on its bias; those between scores and queries are the scores'."""
+
+    def make(width):
+        shapes = {"first": (3, width), "bias": (width,), "heads": (2, width, width), "gain": (width,), "query": (width, width),
+                  "key": (width, width), "last": (2, width), "unread": (3,)}  # fmt: skip
+        params = {name: normal(*shape) for name, shape in shapes.items()}
+
+        def apply(p, x):
+            h = jnp.tanh((x @ (p["first"] / 3) + p["bias"]) * 5)
+            h = h * lax.rsqrt(jnp.mean(h**2, -1, keepdims=True)) * (1 + p["gain"])
+            q, k = h @ p["query"] / jnp.sqrt(width), h @ p["key"] / 2
+            h = jax.nn.softmax((q / width) @ k.T) @ h
+            h = jnp.einsum("bi,hij->bhj", h * 7, p["heads"]).sum(1)
+            return jnp.tanh(h) / width @ p["last"].T
+
+        return params, jax.jit(apply)
+
+    found = of(make)
+    use = {path: uses[0].use for path, uses in found.items()}
+    assert (use["first"].fan_in, use["first"].fan_out, use["first"].multiplier) == (3, 8, pytest.approx(5 / 3))
+    assert (use["bias"].operation, use["bias"].multiplier) == ("bias", 5)
+    assert use["gain"].operation == "gain"
+    assert use["query"].multiplier == pytest.approx(8**-0.5)
+    assert use["query · key"].operation == SCORES
+    assert (use["query · key"].fan_in, use["query · key"].multiplier) == (8, pytest.approx(1 / 16))
+    assert (use["heads"].fan_in, use["heads"].multiplier) == (8, 7)
+    assert (use["last"].fan_in, use["last"].multiplier) == (8, 1 / 8)
+    assert found["last"][0].multiplier == pytest.approx(-1)
+    assert found["last"][0].name == "readout"
+    assert use["unread"].operation == "unused"
+
+
+def test_what_is_not_understood_is_named():
+    def make(width):
+        params = {"first": normal(3, width), "soft": normal(width), "low": normal(width, 2), "rank": normal(2, width)}
+
+        def apply(p, x):
+            h = x @ p["first"] * jax.nn.softplus(p["soft"])
+            return h @ (p["low"] @ p["rank"])
+
+        return params, apply
+
+    found = of(make)
+    assert found["first"][0].name == "input"
+    assert found["soft"][0].use.operation not in ("gain", "product")
+    assert "not understood" in str(found["soft"][0])
+    assert found["low"][0].use.operation == found["rank"][0].use.operation == "dot_general"
+    assert found["low"][0].name is None
+
+
+def a_network(width, layers):
+    """A scan over layers with a branch and a custom derivative inside, or the same unrolled."""
+    params = {"first": normal(3, width), "layers": normal(3, width, width) / width**0.5, "last": normal(width, 2)}
+
+    def layer(h, w):
+        h = h + jax.nn.relu(jax.checkpoint(lambda h, w: h @ w)(h, w))
+        return lax.cond(jnp.sum(h) > 0, lambda h, w: h + 2 * h @ w, lambda h, w: h - h @ w, h, w), None
+
+    def apply(p, inputs):
+        h = inputs["x"] @ p["first"]
+        if layers == "scan":
+            h, _ = lax.scan(layer, h, p["layers"])
+        else:
+            for w in p["layers"]:
+                h, _ = layer(h, w)
+        return {"outputs": h @ p["last"] / width}
+
+    return params, apply
+
+
+@pytest.mark.parametrize("layers", ["scan", "unrolled"])
+def test_what_is_followed_is_the_same_function(layers):
+    """Outputs, and of every use the part that is (W − W_0) x; a factor acts where its weight does."""
+    params, apply = a_network(8, layers)
+    initial = jax.tree.map(lambda leaf: 0.9 * leaf, params)
+    inputs = {"x": INPUTS}
+    outputs, signals = jax.jit(lambda *at: follow(apply, *at)[::2])(params, inputs, initial)
+    np.testing.assert_allclose(outputs["outputs"], apply(params, inputs)["outputs"], rtol=1e-5)
+    for use, signal in zip(uses_of(apply, params, inputs), signals, strict=True):
+        np.testing.assert_allclose(signal.own, 0.1 * signal.output, rtol=1e-4, atol=1e-6, err_msg=str(use))
+    last = uses_of(apply, params, inputs)[-1]
+    assert last.path == "last"
+    doubled = jax.jit(lambda params: follow(apply, params, inputs, factors={last.site: 2.0})[0])(params)
+    np.testing.assert_allclose(doubled["outputs"], 2 * outputs["outputs"], rtol=1e-5)
+    if layers == "scan":
+        inner = [use for use in uses_of(apply, params, inputs) if use.path == "layers"]
+        assert [use.copies for use in inner] == [3, 3, 3]
+        assert signals[1].output.shape[0] == 3
+
+
+def test_derivatives_of_what_is_followed_are_those_of_apply():
+    params, apply = a_network(8, "scan")
+    inputs = {"x": INPUTS}
+    wanted = jax.grad(lambda p: jnp.sum(apply(p, inputs)["outputs"] ** 2))(params)
+    found = jax.grad(lambda p: jnp.sum(follow(apply, p, inputs, factors={})[0]["outputs"] ** 2))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)
+
+
+def test_tied_weights():
+    def make(width):
+        return {"table": normal(7, width)}, lambda p, x: jnp.tanh(p["table"][jnp.int32(x) % 7]).mean(1) @ p["table"].T / width
+
+    embedding, readout = of(make)["table"]
+    assert (embedding.use.operation, readout.use.operation) == ("embedding", "product")
+    assert (embedding.name, readout.name, readout.multiplier) == ("embedding", "readout", pytest.approx(-1))
+    assert str(readout) == "table: product, fan-in N^1, fan-out 7, tied with its embedding"
+
+
+def test_paths():
+    tree = {"blocks": [{"w": 1.0}, {"w": 2.0}], "head": (3.0,)}
+    assert paths(tree) == ["blocks/0/w", "blocks/1/w", "head/0"]
+
+
+def a_model(build, loss="mse", batch=BATCH):
+    return Model(build, loss, batch)
+
+
+KEY = jax.random.key(0)
+MISTAKES = {
+    "returned ndarray": lambda: a_model(lambda width, key: np.ones(3)).at(4, KEY),
+    "params hold no arrays": lambda: a_model(lambda width, key: ({}, len)).at(4, KEY),
+    "count is of int32: params are arrays of real numbers": lambda: a_model(
+        lambda width, key: ({"count": jnp.arange(3)}, len)).at(4, KEY),
+    "closes over others": lambda: roles(a_model(lambda width, key: ({"w": jnp.ones((3, width))}, lambda p, x: x))),
+    "the width changes nothing": lambda: roles(a_model(lambda width, key: ({"w": jnp.ones((3, 2))}, lambda p, x: x @ p["w"]))),
+    "differ in more than their shapes": lambda: roles(a_model(lambda width, key: (
+        {"w": jnp.ones((3, width)), **({"b": jnp.ones(width)} if width > 64 else {})},
+        lambda p, x: x @ p["w"] + p.get("b", 0.0)))),
+    "unknown loss 'l2'": lambda: a_model(len, "l2"),
+    "wanted the pair (inputs, targets)": lambda: a_model(len, batch=(INPUTS, INPUTS, INPUTS)),
+    "array of shape (4,): wanted one number": lambda: a_model(len, lambda f, y: f[:, 0]).of_outputs(*BATCH),
+    "outputs of shape (4, 3) and targets of shape (4, 2)": lambda: a_model(len).of_outputs(*BATCH),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_end_in_one_line(line):
+    with pytest.raises(ValueError) as mistake:  # noqa: PT011  (below)
+        MISTAKES[line]()
+    assert line in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+def test_labels_are_classes():
+    outputs, labels = normal(4, 5, 3), jnp.asarray(np.random.default_rng(1).integers(3, size=(4, 5)))
+    of = a_model(len, "cross_entropy").of_outputs
+    np.testing.assert_allclose(of(outputs, labels), of(outputs, jax.nn.one_hot(labels, 3)), rtol=1e-6)
