@@ -14,7 +14,7 @@ from limits.command.arguments import stop
 
 
 def answer(options: Options) -> None:
-    """Print the report.  Ends the command with status 1 where the audit does not pass, 2 after one line where it cannot be made."""
+    """Print the report.  Ends the command: status 1 where the audit does not pass, 2 after one line where it cannot be made."""
     try:
         found = audit(model(options.model, options.loss, options.batch), optimizer=optimizer(options.optimizer),
                       param=options.param, widths=options.widths, seeds=options.seeds, steps=options.steps)  # fmt: skip

@@ -18,14 +18,14 @@ class Options:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.py:NAME")]
-    """A function build(width, key) that returns (params, apply), or a finite.networks.own.Model, which has a loss and a batch."""
+    """A function build(width, key) that returns (params, apply), or a finite.networks.own.Model, which has loss and batch."""
     loss: str = ""
     """mse, cross_entropy, or FILE.py:NAME of a function (outputs, targets) that returns one number."""
     batch: str = ""
     """FILE.npz with arrays inputs and targets, or FILE.py:NAME of a pair (inputs, targets)."""
     optimizer: str = ""
-    """Python that makes an optax transformation, of optax and width: "optax.adamw(1e-3)"; or FILE.py:NAME of one, or of a function
-    of the width (or of width and params)."""
+    """Python that makes an optax transformation, of optax and width: "optax.adamw(1e-3)"; or FILE.py:NAME of one, or of a
+    function of the width (or of width and params)."""
     param: str = "mup"
     """The parametrization that is asked for: mup, sp, ntp, mean_field, or exponents of your own as in limits.exponents."""
     widths: tuple[int, ...] = (64, 128, 256, 512)

@@ -90,9 +90,9 @@ def follow(
         _Value(leaf, _Weight(path, leaf.size, start)) for leaf, path, start in zip(leaves, paths(params), starts, strict=True)
     ]
     outputs = walk.run(closed.jaxpr, closed.consts, [*weights, *map(_Value, flat)])
-    read = {id(var) for eqn in closed.jaxpr.eqns for var in eqn.invars} | {id(var) for var in closed.jaxpr.outvars}
-    for var, value in zip(closed.jaxpr.invars, weights, strict=False):
-        if id(var) not in read:
+    acting = {one.use.path for one in walk.found}
+    for value in weights:
+        if value.weight.path not in acting:
             walk.add(value, UNUSED)
     uses, signals = walk.finished()
     return outputs_tree[0].unflatten([value.data for value in outputs]), uses, signals
