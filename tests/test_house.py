@@ -51,7 +51,8 @@ def test_a_room_imports_only_the_rooms_before_it(module):
     assert not later & {name.partition(".")[0] for name in imported(MODULES[module])}
 
 
-APART = {"limits": ("two_layer", "deep", "kernel"), "comparisons": ("convergence", "transfer", "landscape", "coord_check")}
+APART = {"limits": ("two_layer", "deep", "kernel"),
+         "comparisons": ("convergence", "transfer", "landscape", "coord_check", "audit")}  # fmt: skip
 
 
 @pytest.mark.parametrize(("room", "subject"), [(room, subject) for room in APART for subject in APART[room]])

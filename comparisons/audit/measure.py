@@ -116,8 +116,9 @@ class _Program:
             if not np.isfinite(loss[0]):
                 raise ValueError(f"the loss at width {width} is {loss[0]} at step 0: nothing can be measured")
             if first is None and (moves or len(loss) == steps + QUIET):  # or an optimiser that moves nothing
-                first = before[0], self.answers(gradient, *before, initial), self.walk(params, initial)[1]
-        late = self.answers(gradient, first[0], params, initial)
+                answers = self.answers(len(loss) == 1, gradient, *before, initial)
+                first = before[0], answers, self.walk(params, initial)[1]
+        late = self.answers(False, gradient, first[0], params, initial)
         walked = self.walk(initial, initial), first[2], self.walk(params, initial)
         of_uses, of_outputs, totals = jax.device_get(self.compared(*walked, initial, params))
         found = {("loss", ""): loss[0], **{(name, ""): float(value) for name, value in of_outputs.items()}}
@@ -133,8 +134,8 @@ class _Program:
         return found
 
 
-def _answers(optimizer, gradient, state, params, initial) -> list[dict[str, jax.Array]]:
-    """Leaf by leaf: what the optimiser made of the network's gradient, and what it would make of others."""
+def _answers(optimizer, fresh, gradient, state, params, initial) -> list[dict[str, jax.Array]]:
+    """Leaf by leaf: what the optimiser makes of the network's gradient, and of others; ``fresh``: in its first state."""
     others = jax.tree.map(lambda g: 1.5 + jnp.cos(jnp.arange(g.size, dtype=g.dtype)).reshape(g.shape), gradient)
 
     def update(asked):
@@ -146,12 +147,13 @@ def _answers(optimizer, gradient, state, params, initial) -> list[dict[str, jax.
     made = jax.lax.map(update, (times, of_params, jnp.arange(6) == 5))  # compiled once
     answers = []
     for p, g, (d, dd, *rest) in zip(*map(jax.tree.leaves, (initial, gradient)), made, strict=True):
-        apart = _rms(dd) > 1.5 * _rms(d)  # decay that is no part of a gradient whose scale is forgotten
-        plain, twice, large, scaled = (one - jnp.where(apart, d, 0) for one in rest)
+        apart = dd - d  # a decay that is no part of a gradient whose scale is forgotten; without what momentum makes
+        plain, twice, large, scaled = (one - apart for one in rest)
+        within = fresh & (_rms(apart) < 0.5 * _rms(d))
         answers.append({
             "std": _rms(p), "gradient": _rms(g), "update": _rms(plain), "update_of_large": _rms(large),
-            "decay": jnp.where(apart, _rms(d) / _rms(p), 0.0),
-            "drowned": jnp.where(apart, 0.0, jnp.abs(jnp.mean(rest[0] * d)) / (_rms(rest[0]) * _rms(d))),
+            "decay": _rms(apart) / _rms(p),
+            "drowned": jnp.where(within, jnp.abs(jnp.mean(rest[0] * d)) / (_rms(rest[0]) * _rms(d)), 0.0),
             "growth": jnp.log2(_rms(twice) / _rms(plain)), "muted": _rms(plain) / _rms(large),
             "entrywise": _rms(scaled - large) / _rms(large),
         })  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from comparisons.audit.measure import Measured, measure
-from comparisons.audit.verdict import DIFFERS, UNDECIDED, Findings, Row, Suspect, power, requirements
+from comparisons.audit.verdict import DIFFERS, ENTRYWISE, UNDECIDED, Findings, Row, Suspect, power, requirements
 from finite.networks.own import Model
 from limits.machine import computing
 
@@ -102,7 +102,7 @@ def audit(
         raise ValueError(f"{seeds} seeds: an interval wants at least two")
     if steps < 1:
         raise ValueError(f"{steps} steps: at least 1 is needed for a change")
-    requirements(param, "adam", "mse")  # before all is measured
+    requirements(param, ENTRYWISE, "mse")  # before all is measured
     with computing("float64" if jax.config.jax_enable_x64 else "float32"):
         measured = measure(model, optimizer, sorted(widths), seeds=seeds, steps=steps)
     found = Findings(measured, param, model.loss if isinstance(model.loss, str) else "cross_entropy")

@@ -22,7 +22,7 @@ from comparisons.audit.measure import Measured
 from comparisons.power_law import exponent_of
 from finite.networks.roles import BIAS, GAIN, SCORES, UNDERSTOOD, UNUSED, Role
 from limits.exponents import regimes
-from limits.exponents.algebra import OPTIMIZERS, Alignment
+from limits.exponents.algebra import COMMON, OPTIMIZERS, Alignment
 from limits.exponents.parametrization import read_scaling
 
 TOLERANCE = 0.1  # within which an exponent agrees, as in ``coord_check``
@@ -30,6 +30,8 @@ APART = 0.2  # a number or a size is wrong where its whole interval is farther o
 FELT = 0.8  # an ε matters where it makes an update smaller than so much of what it would be
 SMALL = 0.01  # of an update: decay is not compared below
 ROUNDING = 1e-5  # of the largest gradient: smaller ones are rounding errors
+LINEAR, ENTRYWISE = COMMON  # whose exponents an optimiser takes, by what it does to gradients; or of neither
+WHOLE = "whole"
 AGREES, DIFFERS, UNDECIDED = "agrees", "differs", "undecided"
 
 Interval = tuple[float, float]
@@ -122,7 +124,7 @@ class Findings:
             self.of_scores(role) if role.use.operation == SCORES else self.of_use(role)
         for path in leaves:
             self.of_leaf(path)
-        of_outputs = requirements(param, "adam", self.loss)[1]
+        of_outputs = requirements(param, ENTRYWISE, self.loss)[1]
         self.row("outputs", "", "f", self.fitted("f"), of_outputs["f"], at_most=True)
         self.row("outputs", "", "delta_f", self.fitted("delta_f"), of_outputs["delta_f"])
 
@@ -140,8 +142,8 @@ class Findings:
     def kind(self, path: str) -> str:
         """Whose exponents its optimiser takes."""
         if self.typical("entrywise", path) < 0.2:
-            return "adam"
-        return "sgd" if self.typical("growth", path) > 0.7 else "matrix"
+            return ENTRYWISE
+        return LINEAR if self.typical("growth", path) > 0.7 else WHOLE
 
     def row(self, weight, operation, quantity, found, wanted, at_most=False) -> float:
         """Adds it; returns by how much it is off, 0 where it is not clearly."""
@@ -165,16 +167,16 @@ class Findings:
             self.remarks.append(f"{path}: {operation}{fans} is not understood: nothing is asked of it")
             return
         kind = self.kind(path)
-        wanted = requirements(self.param, "adam" if kind == "matrix" else kind, self.loss)[0][role.name]
+        wanted = requirements(self.param, ENTRYWISE if kind == WHOLE else kind, self.loss)[0][role.name]
         off_std = self.row(path, operation, "initial size", _times(self.fitted("std", path), role.multiplier), wanted.std,
                            at_most=role.name == "readout")  # fmt: skip
-        linear = 2 if kind == "sgd" else 1
+        linear = 2 if kind == LINEAR else 1
         if not self.moved(path):
             off_rate = 0.0
-        elif kind == "sgd":
+        elif kind == LINEAR:
             rate = _times(self.fitted("update", path, ("gradient", path)), 2 * role.multiplier)
             off_rate = self.row(path, operation, "learning rate", rate, wanted.rate)
-        elif kind == "adam":
+        elif kind == ENTRYWISE:
             rate = _times(self.fitted("update_of_large", path), role.multiplier)
             off_rate = self.row(path, operation, "learning rate", rate, wanted.rate)
         else:
@@ -201,7 +203,7 @@ class Findings:
 
     def of_scores(self, role: Role) -> None:
         """Queries and keys of order one, aligned as far as features move, make scores of order one."""
-        moves = requirements(self.param, "adam", self.loss)[0]["hidden"].delta_h == 0
+        moves = requirements(self.param, ENTRYWISE, self.loss)[0]["hidden"].delta_h == 0
         aligned = Alignment().update if moves else Alignment().initial
         wanted = role.fan_in * float(1 - aligned)
         off = self.row(role.use.path, SCORES, "scores", self.fitted("bound", role.use.site), wanted)
@@ -221,7 +223,7 @@ class Findings:
         if gradient < ROUNDING * self.largest_gradient:
             return
         muted = [np.median(values) for values in self.measured.of("muted", path)]
-        if self.kind(path) != "sgd" and muted[-1] < FELT:
+        if self.kind(path) != LINEAR and muted[-1] < FELT:
             over = [1 / np.minimum(values, 1 - 1e-7) - 1 for values in self.measured.of("muted", path)]
             off = self.row(path, "", "ε", exponent_of(self.measured.widths, over), 0.0)
             if off > 0:
