@@ -31,6 +31,8 @@ def answer(options: Options) -> None:
 
 def model(text: str, loss: str = "", batch: str = "") -> Model:
     """FILE.py:NAME, a ``Model`` or its ``build``.  Raises ValueError, in one line."""
+    if not text:
+        raise ValueError("which network?  FILE.py:NAME of its build(width, key), or of a Model")
     named = attribute(text)
     if isinstance(named, Model):
         return named

@@ -17,7 +17,7 @@ class Options:
     Exit status 0 where all is as it should be, 1 where it is not, 2 for a mistake.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.py:NAME")]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.py:NAME")] = ""
     """A function build(width, key) that returns (params, apply), or a finite.networks.own.Model, which has loss and batch."""
     loss: str = ""
     """mse, cross_entropy, or FILE.py:NAME of a function (outputs, targets) that returns one number."""
