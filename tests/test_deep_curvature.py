@@ -58,7 +58,7 @@ def test_gauss_newton_part_alone_has_the_kernels_eigenvalues(model, loss):
     exact = dmft.solve(problem, hessian=False)["gauss_newton_eigenvalues"]
     kind, data, run = states(problem)
     for t, state in enumerate(run):
-        found = curvature.spectrum(kind, data, np.random.default_rng(1), state, 5, curvature.GAUSS_NEWTON)
+        found = curvature.spectrum(kind, data, np.random.default_rng(1), state, 5, 3, curvature.GAUSS_NEWTON)
         np.testing.assert_allclose(found.values[:5], exact[t], rtol=1e-8, atol=1e-10)
 
 
@@ -108,7 +108,7 @@ def test_products_are_those_of_autodiff_where_matrices_are_real(activation, resi
                         rng.normal(size=(2, C, N)))  # fmt: skip
     products = {}
     for parts in (curvature.HESSIAN, curvature.GAUSS_NEWTON, curvature.RESIDUAL):
-        matrices, products[parts] = curvature.product(kind, data, state, jax.tree.map(jnp.asarray, v), parts)
+        matrices, products[parts] = curvature.product(kind, data, now, state.matrices, jax.tree.map(jnp.asarray, v), parts)
 
     def real(tangent, i):
         A = jnp.einsum("lmn,lms,lnt->lst", tangent.trained[i], matrices.above, matrices.below) / N

@@ -26,8 +26,8 @@ from jaxtyping import Float
 CLOSE = 1e-4  # relative, to the edge: from there it is extrapolated
 POINTS = 6  # through which the extrapolation goes, at distances that double
 ABRUPT = 0.5  # 1 − μ so close to the edge: layers so unequal, near a divergence, that W hardly joins them
-SETTLED = 1e-13  # relative change in an iteration
-MOST = 20_000  # iterations
+SETTLED = 1e-12  # relative change in an iteration
+MOST = 100  # iterations
 
 
 def bulk_edge(
@@ -64,28 +64,36 @@ def bulk_edge(
 
 
 def _gap(A0, B0, T, variance) -> float | None:
-    """1 − μ above the edge, None below."""
-    A, B = A0, B0
+    """1 − μ above the edge, None below.  Newton's iterates increase to the smallest solution, as the iteration's own do."""
+    start = np.stack([A0, B0])
+    z, one = start, np.broadcast_to(np.eye(A0.shape[1]), start.shape)
     for _ in range(MOST):
-        if _tightness(A, B, T) >= 1:
+        if _tightness(*z, T) >= 1:
             return None
-        before, resolvent = A, _resolvent(A, B, T)
-        more_A, more_B = _passed_on(resolvent, len(A), variance)
-        A, B = A0 + more_A, B0 + more_B
-        if np.linalg.norm(A - before) <= SETTLED * np.linalg.norm(A):
+        resolvent = _resolvent(*z, T)
+        missing = start + variance * _passed_on(resolvent, len(A0)) - z
+        derivative = np.eye(z.size) - variance * _derivative(resolvent, len(A0))
+        step, test = (found.reshape(z.shape) for found in np.linalg.solve(derivative, _columns(missing, one)).T)
+        if np.linalg.eigvalsh(test).min() <= 0:  # 1 − a positive map is inverted by one if and only if μ < 1
+            return None
+        z = z + step
+        if np.linalg.norm(step) <= SETTLED * np.linalg.norm(z):
             break
-    return 1 - _rate(resolvent, A, B, variance)
+    return _smallest(derivative, test)
 
 
-def _rate(resolvent, A, B, variance) -> float:
-    """μ: the largest eigenvalue of the iteration's derivative, a positive map, found as that of 1 + it."""
-    rate, last = 0.0, np.inf
-    while abs(rate - last) > SETTLED**0.8:
-        moved = _passed_on(resolvent @ _pair(A, B) @ resolvent, len(A), variance)
-        A, B = A + moved[0], B + moved[1]
-        size = np.hypot(np.linalg.norm(A), np.linalg.norm(B))
-        A, B, rate, last = A / size, B / size, size - 1, rate
-    return rate
+def _columns(*blocks):
+    return np.stack([of.ravel() for of in blocks], 1)
+
+
+def _smallest(derivative, start) -> float:
+    """Its smallest eigenvalue, 1 − μ, by inverse iteration."""
+    inverse, vector, rate, last = np.linalg.inv(derivative), start.ravel(), 0.0, np.inf
+    while abs(rate - last) > SETTLED * rate:
+        vector = inverse @ vector
+        size = np.linalg.norm(vector)
+        vector, rate, last = vector / size, size, rate
+    return 1 / rate
 
 
 def _tightness(A, B, T) -> float:
@@ -98,16 +106,24 @@ def _resolvent(A, B, T):
     return np.linalg.inv(np.block([[-_whole(A), T.T], [T, -_whole(B)]]))
 
 
-def _pair(A, B):
-    zero = np.zeros((len(A) * A.shape[1],) * 2)
-    return np.block([[_whole(A), zero], [zero, _whole(B)]])
-
-
-def _passed_on(resolvent, layers, variance):
-    """What W and Wᵀ make of the blocks of ζ and of η."""
+def _passed_on(resolvent, layers):
+    """What a W and Wᵀ of unit variance make of the blocks of ζ and of η: more of A and of B."""
     of_eta, of_zeta = np.split(_blocks(resolvent, 2 * layers), 2)
+    return _shifted(of_zeta, of_eta)
+
+
+def _shifted(of_zeta, of_eta):
     nothing = np.zeros_like(of_eta[:1])
-    return variance * np.concatenate([of_zeta[1:], nothing]), variance * np.concatenate([nothing, of_eta[:-1]])
+    return np.stack([np.concatenate([of_zeta[1:], nothing]), np.concatenate([nothing, of_eta[:-1]])])
+
+
+def _derivative(resolvent, layers):
+    """Of ``_passed_on`` by A and B, as a matrix."""
+    C = len(resolvent) // (2 * layers)
+    R = resolvent.reshape(2 * layers, C, 2 * layers, C)
+    moved = np.einsum("makb,kdme->maekbd", R, R).reshape(2 * layers, -1, 2 * layers * C * C)
+    of_eta, of_zeta = np.split(moved, 2)
+    return _shifted(of_zeta, of_eta).reshape(2 * layers * C * C, -1)
 
 
 def _whole(blocks) -> np.ndarray:

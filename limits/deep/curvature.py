@@ -29,31 +29,30 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from limits.deep.bulk_edge import bulk_edge
 from limits.deep.gaussian_matrix import GaussianMatrix, has_room, image, send, send_back
-from limits.deep.network import State, Weights, grown, more_draws, outer, pulled_back, scaled, widened
+from limits.deep.network import Fields, State, Weights, grown, more_draws, outer, pulled_back, scaled, widened
 from limits.losses import LOSSES
 from limits.machine import eigh, require_memory
 
 HESSIAN, GAUSS_NEWTON, RESIDUAL = (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)
 FEWEST, BLOCKS = 8, 24  # products of a block: before what is in the bulk is believed to be there, and at most
-RTOL = 1e-9  # of the residuals, to the largest |θ|, where all is exact
-SAMPLED_RTOL = 1e-3  # else; an eigenvalue's error is about the square of its own over the gap
+ROOM = 128  # fields that a matrix has room for at least: a size less to be compiled for
+RTOL = 1e-9  # of the eigenvalues, to the largest |θ|, where all is exact
+SAMPLED_RTOL = 1e-3  # else
 DROPPED = 1e-7  # parts of a block that are so small are no new directions
 
 
 class Krylov(NamedTuple):
     """The first ``count`` blocks of b tangents have had their product; the next one is orthonormal to them.
 
-    gradient (b,) of the loss, in the first block
     basis    orthonormal tangents, on a first axis of M + b; zeros where a block has brought fewer
     matrix   (M, M) T
     rest     (b, b) of the last block, what its product has beyond the basis, in the next one
     """
 
-    gradient: Float[Array, " b"]
     basis: Weights
     matrix: Float[Array, "M M"]
     rest: Float[Array, "b b"]
@@ -61,34 +60,35 @@ class Krylov(NamedTuple):
 
 
 class Ritz(NamedTuple):
-    """values, largest first, zeros where there are none · residuals, bounds of their errors · directional g·Hg/|g|²."""
+    """values, largest first · bounds of their errors."""
 
-    values: Float[np.ndarray, " M"]
-    residuals: Float[np.ndarray, " M"]
-    directional: Float[np.ndarray, ""]
+    values: Float[np.ndarray, " m"]
+    errors: Float[np.ndarray, " m"]
 
 
 def observables(kind, data, rng: np.random.Generator, state: State, k: int) -> tuple[dict, dict]:
     """(values, bounds of what Lanczos got wrong) of those of the Hessian that have a limit, at the step of ``state.now``."""
     if not np.isfinite(state.now.outputs).all():
         return _unknown(kind, k), _unknown(kind, k)
+    starts = min(k, data.targets.shape[1]) + kind.exact  # a larger block costs little there
+    directional = directional_sharpness(kind, data, rng, state, starts)
     if not kind.exact:
-        top = spectrum(kind, data, rng, state, k)
-        values = {"hessian_eigenvalues": top.values[:k], "directional_sharpness": top.directional}
-        return values, {"hessian_eigenvalues": top.residuals[:k], "directional_sharpness": np.zeros(())}
+        top = spectrum(kind, data, rng, state, k, starts)
+        values = {"hessian_eigenvalues": top.values[:k], "directional_sharpness": directional}
+        return values, {"hessian_eigenvalues": top.errors[:k], "directional_sharpness": np.zeros(())}
     edge = edge_of_bulk(kind, data, state.now)
-    top, residual = (spectrum(kind, data, rng, state, n, of, edge) for n, of in ((k, HESSIAN), (1, RESIDUAL)))
-    upper, upper_error = _outside(top.values[:k], top.residuals[:k], edge)
-    lower, lower_error = _outside(-top.values[-1], top.residuals[-1], edge)
-    ends, ends_error = _outside(residual.values[[0, -1]] * [1, -1], residual.residuals[[0, -1]], edge)
+    top, residual = (spectrum(kind, data, rng, state, n, starts, of, edge) for n, of in ((k, HESSIAN), (1, RESIDUAL)))
+    upper, upper_error = _outside(top.values[:k], top.errors[:k], edge)
+    lower, lower_error = _outside(-top.values[-1], top.errors[-1], edge)
+    ends, ends_error = _outside(residual.values[[0, -1]] * [1, -1], residual.errors[[0, -1]], edge)
     values = {"hessian_eigenvalues": upper, "hessian_min": -lower, "residual_eigenvalues": ends * [1, -1]}
     errors = {"hessian_eigenvalues": upper_error, "hessian_min": lower_error, "residual_eigenvalues": ends_error}
-    return values | {"directional_sharpness": top.directional}, errors | {"directional_sharpness": np.zeros(())}
+    return values | {"directional_sharpness": directional}, errors | {"directional_sharpness": np.zeros(())}
 
 
-def _outside(values, residuals, edge):
+def _outside(values, errors, edge):
     """(eigenvalues, none of which is below the edge of the bulk, bounds of their errors)"""
-    return np.maximum(values, edge), np.where(values > edge, residuals, np.maximum(values + residuals - edge, 0.0))
+    return np.maximum(values, edge), np.where(values > edge, errors, np.maximum(values + errors - edge, 0.0))
 
 
 def _unknown(kind, k) -> dict:
@@ -100,6 +100,13 @@ def _unknown(kind, k) -> dict:
 
 def edge_of_bulk(kind, data, now) -> float:
     """Of a linear network: see ``limits.deep.bulk_edge``."""
+    features, gradients, variance = jax.device_get(_kernels_of_bulk(kind, data, now))
+    return float(data.richness) * bulk_edge(features, gradients, float(kind.residual), float(variance))
+
+
+@partial(jax.jit, static_argnums=0)
+def _kernels_of_bulk(kind, data, now):
+    """(Φ and G of the layers, variance of the matrices between them)"""
     weight, (layers, _, S) = data.space.weight, now.gradients.shape
     signal = kind.on_rows(data, LOSSES[kind.loss].gradient(now.outputs, data.targets) / len(data.targets))
     kernels = weight * jnp.einsum("las,lbs->lab", now.features, now.features)
@@ -109,25 +116,56 @@ def edge_of_bulk(kind, data, now) -> float:
     kernels = weight * jnp.einsum("lcs,les->lce", gradients, gradients)
     gradients = jnp.concatenate([kernels[1:], jnp.eye(signal.shape[1])[None]])
     rates = jnp.repeat(data.rates, jnp.array([1, layers - 1, 1]), total_repeat_length=layers + 1)[:, None, None]
-    features, gradients = jax.device_get((features * rates[:-1], gradients * rates[1:]))
-    return float(data.richness) * bulk_edge(features, gradients, float(kind.residual), float(now.weights.left) ** 2)
+    return features * rates[:-1], gradients * rates[1:], now.weights.left**2
 
 
-def spectrum(kind, data, rng: np.random.Generator, state: State, k: int, parts=HESSIAN, edge: float | None = None) -> Ritz:
+def directional_sharpness(kind, data, rng: np.random.Generator, state: State, b: int) -> float:
+    """g·Hg/|g|²: one product of a block, of which the gradient is all."""
+    gradient = LOSSES[kind.loss].gradient(state.now.outputs, data.targets)
+    start = jnp.zeros((b, *data.targets.shape)).at[0].set(gradient)
+    _, krylov = _next(kind, data, HESSIAN, *_begun(kind, data, rng, state, start))
+    return float(jnp.trace(krylov.matrix))
+
+
+def spectrum(
+    kind, data, rng: np.random.Generator, state: State, k: int, b: int, parts=HESSIAN, edge: float | None = None
+) -> Ritz:
     """The k largest eigenvalues of H, or of these parts, as far as gradients see them, at the step of ``state.now``.
 
     ``edge`` of the bulk, where it is known: then the smallest is found too, and what is within the bulk is left there.
-    Starts from the gradient of the loss and, for repeated eigenvalues, min(k, C) random directions in the range of Jᵀ.
+    Starts from b random directions in the range of Jᵀ: that finds b-fold eigenvalues.
     """
-    _require_memory(state, min(k, data.targets.shape[1]) + 1)
-    krylov = _begin(kind, data, state.now, jnp.asarray(_signals(data, rng, k)))
-    bulk = jnp.asarray([-np.inf, -np.inf] if edge is None else [edge, -edge])
-    while True:
-        state, krylov, done = _iterated(kind, k, data, state, krylov, jnp.asarray(parts), bulk)
-        if done:
-            return jax.device_get(_found(krylov))
-        state, krylov = _with_room(kind, rng, state, krylov)
-        _require_memory(state, len(krylov.rest))
+    bulk = (-np.inf, -np.inf) if edge is None else (edge, -edge)
+    (state, krylov), found = _begun(kind, data, rng, state, jnp.asarray(rng.normal(size=(b, *data.targets.shape)))), None
+    while found is None:
+        state, krylov = _with_room(kind, data, rng, *_next(kind, data, parts, state, krylov))
+        found = _settled(krylov, k, bulk, RTOL if kind.exact else SAMPLED_RTOL)
+    return found
+
+
+def _begun(kind, data, rng, state, signals) -> tuple[State, Krylov]:
+    """With room for the fewest products."""
+    _require_memory(state, len(signals))
+    krylov = _begin(kind, data, state.now, signals)
+    state = state._replace(matrices=jax.tree.map(jnp.copy, state.matrices))
+    return _with_room(kind, data, rng, state, krylov, FEWEST)
+
+
+def _with_room(kind, data, rng, state, krylov, products=0) -> tuple[State, Krylov]:
+    """For one that brings as many fields as it can, and so many that bring what they usually do."""
+    (q, own), (b, C) = kind.counts(data), (len(krylov.rest), data.targets.shape[1])
+    more = b * q + products * b * (C if kind.exact else q), b * own * C * (1 + products)
+    while state.matrices.sent.shape[1] < ROOM or not has_room(state.matrices, *more):
+        state, krylov = _wider(kind, rng, state, krylov)
+    return state, krylov
+
+
+def _wider(kind, rng, state, krylov) -> tuple[State, Krylov]:
+    """Twice the room."""
+    (H, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
+    sent, returned = more_draws(kind, rng, (H, n, m), S)
+    _require_memory(state, len(krylov.rest))
+    return grown(state, sent, returned), krylov._replace(basis=widened(krylov.basis, n, m, sent.shape[2] - S))
 
 
 def _require_memory(state, b):
@@ -136,57 +174,29 @@ def _require_memory(state, b):
     require_memory(2 * (BLOCKS + 1) * b * tangent + 2 * matrices, "the Hessian needs", "fewer samples or steps")
 
 
-def _signals(data, rng, k) -> Float[np.ndarray, "b P C"]:
-    """Of which the start is made, behind that of the gradient."""
-    P, C = data.targets.shape
-    return rng.normal(size=(min(k, C), P, C))
-
-
 @partial(jax.jit, static_argnums=0)
 def _begin(kind, data, now, signals) -> Krylov:
     """Nothing has been multiplied yet."""
-    gradient = LOSSES[kind.loss].gradient(now.outputs, data.targets)
-    signals = kind.on_rows(data, jnp.concatenate([gradient[None], signals]))
+    signals = kind.on_rows(data, signals)
     start = jax.vmap(lambda signal: scaled(data, pulled_back(kind, data, signal, now), 0.5))(signals)
-    start, R = _orthonormal(data.space, start, jnp.sqrt(jnp.diagonal(_products(data.space, start, start))))
-    b, M = len(R), BLOCKS * len(R)
+    start, _ = _orthonormal(data.space, start, jnp.sqrt(jnp.diagonal(_products(data.space, start, start))))
+    b = len(signals)
+    M = BLOCKS * b
     basis = jax.tree.map(lambda of: jnp.zeros((M + b, *of.shape[1:])), start)
-    return Krylov(R[:, 0], _put(basis, start, 0), jnp.zeros((M, M)), jnp.zeros((b, b)), jnp.zeros((), int))
+    return Krylov(_put(basis, start, 0), jnp.zeros((M, M)), jnp.zeros((b, b)), jnp.zeros((), int))
 
 
-def _with_room(kind, rng, state, krylov) -> tuple[State, Krylov]:
-    """Twice the room."""
-    (H, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
-    sent, returned = more_draws(kind, rng, (H, n, m), S)
-    return grown(state, sent, returned), krylov._replace(basis=widened(krylov.basis, n, m, sent.shape[2] - S))
+def _next(kind, data, parts, state, krylov) -> tuple[State, Krylov]:
+    matrices, krylov = _extended(kind, data, jnp.asarray(parts), state.now, state.matrices, krylov)
+    return state._replace(matrices=matrices), krylov
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _iterated(kind, k, data, state, krylov, parts, bulk) -> tuple[State, Krylov, Bool[Array, ""]]:
-    """As long as the matrices have room; and whether the k largest values are found, or as good as they get."""
-    (q, own), (b, C) = kind.counts(data), (len(krylov.rest), data.targets.shape[1])
-
-    def open_(krylov):
-        values, residuals = _ritz(krylov)
-        outside = jnp.append(values[:k] > bulk[0], values[-1] < bulk[1])
-        known = jnp.append(residuals[:k], residuals[-1]) <= (RTOL if kind.exact else SAMPLED_RTOL) * jnp.max(jnp.abs(values))
-        exhausted = (krylov.count > 0) & jnp.all(krylov.rest == 0)
-        some = (krylov.count < FEWEST) | jnp.any(outside & ~known)
-        return (krylov.count < BLOCKS) & some & ~exhausted
-
-    def going(carry):
-        state, krylov = carry
-        return has_room(state.matrices, b * q, b * own * C) & open_(krylov)
-
-    state, krylov = jax.lax.while_loop(going, lambda carry: _extended(kind, data, parts, *carry), (state, krylov))
-    return state, krylov, ~open_(krylov)
-
-
-def _extended(kind, data, parts, state, krylov) -> tuple[State, Krylov]:
+@partial(jax.jit, static_argnums=0, donate_argnums=(4, 5))
+def _extended(kind, data, parts, now, matrices, krylov) -> tuple[GaussianMatrix, Krylov]:
     """One product of a block, orthogonalised; T gets its rows and columns from it."""
     b, space, at = len(krylov.rest), data.space, krylov.count * len(krylov.rest)
     block = jax.tree.map(lambda of: jax.lax.dynamic_slice_in_dim(of, at, b), krylov.basis)
-    matrices, images = product(kind, data, state, block, parts)
+    matrices, images = product(kind, data, now, matrices, block, parts)
     least = jnp.sqrt(jnp.max(jnp.diagonal(_products(space, images, images)))) * jnp.ones(b)
     images, overlaps = _beyond(space, krylov.basis, images)
     images, more = _beyond(space, krylov.basis, images)  # twice is enough
@@ -195,24 +205,30 @@ def _extended(kind, data, parts, state, krylov) -> tuple[State, Krylov]:
     rows = (overlaps + more)[:, : len(krylov.matrix)]
     matrix = jax.lax.dynamic_update_slice(krylov.matrix, rows, (at, 0))
     matrix = jax.lax.dynamic_update_slice(matrix, rows.T, (0, at))
-    krylov = krylov._replace(basis=_put(krylov.basis, new, at + b), matrix=matrix, rest=rest, count=krylov.count + 1)
-    return state._replace(matrices=matrices), krylov
+    return matrices, Krylov(_put(krylov.basis, new, at + b), matrix, rest, krylov.count + 1)
 
 
-@jax.jit
-def _found(krylov) -> Ritz:
-    g = krylov.gradient
-    return Ritz(*_ritz(krylov), g @ krylov.matrix[: len(g), : len(g)] @ g / (g @ g))
+def _settled(krylov, k, bulk, tolerance) -> Ritz | None:
+    """At least k values, once the k largest, and the smallest, are found or lie in the bulk, or are as good as they get."""
+    T, rest, count = jax.device_get((krylov.matrix, krylov.rest, krylov.count))
+    b, used = len(rest), count * len(rest)
+    if not np.isfinite(T).all():
+        return Ritz(*np.full((2, k), np.nan))
+    values, vectors = np.linalg.eigh((T + T.T)[:used, :used] / 2)
+    residuals = np.linalg.norm(rest @ vectors[-b:], axis=0)
+    values, errors = (np.pad(of[::-1], (0, max(0, k - len(of)))) for of in (values, _bounds(values, residuals)))
+    outside = np.append((values + errors)[:k] > bulk[0], (values - errors)[-1] < bulk[1])
+    known = np.append(errors[:k], errors[-1]) <= tolerance * np.abs(values).max()
+    done = count >= FEWEST and (known | ~outside).all()
+    return Ritz(values, errors) if done or not rest.any() or count >= BLOCKS else None
 
 
-def _ritz(krylov) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
-    """(values, largest first, residuals)"""
-    b, M = len(krylov.rest), len(krylov.matrix)
-    used = jnp.arange(M) < krylov.count * b
-    T = jnp.where(used[:, None] & used, krylov.matrix, 0.0)
-    values, s = eigh((T + T.T) / 2)
-    last = jax.lax.dynamic_slice(s, (jnp.maximum(krylov.count - 1, 0) * b, 0), (b, M))
-    return values[::-1], jnp.linalg.norm(krylov.rest @ last, axis=0)[::-1]
+def _bounds(values, residuals):
+    """|λ − θ| ≤ ε, and ≤ ε²/gap where no other eigenvalue is nearer than the gap (Temple & Kato)."""
+    gaps = np.abs(values[:, None] - values) - residuals
+    np.fill_diagonal(gaps, np.inf)
+    gaps = np.maximum(gaps.min(1), residuals)
+    return residuals * np.divide(residuals, gaps, out=np.zeros_like(gaps), where=gaps > 0)
 
 
 def _products(space, u, v) -> Float[Array, "a b"]:
@@ -247,11 +263,13 @@ def _put(basis, block, at) -> Weights:
     return jax.tree.map(lambda of, new: jax.lax.dynamic_update_slice_in_dim(of, new, at, 0), basis, block)
 
 
-def product(kind, data, state: State, tangents: Weights, parts=HESSIAN) -> tuple[GaussianMatrix, Weights]:
+def product(
+    kind, data, now: Fields, matrices: GaussianMatrix, tangents: Weights, parts=HESSIAN
+) -> tuple[GaussianMatrix, Weights]:
     """(the matrices having met it, H v of each of b tangents v, or so much of G and so much of R)"""
-    now, u = state.now, jax.vmap(partial(scaled, data, power=0.5))(tangents)
+    u = jax.vmap(partial(scaled, data, power=0.5))(tangents)
     slopes, bends = jax.jvp(lambda h: kind.activated(h)[1], (now.h,), (jnp.ones_like(now.h),))
-    matrices, dh, below = _forward(kind, data, now, state.matrices, u, slopes)
+    matrices, dh, below = _forward(kind, data, now, matrices, u, slopes)
     features, bends = slopes[-1] * dh[-1], bends[:, None] * dh
     matrices, gradient, above = _backward(kind, data, now, matrices, u, slopes, bends)
     signal, changes = _error_signals(kind, data, now, u.last, features)
