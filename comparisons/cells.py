@@ -77,8 +77,8 @@ class Work(ABC):
         """Cells of which this is the same run side by side.  By default each is alone."""
         return cell
 
-    def networks(self, cells: Sequence[Cell]) -> list[estimate.Networks]:
-        """What is trained for these alike cells; nothing where it is a theory's part."""
+    def networks(self, cells: Sequence[Cell]) -> list[estimate.Networks | estimate.Limit]:
+        """What is trained for these alike cells, and limits that take long; nothing where it is another part of a theory."""
         return []
 
 

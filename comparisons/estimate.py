@@ -2,8 +2,8 @@
 
 Counted is one forward pass of one sample: its matrix products (and convolutions), and the numbers that all else makes.  In
 units of it a gradient takes 3 and a product with the Hessian, linearised once, 6.  What the device does in a second is
-measured at a matrix product.  Minutes are of the networks and their compilation, to a factor of about three; a limit that is
-sampled (``limits.deep.dmft``) takes minutes of its own.
+measured at a matrix product.  Minutes are of the networks, of limits that are sampled, and of their compilation, to a factor
+of about three.
 """
 
 import sys
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import prod
+from math import inf, prod
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from finite.networks import Architecture
 from finite.networks.build import build
 from finite.numerics import USUAL
 from finite.training.side_by_side import HOST_MEMORY, footprint
+from limits import theories
 from limits.machine import physical_memory
 from limits.problem import Problem
 from limits.trajectory import storable
@@ -43,6 +44,17 @@ class Networks:
     networks: int
     observables: Sequence[str] = ("loss",)
     samples: int | None = None
+    cells: int = 1
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One, as a theory knows it: what of it is worth saying beside networks."""
+
+    problem: Problem
+    width: float = inf
+    networks: int = 1
+    observables: Sequence[str] = ()
     cells: int = 1
 
 
@@ -81,7 +93,7 @@ def warn(takes: Estimate, program: str) -> None:
         print(f"{program}: {takes} of {_digits(there / 2**30)}; --dry-run only says this", file=sys.stderr, flush=True)
 
 
-def estimated(job: Iterable[Networks], workers: int = 1, elsewhere: bool = False) -> Estimate:
+def estimated(job: Iterable[Networks | Limit], workers: int = 1, elsewhere: bool = False) -> Estimate:
     """Of all these networks on this machine, or ``elsewhere`` on one like it for each worker.
 
     On this one workers share the processor and the memory: what they gain is compiled, or small.
@@ -104,8 +116,10 @@ def seconds(work: Work) -> float:
     return work.products / rate + work.numbers / (NUMBERS * rate) + OVERHEAD * work.calls
 
 
-def of_one(one: Networks) -> Work:
+def of_one(one: Networks | Limit) -> Work:
     """Training and measuring one network."""
+    if isinstance(one, Limit):
+        return Work(4 * theories.work(one.problem)[0])  # float64 takes twice as long
     problem, network, compiled, samples = _program(one)
     forward = forward_pass(network.architecture, problem.num_inputs)
     parameters = size(jax.eval_shape(network.init, jax.random.key(0)))
@@ -127,8 +141,10 @@ def _dense_kernel(compiled, network, rows):
     return Work(4 * rows**2 * network.width * (network.depth + 1) + 9 * rows**3)
 
 
-def bytes_of(one: Networks) -> float | int:
+def bytes_of(one: Networks | Limit) -> float | int:
     """What runs at once, and the data: on the host in float64, on the device once more."""
+    if isinstance(one, Limit):
+        return 8 * theories.work(one.problem)[1]
     problem, network, compiled, samples = _program(one)
     resident, workspace = footprint(problem, network, compiled, samples)
     batched = compiled.numerics.vectorized

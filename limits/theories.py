@@ -28,11 +28,10 @@ class Theory:
 
     means     problem → whether this theory is asked, if none before it is.  What it refuses, nobody else is asked
     home      the module with ``refuses(problem)``, the line that says why it does not know the limit, None where it does;
-              ``solve(problem)``; and, if it knows limits whose f(0) is random, ``loss_law(problem)`` and
-              ``solve(problem, initial_outputs=…)``
+              ``solve(problem)``; if it knows limits whose f(0) is random, ``loss_law(problem)`` and
+              ``solve(problem, initial_outputs=…)``; and, if it takes minutes, ``work(problem)``
     law       the module with ``predict(problem)``; "" where there is none
     has_law   problem → whether that has a law of it
-    hessian_is_dear   whether ``solve`` finds the Hessian of all networks only if asked, hessian=True
     """
 
     name: str
@@ -40,7 +39,6 @@ class Theory:
     home: str
     law: str = ""
     has_law: Callable[[Problem], bool] = lambda problem: True
-    hessian_is_dear: bool = False
 
 
 def _features_move(problem):
@@ -70,7 +68,7 @@ THEORIES = Table("theory", (
     # particles
     Theory("meanfield", _one_layer, "limits.two_layer.meanfield", "limits.two_layer.meanfield_law"),
     # sampled; exact for linear activations
-    Theory("dmft", lambda problem: True, "limits.deep.dmft", "limits.deep.dmft", hessian_is_dear=True),
+    Theory("dmft", lambda problem: True, "limits.deep.dmft", "limits.deep.dmft"),
 ))  # fmt: skip
 
 
@@ -91,12 +89,9 @@ def outputs_are_random(problem: Problem) -> bool:
     return output_exponent(problem.scaling()) == 0
 
 
-def solve(
-    problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None = None, hessian: bool = False
-) -> Trajectory:
+def solve(problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None = None) -> Trajectory:
     """The limit, whatever the model.
 
-    ``hessian``: its sharpness, too, where networks are sampled (``dmft``) and it takes minutes; all others have it anyway.
     In NTP, where f(0) stays random, the loss is the mean over initialisations; with ``initial_outputs``, f(0), it is that
     of networks which start there.  Raises ValueError, in one line, where no limit is known or f(0) must vanish;
     MemoryError where it does not fit this machine; both before anything is computed.
@@ -108,10 +103,16 @@ def solve(
     of = theory(problem)
     if initial_outputs is not None:
         return of.solve(problem, initial_outputs=given_outputs(problem, initial_outputs))
-    limit = of.solve(problem, hessian=True) if hessian and _row(problem).hessian_is_dear else of.solve(problem)
+    limit = of.solve(problem)
     if not outputs_are_random(problem):
         return limit
     return replace(limit, observables=limit.observables | {"loss": of.loss_law(problem)[0]})
+
+
+def work(problem: Problem) -> tuple[float, float]:
+    """(multiplications, numbers held at once) of ``solve``, in float64, where that takes minutes; else (0, 0)."""
+    of = theory(problem)
+    return of.work(problem) if hasattr(of, "work") else (0.0, 0.0)
 
 
 def predict(problem: Problem) -> Prediction | None:

@@ -85,9 +85,10 @@ class Comparison(Work):
         """One per width, the widest first, which takes longest."""
         return [Cell(what, width) for width in sorted(self.options.widths, reverse=True)]
 
-    def networks(self, cells: Sequence[Cell]) -> list[estimate.Networks]:
+    def networks(self, cells: Sequence[Cell]) -> list[estimate.Networks | estimate.Limit]:
         trained = [cell.width for cell in cells if cell.what == "networks"]
-        return [estimate.Networks(self.problem, width, self.options.seeds, MEASURED) for width in trained]
+        networks = [estimate.Networks(self.problem, width, self.options.seeds, MEASURED) for width in trained]
+        return networks + [estimate.Limit(self.problem) for cell in cells if cell == LIMIT]
 
     def compute(self, cells: Sequence[Cell], store: Store, report: Report) -> list[Values]:
         (cell,) = cells

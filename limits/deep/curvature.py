@@ -156,14 +156,14 @@ def _with_room(kind, data, rng, state, krylov, products=0) -> tuple[State, Krylo
     (q, own), (b, C) = kind.counts(data), (len(krylov.rest), data.targets.shape[1])
     more = b * q + products * b * (C if kind.exact else q), b * own * C * (1 + products)
     while state.matrices.sent.shape[1] < ROOM or not has_room(state.matrices, *more):
-        state, krylov = _wider(kind, rng, state, krylov)
+        state, krylov = _wider(kind, data, rng, state, krylov)
     return state, krylov
 
 
-def _wider(kind, rng, state, krylov) -> tuple[State, Krylov]:
+def _wider(kind, data, rng, state, krylov) -> tuple[State, Krylov]:
     """Twice the room."""
     (H, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
-    sent, returned = more_draws(kind, rng, (H, n, m), S)
+    sent, returned = more_draws(kind, rng, (H, n, m), S, data.space.copies)
     _require_memory(state, len(krylov.rest))
     return grown(state, sent, returned), krylov._replace(basis=widened(krylov.basis, n, m, sent.shape[2] - S))
 

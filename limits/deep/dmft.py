@@ -46,6 +46,8 @@ from limits.trajectory import Trajectory, hessian_left_open
 TOLERANCE = 1e-3  # what is left out of sampled fields, where they move by one: a tenth of the error at 8192 samples
 EXACT_TOLERANCE = 1e-10
 MEASURING = 2**31  # of a run's random streams, behind all that training may spawn
+PRODUCTS = 15  # of a measurement of the Hessian, about
+RATE = 1e10  # multiplications a second of the usual machine, about
 ROOM = 64  # fields that a matrix has room for at first (and at least four steps' worth); then it doubles
 
 require_room = partial(require_memory, advice="fewer samples or steps")
@@ -88,48 +90,55 @@ class Estimate(NamedTuple):
 
 @in_float64
 def solve(
-    problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int = 0, hessian: bool | None = None
+    problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int = 0, hessian: bool = True
 ) -> Trajectory:
     """The limit of the problem's network: loss, NTK and Gauss-Newton eigenvalues at the measured steps, and the Hessian.
 
-    hessian   whether the Hessian's are found too, which cost a measured step as much as some thirty steps of training: where
-              all is exact, if not told otherwise
+    hessian   whether the Hessian's are found too, which cost a measured step as much as some thirty steps of training
     samples   S, a power of two
     repeats   independent runs; values are those of their mean outputs and NTK, errors those of ``limits.repeats``: the true
-              value is within twice the error in 95 % of draws
+              value is within twice the error in 95 % of draws.  Half of them are enough for the Hessian's, whose errors
+              know the step from S/2 to S, too
 
     For linear activations the limit is exact, and neither means anything.  Raises ValueError, in one line, for what has no
     such limit, and MemoryError for what does not fit this machine: at once, or later if fields need more room than usual.
     """
     kind, data = _read(problem, samples, repeats)
-    hessian = kind.exact if hessian is None else hessian
+    multiplications, numbers = work(problem, samples, repeats, hessian=hessian)
+    require_room(numbers, f"this limit takes about {multiplications / RATE / 60:.2g} minutes and needs")
     total, of_runs, of_hessian, ranks = None, [], [], problem.top_k + problem.num_outputs
     for run, rng in _runs(problem, kind, data, samples, repeats, seed):
-        found, curved = _measured(kind, data, run, rng, problem.top_k * hessian)
+        curved = hessian and len(of_hessian) < _curved(repeats)
+        found, of_curvature = _measured(kind, data, run, rng, problem.top_k * curved)
         of_runs.append(_observables(kind, data, *found, ranks))
-        of_hessian.append(curved)
+        of_hessian += [of_curvature] * curved
         total = found if total is None else jax.tree.map(np.add, total, found)
     values = _observables(kind, data, *(sums / len(of_runs) for sums in total), ranks)
     errors = {} if kind.exact else errors_of(values, _stacked(of_runs), averaged=repeats)
     if hessian:
-        coarse = None if kind.exact else _coarse(problem, samples // 2, -(-repeats // 2), seed + 1)
+        coarse = None if kind.exact else _coarse(problem, kind, data, samples, _curved(_curved(repeats)), seed + 1)
         curved, curved_errors = _mean_hessian(of_hessian, coarse)
         values, errors = values | curved, errors | curved_errors
     values, errors = (first_ranks(of, problem.top_k) for of in (values, errors))
     return Trajectory(problem.steps, values, errors, left_open=_left_open(kind, hessian))
 
 
+def _curved(repeats):
+    """Runs of which the Hessian is found, where there are so many."""
+    return max(2, repeats // 2)
+
+
 def _left_open(kind, hessian):
     if not hessian:
-        return hessian_left_open("the Hessian of sampled networks is found where it is asked for, hessian=True")
+        return hessian_left_open("it was not asked for, hessian=True")
     compact = ACTIVATIONS[kind.activation].piecewise_linear
     edge = "samples do not reach the edge of its bulk" if compact else "its bulk has no edge"
     return hessian_left_open(f"of the Hessian with activation {kind.activation} outliers are known: {edge}")
 
 
-def _coarse(problem, samples, repeats, seed) -> list[tuple[dict, dict]]:
-    """Of the Hessian, from runs of fewer samples."""
-    kind, data = _read(problem, samples, repeats)
+def _coarse(problem, kind, data, samples, repeats, seed) -> list[tuple[dict, dict]]:
+    """Of the Hessian, from runs of half as many samples, in arrays of the same length."""
+    data = data._replace(space=data.space._replace(copies=jnp.asarray(2)))
     return [_measured(kind, data, *run, problem.top_k)[1] for run in _runs(problem, kind, data, samples, repeats, seed)]
 
 
@@ -193,6 +202,23 @@ def _mean_and_error(of_runs):
     with np.errstate(all="ignore"):  # after a divergence
         mean = jax.tree.map(lambda *values: np.mean(values, 0), *of_runs)
         return mean, jax.tree.map(lambda *values: np.std(values, 0, ddof=1) / np.sqrt(len(values)), *of_runs)
+
+
+def work(problem: Problem, samples: int = 8192, repeats: int = 8, *, hessian: bool = True) -> tuple[float, float]:
+    """(multiplications, numbers held at once) of ``solve``, to a factor of about three.  In T steps a matrix meets about 2√T
+    times the fields of one, and a measurement is some fifteen products."""
+    (P, C), T, r = problem.targets.shape, int(problem.steps[-1]) + 1, min(problem.inputs.shape)
+    exact = problem.network.nonlinearity.linear
+    H = problem.network.depth - (problem.network.architecture == "plain")
+    below, above, b = r if exact else P, C if exact else P * C, hessian * (min(problem.top_k, C) + exact)
+    met, more, runs = min(T, 2 * T**0.5), b * PRODUCTS, 1 if exact else repeats
+    (n, m), (new_n, new_m) = (below * met, above * met), (more * (C if exact else of) for of in (below, above))
+    S = r + C + 4 * H * (n + m + new_n + new_m) if exact else samples
+    training = 15 * H * (n * below + m * above) * S * T
+    measuring = 15 * H * ((n + new_n / 2) * below + (m + new_m / 2) * above) * S * more * len(problem.steps)
+    n, m = (2 * max(ROOM, of) for of in (n + new_n, m + new_m))
+    basis = 2 * (curvature.BLOCKS + 1) * b * ((r + C) * S + H * n * m)
+    return runs * (training + measuring), _numbers_held(H, n, m, S) + basis
 
 
 def refuses(problem: Problem) -> str | None:
@@ -274,12 +300,12 @@ def _run(problem, kind, data, samples, rng) -> Iterator[State]:
     H = problem.network.depth - (not kind.residual)
     n, m = max(ROOM, 4 * q), max(ROOM, 4 * own * C)
     require_room(_numbers_held(H, n, m, r + C + H * (n + m) if kind.exact else samples))
-    state = begin(kind, data, *first_draws(kind, rng, (r, P, C, H, n, m), samples))
+    state = begin(kind, data, *first_draws(kind, rng, (r, P, C, H, n, m), samples, int(data.space.copies)))
     for step in problem.steps:
         while (state := advance(kind, data, state, step + 1)).step <= step:
             (_, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
             require_room(_numbers_held(H, 2 * n, 2 * m, S + H * (n + m) * kind.exact))
-            state = grown(state, *more_draws(kind, rng, (H, n, m), S))
+            state = grown(state, *more_draws(kind, rng, (H, n, m), S, data.space.copies))
         yield state
 
 

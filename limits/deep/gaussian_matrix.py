@@ -30,11 +30,13 @@ class Space(NamedTuple):
 
     normed   whether fresh Gaussians have the norm 1 of infinitely many neurons.  It takes noise out of samples; the norm
              of N neurons fluctuates, as it is drawn
+    copies   how often each sample stands in a field: as if there were fewer, in what is compiled for all
     """
 
     weight: Float[Array, ""]
     tolerance: Float[Array, ""]
     normed: Bool[Array, ""] | bool = True
+    copies: Int[Array, ""] | int = 1
 
     def products(self, x: Float[Array, "m S"], y: Float[Array, "n S"]) -> Float[Array, "m n"]:
         return self.weight * x @ y.T

@@ -122,27 +122,28 @@ class State(NamedTuple):
     now: Fields
 
 
-def first_draws(kind, rng, sizes, samples):
+def first_draws(kind, rng, sizes, samples, copies=1):
     """First weights (r, S), Gaussians in store for the matrices (H, n, S) and (H, m, S), last weights (C, S)."""
     r, P, C, H, n, m = sizes
-    drawn = _gaussians(kind, rng, r + C + H * (n + m), 0 if kind.exact else samples)
+    drawn = _gaussians(kind, rng, r + C + H * (n + m), 0 if kind.exact else samples, copies)
     first, last, (sent, returned) = drawn[:r], drawn[r : r + C], _stored(drawn[r + C :], H, n, m)
     if not kind.exact:
-        (first, *below), (*above, last) = _met_first(kind, rng, (r, P, C, H), samples)
+        (first, *below), (*above, last) = _met_first(kind, rng, (r, P, C, H), samples // copies)
         for l in range(H):
-            sent[l, :P], returned[l, : P * C] = below[l], above[l]
+            sent[l, :P], returned[l, : P * C] = (np.tile(of[l], copies) for of in (below, above))
+        first, last = np.tile(first, copies), np.tile(last, copies)
     return first, sent, returned, last
 
 
-def more_draws(kind, rng, sizes, size):
+def more_draws(kind, rng, sizes, size, copies=1):
     """As many more Gaussians in store, (H, n, S) and (H, m, S), beside fields of ``size`` numbers."""
     H, n, m = sizes
-    return _stored(_gaussians(kind, rng, H * (n + m), size), H, n, m)
+    return _stored(_gaussians(kind, rng, H * (n + m), size, int(copies)), H, n, m)
 
 
-def _gaussians(kind, rng, count, size) -> Float[np.ndarray, "count S"]:
+def _gaussians(kind, rng, count, size, copies) -> Float[np.ndarray, "count S"]:
     """Independent N(0,1) fields: of so many samples; or coordinates of their own, behind ``size`` others."""
-    return np.eye(count, size + count, size) if kind.exact else rng.normal(size=(count, size))
+    return np.eye(count, size + count, size) if kind.exact else np.tile(rng.normal(size=(count, size // copies)), copies)
 
 
 def _stored(fields, H, n, m):
