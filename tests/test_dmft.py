@@ -11,7 +11,7 @@ from comparisons.power_law import fit
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem, minibatches
-from limits.deep import dmft
+from limits.deep import dmft, network
 from limits.deep import linear as deep_linear
 from limits.exponents.parametrization import interpolated
 from limits.kernel import ntk
@@ -291,3 +291,15 @@ def test_too_many_samples_are_refused_before_they_are_drawn():
         dmft.solve(a_problem(), samples=2**36)
     with pytest.raises(MemoryError, match="fewer samples or steps"):
         dmft.kernels(a_problem(num_steps=10**5, measure_every=1))
+
+
+def test_half_the_samples_in_arrays_of_the_same_length():
+    kind, sizes = network.Kind("tanh", "mse", False, False), (2, 3, 1, 1, 8, 8)
+    few = network.first_draws(kind, np.random.default_rng(0), sizes, 16)
+    double = network.first_draws(kind, np.random.default_rng(0), sizes, 32, copies=2)
+    more = network.more_draws(kind, np.random.default_rng(0), (1, 8, 8), 32, 2)
+    for one, two in zip(few, double, strict=True):
+        np.testing.assert_array_equal(np.concatenate([one, one], -1), two)
+    for of in more:
+        np.testing.assert_array_equal(of[..., :16], of[..., 16:])
+        assert len(np.unique(of[0, :, :16])) == 8 * 16

@@ -1,5 +1,7 @@
 """What a job takes: the count of its work and its memory against what XLA says of the compiled programs; no seconds."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,3 +128,11 @@ def test_workers_share_a_machine_or_have_one_each():
 
 def test_numbers_have_two_digits_and_no_power_of_ten():
     assert [estimate._digits(value) for value in (0.0123, 1.26, 61234.0, 0.0)] == ["0.012", "1.3", "61 000", "0"]
+
+
+def test_limits_that_are_sampled_are_counted_and_others_are_not():
+    sampled, exact = (estimate.Limit(network_of(model, 10, 8)[0]) for model in ("mlp3", "linear2"))
+    assert estimate.estimated([exact]).bytes == 0
+    longer = replace(sampled, problem=replace(sampled.problem, num_steps=1000))
+    assert 2**20 < estimate.bytes_of(sampled) < estimate.bytes_of(longer)
+    assert 0 < estimate.of_one(sampled).products < estimate.of_one(longer).products

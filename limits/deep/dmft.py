@@ -211,7 +211,7 @@ def work(problem: Problem, samples: int = 8192, repeats: int = 8, *, hessian: bo
     exact = problem.network.nonlinearity.linear
     H = problem.network.depth - (problem.network.architecture == "plain")
     below, above, b = r if exact else P, C if exact else P * C, hessian * (min(problem.top_k, C) + exact)
-    met, more, runs = min(T, 2 * T**0.5), b * PRODUCTS, 1 if exact else repeats
+    met, more, runs = min(T, 2 * np.sqrt(T)), b * PRODUCTS, 1 if exact else repeats
     (n, m), (new_n, new_m) = (below * met, above * met), (more * (C if exact else of) for of in (below, above))
     S = r + C + 4 * H * (n + m + new_n + new_m) if exact else samples
     training = 15 * H * (n * below + m * above) * S * T
