@@ -43,6 +43,13 @@ def test_one_hidden_layer_is_linear2(C, options):
         assert (ours.error(name) < 1e-8).all(), name
 
 
+def test_where_there_is_no_gradient_there_is_no_direction():
+    problem = a_problem(0 * Y[:, :1], model="linear2")
+    ours, exact = deep_linear.solve(problem), linear2.solve(problem)
+    assert np.isnan(ours["directional_sharpness"]).all()
+    np.testing.assert_allclose(ours["hessian_eigenvalues"], exact["hessian_eigenvalues"], atol=1e-8)
+
+
 def states(problem, samples=0):
     """(kind, data, the state behind each measured step)"""
     kind, data = dmft._read(problem, samples, 2)

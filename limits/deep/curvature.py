@@ -120,11 +120,11 @@ def _kernels_of_bulk(kind, data, now):
 
 
 def directional_sharpness(kind, data, rng: np.random.Generator, state: State, b: int) -> float:
-    """g·Hg/|g|²: one product of a block, of which the gradient is all."""
+    """g·Hg/|g|², not a number where g = 0: one product of a block, of which the gradient is all."""
     gradient = LOSSES[kind.loss].gradient(state.now.outputs, data.targets)
     start = jnp.zeros((b, *data.targets.shape)).at[0].set(gradient)
     _, krylov = _next(kind, data, HESSIAN, *_begun(kind, data, rng, state, start))
-    return float(jnp.trace(krylov.matrix))
+    return float(jnp.trace(krylov.matrix)) if np.any(gradient) else np.nan
 
 
 def spectrum(
