@@ -1,5 +1,8 @@
 """Each network beside its limit: its key, its f(0) and Gram matrix, the limit to be subtracted from it."""
 
+from collections.abc import Collection
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,12 +31,33 @@ def limit_is_known(problem: Problem) -> bool:
     return True
 
 
+def why_no_limit(problem: Problem) -> str | None:
+    """The line that says why there is none to be drawn beside networks: unknown, too large, or a package is not installed."""
+    try:
+        limit.theory(problem)
+    except (ValueError, MemoryError, ImportError) as refusal:
+        return str(refusal)
+    return None
+
+
 def matching_limits(problem: Problem, width: int, keys: Array, typical: Trajectory) -> list[Trajectory]:
     """What is to be subtracted from each network: the limit that has its f(0); in μP f(0) → 0 and there is one for all."""
     if not limit.outputs_are_random(problem):
         return [typical] * len(keys)
     network = build(problem, width)
     return [limit.solve(problem, initial_outputs=initial_outputs(problem, network, key)) for key in keys]
+
+
+def left_open(limit: Trajectory) -> list[str]:
+    """The observables that its theory leaves open: the (largest) value has an infinite error at some step."""
+    return [name for name in limit.observables if np.isinf(limit.error(name).reshape(len(limit.steps), -1)[:, 0]).any()]
+
+
+def only(trajectory: Trajectory, names: Collection[str]) -> Trajectory:
+    """With no other observables."""
+    parts = {part: {name: of for name, of in getattr(trajectory, part).items() if name in names}
+             for part in ("observables", "errors", "products")}  # fmt: skip
+    return replace(trajectory, **parts)
 
 
 def initial_outputs(problem: Problem, network: Network, key: Array) -> Float[np.ndarray, "P C"]:

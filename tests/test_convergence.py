@@ -289,8 +289,9 @@ def test_diverging_networks_are_data(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_past_the_edge_of_stability_no_exponent(tmp_path):
-    """γ²λ_1 is beyond 2/η0 from the start, the loss still finite: the rates after that step are refused."""
+def test_past_the_edge_of_stability_no_exponent(tmp_path, capsys):
+    """γ²λ_1 is beyond 2/η0 from the start, the loss still finite: the rates after that step are refused, and
+    it is said how long networks follow."""
     options = Options(widths=(8, 16, 32), seeds=5, steps=12, measure_every=2, samples=8, inputs=3, out=tmp_path / "r",
                       learning_rate=1.0, top_k=1)  # fmt: skip
     limit = solve(convergence.prepare(options).problem)
@@ -299,6 +300,13 @@ def test_past_the_edge_of_stability_no_exponent(tmp_path):
     statuses = {rate.step: rate.status for rate in measured if rate.observable == "loss" and rate.kind == "fluctuation"}
     assert statuses[0] == "fitted"
     assert statuses[12] == "past the edge of stability"
+    dataset, found = numbers(tmp_path / "hot"), json.loads((tmp_path / "hot" / "following.json").read_text())
+    assert [one["observable"] for one in found] == ["loss", "sharpness"]
+    for index, width in enumerate(dataset.width.values):  # by hand, network by network
+        gone = [next((int(step) for step in dataset.step if abs(one.sel(step=step) / dataset["loss_limit"].sel(step=step) - 1)
+                      > found[0]["tolerance"]), 12) for one in dataset["loss"].sel(width=width)]  # fmt: skip
+        assert found[0]["steps"][index] == np.mean(gone)
+    assert f"N = {dataset.width.values[-1]}" in capsys.readouterr().out.split("of it for so many steps")[-1]
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--samples", "8", "--inputs", "3", "--steps", "4"]
 COMMANDS = {
     "convergence": (convergence, [*SMALL, "--widths", "8", "16", "32", "--seeds", "5", "--measure-every", "2", "--top-k", "2"]),
-    "landscape": (landscape, [*SMALL, "--data", "gaussian", "--loss", "mse", "--model", "mlp2", "--widths", "8", "16"]),
+    "landscape": (landscape, [*SMALL, "--data", "gaussian", "--loss", "mse", "--model", "linear2", "--widths", "8", "16"]),
     "transfer": (transfer, [*SMALL, "--widths", "8", "16", "--seeds", "3", "--param", "mup", "--richness", "1",
                             "--learning-rates", "0.3", "1", "2", "1000"]),
     "coord_check": (coord_check, ["--widths", "8", "16", "32", "--depths", "1", "--seeds", "2", "--steps", "2",

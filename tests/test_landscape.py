@@ -10,6 +10,8 @@ from trained import train
 
 from comparisons import files, labelled, pairs
 from comparisons.cells import Store
+from comparisons.landscape import limit as infinite
+from comparisons.landscape import study
 from comparisons.landscape.late import late_values
 from comparisons.landscape.picture import panel, picture
 from comparisons.landscape.study import Cell, Options, landscape, main, prepare
@@ -19,7 +21,7 @@ from finite.networks.build import build
 SMALL = {
     "data": "digits", "model": "mlp2", "samples": 16, "outputs": 3, "widths": (8, 16), "steps": 8, "measure_every": 2,
     "batch_size": 4, "curvature_samples": 6, "learning_rate": (0.5,),
-    "observables": ("loss", "hessian_eigenvalues", "hessian_min", "gradient_noise"),
+    "observables": ("loss", "hessian_eigenvalues", "hessian_min", "gradient_noise"), "limit": False,
 }  # fmt: skip
 
 
@@ -149,6 +151,68 @@ def test_the_density_of_augmented_images(tmp_path):
     other = files.read(tmp_path / "plain" / "landscape.nc")
     assert (dataset["loss"].isel(step=0) == other["loss"].isel(step=0)).all()
     assert (dataset["loss"].isel(step=-1) != other["loss"].isel(step=-1)).all()
+
+
+LINEAR = {"data": "gaussian", "model": "linear2", "loss": "mse", "samples": 8, "batch_size": None, "widths": (8, 512),
+          "steps": 4, "learning_rate": (0.3, 0.7), "observables": ("loss", "hessian_eigenvalues", "gradient_noise"),
+          "limit": True}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_limits_are_dashed_where_they_are_known(tmp_path, capsys):
+    """Wide networks are near; what is not measured of the same samples, or by theories, is said in a line each."""
+    options = small(tmp_path / "there", **LINEAR, curvature_samples=8)
+    landscape(options)
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if "no limit" in line] == [
+        f"no limit is drawn of gradient_noise in {param}: theory leaves it open" for param in ("mup", "ntp")]  # fmt: skip
+    dataset = files.read(tmp_path / "there" / "landscape.nc")
+    for name in ("loss", "hessian_eigenvalues"):
+        limit, wide = dataset[f"{name}_limit"], dataset[name].sel(width=512)
+        scale = float(abs(limit).max())
+        if name != "loss":  # in NTP that of a network has its f(0)
+            np.testing.assert_allclose(wide.mean("seed"), limit.transpose(*wide.mean("seed").dims), atol=scale / 8)
+        np.testing.assert_allclose(wide.mean("seed").sel(param="mup"), limit.sel(param="mup"), atol=scale / 8)
+    figure = picture(dataset, late_values(dataset), "a title")
+    drawn = [line.get_ydata() for axis in figure.axes for line in axis.lines if line.get_label() == "limit"]
+    assert len(drawn) == 4
+    np.testing.assert_array_equal(drawn[1], dataset["loss_limit"].sel(param="ntp"))
+    assert "limit" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_what_has_no_limit_says_why(tmp_path, monkeypatch):
+    convolutions = prepare(Options(samples=64))
+    assert convolutions.limits == []
+    assert study._without_limit(convolutions, Store(tmp_path, "test")) == [
+        "no limit is drawn in mup: no limit is known for conv in mup",
+        "no limit is drawn in ntp: max pooling has no analytic kernel: average pooling has one"]  # fmt: skip
+    problem = prepare(small(**LINEAR)).problems["ntp", 1]
+    observables = ("loss", "hessian_eigenvalues", "ntk_eigenvalues")
+    assert list(infinite.left_out(problem, observables, 6)) == ["hessian_eigenvalues", "ntk_eigenvalues"]
+    assert infinite.left_out(problem, observables, 8) == {}
+    classes = prepare(small(samples=6)).problems["ntp", 1]
+    assert list(infinite.left_out(classes, observables, 6)) == ["hessian_eigenvalues"]
+
+    def too_large(problem, **_):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(infinite, "solve", too_large)
+    limit, unknown = infinite.read(infinite.computed(problem, observables, 8), problem)
+    assert limit is None
+    assert infinite.why_not(unknown, "ntp") == [f"no limit is drawn of {', '.join(observables)} in ntp: too large"]
+
+
+def test_limits_of_several_depths_have_the_colours_of_their_networks(tmp_path):
+    options = small(None, **LINEAR | {"model": "resmlp", "widths": (8,), "depths": (2, 4), "param": ("depth_mup",)},
+                    curvature_samples=8)  # fmt: skip
+    run = prepare(replace(options, activation="linear", learning_rate=(0.3,), observables=("loss", "ntk_eigenvalues")))
+    assert [str(cell) for cell in run.limits] == ["depth_mup L = 2 limit", "depth_mup L = 4 limit"]
+    values = synthetic(0.0)["hessian_eigenvalues"].isel(param=0, rank=0).rename(width="depth")
+    axis = Figure().subplots()
+    panel(axis, values, limit=2 * values.isel(seed=0, drop=True))
+    lines, dashed = ([line for line in axis.lines if (line.get_label() == "limit") == which] for which in (False, True))
+    assert [line.get_color() for line in lines] == [line.get_color() for line in dashed]
+    assert {line.get_linestyle() for line in dashed} == {"--"}
 
 
 def test_a_divergence_is_a_result(tmp_path):

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: dynamics, rates, growth.  Each function returns a figure."""
+"""The pictures of a comparison: dynamics, rates, growth, following.  Each function returns a figure."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from comparisons import style as plots
+from comparisons.convergence.following import Following, relative_deviations
 from comparisons.convergence.rates import Rate
 from comparisons.deviations import deviations, limit_component, reference_of, variable
 from comparisons.super_consistency import GROWN, Growth
@@ -18,6 +19,7 @@ from limits import OBSERVABLES
 
 SHOWN = {"loss": {}, "sharpness": {"rank": 1}, "ntk_eigenvalues": {"rank": 1}}  # observable → its component
 SPREAD, SLOPES = "standard deviation over seeds", "95 % of its exponent"  # what the bands of dynamics, rates are
+TOLERATED, TO_THE_END = "tolerance", "some to the end"
 UNFITTED = "no exponent: the table says why"
 
 
@@ -99,6 +101,53 @@ def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: 
     plots.legend_below(figure, plots.widths(dataset))
     figure.suptitle(f"{title}; reference: {reference}; super consistent: at most × {GROWN:g}", fontsize=9)
     return figure
+
+
+@plots.styled
+def following(dataset: xr.Dataset, found: Sequence[Following], edge_of_stability: float, title: str) -> Figure:
+    """Beyond the edge: one network per width on the limit's sharpness, how far they are off it, and when they first were."""
+    dataset = plots.drawable(dataset)
+    figure, (sharp, off, when) = _panels(3)
+    deviation, (last, tolerance) = relative_deviations(dataset, found[-1].observable), (found[-1], found[-1].tolerance)
+    for width, color in plots.colors(dataset.width.values):
+        one = dataset["hessian_eigenvalues"].sel(rank=1, width=width).isel(seed=0)
+        plots.against_step(sharp, one, color=color, label=f"N = {width}")
+        plots.against_step(off, np.sqrt((deviation.sel(width=width) ** 2).mean("seed")), color=color, label=f"N = {width}")
+    limit = limit_component(dataset, "sharpness", {"rank": 1})
+    if limit is not None:
+        plots.against_step(sharp, limit, label="limit", **plots.LIMIT)
+    plots.mark_edge(sharp, edge_of_stability)
+    sharp.set(xlabel="step", ylabel=_label("sharpness"), title="one network of each width")
+    plots.logarithmic(off)
+    off.axhline(tolerance, color="gray", linewidth=0.9, label=TOLERATED)
+    off.set(xlabel="step", ylabel=f"rms relative deviation of {_label(last.observable)}", title=f"tolerated: {tolerance:g}")
+    for one, color in zip(found, ("tab:blue", "tab:orange"), strict=False):
+        draw_following(when, one, color)
+    when.set(xscale="log", xlabel="width $N$", ylabel="steps", title="\n".join(f"{one.observable}: {one.law}" for one in found))
+    when.set_xticks(dataset.width.values, [str(w) for w in dataset.width.values], rotation=45)
+    when.tick_params(axis="x", which="minor", bottom=False)
+    when.xaxis.set_minor_formatter(NullFormatter())
+    handles = [Line2D([], [], color=color, marker="o", linestyle="", label=f"{one.observable} follows")
+               for one, color in zip(found, ("tab:blue", "tab:orange"), strict=False)]  # fmt: skip
+    handles += [Line2D([], [], label="limit", **plots.LIMIT), plots.edge_handle(),
+                Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label=TO_THE_END),
+                Line2D([], [], color="gray", linewidth=0.9, label=TOLERATED),
+                Line2D([], [], color="gray", linestyle=":", label="predicted")]  # fmt: skip
+    plots.legend_below(figure, [*plots.widths(dataset), *handles])
+    figure.suptitle(f"{title}; the limit crosses the edge of stability at step {found[0].crossing}", fontsize=9)
+    return figure
+
+
+def draw_following(axis: Axes, one: Following, color) -> None:
+    """Mean over seeds with its interval, hollow where some follow to the end; the mean that the law of first order has."""
+    steps, ends = np.array(one.steps), np.array(one.intervals).T
+    for left, fill, group in ((False, "full", None), (True, "none", TO_THE_END)):
+        shown = (np.array(one.to_the_end) > 0) == left
+        points = axis.errorbar(np.array(one.widths)[shown], steps[shown], yerr=np.abs(ends - steps)[:, shown], color=color,
+                               marker="o", markersize=3.5, linestyle="", elinewidth=0.8, fillstyle=fill)[0]  # fmt: skip
+        points.set(label=f"{one.observable} follows", gid=group)
+    if one.predicted is not None:
+        axis.plot(one.widths, one.predicted, color=color, linestyle=":", label="predicted")
 
 
 def largest(found: Growth) -> str:

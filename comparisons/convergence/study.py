@@ -7,7 +7,8 @@ Trains networks of each width, integrates the limit, fits the rates, prints the 
     trajectories.nc      every observable (width, seed, step[, rank]), its measuring error, the limit, the deviations
     rates.json           a list of ``comparisons.convergence.rates.Rate``
     growth.json          a list of ``comparisons.super_consistency.Growth``
-    dynamics, rates, growth .png and .pdf
+    following.json       a list of ``comparisons.convergence.following.Following``, if the limit crosses the edge of stability
+    dynamics, rates, growth, following    .png and .pdf
 """
 
 import json
@@ -25,8 +26,10 @@ from comparisons import options as runs
 from comparisons import style as plots
 from comparisons.cells import Report, Store, Values, Work, begin
 from comparisons.convergence import picture, rates
+from comparisons.convergence.following import Following, measure_following
 from comparisons.convergence.options import PROGRAM, Options
 from comparisons.deviations import limit_component
+from comparisons.super_consistency import Growth
 from finite import Numerics
 from finite.networks.build import build
 from finite.training.train import train
@@ -124,8 +127,11 @@ def compare(options: Options) -> list[rates.Rate]:
         files.write(dataset, folder / "trajectories.nc")
         files.write_json([rate.record() for rate in measured], folder / "rates.json")
         files.write_json([growth.record() for growth in grown], folder / "growth.json")
-        _draw(comparison, dataset, measured, grown, folder)
-        print(table(measured, grown, comparison, after, shown_steps(dataset)))
+        followed = [] if after is None or not known else measure_following(dataset, prediction, after)
+        if followed:
+            files.write_json([one.record() for one in followed], folder / "following.json")
+        _draw(comparison, dataset, measured, grown, followed, folder)
+        print(table(measured, grown, followed, comparison, after, shown_steps(dataset)))
         print(f"results in {folder}")
     return measured
 
@@ -216,11 +222,9 @@ def _networks(comparison, store, width) -> list[Trajectory]:
 
 
 def _typical(comparison, store) -> Trajectory:
-    """The limit without the observables that the theory leaves open: the (largest) value has an infinite error at some step."""
+    """The limit without the observables that the theory leaves open."""
     (whole,) = labelled.trajectories(store.read(LIMIT), comparison.problem.steps)
-    open_ = [name for name in whole.observables if np.isinf(whole.error(name).reshape(len(whole.steps), -1)[:, 0]).any()]
-    kept = {name: values for name, values in whole.observables.items() if name not in open_}
-    return replace(whole, observables=kept, errors={n: e for n, e in whole.errors.items() if n not in open_})
+    return pairs.only(whole, set(whole.observables) - set(pairs.left_open(whole)))
 
 
 # Results --------------------------------------------------------------------------------------------------------------
@@ -270,9 +274,11 @@ def _unstable_after(problem, dataset):
     return fluctuations.edge_crossing(problem, Trajectory(problem.steps, {"hessian_eigenvalues": values.values[:, None]}))
 
 
-def _draw(comparison, dataset, measured, grown, folder):
-    title, reference = comparison.title, comparison.reference
-    plots.save(picture.dynamics(dataset, comparison.problem.edge_of_stability, title), folder / "dynamics")
+def _draw(comparison, dataset, measured, grown, followed, folder):
+    title, reference, edge = comparison.title, comparison.reference, comparison.problem.edge_of_stability
+    if followed:
+        plots.save(picture.following(dataset, followed, edge, title), folder / "following")
+    plots.save(picture.dynamics(dataset, edge, title), folder / "dynamics")
     plots.save(picture.rates(dataset, measured, reference, title, shown_steps(dataset)), folder / "rates")
     plots.save(picture.growth(dataset, grown, reference, title), folder / "growth")
 
@@ -283,7 +289,10 @@ def shown_steps(dataset: xr.Dataset, most: int = 4) -> list[int]:
     return [int(steps[i]) for i in np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))]
 
 
-def table(measured, grown, comparison: Comparison, unstable_after: int | None, steps: list[int]) -> str:
+def table(
+    measured: Sequence[rates.Rate], grown: Sequence[Growth], followed: Sequence[Following], comparison: Comparison,
+    unstable_after: int | None, steps: list[int],
+) -> str:  # fmt: skip
     """The rates of loss, sharpness and the top NTK eigenvalue at these steps, and the verdicts, for the terminal."""
     lines = [comparison.title, f"error = prefactor · N^exponent, reference: {comparison.reference}"]
     stood_in_for = [rate.observable for rate in measured if rate.reference != comparison.reference]
@@ -304,7 +313,20 @@ def table(measured, grown, comparison: Comparison, unstable_after: int | None, s
             lines.append(f"{_short_name(growth.observable):<16}× {picture.largest(growth):<22} {late:<26} {growth.verdict}")
     if unstable_after is not None:
         lines += ["", f"the limit crosses the edge of stability at step {unstable_after}: no exponents after it"]
+    lines += [line for one in followed for line in _followed(one)]
     return "\n".join(lines)
+
+
+def _followed(one: Following):
+    """How long networks follow the limit beyond the edge."""
+    rate, (low, high) = one.rate, one.interval
+    grows = f"; if log N/(2r), r = {rate:.3g} [{low:.3g}, {high:.3g}] per step" if isfinite(rate) else ""
+    yield f"{one.observable} within {one.tolerance:.0%} of it for so many steps: {one.law}{grows}"
+    columns = one.widths, one.steps, one.intervals, one.predicted or [np.nan] * len(one.widths), one.to_the_end
+    for width, steps, (low, high), predicted, to_the_end in zip(*columns, strict=True):
+        theory = f"theory {predicted:.1f}" if isfinite(predicted) else ""
+        left = f"{to_the_end:.0%} to the end" if to_the_end else ""
+        yield f"  N = {width:<8}{steps:8.1f} [{low:.1f}, {high:.1f}]".ljust(36) + f"{theory:<14} {left}".rstrip()
 
 
 def _row(rate):

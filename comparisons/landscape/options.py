@@ -61,6 +61,8 @@ class Options(runs.TrainingOptions):
     """Also the density of all eigenvalues of the Hessian, by stochastic Lanczos quadrature: 8 times 32 products each time."""
     tolerance: float = 1e-2
     """Relative, of the eigenvalues."""
+    limit: bool = True
+    """Whether the infinite network is followed too, where it is known: sampled ones (mlp3, resmlp, ...) take minutes each."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/landscape-MODEL-DIGEST, one folder per set of options."""
 

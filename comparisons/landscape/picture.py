@@ -19,7 +19,7 @@ RESOLUTION = 400  # points of a density, whose window is one fiftieth of what is
 
 @plots.styled
 def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
-    """A row per observable, a column per parametrization, a colour per size: mean over the seeds, and their range."""
+    """A row per observable, a column per parametrization, a colour per size: mean and range over seeds; limits dashed."""
     dataset = plots.drawable(dataset)
     names, params = followed(dataset), [str(param) for param in dataset.param.values]
     figure = Figure(figsize=(1.25 * plots.PANEL[0] * len(params) + 0.4, 0.85 * plots.PANEL[1] * len(names) + 0.9),
@@ -29,14 +29,20 @@ def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
     for row, name in zip(grid, names, strict=True):
         for axis, param in zip(row, params, strict=True):
             one = dataset.sel(param=param)
-            panel(axis, first(one[name]), edge_of(one, name))
+            panel(axis, first(one[name]), edge_of(one, name), limit_of(one, name))
             axis.set_title(f"{plots.NAMES.get(param, param)}: late {_ratio(said[param, name])}, {said[param, name].verdict}")
         row[0].set_ylabel(OBSERVABLES[name].symbol.replace("_k", "_1"))
     for axis in grid[-1]:
         axis.set(xlabel="step", xlim=(0, int(dataset.step[-1])))
-    plots.legend_below(figure, [*sizes(dataset), plots.edge_handle(), plots.band(RANGE)])
+    limit = Line2D([], [], label="limit", **plots.LIMIT)
+    plots.legend_below(figure, [*sizes(dataset), limit, plots.edge_handle(), plots.band(RANGE)])
     figure.suptitle(title, fontsize=9)
     return figure
+
+
+def limit_of(one: xr.Dataset, name: str) -> xr.DataArray | None:
+    """(step) or (depth, step), of one parametrization; None where it is known nowhere."""
+    return first(one[f"{name}_limit"]) if f"{name}_limit" in one else None
 
 
 def sizes(dataset: xr.Dataset) -> list[Line2D]:
@@ -55,8 +61,11 @@ def edge_of(one: xr.Dataset, name: str) -> float:
     return float(one[edges[name]]) if name in edges else np.nan
 
 
-def panel(axis: Axes, values: xr.DataArray, edge: float = np.nan) -> None:
-    """(width or depth, seed, step) against step: mean over the seeds and their range, a colour per size, a line at the edge."""
+def panel(axis: Axes, values: xr.DataArray, edge: float = np.nan, limit: xr.DataArray | None = None) -> None:
+    """(width or depth, seed, step) against step: mean over the seeds and their range, a colour per size, a line at the edge.
+
+    The limit dashed; those of several depths in the colours of their networks.
+    """
     letter = growing(values)
     for size, color in plots.colors(values[letter].values):
         there = values.sel({letter: size})
@@ -64,6 +73,10 @@ def panel(axis: Axes, values: xr.DataArray, edge: float = np.nan) -> None:
         # ends where one diverges: those that are left are others on average
         plots.against_step(axis, mean, color=color, label=_named(letter, size))
         axis.fill_between(values.step, low, high, color=color, alpha=0.2, linewidth=0, label=plots.banded(RANGE))
+        if limit is not None and letter in limit.dims:
+            plots.against_step(axis, limit.sel({letter: size}), label="limit", **plots.LIMIT | {"color": color})
+    if limit is not None and letter not in limit.dims:
+        plots.against_step(axis, limit, label="limit", **plots.LIMIT)
     if ((values > 0) | values.isnull()).all() and values.notnull().any():
         plots.logarithmic(axis)
     plots.mark_edge(axis, edge)

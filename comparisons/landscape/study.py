@@ -5,9 +5,9 @@ Trains networks of each width, or each depth, and follows the curvature of their
 the same at all sizes: super consistent, see ``comparisons.super_consistency``.  In DIR:
 
     config.json      the options, and a digest of the data
-    cells/           one file per finished size of a parametrization, from which an interrupted run goes on
+    cells/           one file per finished size of a parametrization, or limit, from which an interrupted run goes on
     landscape.nc     every observable (param, width or depth, seed, step[, rank]), its measuring error and the matrix-vector
-                     products it took; edge_of_stability (param)
+                     products it took; where it is known its limit, NAME_limit; edge_of_stability (param)
     landscape.json   a list of ``comparisons.landscape.late.Late``
     landscape        .png and .pdf, and density, where it was asked for
 """
@@ -15,6 +15,7 @@ the same at all sizes: super consistent, see ``comparisons.super_consistency``. 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import product
 
 import xarray as xr
@@ -23,7 +24,9 @@ from comparisons import command_line, estimate, files, labelled, pairs, regime, 
 from comparisons import options as runs
 from comparisons import style as plots
 from comparisons.cells import Report, Store, Values, Work, begin
+from comparisons.landscape import limit as infinite
 from comparisons.landscape.late import Late, late_values
+from comparisons.landscape.limit import Limit
 from comparisons.landscape.options import PROGRAM, Options
 from comparisons.landscape.picture import density, picture, table
 from finite import Numerics
@@ -88,13 +91,24 @@ class Sizes(Work):
         rows = [self.cells(param) for param in self.options.param]
         return [cell for of_size in reversed(list(zip(*rows, strict=True))) for cell in of_size]
 
-    def networks(self, cells: Sequence[Cell]) -> list[estimate.Networks]:
+    @cached_property
+    def no_limits(self) -> dict[tuple[str, int], str | None]:
+        """Of every parametrization and depth, why there is no limit; None where there is one."""
+        return {key: pairs.why_no_limit(problem) for key, problem in self.problems.items()}
+
+    @property
+    def limits(self) -> list[Limit]:
+        return [Limit(*key) for key, why in self.no_limits.items() if self.options.limit and why is None]
+
+    def networks(self, cells: Sequence[Cell | Limit]) -> list[estimate.Networks]:
         o = self.options
         return [estimate.Networks(self.problems[cell.param, cell.depth], cell.width, o.seeds, self.observables,
-                                  o.curvature_samples) for cell in cells]  # fmt: skip
+                                  o.curvature_samples) for cell in cells if isinstance(cell, Cell)]  # fmt: skip
 
-    def compute(self, cells: Sequence[Cell], store: Store, report: Report) -> list[Values]:
-        return [labelled.arrays(self.trained(cell, report)) for cell in cells]
+    def compute(self, cells: Sequence[Cell | Limit], store: Store, report: Report) -> list[Values]:
+        return [labelled.arrays(self.trained(cell, report)) if isinstance(cell, Cell) else
+                infinite.computed(self.problems[cell.param, cell.depth], self.options.observables,
+                                  self.options.curvature_samples) for cell in cells]  # fmt: skip
 
     def trained(self, cell: Cell, report: Report = lambda part: None) -> list[Trajectory]:
         """Every parametrization starts from the same weights."""
@@ -108,7 +122,7 @@ class Sizes(Work):
 def landscape(options: Options) -> list[Late]:
     """The whole job.  Raises ValueError or files.Refused, in one line, before anything is written."""
     sizes = prepare(options)
-    options, cells = sizes.options, sizes.all_cells
+    options, cells = sizes.options, [*sizes.limits, *sizes.all_cells]
     with begin(sizes, options, sizes.config, f"landscape-{options.model}", PROGRAM, lambda store: cells) as run:
         if run is None:
             return []
@@ -123,6 +137,8 @@ def landscape(options: Options) -> list[Late]:
         if options.density:
             plots.save(density(dataset, sizes.title), run.folder / "density")
         print(table(found, sizes.title))
+        for line in _without_limit(sizes, run.store) if options.limit else ():
+            print(line)
         print(f"results in {run.folder}")
     return found
 
@@ -161,7 +177,9 @@ def prepare(options: Options) -> Sizes:
         for width in sorted(o.widths):
             check(problem, build(problem, width), o.observables)
     exponents = [parametrization.rows(problem.scaling()) for problem in problems.values()]
-    return Sizes(o, problems, runs.config(o, base.inputs, base.targets) | {"exponents": exponents})
+    config = runs.config(o, base.inputs, base.targets) | {"exponents": exponents}
+    del config["limit"]  # no network depends on it
+    return Sizes(o, problems, config)
 
 
 def _dataset(sizes: Sizes, store: Store) -> xr.Dataset:
@@ -180,8 +198,30 @@ def _dataset(sizes: Sizes, store: Store) -> xr.Dataset:
         preconditioned_edge_of_stability=("param", [problem.preconditioned_edge_of_stability for problem in typical],
                                           {"units": "1"}),
     )  # fmt: skip
-    made = store.provenance(sizes.all_cells)
+    dataset = dataset.merge(_limits(sizes, store))
+    made = store.provenance([*sizes.limits, *sizes.all_cells])
     return dataset.assign_attrs(made, title=sizes.title, configuration=json.dumps(sizes.config))
+
+
+def _limits(sizes: Sizes, store: Store) -> xr.Dataset:
+    """NAME_limit (param[, depth], step[, rank]); not a number where it is not known, nothing where no limit is."""
+    rows = []
+    for cell in sizes.limits:
+        limit, _ = infinite.read(store.read(cell), sizes.problems[cell.param, cell.depth])
+        if limit is not None:
+            rows.append(infinite.named(limit).expand_dims(param=[cell.param], depth=[cell.depth]))
+    if not rows:
+        return xr.Dataset()
+    whole = xr.combine_by_coords(rows).reindex(param=list(sizes.options.param), depth=sizes.depths)
+    return whole if sizes.growing == "depth" else whole.isel(depth=0, drop=True)
+
+
+def _without_limit(sizes: Sizes, store: Store) -> list[str]:
+    """A line for each parametrization, or observable of it, without a limit: why."""
+    known = {cell: infinite.read(store.read(cell), sizes.problems[cell.param, cell.depth])[1] for cell in sizes.limits}
+    lines = [f"no limit is drawn in {param}: {why}" for (param, _), why in sizes.no_limits.items() if why]
+    lines += [line for cell, unknown in known.items() for line in infinite.why_not(unknown, cell.param)]
+    return list(dict.fromkeys(lines))
 
 
 def main(arguments=None) -> None:

@@ -1,0 +1,83 @@
+"""The infinite network beside those of a landscape: what of its limit is known, and why the rest is not."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from comparisons import labelled, pairs, results
+from comparisons.cells import Values
+from limits import Problem, Trajectory
+from limits.losses import LOSSES
+from limits.theories import outputs_are_random, solve
+from limits.trajectory import OF_HESSIAN
+
+UNKNOWN = "unknown"  # in a cell: why each observable that is not there is not
+OF_OUTPUTS = {*OF_HESSIAN, "gauss_newton_eigenvalues"}  # of whatever loss is not quadratic they depend on f
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The cell of the infinite network of a parametrization and a depth."""
+
+    param: str
+    depth: int
+
+    @property
+    def name(self) -> str:
+        return f"{results.slug(self.param)}-L{self.depth}-limit"
+
+    def __str__(self):
+        return f"{self.param} L = {self.depth} limit"
+
+
+def left_out(problem: Problem, observables: Sequence[str], samples: int) -> dict[str, str]:
+    """Of these observables, those that no limit is to be asked for, whose curvature is that of the first so many samples."""
+    why = {}
+    if outputs_are_random(problem) and not LOSSES[problem.loss].quadratic:
+        why = dict.fromkeys(OF_OUTPUTS, f"with {problem.loss} it depends on f(0), which stays random")
+    if samples < problem.num_samples:
+        fewer = f"the networks' is of the first {samples} samples, the limit's of all {problem.num_samples}"
+        why |= dict.fromkeys(set(observables) - {"loss"}, fewer)
+    return {name: why[name] for name in observables if name in why}
+
+
+def computed(problem: Problem, observables: Sequence[str], samples: int) -> Values:
+    """The arrays of a cell.  A limit that turns out not to fit this machine is not known, which is no failure."""
+    unknown = left_out(problem, observables, samples)
+    wanted = [name for name in observables if name not in unknown]
+    try:
+        limit = solve(problem, hessian=not set(OF_HESSIAN).isdisjoint(wanted))
+    except (ValueError, MemoryError) as refusal:
+        return {UNKNOWN: np.array(json.dumps(dict.fromkeys(observables, str(refusal))))}
+    left_open = pairs.left_open(limit)
+    known = [name for name in wanted if name in limit and name not in left_open]
+    unknown |= {name: limit.left_open.get(name, "theory leaves it open") for name in wanted if name not in known}
+    arrays = labelled.arrays([pairs.only(limit, known)]) if known else {}
+    return {**arrays, UNKNOWN: np.array(json.dumps(unknown))}
+
+
+def read(values: Values, problem: Problem) -> tuple[Trajectory | None, dict[str, str]]:
+    """(what is known, why the rest is not), of the arrays of a cell."""
+    arrays = dict(values)
+    unknown = json.loads(str(arrays.pop(UNKNOWN)))
+    return labelled.trajectories(arrays, problem.steps)[0] if arrays else None, unknown
+
+
+def why_not(unknown: Mapping[str, str], param: str) -> list[str]:
+    """A line for each reason that there is."""
+    names: dict[str, list[str]] = {}
+    for name, why in unknown.items():
+        names.setdefault(why, []).append(name)
+    return [f"no limit is drawn of {', '.join(of)} in {param}: {why}" for why, of in names.items()]
+
+
+def named(limit: Trajectory) -> xr.Dataset:
+    """Every observable, (step[, rank]), by names that say what it is."""
+    dataset = labelled.from_trajectories({1: [limit]}).isel(width=0, seed=0, drop=True)
+    for values in dataset.data_vars.values():
+        values.attrs["long_name"] += ", at infinite width"
+        values.attrs["definition"] = f"value at infinite width of: {values.attrs['definition']}"
+    return dataset.rename({name: f"{name}_limit" for name in dataset.data_vars})

@@ -1,0 +1,90 @@
+"""How long networks follow the limit beyond the edge: trajectories whose follow time is known, and the law of many draws."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from comparisons.convergence import picture
+from comparisons.convergence.following import (
+    TOLERANCE,
+    followed_steps,
+    growth_of,
+    measure_following,
+    predicted_steps,
+)
+from limits.law import Law, Prediction
+
+WIDTHS = np.array([64, 256, 1024, 4096, 16384])
+STEPS = np.arange(0, 201, 2)
+GROWTHS = {"log N": lambda t: np.exp(0.1 * t), "√N": lambda t: 1 + 0.5 * t, "to the end": lambda t: np.ones_like(t, float)}
+
+
+def synthetic(grows, seeds=48) -> xr.Dataset:
+    """Loss 3, sharpness 5 in the limit; networks z N^-½ times what differences grow to off it, relatively."""
+    z = np.random.default_rng(0).normal(size=(len(WIDTHS), seeds, 1))
+    off = z * WIDTHS[:, None, None] ** -0.5 * grows(STEPS)
+    dims, coordinates = ("width", "seed", "step"), {"width": WIDTHS, "step": STEPS}
+    found = {"loss": 3 * (1 + off), "loss_deviation": 3 * off}
+    variables = {name: (dims, values) for name, values in found.items()}
+    variables |= {name: ((*dims, "rank"), values[..., None]) for name, values in
+                  {"hessian_eigenvalues": 5 * (1 + off), "hessian_eigenvalues_deviation": 5 * off}.items()}  # fmt: skip
+    variables |= {"loss_limit": ("step", np.full(len(STEPS), 3.0)),
+                  "hessian_eigenvalues_limit": (("step", "rank"), np.full((len(STEPS), 1), 5.0))}  # fmt: skip
+    return xr.Dataset(variables, coordinates | {"rank": [1]})
+
+
+def law_of(grows) -> Prediction:
+    none = np.zeros(len(STEPS))
+    return Prediction({"loss": Law(3 * grows(STEPS), *[none] * 5)})
+
+
+def test_the_first_step_that_is_off_counts():
+    off = np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]], bool)
+    np.testing.assert_array_equal(followed_steps(off, np.array([0, 2, 4, 6])), [4, 0, 6, 6])
+
+
+@pytest.mark.parametrize("law", GROWTHS)
+def test_synthetic_networks_follow_as_long_as_their_growth_says(law):
+    grows = GROWTHS[law]
+    loss, sharpness = measure_following(synthetic(grows), law_of(grows), crossing=2)
+    assert loss.law == sharpness.law == law
+    assert loss.steps == sharpness.steps
+    z = np.abs(np.random.default_rng(1).normal(size=(4000, 1)))
+    for width, steps, (low, high), predicted in zip(WIDTHS, loss.steps, loss.intervals, loss.predicted, strict=True):
+        off = z * grows(STEPS) > TOLERANCE * width**0.5
+        off[:, -1] = True
+        each = STEPS[off.argmax(axis=1)]
+        assert predicted == pytest.approx(np.mean(each), abs=4 * np.std(each) / 63 + 1e-3)
+        assert low - (high - low) / 2 - 1 <= np.mean(each) <= high + (high - low) / 2
+        assert low <= steps <= high
+    if law == "log N":
+        assert loss.interval[0] < 0.1 < loss.interval[1]
+        assert loss.rate == pytest.approx(0.1, rel=0.15)
+
+
+def test_few_widths_that_go_astray_decide_nothing():
+    """Of the widest all follow to the end; of two all are lost."""
+    (loss, _) = measure_following(synthetic(lambda t: np.ones_like(t, float)), None, crossing=0)
+    assert loss.law == "to the end"
+    assert loss.predicted is None
+    assert np.isnan(loss.rate)
+    far = synthetic(lambda t: 1.0 + (t > 100) * 1e9).isel(width=[0, 1])
+    assert measure_following(far, None, crossing=0)[0].law == "undecided"
+
+
+def test_what_does_not_depend_on_the_width_has_no_law():
+    law, _, (low, high) = growth_of(WIDTHS, np.random.default_rng(0).poisson(40, size=(5, 32)))
+    assert law == "undecided"
+    assert not low > 0 or high == np.inf
+
+
+def test_a_divergence_is_off_and_the_picture_is_drawn():
+    values = synthetic(GROWTHS["log N"], seeds=8)
+    for name in ("loss", "loss_deviation"):
+        values[name][0, 0, 5:] = np.nan
+    found = measure_following(values, law_of(GROWTHS["log N"]), crossing=2)
+    assert found[0].steps[0] <= found[1].steps[0]
+    figure = picture.following(values, found, 4.9, "a title")
+    (of_widths,) = [axis for axis in figure.axes if axis.get_xlabel() == "width $N$"]
+    drawn = [line for line in of_widths.lines if line.get_label() == "predicted"]
+    np.testing.assert_allclose(drawn[0].get_ydata(), predicted_steps(GROWTHS["log N"](STEPS), WIDTHS, STEPS))
