@@ -49,7 +49,7 @@ def computed(problem: Problem, observables: Sequence[str], samples: int) -> Valu
     unknown = left_out(problem, observables, samples)
     wanted = [name for name in observables if name not in unknown]
     try:
-        limit = solve(problem, hessian=not set(OF_HESSIAN).isdisjoint(wanted))
+        limit = solve(problem)
     except (ValueError, MemoryError) as refusal:
         return {UNKNOWN: np.array(json.dumps(dict.fromkeys(observables, str(refusal))))}
     left_open = pairs.left_open(limit)

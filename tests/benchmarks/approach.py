@@ -51,7 +51,7 @@ def a_problem(targets=None, **options):
 
 def distances(problem, widths, num_seeds):
     """{observable: (widths, seeds)} at the last step, and the limit's own standard error there."""
-    typical = solve(problem, hessian=True)
+    typical = solve(problem)
     found = {name: [] for name in FOLLOWED if name in typical}
     for width in widths:
         keys = pairs.keys(0, width, num_seeds)
