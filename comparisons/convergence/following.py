@@ -45,7 +45,7 @@ class Following:
     predicted           mean of the law of the deviations; None where there is none
     law                 what the medians of the widths of which most do not grow like: "log N" or "√N", "log N or √N" where
                         both fit; "to the end" where too few are left, and of the widest most do; else "undecided"
-    rate, interval      r of the growth e^{rt} that makes log N of it, per step; not a number where nothing was fitted
+    rate, interval      r of the growth e^{rt} that makes log N of it, per step; not a number where none was found
     """
 
     observable: str
@@ -110,7 +110,7 @@ def growth_of(widths: Int[np.ndarray, " W"], values: Int[np.ndarray, "W S"], eve
     (misfits, (slope, _), (error, _)) = zip(*fits, strict=True)
     low, high = slope - Z * error, slope + Z * error
     if low <= 0:
-        return "undecided", 0.5 / slope, (0.5 / high if high > 0 else np.nan, np.inf)
+        return "undecided", np.nan, NOWHERE
     better, worse = np.argsort(misfits)
     law = list(SHAPES)[better] if misfits[worse] - misfits[better] > DECISIVE else " or ".join(SHAPES)
     return law, 0.5 / slope, (0.5 / high, 0.5 / low)

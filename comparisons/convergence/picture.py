@@ -108,11 +108,12 @@ def following(dataset: xr.Dataset, found: Sequence[Following], edge_of_stability
     """Beyond the edge: one network per width on the limit's sharpness, how far they are off it, and when they first were."""
     dataset = plots.drawable(dataset)
     figure, (sharp, off, when) = _panels(3)
-    deviation, (last, tolerance) = relative_deviations(dataset, found[-1].observable), (found[-1], found[-1].tolerance)
+    last, tolerance = found[-1].observable, found[-1].tolerance
+    rms = np.sqrt((relative_deviations(dataset, last) ** 2).mean("seed"))
     for width, color in plots.colors(dataset.width.values):
         one = dataset["hessian_eigenvalues"].sel(rank=1, width=width).isel(seed=0)
         plots.against_step(sharp, one, color=color, label=f"N = {width}")
-        plots.against_step(off, np.sqrt((deviation.sel(width=width) ** 2).mean("seed")), color=color, label=f"N = {width}")
+        plots.against_step(off, rms.sel(width=width), color=color, label=f"N = {width}")
     limit = limit_component(dataset, "sharpness", {"rank": 1})
     if limit is not None:
         plots.against_step(sharp, limit, label="limit", **plots.LIMIT)
@@ -120,7 +121,7 @@ def following(dataset: xr.Dataset, found: Sequence[Following], edge_of_stability
     sharp.set(xlabel="step", ylabel=_label("sharpness"), title="one network of each width")
     plots.logarithmic(off)
     off.axhline(tolerance, color="gray", linewidth=0.9, label=TOLERATED)
-    off.set(xlabel="step", ylabel=f"rms relative deviation of {_label(last.observable)}", title=f"tolerated: {tolerance:g}")
+    off.set(xlabel="step", ylabel=f"rms relative deviation of {_label(last)}", title=f"tolerated: {tolerance:g}")
     for one, color in zip(found, ("tab:blue", "tab:orange"), strict=False):
         draw_following(when, one, color)
     when.set(xscale="log", xlabel="width $N$", ylabel="steps", title="\n".join(f"{one.observable}: {one.law}" for one in found))
