@@ -100,10 +100,10 @@ class Sizes(Work):
     def limits(self) -> list[Limit]:
         return [Limit(*key) for key, why in self.no_limits.items() if self.options.limit and why is None]
 
-    def networks(self, cells: Sequence[Cell | Limit]) -> list[estimate.Networks]:
-        o = self.options
-        return [estimate.Networks(self.problems[cell.param, cell.depth], cell.width, o.seeds, self.observables,
-                                  o.curvature_samples) for cell in cells if isinstance(cell, Cell)]  # fmt: skip
+    def networks(self, cells: Sequence[Cell | Limit]) -> list[estimate.Networks | estimate.Limit]:
+        o, of = self.options, self.problems
+        return [estimate.Networks(of[cell.param, cell.depth], cell.width, o.seeds, self.observables, o.curvature_samples)
+                if isinstance(cell, Cell) else estimate.Limit(of[cell.param, cell.depth]) for cell in cells]  # fmt: skip
 
     def compute(self, cells: Sequence[Cell | Limit], store: Store, report: Report) -> list[Values]:
         return [labelled.arrays(self.trained(cell, report)) if isinstance(cell, Cell) else
