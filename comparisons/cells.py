@@ -7,8 +7,7 @@ at each of a chunk would take longer than to train small ones; a cell that is al
 
 Nothing that a cell holds depends on which other cells are there: rounding depends on what runs side by side.  On a CPU alike
 cells, such as the networks of one size, run one after the other inside one compiled program, each as if it were alone, and are
-kept after about a second.  (But for the last digit of a ConvNet's sharpness: XLA makes of a loop of one network another program
-than of a loop of more.)  On an accelerator they run as one batch, also where only one of them is missing.
+kept after about a second.  On an accelerator they run as one batch, also where only one of them is missing.
 
     with begin(work, options, config, "landscape-conv", PROGRAM, wanted) as run:       None: a dry run
         run.ensure(wanted)

@@ -6,9 +6,11 @@ And how many of them fit: one line for what does not, before it is begun.
 import os
 from contextlib import contextmanager
 from functools import cache, wraps
+from math import ceil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import scipy.linalg  # noqa: F401  loads the BLAS that JAX calls, before its threads are counted
 from threadpoolctl import ThreadpoolController
 
@@ -65,6 +67,17 @@ def eigvalsh(matrix):
 
 _one_by_one = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
 _values_one_by_one = jax.custom_batching.sequential_vmap(lambda matrix: jnp.linalg.eigvalsh(matrix))
+
+
+def by_batches(function, rows, most: int):
+    """The function of each row, ``most`` side by side at most; a piece for compiled code.
+
+    Batches have one length, for which the last row is repeated: another one would be compiled apart, as long again.
+    """
+    batches = ceil(len(rows) / most)
+    length = ceil(len(rows) / batches)
+    whole = rows[np.minimum(np.arange(batches * length), len(rows) - 1)]
+    return jax.tree.map(lambda mapped: mapped[: len(rows)], jax.lax.map(function, whole, batch_size=length))
 
 
 def physical_memory() -> int:

@@ -43,7 +43,26 @@ class Program(NamedTuple):
 
     def over_networks(self, function):
         """The function of one network, for many: batched, or one after the other inside one compiled loop."""
-        return jax.vmap(function) if self.numerics.vectorized else lambda *many: jax.lax.map(lambda one: function(*one), many)
+        return jax.vmap(function) if self.numerics.vectorized else partial(_in_turn, function)
+
+
+def _in_turn(function, *many):
+    """The function of one network after the other.
+
+    How many there are XLA learns when it runs: a loop that it knows to have one turn it dissolves, and rounds otherwise.
+    """
+    leaf = jax.tree.leaves(many)[0]
+    first = leaf[(0,) * leaf.ndim]
+    turns = jnp.where(jnp.isnan(first) & (first == 0), 0, len(leaf))
+
+    def one(i):
+        return function(*jax.tree.map(lambda rows: jax.lax.dynamic_index_in_dim(rows, i, keepdims=False), many))
+
+    def turn(i, found):
+        return jax.tree.map(lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, i, 0), found, one(i))
+
+    found = jax.tree.map(lambda shape: jnp.zeros((len(leaf), *shape.shape), shape.dtype), jax.eval_shape(one, 0))
+    return jax.lax.fori_loop(0, turns, turn, found)
 
 
 def program_of(problem: Problem, architecture: Architecture, observables: Sequence[str], numerics: Numerics) -> Program:

@@ -30,7 +30,7 @@ from limits.coordinates import Coordinates, coordinates
 from limits.descent import Descent, descent
 from limits.exponents.parametrization import output_exponent
 from limits.law import Law, Prediction, second_order
-from limits.machine import in_float64
+from limits.machine import by_batches, in_float64
 from limits.problem import Problem
 from limits.spectra import apart
 from limits.trajectory import MEASURED, Trajectory
@@ -127,7 +127,7 @@ def _along(run, directions):
     def derivatives(direction):
         return second_order(lambda h: _observe(run, jnp.ones(()), h * direction))
 
-    return jax.lax.map(derivatives, directions, batch_size=64)
+    return by_batches(derivatives, directions, 64)
 
 
 @partial(jax.jit, static_argnames="n")
@@ -138,7 +138,7 @@ def _gradients(run, n):
         return jax.flatten_util.ravel_pytree(_observe(run, jnp.ones(()), X0))[0]
 
     values, pull = jax.vjp(flat, jnp.zeros((n, n)))
-    gradients = jax.lax.map(lambda e: pull(e)[0], jnp.eye(len(values)), batch_size=16)
+    gradients = by_batches(lambda e: pull(e)[0], jnp.eye(len(values)), 16)
     gradients = 0.5 * (gradients + gradients.swapaxes(1, 2))
     unflatten = jax.flatten_util.ravel_pytree(run.known)[1]
     return jax.vmap(jax.vmap(unflatten, 1, -1), 2, -1)(gradients)
@@ -178,7 +178,7 @@ def _kernel_laws(run, factors):
 
         return second_order(deviation)
 
-    first, second = jax.lax.map(derivatives, factors, batch_size=64)
+    first, second = by_batches(derivatives, factors, 64)
     count = np.sqrt(len(factors))
 
     def law(o1, o2):

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float
 from limits.activations import ACTIVATIONS
 from limits.descent import Descent, descent
 from limits.law import Prediction, law_of_draws, second_order
-from limits.machine import in_float64, require_memory
+from limits.machine import by_batches, in_float64, require_memory
 from limits.problem import Problem
 from limits.spectra import apart, leading_eigenvalues
 from limits.theories import insist
@@ -144,11 +144,10 @@ def _variances(kind, run):
         return jax.flatten_util.ravel_pytree(_observe(kind, run, mass))[0]
 
     values, pull = jax.vjp(flat, run.population.mass)
-    whole = -(-len(values) // SIDE_BY_SIDE) * SIDE_BY_SIDE  # a last batch of another size would be compiled apart
-    variances = jax.lax.map(lambda e: jnp.var(pull(e)[0]), jnp.eye(whole, len(values)), batch_size=SIDE_BY_SIDE)
+    variances = by_batches(lambda e: jnp.var(pull(e)[0]), jnp.eye(len(values)), SIDE_BY_SIDE)
     like = jax.eval_shape(partial(_observe, kind, run), run.population.mass)
     unflatten = jax.flatten_util.ravel_pytree(jax.tree.map(lambda a: jnp.zeros(a.shape), like))[1]
-    return unflatten(variances[: len(values)])
+    return unflatten(variances)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -158,7 +157,7 @@ def _second_along(kind, run, directions):
     def second(direction):
         return second_order(lambda h: _observe(kind, run, run.population.mass + h * direction))[1]
 
-    return jax.lax.map(second, directions, batch_size=SIDE_BY_SIDE)
+    return by_batches(second, directions, SIDE_BY_SIDE)
 
 
 def _observe(kind, run, mass):
