@@ -279,29 +279,47 @@ def _hessian_extremes(state, columns, spare, top_k):
 
 
 def _closed_hessian(state, columns):
-    """The Hessian on the entries of the rotated compressed network that it does not annihilate: (matvec, dimension)."""
+    """The Hessian on the entries of the rotated compressed network that it does not annihilate: (matvec, dimension).
+
+    Inputs and columns are such that F_E is diagonal, and only K takes a product of r²C; from there Householder vectors turn.
+    """
     r, C = state.gradient.shape
     rows, cols = min(r, C), min(C, columns)  # what G, and what the readout, can fill
-    turn = jnp.linalg.qr(state.gradient, mode="complete")[0]
-    G, K = turn.T @ state.gradient, turn.T @ (state.kernel[:, None] * turn)
     F = _factor(state.gram, columns)
-    F_E, F_V = turn.T @ F[:r], F[r:]
-    turn = jnp.linalg.qr(F_V.T, mode="complete")[0]
-    F_E, F_V = F_E @ turn, F_V @ turn
+    U, stretch, across = jnp.linalg.svd(F[:r])
+    K, G, F_V = U.T @ (state.kernel[:, None] * U) / state.num_inputs, U.T @ state.gradient, across @ F[r:].T
+    turn, back = _turn(G)
+    turn_columns, back_columns = _turn(F_V)
+    cG, F_V = state.residual_scale * back(G)[:rows], back_columns(F_V)[:cols].T
     sizes = (C * columns, rows * columns, (r - rows) * cols)
+
+    def times_F_E(x, length):
+        return jnp.pad(stretch[:, None] * x[: len(stretch)], ((0, length - len(stretch)), (0, 0)))
 
     def matvec(vector):
         v, upper, lower = jnp.split(vector, (sizes[0], sizes[0] + sizes[1]))
         dV, upper, lower = v.reshape(C, columns), upper.reshape(rows, columns), lower.reshape(r - rows, cols)
-        dW = F_E @ dV.T + jnp.concatenate([upper @ F_V.T, lower @ F_V[:, :cols].T])
-        M = K @ dW / state.num_inputs
-        c, G_top = state.residual_scale, G[:rows]
-        out_V = M.T @ F_E + c * G_top.T @ upper
-        out_upper = M[:rows] @ F_V + c * G_top @ dV
-        out_lower = M[rows:] @ F_V[:, :cols]
-        return jnp.concatenate([out_V.ravel(), out_upper.ravel(), out_lower.ravel()])
+        of_inputs = jnp.concatenate([upper[:, :cols], lower]) @ F_V.T
+        M_in = K @ (times_F_E(turn_columns(dV.T), r) + turn(of_inputs))
+        M = back(M_in) @ F_V
+        out_V = back_columns(times_F_E(M_in, columns)).T + cG.T @ upper
+        out_upper = cG @ dV + jnp.pad(M[:rows], ((0, 0), (0, columns - cols)))
+        return jnp.concatenate([out_V.ravel(), out_upper.ravel(), M[rows:].ravel()])
 
     return matvec, sum(sizes)
+
+
+def _turn(matrix):
+    """Products with Q and with Qᵀ of the complete decomposition QR of a matrix (m, n), in O(mn) each column.
+
+    Q = 1 − V T Vᵀ, V the Householder vectors, T⁻¹ the upper triangle of VᵀV with half its diagonal (Puglisi, SIAM J. Sci.
+    Stat. Comput. 13 (1992) 723).
+    """
+    number = min(matrix.shape)
+    V = jnp.tril(jnp.linalg.qr(matrix, mode="raw")[0].T[:, :number], -1) + jnp.eye(len(matrix), number)
+    overlaps = V.T @ V
+    T = jax.scipy.linalg.solve_triangular(jnp.triu(overlaps) - jnp.diag(jnp.diag(overlaps)) / 2, jnp.eye(number))
+    return (lambda x: x - V @ (T @ (V.T @ x))), (lambda x: x - V @ (T.T @ (V.T @ x)))
 
 
 def _factor(gram, columns):
