@@ -89,3 +89,13 @@ def test_directional_sharpness_of_a_tiny_gradient():
         tiny = state._replace(gradient=state.gradient * 1e-200)
         expected = float(curvature.directional_sharpness(state))
         assert float(curvature.directional_sharpness(tiny)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("matrix", [np.sqrt(np.arange(8.0)).reshape(4, 2), np.eye(3, 5), np.zeros((3, 1))])
+def test_turns_are_orthogonal_and_triangular(matrix):
+    with computing("float64"):
+        turn, back = curvature._turn(jnp.asarray(matrix))
+        Q = np.asarray(turn(jnp.eye(len(matrix))))
+        np.testing.assert_allclose(Q.T, back(jnp.eye(len(matrix))), atol=1e-15)
+        np.testing.assert_allclose(Q.T @ Q, np.eye(len(matrix)), atol=1e-14)
+        np.testing.assert_allclose(np.tril(Q.T @ matrix, -1), 0, atol=1e-14)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from limits.machine import computing
+from limits.machine import by_batches, computing
 from limits.spectra import apart, largest, leading_eigenvalues, spectrum
 
 
@@ -61,3 +61,19 @@ def test_a_spectrum_is_in_order_and_has_what_occurs():
     values, counts = spectrum(np.array([1.0, -2.0, 5.0, 3.0]), np.array([2.0, 1.0, 1.0, 0.0]), 4)
     np.testing.assert_array_equal(np.repeat(values, counts.astype(int)), [5, 1, 1, 0, 0, 0, 0, -2])
     assert 0.0 not in spectrum(np.ones(1), np.ones(1), 0).values
+
+
+@pytest.mark.parametrize(("rows", "most", "length"), [(7, 3, 3), (66, 64, 33), (4, 8, 4)])
+def test_batches_have_one_length(rows, most, length):
+    """So that one is compiled.  Against the function of each row."""
+    values = np.arange(2.0 * rows).reshape(rows, 2)
+
+    def function(row):
+        return {"sum": row.sum(), "square": row**2}
+
+    found = by_batches(function, jnp.asarray(values), most)
+    np.testing.assert_array_equal(found["sum"], values.sum(1))
+    np.testing.assert_array_equal(found["square"], values**2)
+    text = str(jax.make_jaxpr(lambda a: by_batches(function, a, most))(values))
+    assert text.count("scan[") == 1
+    assert f"f32[{length},2]" in text

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/start.py [--full] [JOB OPTION …]
 
-Each in a process of its own.  Without --full the job, the main one, is small.  With the cache filled it has another seed.
+Each in a process of its own, which finds Python's own modules compiled: where that is not kept (PYTHONDONTWRITEBYTECODE)
+imports take three times as long.  Without --full the job, the main one, is small.  With the cache filled it has another seed.
 Also how many programs JAX compiles or loads, and how many are kept.
 """
 
@@ -21,7 +22,7 @@ SMALL = ("--widths", "8", "16", "32", "--seeds", "2", "--steps", "4")
 
 def seconds(*words, **environment):
     """(CPU, wall) seconds of `python …`, and its standard error."""
-    usual = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    usual = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "PYTHONDONTWRITE"))}
     before, began = os.times(), time.monotonic()
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=usual | environment, capture_output=True, text=True)
     after = os.times()
@@ -38,6 +39,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--full", action="store_true")
     chosen, job = parser.parse_known_args()
+    modules = tempfile.TemporaryDirectory()
+    os.environ["PYTHONPYCACHEPREFIX"] = modules.name
+    seconds("-c", "import comparisons.convergence.study, comparisons.transfer.study")
     for command in COMMANDS:
         line(f"python -m {command} --help", *seconds("-m", command, "--help")[:2])
         line(f"python -m {command} --los mse", *seconds("-m", command, "--los", "mse")[:2])
