@@ -226,11 +226,12 @@ def edge_handle() -> Line2D:
 
 
 def mark_edge(axis: Axes, height: float) -> None:
-    """The line 2/η0, if it is near enough not to squash the curves; else its height in words.  Nothing if there is none."""
+    """The line 2/η0, if it is among the curves or near enough not to squash them; else its height in words, if there is one."""
     if not np.isfinite(height):
         return
     (low, top), far = axis.get_ylim(), FAR[axis.get_yscale()]
-    if top / far < height < far * top:
+    lowest = min((heights.min() for heights in _heights(axis) if heights.size), default=np.inf)
+    if min(lowest, top / far) < height < far * top:
         axis.axhline(height, **EDGE)
         axis.set_ylim(min(low, height / 1.2), max(top, 1.2 * height))
     else:

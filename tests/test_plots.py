@@ -155,6 +155,13 @@ def test_an_edge_far_from_the_curves_is_told_in_words(edge, line):
     assert bool(axis.texts) == (not line and np.isfinite(edge))
 
 
+def test_an_edge_among_the_curves_is_a_line():
+    axis = Figure().subplots()
+    axis.plot([0, 1], [0.3, 2])
+    plots.mark_edge(axis, 0.5)
+    assert len(axis.lines) == 2
+
+
 def test_what_cannot_be_on_a_logarithmic_axis_says_so():
     axis = Figure().subplots()
     axis.plot([0, 1], [0, -2])
