@@ -35,10 +35,12 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
         f                        outputs at step 0, over ``READOUTS`` fresh readouts: one has only PC values
         delta_h, delta_f         the change of h and of f
         own_change               ΔW x, the part that the layer's own update made
+        alignment                ΔW x over an entry of ΔW times one of x: N^e
         gradient, weight_update  an entry of ∂L/∂W at step 0, and of W − W_0, stored
         weight_update_spectral   the largest singular value of W − W_0, stored
-        sharpness                λ_1 of the layer's block of the Gauss-Newton matrix at step 0, of stored weights; for Adam
-                                 in the metric that divides by |gradient| + its root mean square, entry by entry
+        sharpness                λ_1 of the layer's block of the Gauss-Newton matrix at step 0, of stored weights; for what
+                                 forgets the gradient's scale in the metric that divides by |gradient| + its root mean
+                                 square, entry by entry, as Adam does
 
     A diverged network has sizes that are not finite.
     """
@@ -79,12 +81,15 @@ def _sizes(architecture, program, data, update: Descent, multiplier, init_std, d
     before, after = architecture.signals(start, inputs), architecture.signals(end, inputs)
     stored = architecture.matrices(by_role({role: 1.0 / number for role, number in multiplier.items()}, moved))
     changes = {name: _rms(after[name].output - s.output) for name, s in before.items()}
+    own = {name: _rms(after[name].arriving @ w) for name, w in architecture.matrices(moved).items()}
+    per_entry = {name: _rms(after[name].arriving) * _rms(w) for name, w in architecture.matrices(moved).items()}
     return {
         "h": {name: _rms(s.output) for name, s in before.items() if name != "readout"},
         "f": {"readout": _rms(before["readout"].arriving @ readouts) * acting_std["readout"]},
         "delta_h": {name: change for name, change in changes.items() if name != "readout"},
         "delta_f": {"readout": changes["readout"]},
-        "own_change": {n: _rms(after[n].arriving @ w) for n, w in architecture.matrices(moved).items() if n != "readout"},
+        "own_change": own,
+        "alignment": {name: own[name] / per_entry[name] for name in own},
         "gradient": {name: _rms(g) for name, g in architecture.matrices(gradient).items()},
         "weight_update": {name: _rms(w) for name, w in stored.items()},
         "weight_update_spectral": _spectral_norms(stored),

@@ -16,7 +16,7 @@ class Optimizer:
     size_rule       of ``limits.exponents.algebra.OPTIMIZERS``: whose exponents it takes
     edge            problem → the edge of stability, of ``preconditioned_sharpness``; not a number where there is none
     options         those of ``Problem`` that are its own: momentum and nesterov, or betas and epsilon
-    preconditioned  whether P of ``limits.problem`` is not 1
+    preconditioned  whether it has a P, of ``limits.problem``, that is not 1
     has_limits      whether theories know the infinite width
     description     for the help of the commands
     """
@@ -63,4 +63,14 @@ OPTIMIZERS = Table("optimizer", (
               description="gradient descent, with momentum if asked for"),
     Optimizer("adam", "adam", _edge_of_adam, ADAPTIVE, description="β1 0.9, β2 0.999, ε in units of the gradient"),
     Optimizer("adamw", "adam", _edge_of_adamw, ADAPTIVE, description="the same, its weight decay apart from the gradient"),
+    Optimizer("sign", "sign", preconditioned=False, description="the gradient's signs"),
+    Optimizer("lion", "lion", options=("betas",), preconditioned=False, description="signs of two means of gradients"),
+    Optimizer("lamb", "lamb", options=ADAPTIVE, preconditioned=False, description="adam's direction, as long as W"),
+    Optimizer("adafactor", "adafactor", preconditioned=False,
+              description="rms of rows and columns in place of adam's v, and steps in units of the weights' rms"),
+    *(Optimizer(f"muon_{scale}", f"muon_{scale}", options=("momentum", "nesterov", *ADAPTIVE), preconditioned=False,
+                description=f"{words}UVᵀ of the gradient UΣVᵀ (out, in: of the matrix); adam on biases and gains")
+      for scale, (words, _) in algebra.MUON_SCALES.items()),
+    Optimizer("shampoo", "shampoo", _edge_of_adamw, ADAPTIVE, description="(GGᵀ)^(-1/4) G (GᵀG)^(-1/4), of means"),
+    Optimizer("soap", "soap", _edge_of_adamw, ADAPTIVE, description="adam in the eigenvectors of shampoo's matrices"),
 ))  # fmt: skip

@@ -25,9 +25,12 @@ weights of a role.  AdamW (Loshchilov & Hutter 2019):
 
 m̂ and v̂ the means of g = ∇L_b and g² without their bias.  Adam (Kingma & Ba 2015) has the decay within,
 g = ∇L_b + λ (s_role/σ_role) θ, σ_role the standard deviation of the role's weights at step 0; both are one where λ = 0.
+Any other one has M = r_role u_role/s_role, u_role the size of its update at rate 1 (``limits.exponents.algebra``; 1 of Adam).
 
 Whatever the optimiser, rescaled is: in the coordinates θ/√M, in which a step is η times the gradient, √M ∇L, over P, and
 P = 1 with SGD.  So the edge of stability is one of P^(-1/2) H P^(-1/2), the preconditioned Hessian: of H itself with SGD only.
+Shampoo and SOAP have a P that is a matrix (``finite.training.matrices``).  Signs, Lion, Muon, LAMB and Adafactor have none:
+their step is no known matrix times the gradient, and there is no edge that their sharpness meets.
 """
 
 from dataclasses import dataclass, fields

@@ -51,7 +51,8 @@ DERIVED, DISAGREES = "derived exponent", "does not agree"  # in the legend
 SHOWN = ("delta_h", "f", "delta_f", "weight_update_spectral", "sharpness")
 LABELS = {
     "h": r"$h$ at step 0", "f": r"$f$ at step 0", "delta_h": r"$\Delta h$", "delta_f": r"$\Delta f$",
-    "own_change": r"$\Delta W\,x$", "gradient": r"$\partial\mathcal{L}/\partial W$", "weight_update": r"$\Delta W$",
+    "own_change": r"$\Delta W\,x$", "alignment": r"$\Delta W\,x$ / $|\Delta W||x|$",
+    "gradient": r"$\partial\mathcal{L}/\partial W$", "weight_update": r"$\Delta W$",
     "weight_update_spectral": r"$\|\Delta W\|_2$", "sharpness": r"raw $\lambda_1(G)$",
 }  # fmt: skip
 

@@ -196,7 +196,7 @@ def sharpness(sweep: Sweep, store: Store, rates: list[float]) -> xr.Dataset:
     cells = list(map(store.read, sweep.followed(rates)))
     edges = [work.problem(param, depth, rate).preconditioned_edge_of_stability
              for (param, _, depth), rate in zip(sweep.sizes, rates, strict=True)]  # fmt: skip
-    if not (row.preconditioned or work.base.momentum or work.base.weight_decay):
+    if np.isfinite(edges).all() and not (row.preconditioned or work.base.momentum or work.base.weight_decay):
         symbol += r" $2/\eta_0$"
     described = {"units": "1", "definition": observable.definition, "symbol": observable.symbol}
     followed = {name: sweep.gridded([cell[name] for cell in cells], seed=seeds, step=work.base.steps)

@@ -1,6 +1,6 @@
 """What is measured of one network at one step: every observable of ``limits.trajectory``, its error, the products it took.
 
-    observe(program, network, params, acting, preconditioner, data, starts, key) -> {name: Measured}, starts
+    observe(program, network, params, acting, inverse_root, data, starts, key) -> {name: Measured}, starts
 
 Pure functions of arrays, to be compiled together; ``Program`` says what is compiled.  Curvature is measured in coordinates
 in which it is the rescaled one of ``limits.problem`` (``coordinates``).  A new observable is a row here beside the one there.
@@ -108,7 +108,7 @@ class At(NamedTuple):
     network: Architecture
     params: Params
     data: tuple[Array, Array]
-    preconditioner: Params
+    inverse_root: curvature.Matvec
     spectra: dict[str, lanczos.Extremes]
     key: Array | None
 
@@ -142,7 +142,7 @@ def check_observers(observables: Sequence[str]) -> None:
         raise ValueError(f"no network's {missing[0]} can be measured: finite.curvature.observers has no row for it")
 
 
-def observe(program, network, params, acting, preconditioner, data, starts, key):
+def observe(program, network, params, acting, inverse_root, data, starts, key):
     """Every wanted observable but the loss, by name; and the next starts.
 
     One computation after the other (``_after``).
@@ -150,13 +150,13 @@ def observe(program, network, params, acting, preconditioner, data, starts, key)
     found, spectra = {}, {}
     for name, past in starts.items():
         start = lanczos.warm_start(key, *past)
-        spectra[name] = _extremes(program, operators(program, network, params, preconditioner, data)[name], start)
+        spectra[name] = _extremes(program, operators(program, network, params, inverse_root, data)[name], start)
         params, acting = _after(spectra[name].matvecs, (params, acting))
     for observer in OBSERVERS.values():
         if not observer.wanted(program):
             continue
         where = (program.architecture, acting) if observer.acting else (network, params)
-        for measured in observer.measure(At(program, *where, data, preconditioner, spectra, key)):
+        for measured in observer.measure(At(program, *where, data, inverse_root, spectra, key)):
             found |= measured
             if observer.waits:
                 first = next(iter(measured.values())).value
@@ -167,9 +167,9 @@ def observe(program, network, params, acting, preconditioner, data, starts, key)
     return {name: measured for name, measured in found.items() if name in program.observables}, starts
 
 
-def operators(program, network, params, preconditioner, data) -> dict[str, Operator]:
+def operators(program, network, params, inverse_root, data) -> dict[str, Operator]:
     """The Lanczos runs that the wanted observables need, by name."""
-    at, runs = At(program, network, params, data, preconditioner, {}, None), {}
+    at, runs = At(program, network, params, data, inverse_root, {}, None), {}
     for observer in OBSERVERS.values():
         runs |= observer.runs(at) if observer.wanted(program) else {}
     return runs
@@ -179,7 +179,7 @@ def lanczos_runs(program: Program, network: Architecture, rows: int) -> int:
     """As many as ``operators`` has, of a network with so many outputs of all samples."""
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     outputs = jax.ShapeDtypeStruct((rows, 1), jnp.float32)
-    return len(operators(program, network, shapes, shapes, (outputs, outputs)))
+    return len(operators(program, network, shapes, lambda v: v, (outputs, outputs)))
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def _residual_eigenvalues(at):
 
 def _preconditioned_runs(at):
     def matvec():
-        return curvature.preconditioned(_hessian(at), jax.tree.map(jnp.sqrt, at.preconditioner))
+        return curvature.preconditioned(_hessian(at), at.inverse_root)
 
     return {"preconditioned": Operator(matvec, at.params, 1, 0)}
 

@@ -174,9 +174,9 @@ def directional_sharpness(
     return inner(direction, matvec(direction)) / squared_norm(direction)
 
 
-def preconditioned(matvec: Matvec, root: Params) -> Matvec:
-    """v → P^{-1/2} A P^{-1/2} v, where ``root`` is P^{1/2}, diagonal."""
-    return lambda v: jax.tree.map(jnp.divide, matvec(jax.tree.map(jnp.divide, v, root)), root)
+def preconditioned(matvec: Matvec, inverse_root: Matvec) -> Matvec:
+    """v → P^{-1/2} A P^{-1/2} v, where ``inverse_root`` is v → P^{-1/2} v."""
+    return lambda v: inverse_root(matvec(inverse_root(v)))
 
 
 def gradient_noise(

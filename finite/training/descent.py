@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from finite.networks import Network, Params, by_role
-from limits.optimizers import OPTIMIZERS
+from finite.curvature.operators import Matvec
+from finite.networks import Network, by_role
+from finite.training.matrices import MUON_SCALES, Bases, Sides, bases, by_leaf, leaf_by_leaf, muon, shampoo, stacked
+from limits.exponents.algebra import VECTORS
 from limits.problem import Problem
 from limits.rows import Table
 
@@ -28,16 +30,18 @@ class Descent:
     epsilon: Array  # in units of ``gradient``
     decay: dict[str, Array]  # by role: λ, 0 where the role is not trained; in units of ``gradient`` within Adam's gradient
     rates: dict[str, Array]  # by role, over η0
-    gradient: dict[str, Array]  # by role: the unit of Adam's gradients
+    gradient: dict[str, Array]  # by role: the unit of the gradients that ε is compared with
     metric: dict[str, Array]  # by role: M of ``limits.problem``, of the acting weights
+    weights: dict[str, Array]  # by role: the unit of the acting weights, their standard deviation at step 0
 
     def transformation(self) -> optax.GradientTransformation:
         """The recursions of ``limits.problem``."""
         return UPDATES[self.optimizer].transformation(self)
 
-    def preconditioner(self, state: optax.OptState, params: Params) -> Params:
-        """P of ``limits.problem``: √v̂/s + ε of Adam, 1 of SGD; not a number before step 0."""
-        return UPDATES[self.optimizer].preconditioner(self, state, params)
+    def inverse_root(self, state: optax.OptState) -> Matvec | None:
+        """v → P^(−1/2) v of ``limits.problem``, not a number where no step has been seen; None where it has none."""
+        root = UPDATES[self.optimizer].inverse_root
+        return root and root(self, state)
 
     # What transformations are made of
 
@@ -58,6 +62,21 @@ class Descent:
         return optax.stateless(lambda gradient, _: by_role(unit, gradient))
 
     @property
+    def in_weights(self) -> optax.GradientTransformation:
+        """Times the root mean square of the weights of every matrix, as ``optax.adafactor`` does to weights of order one."""
+
+        def of_matrix(update, weights):
+            return optax.scale_by_param_block_rms().update(update, optax.EmptyState(), weights)[0]
+
+        def update(updates, state, params):
+            relative = by_role({role: 1.0 / std for role, std in self.weights.items()}, params)
+            many = zip(by_leaf(updates), jax.tree.leaves(relative), strict=True)
+            leaves = [stacked(role, leaf, of_matrix)(leaf, weights) for (role, leaf), weights in many]
+            return by_role(self.weights, jax.tree.unflatten(jax.tree.structure(updates), leaves)), state
+
+        return optax.GradientTransformation(optax.init_empty_state, update)
+
+    @property
     def down(self) -> optax.GradientTransformation:
         """Times −η of the step."""
         return optax.scale_by_learning_rate(lambda step: self.eta[step])
@@ -68,13 +87,14 @@ class Update:
     """A row: what an optimiser does to acting weights.
 
     transformation       of a ``Descent``, with its numbers, which are traced
-    preconditioner       (``Descent``, the transformation's state, weights) → P of ``limits.problem``, like the weights
+    inverse_root         (``Descent``, the transformation's state) → v → P^(−1/2) v of ``limits.problem``, symmetric; None where
+                         no linear preconditioner is behind the update: it is no gradient in any metric that its state holds
     decay_in_gradient    whether the weight decay is a part of the gradient, and so in its units
     """
 
     name: str
     transformation: Callable[[Descent], optax.GradientTransformation]
-    preconditioner: Callable[[Descent, optax.OptState, Params], Params]
+    inverse_root: Callable[[Descent, optax.OptState], Matvec] | None = None
     decay_in_gradient: bool = False
 
 
@@ -82,8 +102,8 @@ def _sgd(of):
     return optax.chain(of.at_rates, of.decayed, optax.trace(of.momentum, of.nesterov), of.down)
 
 
-def _no_preconditioner(of, state, params):
-    return jax.tree.map(jnp.ones_like, params)
+def _identity(of, state):
+    return lambda v: v
 
 
 def _moments(of):
@@ -98,38 +118,94 @@ def _adamw(of):
     return optax.chain(of.in_units, _moments(of), of.at_rates, of.decayed, of.down)
 
 
-def _of_adam(of, state, params):
+def _over_adam(of, state):
     moments = optax.tree.get(state, "ScaleByAdamState")
-    unbiased = 1.0 - of.betas[1] ** moments.count
-    return jax.tree.map(lambda v: jnp.sqrt(v / unbiased) + of.epsilon, moments.nu)
+    unbiased = 1.0 - of.betas[1] ** moments.count[..., None]  # of a stack of vectors one each
+    root = jax.tree.map(lambda v: jnp.sqrt(jnp.sqrt(v / unbiased) + of.epsilon), moments.nu)
+    return lambda v: jax.tree.map(jnp.divide, v, root)
+
+
+def _sign(of):
+    return optax.chain(optax.scale_by_sign(), of.at_rates, of.decayed, of.down)
+
+
+def _lion(of):
+    return optax.chain(optax.scale_by_lion(*of.betas), of.at_rates, of.decayed, of.down)
+
+
+def _lamb(of):
+    trusted = leaf_by_leaf(lambda role: optax.scale_by_trust_ratio())
+    return optax.chain(of.in_units, _moments(of), of.decayed, trusted, of.at_rates, of.down)
+
+
+def _adafactor(of):
+    one = optax.chain(optax.scale_by_factored_rms(min_dim_size_to_factor=1), optax.clip_by_block_rms(1.0))
+    return optax.chain(of.in_units, leaf_by_leaf(lambda role: one), of.in_weights, of.at_rates, of.decayed, of.down)
+
+
+def _whole(of, of_matrix):
+    chosen = leaf_by_leaf(lambda role: _moments(of) if role in VECTORS else of_matrix)
+    return optax.chain(of.in_units, chosen, of.at_rates, of.decayed, of.down)
+
+
+def _muon(scale, of):
+    return _whole(of, muon(scale, of.momentum, of.nesterov, of.epsilon))
+
+
+def _shampoo(of, adam=False):
+    return _whole(of, shampoo(of.betas, of.epsilon, adam=adam))
+
+
+def _over_shampoo(of, state, adam=False):
+    """Of stacks at once; decomposed here, before any product asks for it."""
+    states = optax.tree.get(state, "Leaves").states
+    found = [bases(one, of.betas[1], of.epsilon, adam=adam) if isinstance(one, Sides) else one for one in states]
+
+    def one(of_leaf, v):
+        return of_leaf.over(v, 0.5) if isinstance(of_leaf, Bases) else _over_adam(of, of_leaf)(v)
+
+    return lambda v: jax.tree.unflatten(jax.tree.structure(v), map(one, found, jax.tree.leaves(v)))
 
 
 UPDATES = Table("optimizer", (
-    Update("sgd", _sgd, _no_preconditioner),
-    Update("adam", _adam, _of_adam, decay_in_gradient=True),
-    Update("adamw", _adamw, _of_adam),
+    Update("sgd", _sgd, _identity),
+    Update("adam", _adam, _over_adam, decay_in_gradient=True),
+    Update("adamw", _adamw, _over_adam),
+    Update("sign", _sign),
+    Update("lion", _lion),
+    Update("lamb", _lamb, decay_in_gradient=True),
+    Update("adafactor", _adafactor),
+    *(Update(f"muon_{scale}", partial(_muon, scale)) for scale in MUON_SCALES),
+    Update("shampoo", _shampoo, _over_shampoo),
+    Update("soap", partial(_shampoo, adam=True), partial(_over_shampoo, adam=True)),
 ))  # fmt: skip
+
+
+def check_preconditioned(optimizer: str) -> None:
+    """Raises ValueError where there is no preconditioned sharpness."""
+    if UPDATES.find(optimizer).inverse_root is None:
+        raise ValueError(f"{optimizer} has no preconditioned sharpness: its step is no known matrix times the gradient")
 
 
 def descent(problem: Problem, network: Network) -> Descent:
     """The problem's optimiser on the network's acting weights, in the precision of the scope.
 
-    Rates of θ turned into rates of multiplier · θ: the gradient shrinks by the multiplier, the update grows by it.  The unit of
-    the metric is 1, or of an optimiser that forgets the gradient's scale the size of a gradient entry.
+    Rates of θ turned into rates of multiplier · θ: the gradient shrinks by the multiplier, the update grows by it.  The metric
+    is what the update is per gradient: 1, or of an optimiser that forgets the gradient's scale a ratio of two sizes.
     """
-    names = ("multiplier", "init_std", "learning_rate", "gradient")
-    multiplier, std, rate, gradient = (network.numbers(name) for name in names)
-    update, forgets, roles = UPDATES.find(problem.optimizer), OPTIMIZERS[problem.optimizer].forgets_scale, list(network.factors)
-    unit = {role: multiplier[role] * std[role] if update.decay_in_gradient else 1.0 for role in roles}  # of the decaying
+    of, update = network.factors, UPDATES.find(problem.optimizer)
+    acting = {role: f.multiplier * f.init_std for role, f in of.items()}
+    unit = {role: acting[role] if update.decay_in_gradient else 1.0 for role in of}  # of the decaying
     numbers = {
         "eta": problem.step_sizes,
         "momentum": problem.momentum,
         "betas": problem.betas,
         "epsilon": problem.epsilon,
-        "decay": {role: problem.weight_decay / unit[role] if problem.trained in ("all", role) else 0.0 for role in roles},
-        "rates": {role: rate[role] * multiplier[role] ** (1 if forgets else 2) for role in roles},
-        "gradient": {role: gradient[role] / multiplier[role] for role in roles},
-        "metric": {role: rate[role] * multiplier[role] ** 2 / (gradient[role] if forgets else 1.0) for role in roles},
+        "decay": {role: problem.weight_decay / unit[role] if problem.trained in ("all", role) else 0.0 for role in of},
+        "rates": {role: f.learning_rate * f.multiplier**f.gauge for role, f in of.items()},
+        "gradient": {role: f.epsilon / f.multiplier for role, f in of.items()},
+        "metric": {role: f.learning_rate * f.multiplier**2 / (f.gradient / f.update) for role, f in of.items()},
+        "weights": acting,
     }
     as_real = partial(jnp.asarray, dtype=jnp.zeros(()).dtype)
     return Descent(problem.optimizer, problem.nesterov, **jax.tree.map(as_real, numbers))

@@ -29,7 +29,7 @@ from finite.curvature.observers import DENSITY, check_observers, coordinates, ob
 from finite.networks import Network, Params, by_role
 from finite.numerics import USUAL, Numerics
 from finite.training.augmentation import augmentation
-from finite.training.descent import descent
+from finite.training.descent import check_preconditioned, descent
 from finite.training.side_by_side import plan
 from limits.machine import computing
 from limits.problem import Problem
@@ -127,7 +127,7 @@ def _begin(program, update, curved, weights, keys):
     """The optimiser's state, and for every Lanczos run three vectors of the past (``lanczos.warm_start``)."""
 
     def begin(params, key):
-        runs = operators(program, program.architecture, params, params, curved)
+        runs = operators(program, program.architecture, params, lambda v: v, curved)
         key = _measuring_key(key, 0)
         starts = {name: (lanczos.random_start(key, run.like),) * 3 for name, run in runs.items()}
         return update.transformation().init(params), starts
@@ -163,7 +163,7 @@ def _measure(program, update, data, curved, weights, state, starts, keys, index)
         loss = curvature.loss_of_many(program.architecture.apply, params, *data, program.of)
         healthy = jnp.isfinite(loss)
         params = jax.tree.map(lambda leaf: jnp.where(healthy, leaf, 0), params)  # no Lanczos run on a diverged network
-        rescaled = *coordinates(program.architecture, update, params), params, update.preconditioner(state, params)
+        rescaled = *coordinates(program.architecture, update, params), params, update.inverse_root(state)
         found, starts = observe(program, *rescaled, curved, starts, _measuring_key(key, index + 1))
         values = {name: jnp.where(healthy, one.value, jnp.nan) for name, one in found.items()}
         errors = {name: _or_infinite(one.error, healthy) for name, one in found.items() if one.error is not None}
@@ -208,6 +208,8 @@ def check(problem: Problem, network: Network, observables: Sequence[str] = MEASU
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     check_storable(observables)
     check_observers(observables)
+    if "preconditioned_sharpness" in observables:
+        check_preconditioned(problem.optimizer)
     if not 1 <= curvature_samples <= problem.num_samples:
         raise ValueError(f"curvature_samples {curvature_samples} must be from 1 to the {problem.num_samples} samples")
     wanted = problem.scaling(network.scaling.architecture, network.depth), problem.richness, problem.trained

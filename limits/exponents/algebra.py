@@ -19,7 +19,7 @@ Assumed everywhere: input dimension, outputs, batch, steps and block size are of
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import inf
 from typing import Any
@@ -114,6 +114,7 @@ class Role:
     downstream  the roles between its output and the network's output, in order; the identity path of a residual stream
                 is not listed
     copies      how many of it act in parallel on the residual stream: L inside blocks
+    vector      whether it acts unit by unit: no matrix
     """
 
     name: str
@@ -121,29 +122,86 @@ class Role:
     fan_out: Power
     downstream: tuple[str, ...] = ()
     copies: Power = ONE
+    vector: bool = False
+
+    @property
+    def entries(self) -> Power:
+        return self.fan_in * self.fan_out
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """``update(gradient_entry, role)``: the size of an update entry at learning rate 1."""
+    """``update(gradient_entry, role)``: the size of an update entry at learning rate 1.
+
+    relative  whether the update is in units of the weights' entries
+    whole     whether it takes the gradient of a matrix as a whole, so that its ε is compared with the gradient's norm
+    same_as   another one of the same sizes, whose exponents are its own
+    """
 
     name: str
     rule: str
     update: Callable[[Power, Role], Power]
+    relative: bool = False
+    whole: bool = False
+    same_as: str | None = None
 
     def forgets_scale(self, role: Role = Role("any", ONE, ONE)) -> bool:
         """Whether a larger gradient makes no larger update (Adam, sign, Muon)."""
         return self.update(WIDTH, role) == self.update(ONE, role)
 
+    def step(self, gradient: Power, role: Role, weight: Power) -> Power:
+        """The update, of weights of that size."""
+        return self.update(gradient, role) * (weight if self.relative else ONE)
 
-OPTIMIZERS = {
-    "sgd": Optimizer("sgd", "update = gradient", lambda gradient, role: gradient),
-    "momentum": Optimizer("momentum", "update = sum of O(1) gradients", lambda gradient, role: gradient),
-    "adam": Optimizer("adam", "update = gradient / |gradient|, entry by entry (ε → 0)", lambda gradient, role: ONE),
-    "sign": Optimizer("sign", "update = sign of the gradient", lambda gradient, role: ONE),
+    def epsilon(self, gradient: Power, role: Role) -> Power:
+        """What its ε is to be compared with: a gradient's entry, or its norm."""
+        return gradient * role.entries**HALF if self.whole and not role.vector else gradient
+
+
+MUON_SCALES = {  # what stands in front of UVᵀ: in words, and its power
+    "unit": ("", lambda out, in_: ONE),
+    "keller": ("√max(1, out/in) ", lambda out, in_: largest(ONE, out / in_) ** HALF),
+    "spectral": ("√(out/in) ", lambda out, in_: (out / in_) ** HALF),
+    "match_rms": ("0.2 √max(out, in) ", lambda out, in_: largest(out, in_) ** HALF),
 }
-COMMON = ("sgd", "adam")  # whose exponents are others'
+
+
+def _orthogonal(scale: str) -> Optimizer:
+    """UVᵀ of a gradient UΣVᵀ whose rank, that of the batch, is of order one: so is its norm."""
+    words, power = MUON_SCALES[scale]
+
+    def update(gradient, role):
+        return ONE if role.vector else power(role.fan_out, role.fan_in) / role.entries**HALF
+
+    return Optimizer(f"muon_{scale}", f"update = {words}UVᵀ of the gradient UΣVᵀ, whose rank is of order one (ε → 0); "
+                                      "of a bias, a gain as Adam", update, whole=True)  # fmt: skip
+
+
+_SGD = Optimizer("sgd", "update = gradient", lambda gradient, role: gradient)
+_ADAM = Optimizer("adam", "update = gradient / |gradient|, entry by entry (ε → 0)", lambda gradient, role: ONE)
+_LAMB = Optimizer("lamb", "update = Adam's times |W| over its norm", lambda gradient, role: ONE, relative=True)
+_UNIT = _orthogonal("unit")
+OPTIMIZERS = {
+    rule.name: rule
+    for rule in (
+        _SGD,
+        replace(_SGD, name="momentum", rule="update = sum of O(1) gradients", same_as="sgd"),
+        _ADAM,
+        replace(_ADAM, name="adamw", rule=f"{_ADAM.rule}, and weight decay apart from it", same_as="adam"),
+        replace(_ADAM, name="sign", rule="update = sign of the gradient", same_as="adam"),
+        replace(_ADAM, name="lion", rule="update = sign of O(1) gradients' average", same_as="adam"),
+        _LAMB,
+        replace(_LAMB, name="adafactor", rule="update = gradient / its factored rms, times the rms of W", same_as="lamb"),
+        _UNIT,
+        *(_orthogonal(scale) for scale in MUON_SCALES if scale != "unit"),
+        replace(_UNIT, name="shampoo", rule=f"{_UNIT.rule}: (GGᵀ)^(-1/4) G (GᵀG)^(-1/4)", same_as="muon_unit"),
+        replace(_UNIT, name="soap", rule=f"{_UNIT.rule}: Adam in the bases of GGᵀ, GᵀG, in which few entries are not 0",
+                same_as="muon_unit"),
+    )
+}  # fmt: skip
+COMMON = ("sgd", "adam")  # which commands begin with
 ROLES = ("input", "hidden", "block_inner", "block", "readout", "bias", "norm_gain", "embedding")
+VECTORS = ("bias", "norm_gain")
 
 
 def plain(depth: int) -> dict[str, Role]:
@@ -157,7 +215,7 @@ def plain(depth: int) -> dict[str, Role]:
     roles = [Role("input", ONE, WIDTH, after_input), Role("embedding", ONE, WIDTH, after_input)]
     if depth > 1:
         roles.append(Role("hidden", WIDTH, WIDTH, after_input[1:]))
-    roles += [Role("bias", ONE, WIDTH, ("readout",)), Role("norm_gain", ONE, WIDTH, ("readout",))]
+    roles += [Role(name, ONE, WIDTH, ("readout",), vector=True) for name in VECTORS]
     return _in_order([*roles, Role("readout", WIDTH, ONE)])
 
 
@@ -174,8 +232,8 @@ def residual(block_size: int) -> dict[str, Role]:
         roles.append(Role("block_inner", WIDTH, WIDTH, branch[1:], DEPTH))
     roles += [
         Role("block", WIDTH, WIDTH, ("readout",), DEPTH),
-        Role("bias", ONE, WIDTH, ("readout",), DEPTH),
-        Role("norm_gain", ONE, WIDTH, branch, DEPTH),
+        Role("bias", ONE, WIDTH, ("readout",), DEPTH, vector=True),
+        Role("norm_gain", ONE, WIDTH, branch, DEPTH, vector=True),
         Role("readout", WIDTH, ONE),
     ]
     return _in_order(roles)
@@ -236,7 +294,7 @@ def first_step(
         behind = [(roles[name], exponents[name]) for name in role.downstream]
         signal = _product(carries_back(r, x, alignment) for r, x in behind)
         gradient = e.multiplier * signal
-        update = e.learning_rate * optimizer.update(gradient, role)
+        update = e.learning_rate * optimizer.step(gradient, role, e.init_std)
         change = e.multiplier * update * role.fan_in**alignment.update
         coherent = role.copies**alignment.blocks_update
         branch = [(r, x) for r, x in behind if r.copies != ONE]
@@ -257,9 +315,9 @@ def shifted(e: Exponents, theta: Power, role: Role, optimizer: Optimizer) -> Exp
     """The gauge transformation: W → W/θ, multiplier → θ · multiplier, and the rate that trains the same function.
 
     The gradient grows by θ and the update must shrink by θ, so the learning rate goes with θ^{-2} for a rule that is
-    linear in the gradient, θ^{-1} for one that forgets its scale.
+    linear in the gradient, θ^{-1} for one that forgets its scale, and not at all for one in units of the weights.
     """
-    growth = optimizer.update(theta, role) / optimizer.update(ONE, role)
+    growth = optimizer.step(theta, role, ONE / theta) / optimizer.step(ONE, role, ONE)
     return Exponents(e.multiplier * theta, e.init_std / theta, e.learning_rate / (theta * growth))
 
 

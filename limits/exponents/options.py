@@ -16,8 +16,12 @@ class Options:
     param: str | None = None
     """One parametrization: sp, ntp, mup, mean_field, depth_mup, alpha1, depth_family; or your own, which is classified:
     a .toml file, or inline as "base=mup, hidden.learning_rate=-1/2, block.multiplier.L=-1"."""
-    optimizer: str | None = None
-    """sgd, momentum, adam or sign; sgd and adam if not given."""
+    optimizer: tuple[str, ...] = ()
+    """sgd, momentum, adam, adamw, sign, lion, lamb, adafactor, muon (or muon_unit, …), shampoo, soap, or all that differ; sgd
+    and adam if not given."""
+    scale: tuple[Literal["unit", "keller", "spectral", "match_rms"], ...] = ()
+    """Of muon, what stands in front of UVᵀ: unit 1, keller √max(1, out/in), spectral √(out/in), match_rms 0.2 √max(out, in);
+    all if not given."""
     architecture: Literal["plain", "residual"] | None = None
     """Both if not given."""
     depth: int = 3

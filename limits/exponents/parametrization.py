@@ -116,8 +116,10 @@ def gauge(given: Scaling, quantity: str = "init_std") -> Scaling:
     all_roles = architecture(given.architecture, depth=2, block_size=2)
 
     def moved(role, e):
-        response = shifted(Exponents(), WIDTH, role, optimizer)  # what a shift by N does to each of the three
-        return shifted(e, getattr(e, quantity) ** (-1 / getattr(response, quantity).N), role, optimizer)
+        response = getattr(shifted(Exponents(), WIDTH, role, optimizer), quantity).N  # what a shift by N does to it
+        if response == 0:
+            raise ValueError(f"{given.optimizer} moves weights in units of themselves: no gauge changes a learning rate")
+        return shifted(e, getattr(e, quantity) ** (-1 / response), role, optimizer)
 
     return replace(given, roles={r: moved(all_roles[r], e) if r in all_roles else e for r, e in given.roles.items()})
 
@@ -216,12 +218,13 @@ def rational(where: str, value: Any) -> Fraction:
     return found
 
 
-SAME_EXPONENTS = {"momentum": "sgd", "sign": "adam"}  # the same rule (a test holds it), stored once
+SAME_EXPONENTS = {name: rule.same_as for name, rule in OPTIMIZERS.items() if rule.same_as}  # stored once
+STORED = tuple(name for name in OPTIMIZERS if name not in SAME_EXPONENTS)
 
 
 @cache
 def _stored(one_hidden_layer: bool, loss: str) -> dict[tuple[str, str, str], dict[str, Exponents]]:
-    """The derivation's results, written by ``python -m limits.exponents --format json --block-size 2 [--depth 1]``.
+    """The derivation's results, by ``python -m limits.exponents --format json --block-size 2 --optimizer all [--depth 1]``.
 
     Those that are others with cross-entropy: ``… --param sp --loss cross_entropy``.
     """
@@ -257,13 +260,19 @@ class Factors:
     multiplier      in front of the stored weights
     init_std        of the stored weights
     learning_rate   of the stored weights, over η0
-    gradient        the size of an entry of ∂L/∂W at step 0, up to a constant: the unit of Adam's ε
+    gradient        the size of an entry of ∂L/∂W at step 0, up to a constant
+    update          what the optimiser makes of it at learning rate 1
+    epsilon         the unit of its ε: ``gradient``, or a whole gradient's norm
+    gauge           the power of the multiplier that a learning rate of multiplier · W has beyond one of W: 2 under SGD
     """
 
     multiplier: float
     init_std: float
     learning_rate: float
     gradient: float
+    update: float
+    epsilon: float
+    gauge: int
 
 
 def factors(
@@ -275,18 +284,22 @@ def factors(
     gradient's scale, by γ0): features move γ0 times as far while f moves as before.
     """
     setting = regimes.case(given, depth=depth if given.architecture == "plain" else 1, block_size=block_size)
-    gradients = regimes.gradient_sizes(setting)
+    gradients, optimizer = regimes.gradient_sizes(setting), setting.optimizer
+    linear = not optimizer.forgets_scale()
 
-    def numbers(role, e):
-        response = shifted(Exponents(), WIDTH, setting.roles[role], setting.optimizer).learning_rate.N  # −2 or −1
+    def numbers(name, e):
+        role, gradient = setting.roles[name], gradients[name]
         return Factors(
-            multiplier=e.multiplier(width, depth) / (richness if role == "readout" else 1.0),
+            multiplier=e.multiplier(width, depth) / (richness if name == "readout" else 1.0),
             init_std=e.init_std(width, depth),
-            learning_rate=e.learning_rate(width, depth) * richness ** -float(response),
-            gradient=gradients[role](width, depth) / richness,
+            learning_rate=e.learning_rate(width, depth) * richness ** (2.0 if linear else 1.0),
+            gradient=gradient(width, depth) / richness,
+            update=optimizer.step(gradient, role, e.init_std)(width, depth) / (richness if linear else 1.0),
+            epsilon=optimizer.epsilon(gradient, role)(width, depth) / richness,
+            gauge=-int(shifted(Exponents(), WIDTH, role, optimizer).learning_rate.N),
         )
 
-    return {role: numbers(role, e) for role, e in setting.exponents.items()}
+    return {name: numbers(name, e) for name, e in setting.exponents.items()}
 
 
 def output_multiplier(given: Scaling, richness: float, width: int) -> float:

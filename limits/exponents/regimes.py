@@ -105,7 +105,9 @@ def sizes(case: Case, num_steps: int = NUM_STEPS) -> list[Sizes]:
             name: largest(
                 size,
                 case.exponents[_role(name)].learning_rate
-                * case.optimizer.update(gradient[name], case.roles[_role(name)]),
+                * case.optimizer.step(
+                    gradient[name], case.roles[_role(name)], largest(case.exponents[_role(name)].init_std, size)
+                ),
             )
             for name, size in update.items()
             if name in gradient
@@ -175,12 +177,14 @@ def predicted(case: Case, num_steps: int = NUM_STEPS) -> dict[str, dict[str, Pow
 
     h, f                     at step 0; ``stream`` is the residual stream behind the blocks, ``block`` one block's part
     delta_h, delta_f         their change since then; ``own_change`` the part that the layer's (branch's) updates made
+    alignment                N^e, how much larger ΔW x is than an entry of ΔW times one of x
     gradient, weight_update  an entry of ∂L/∂W and of W − W_0, for W as stored, without its multiplier
     weight_update_spectral   the largest singular value of W − W_0, whose rank is of order one
-    sharpness                the largest eigenvalue of the Gauss-Newton part of the raw Hessian, preconditioned as the
-                             optimiser does and not multiplied by a learning rate: of one layer, of the ``network``
-                             (Adam with an ε as below: at ε = 0 its smallest gradients add logarithms)
-    epsilon                  how Adam's ε must scale: as a gradient entry
+    sharpness                the largest eigenvalue of the Gauss-Newton part of the raw Hessian, not multiplied by a learning
+                             rate, and under rules that forget the gradient's scale over the size of its entries, as Adam's
+                             P is: of one layer, of the ``network`` (Adam with an ε as below: at ε = 0 its smallest gradients
+                             add logarithms)
+    epsilon                  how ε must scale: as a gradient entry, or as its norm (``Optimizer.epsilon``)
     weight_decay             λ with ηλ of order one, decoupled (AdamW), or coupled in SGD
     weight_decay_coupled     λ in the gradient: the same in SGD; in Adam the largest that does not drown the gradient
 
@@ -189,28 +193,28 @@ def predicted(case: Case, num_steps: int = NUM_STEPS) -> dict[str, dict[str, Pow
     case, explodes = _without_explosion(case)
     history = sizes(case, num_steps)
     start, end = history[0], history[-1]
-    entries = {name: case.roles[_role(name)] for name in end.gradient}
-    entries = {name: role.fan_in * role.fan_out for name, role in entries.items()}
+    roles = {name: case.roles[_role(name)] for name in end.gradient}
+    entries = {name: role.entries for name, role in roles.items()}
     rates = {name: case.exponents[_role(name)].learning_rate for name in end.gradient}
     sharpness = {name: _sharpness(case, name, entries[name], start) for name in end.gradient}
-    copies = {name: case.roles[_role(name)].copies for name in sharpness}
-    sharpness["network"] = largest(*(size * copies[name] for name, size in sharpness.items()))
+    sharpness["network"] = largest(*(size * roles[name].copies for name, size in sharpness.items()))
     decoupled = {name: ONE / rate for name, rate in rates.items()}
     result = {
         "h": {name: size for name, size in start.h.items() if name != "readout"},
         "delta_h": {name: size for name, size in end.delta_h.items() if name != "readout"},
-        "own_change": {name: size for name, size in end.own_change.items() if name != "readout"},
+        "own_change": end.own_change,
+        "alignment": {name: role.fan_in**case.alignment.update for name, role in roles.items()},
         "f": {"readout": start.h["readout"]},
         "delta_f": {"readout": end.delta_h["readout"]},
         "gradient": start.gradient,
         "weight_update": end.update,
         "weight_update_spectral": {name: size * entries[name] ** HALF for name, size in end.update.items()},
         "sharpness": sharpness,
-        "epsilon": start.gradient,
+        "epsilon": {name: case.optimizer.epsilon(size, roles[name]) for name, size in start.gradient.items()},
         "weight_decay": decoupled,
         "weight_decay_coupled": {
             name: start.gradient[name] / case.exponents[_role(name)].init_std
-            if case.optimizer.forgets_scale(case.roles[_role(name)])
+            if case.optimizer.forgets_scale(roles[name])
             else decoupled[name]
             for name in decoupled
         },
@@ -346,10 +350,10 @@ def gradient_sizes(case: Case) -> dict[str, Power]:
 
 
 def _sharpness(case: Case, name: str, entries: Power, start: Sizes) -> Power:
-    """entries · (∂f/∂W)² / preconditioner; the preconditioner is gradient / update."""
-    role, gradient = case.roles[_role(name)], start.gradient[name]
-    jacobian = gradient / start.error
-    return entries * jacobian**2 * case.optimizer.update(gradient, role) / gradient
+    """entries · (∂f/∂W)², over the gradient where its scale is forgotten."""
+    gradient = start.gradient[name]
+    unit = gradient if case.optimizer.forgets_scale(case.roles[_role(name)]) else ONE
+    return entries * (gradient / start.error) ** 2 / unit
 
 
 def _without_explosion(case: Case) -> tuple[Case, bool]:

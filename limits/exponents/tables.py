@@ -8,10 +8,10 @@ from fractions import Fraction
 
 from limits.command.arguments import read, stop
 from limits.exponents import regimes
-from limits.exponents.algebra import COMMON, Power
+from limits.exponents.algebra import COMMON, MUON_SCALES, Power
 from limits.exponents.derivation import Solution, derive, table
 from limits.exponents.options import PROGRAM, Options
-from limits.exponents.parametrization import QUANTITIES, Scaling, gauge, rational, read_scaling, rows
+from limits.exponents.parametrization import QUANTITIES, STORED, Scaling, gauge, rational, read_scaling, rows
 from limits.exponents.requirements import PARAMETRIZATIONS
 
 COLUMNS = ("parametrization", "optimizer", "architecture", "role", *QUANTITIES)
@@ -70,10 +70,12 @@ def describe(scaling: Scaling, depth: int, block_size: int, loss: str) -> str:
 
 
 def _text_of(c: Options) -> str:
-    optimizers = (c.optimizer,) if c.optimizer else COMMON
+    optimizers = _optimizers(c)
     if c.param is not None and ("=" in c.param or c.param.endswith(".toml")):
         if c.explain or c.impose:
             raise ValueError("--explain and --impose are about a derivation: give a parametrization's name")
+        if len(optimizers) > 1 and c.optimizer:
+            raise ValueError(f"optimizers {' '.join(optimizers)}: exponents of your own are for one")
         return _given(c)
     if c.param is None:
         if c.impose:
@@ -95,6 +97,14 @@ def _text_of(c: Options) -> str:
     return FORMATS[c.format](records(solutions, c.gauge))
 
 
+def _optimizers(c: Options) -> tuple[str, ...]:
+    """The rules' names: ``muon`` is one per scale."""
+    if c.scale and "muon" not in c.optimizer:
+        raise ValueError("--scale is what stands in front of UVᵀ: it wants --optimizer muon")
+    several = {"muon": [f"muon_{scale}" for scale in c.scale or MUON_SCALES], "all": STORED}
+    return tuple(rule for name in c.optimizer or COMMON for rule in several.get(name, [name]))
+
+
 def _architectures(c: Options) -> tuple[str, ...]:
     if c.architecture is not None:
         return (c.architecture,)
@@ -103,7 +113,8 @@ def _architectures(c: Options) -> tuple[str, ...]:
 
 
 def _given(c: Options) -> str:
-    scaling = read_scaling(c.param, c.optimizer, c.architecture, depth=c.depth, loss=c.loss)
+    (optimizer,) = _optimizers(c) if c.optimizer else (None,)
+    scaling = read_scaling(c.param, optimizer, c.architecture, depth=c.depth, loss=c.loss)
     if c.format == "text":
         return describe(scaling, c.depth, c.block_size, c.loss)
     return FORMATS[c.format](rows(gauge(scaling, c.gauge)))
