@@ -86,7 +86,7 @@ def test_the_table_is_below_what_is_derived(small, capsys):
     options, checks = small
     assert check(options) == checks
     out = capsys.readouterr().out
-    assert out.index("mup, sgd: feature learning") < re.search(r"mup, sgd, L = 1: \d+ of 13 exponents agree", out).start()
+    assert out.index("mup, sgd: feature learning") < re.search(r"mup, sgd, L = 1: \d+ of 16 exponents agree", out).start()
 
 
 @pytest.mark.slow
@@ -145,11 +145,11 @@ def test_after_a_blow_up_nothing_is_compared(tmp_path, monkeypatch):
     mine = [c for c in checks if c.parametrization == unstable and c.compared]
     assert {c.quantity for c in mine} == {"h", "f", "gradient", "sharpness"}
     assert [c for c in mine if abs(c.exponent - c.derived) > 0.2] == []
-    assert len(left_out) + len(mine) == 13
+    assert len(left_out) + len(mine) == 16
     shown = table(checks)
     assert shown.count("Δh of input grows as N^1/2 after step 1") == 1
-    assert "7 not compared: " in shown
-    assert "7 not compared: " in table([replace(c) for c in mine + left_out], every=True)
+    assert "10 not compared: " in shown
+    assert "10 not compared: " in table([replace(c) for c in mine + left_out], every=True)
     for axis in figures[0].axes:
         low, high = axis.get_ylim()
         assert high / low < 1e4, axis.get_title()
@@ -170,7 +170,7 @@ def test_after_a_blow_up_nothing_is_compared(tmp_path, monkeypatch):
         (["--steps", "0"], "0 steps: at least 1"),
         (["--seeds", "1"], "1 seeds: at least 2"),
         (["--model", "resmlp", "--block-size", "0"], "block size 0 must be at least 1"),
-        (["--optimizer", "lion"], "lion"),
+        (["--optimizer", "muon"], "muon"),
         (["--learning-rate", "-1"], "learning rate -1 must be positive"),
         (["--data", "nowhere.npz"], "nowhere.npz"),
         (["--inputs", "5"], "inputs 5: the data probe has its own"),
@@ -201,5 +201,5 @@ def test_every_exponent_agrees_within_a_tenth(model, tmp_path):
     """1, 2 and 4 hidden layers in SP, NTP and μP, widths 64 … 1024; residual networks of 4 … 64 blocks; SGD and Adam."""
     depths = (1, 2, 4) if model == "mlp" else ()
     checks = check(Options(model=model, depths=depths, widths=(64, 256, 1024), out=tmp_path / "run"))
-    assert len(checks) == (402 if model == "mlp" else 176)
+    assert len(checks) == (480 if model == "mlp" else 208)
     assert [c for c in checks if c.verdict != "agrees"] == []

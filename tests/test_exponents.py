@@ -16,9 +16,28 @@ from scaled_network import Network, slopes
 from limits.exponents import derivation as exponents
 from limits.exponents import regimes, requirements
 from limits.exponents import tables as exponent_tables
-from limits.exponents.algebra import OPTIMIZERS, WIDTH, Alignment, Exponents, Optimizer, Power, Scaling, architecture, shifted
+from limits.exponents.algebra import (
+    COMMON,
+    OPTIMIZERS,
+    WIDTH,
+    Alignment,
+    Exponents,
+    Optimizer,
+    Power,
+    Scaling,
+    architecture,
+    shifted,
+)
 from limits.exponents.derivation import derive
-from limits.exponents.parametrization import gauge, interpolated, output_exponent, read_scaling, scaling
+from limits.exponents.parametrization import (
+    SAME_EXPONENTS,
+    STORED,
+    gauge,
+    interpolated,
+    output_exponent,
+    read_scaling,
+    scaling,
+)
 from limits.exponents.regimes import LOSSES
 from limits.exponents.requirements import PARAMETRIZATIONS, Requirements, blocks_learn
 
@@ -168,9 +187,44 @@ def test_a_new_optimiser_is_one_rule():
     assert verdict.regime == "feature learning"
 
 
-@pytest.mark.parametrize(("same", "stored"), [("momentum", "sgd"), ("sign", "adam")])
-def test_optimisers_of_the_same_rule(same, stored):
-    for solution in exponents.table((same,)):
+@pytest.mark.parametrize(
+    ("optimizer", "rates"),
+    {
+        "adam": (0, -1, -1, 0, 0),
+        "lamb": (0, -HALF, 0, 0, 0),  # of hidden weights N^(-1/2), readout ones 1/N
+        "muon_unit": (HALF, 0, -HALF, HALF, 0),
+        "muon_keller": (0, 0, -HALF, 0, 0),
+        "muon_spectral": (0, 0, 0, 0, 0),  # Yang, Simon & Bernstein 2023: the spectral condition
+        "muon_match_rms": (0, -HALF, -1, 0, 0),  # Liu et al. 2025: entries as large as Adam's in square matrices
+    }.items(),
+)
+def test_learning_rates_without_multipliers(optimizer, rates):
+    """μP; biases under Muon have Adam's."""
+    found = gauge(scaling("mup", optimizer), "multiplier")
+    assert tuple(found[r].learning_rate.N for r in ("input", "hidden", "readout", "embedding", "bias")) == rates
+    verdict = regimes.classify(regimes.case(found))
+    assert (verdict.regime, verdict.border.N) == ("feature learning", 0)
+    assert regime(faster(found, Power(N=F(1, 100)))) == "unstable"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_stored_table_of_the_other_rules(depth):
+    others = tuple(name for name in STORED if name not in COMMON)
+    for solution in exponents.table(others, ("sp", "mup", "alpha1"), depth=depth):
+        stored = scaling(solution.parametrization, solution.optimizer.name, solution.architecture, depth=depth)
+        assert {r: stored[r] for r in solution.canonical} == solution.canonical
+
+
+def test_epsilon_of_what_takes_a_matrix_as_a_whole():
+    """As the norm of its gradient: in μP without multipliers, entries 1/N of N² (N of the ends'); of a bias as an entry."""
+    epsilon = regimes.predicted(regimes.case(gauge(scaling("mup", "soap"), "multiplier")))["epsilon"]
+    assert [epsilon[name].N for name in ("input", "hidden 2", "readout", "bias")] == [-HALF, 0, HALF, -1]
+
+
+@pytest.mark.parametrize("same", SAME_EXPONENTS)
+def test_optimisers_of_the_same_rule(same):
+    stored = SAME_EXPONENTS[same]
+    for solution in exponents.table((same,), ("sp", "mup", "depth_mup")):
         found = scaling(solution.parametrization, same, solution.architecture)
         assert {r: found[r] for r in solution.canonical} == solution.canonical
         assert found.roles == scaling(solution.parametrization, stored, solution.architecture).roles
@@ -411,7 +465,7 @@ def test_a_parametrization_of_ones_own(tmp_path):
         ("base=mup, hidden.learning_rate=1, hidden.learning_rate.L=1", "learning_rate already has a power"),
         ("base=mup, hidden.learning_rate", "'hidden.learning_rate': wanted role.quantity=power"),
         ("base=mup, hidden=1", "hidden = '1': wanted multiplier, init_std, learning_rate of the role"),
-        ("optimizer=lion, base=mup", "unknown optimizer 'lion'; known: adam, momentum, sgd, sign"),
+        ("optimizer=rprop, base=mup", "unknown optimizer 'rprop'; known: adafactor, adam, adamw, lamb, lion, momentum, muon_"),
         ("architecture=cnn, base=mup", "unknown architecture 'cnn'; known: plain, residual"),
         ("base=mup, hidden.learning_rate=9999", "hidden.learning_rate = 9999: wanted a power from -16 to 16"),
         ("base=mup, hidden.learning_rate=-99/2", "hidden.learning_rate = -99/2: wanted a power from -16 to 16"),
@@ -491,6 +545,11 @@ def test_command_line(capsys):
             "multiplier": {"N": "-1/2", "L": "-1/2"}, "init_std": {"N": "0", "L": "0"},
             "learning_rate": {"N": "-1/2", "L": "-1/2"}} in rows  # fmt: skip
     assert {row["optimizer"] for row in rows} == {"sgd", "adam"}
+    of_muon = ("--param", "mup", "--gauge", "multiplier", "--architecture", "plain", "--optimizer", "muon")
+    assert re.search(r"keller +plain +readout +1 +N\^\(-1\) +N\^\(-1/2\)", run(capsys, *of_muon))
+    one = run(capsys, *of_muon, "--scale", "spectral", "--explain")
+    assert "update = √(out/in) UVᵀ of the gradient UΣVᵀ, whose rank is of order one" in one
+    assert re.search(r"hidden: own Δ +N:  a_hidden \+ c_hidden = 0", one)
     one_rate = ("--param", "mup", "--optimizer", "sgd", "--gauge", "learning_rate")
     only = json.loads(run(capsys, "--format", "json", *one_rate))
     assert {row["learning_rate"]["N"] for row in only} == {"0"}
@@ -511,7 +570,10 @@ def test_command_line(capsys):
     ("arguments", "message"),
     [
         (["--param", "muP"], "unknown parametrization 'muP'; known: sp, ntp, mup"),
-        (["--optimizer", "lion"], "unknown optimizer 'lion'"),
+        (["--optimizer", "rprop"], "unknown optimizer 'rprop'"),
+        (["--optimizer", "adam", "--scale", "unit"], "--scale is what stands in front of UVᵀ: it wants --optimizer muon"),
+        (["--param", "base=mup", "--optimizer", "muon"], "exponents of your own are for one"),
+        (["--param", "mup", "--optimizer", "lamb", "--gauge", "learning_rate"], "no gauge changes a learning rate"),
         (["--depth", "0"], "depth 0 must be at least 1"),
         (["--block-size", "0"], "block size 0 must be at least 1"),
         (["--param", "depth_mup", "--architecture", "plain"], "depth_mup is about residual blocks"),

@@ -184,7 +184,8 @@ def test_directional_sharpness(dense):
 
 def test_preconditioned(dense):
     root = jnp.asarray(np.random.default_rng(1).uniform(0.5, 2, len(dense.flat)))
-    matvec = curvature.preconditioned(curvature.hessian(*dense.bound, dense.targets, dense.of), dense.unravel(root))
+    over_root = partial(jax.tree.map, lambda root, v: v / root, dense.unravel(root))
+    matvec = curvature.preconditioned(curvature.hessian(*dense.bound, dense.targets, dense.of), over_root)
     np.testing.assert_allclose(dense.columns(matvec), dense.hessian / root[:, None] / root, **TOLERANCE)
 
 

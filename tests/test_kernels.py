@@ -31,7 +31,7 @@ def a_problem(P=4, D=3, **options):
 
 def of_roles(**numbers):
     """role=(multiplier, learning rate)"""
-    return {role: Factors(m, 1.0, r, 1.0) for role, (m, r) in numbers.items()}
+    return {role: Factors(m, 1.0, r, 1.0, 1.0, 1.0, 2) for role, (m, r) in numbers.items()}
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3])

@@ -146,7 +146,7 @@ def test_edge_of_stability(name):
         real = partial(jnp.asarray, dtype=float)
         update = Descent(
             problem.optimizer, problem.nesterov, real(problem.step_sizes), real(problem.momentum),
-            tuple(map(real, problem.betas)), real(problem.epsilon), {"w": real(problem.weight_decay)}, unit, unit, unit,
+            tuple(map(real, problem.betas)), real(problem.epsilon), {"w": real(problem.weight_decay)}, unit, unit, unit, unit,
         ).transformation()  # fmt: skip
         start = {"w": real(1e-100)}
 

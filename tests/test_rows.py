@@ -192,12 +192,12 @@ def _signs(of):
 
 def test_a_sign_optimiser(add):
     """Against stored weights that move by η0 r sign ∂L/∂θ + η0 λ θ, gradients written out."""
-    add(OPTIMIZERS, Optimizer("signs", "sign", description="the gradient's signs"))
-    add(UPDATES, Update("signs", _signs, lambda of, state, params: jax.tree.map(lambda w: jnp.nan * w, params)))
+    add(OPTIMIZERS, Optimizer("signs", "sign", preconditioned=False, description="the gradient's signs"))
+    add(UPDATES, Update("signs", _signs))
     for module in (convergence, transfer, landscape):
         assert reads(module, "--optimizer", "signs").optimizer == "signs"
     assert reads(coord_check, "--optimizer", "signs", "sgd").optimizer == ("signs", "sgd")
-    assert reads(landscape, "--optimizer", "signs").followed == ("loss", "preconditioned_sharpness")
+    assert reads(landscape, "--optimizer", "signs").followed == ("loss", "hessian_eigenvalues")
     problem = a_problem(optimizer="signs", parametrization="mup", num_steps=3, weight_decay=0.3, richness=0.7)
     assert refused(problem) == "no limit is known with signs: only of networks trained by sgd"
     assert np.isnan(problem.edge_of_stability)

@@ -64,13 +64,15 @@ def written_out(problem, network, of, key):
 
     readouts = np.float64(jax.random.normal(jax.random.fold_in(key, sizes.READOUTS), (WIDTH, sizes.READOUTS), np.float32))
     changes = {name: rms(after[name][1] - before[name][1]) for name in before}
-    hidden = [name for name in moved if name != "readout"]
+    own = {name: rms(of.multiplier[role(name)] * (after[name][0] @ moved[name])) for name in moved}
+    per_entry = {name: of.multiplier[role(name)] * rms(W) * rms(after[name][0]) for name, W in moved.items()}
     return {
         "h": {name: rms(output) for name, (_, output) in before.items() if name != "readout"},
         "f": {"readout": rms(of.multiplier["readout"] * (before["readout"][0] @ readouts))},
         "delta_h": {name: change for name, change in changes.items() if name != "readout"},
         "delta_f": {"readout": changes["readout"]},
-        "own_change": {name: rms(of.multiplier[role(name)] * (after[name][0] @ moved[name])) for name in hidden},
+        "own_change": own,
+        "alignment": {name: own[name] / per_entry[name] for name in own},
         "gradient": {name: rms(g) for name, g in layers(gradients).items()},
         "weight_update": {name: rms(W) for name, W in moved.items()},
         "weight_update_spectral": {name: np.linalg.svd(W, compute_uv=False)[0] for name, W in moved.items()},

@@ -57,6 +57,9 @@ class Options(runs.DataOptions):
     """Of the networks."""
     every: bool = False
     """Print every check, not only those that do not agree."""
+    rates: bool = False
+    """Print the power of N that each layer's learning rate has without multipliers, as derived and as measured: that with which
+    its own updates move its output by as much at every width."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/coord_check-MODEL-DIGEST, one folder per set of options."""
 

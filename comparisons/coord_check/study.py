@@ -190,6 +190,8 @@ def check(options: Options) -> list[Check]:
         for optimizer in options.optimizer:
             plots.save(picture(job, optimizer, measured, checks), run.folder / f"coord_check-{optimizer}")
         print(table(checks, options.every))
+        if options.rates:
+            print(rates(job, checks))
         print(f"results in {run.folder}")
     return checks
 
@@ -220,7 +222,8 @@ def prepare(options: Options) -> Job:
     job = Job(options, params, sweeps, data, {})
     problems = [problem for sweep in sweeps for problem in job.problems(sweep.optimizer, sweep.depths[0])]
     config = runs.config(options, *data[:2]) | {"exponents": [parametrization.rows(one.scaling()) for one in problems]}
-    config.pop("every")  # changes what is printed only
+    for printed in ("every", "rates"):
+        config.pop(printed)  # changes what is printed only
     return replace(job, config=config)
 
 
@@ -275,6 +278,21 @@ def table(checks: Sequence[Check], every: bool = False) -> str:
         lines.append(head + (f", within {worst:.3f}" if agree else ""))
         lines += [_row(one) for one in members if every or (one.compared and one.verdict != "agrees")]
         lines += [f"    {len(left_out)} {left_out[0].verdict}, and from there on no power is left"] if left_out else []
+    return "\n".join(lines)
+
+
+def rates(job: Job, checks: Sequence[Check]) -> str:
+    """One line per parametrization, optimiser and layer whose own change has an exponent: what stands there less that exponent,
+    for weights without multipliers.
+    """
+    lines = ["power of the learning rate, without multipliers, with which ΔW x is as large at every width: derived, measured"]
+    for one in checks:
+        if (one.quantity, one.letter) == ("own_change", "N") and isfinite(one.exponent) and isfinite(one.derived):
+            scaling = job.problem(one.parametrization, one.optimizer, job.sweeps[0].depths[0]).scaling()
+            power = float(parametrization.gauge(scaling, "multiplier")[one.layer.split()[0]].learning_rate.N)
+            high, low = (power - end for end in one.interval)
+            found = f"{power - one.derived:+.2f}  {power - one.exponent:+.3f} [{low:+.3f}, {high:+.3f}]"
+            lines.append(f"    {one.parametrization}, {one.optimizer + ',':<15} {one.fixed}  {one.layer:<15}{found}")
     return "\n".join(lines)
 
 
