@@ -221,6 +221,27 @@ def test_epsilon_of_what_takes_a_matrix_as_a_whole():
     assert [epsilon[name].N for name in ("input", "hidden 2", "readout", "bias")] == [-HALF, 0, HALF, -1]
 
 
+@pytest.mark.parametrize(("e", "hidden"), [(HALF, 0), (F(3, 4), HALF), (1, 1)])
+def test_weight_decay_balances_steps(e, hidden):
+    """Of AdamW without multipliers constant, √N and N; of Muon with √(out/in), whose updates' entries are 1/N, N less."""
+    adam, muon = (regimes.case(gauge(scaling("mup", name), "multiplier")) for name in ("adam", "muon_spectral"))
+    of_adam, of_muon = regimes.weight_decay(adam, F(e)), regimes.weight_decay(muon, F(e))
+    assert [of_adam[name].N for name in ("input", "hidden 2", "readout", "bias")] == [0, hidden, hidden, 0]
+    assert [of_muon[name].N for name in ("input", "hidden 2")] == [0, hidden - 1]
+    at_one = regimes.weight_decay(adam, F(1))
+    assert at_one == {name: size for name, size in regimes.predicted(adam)["weight_decay"].items() if name in at_one}
+    with pytest.raises(ValueError, match="lamb moves weights in units of themselves: no weight decay"):
+        regimes.weight_decay(regimes.case(scaling("mup", "lamb")), F(1))
+
+
+def test_the_balance_of_steps_and_decay():
+    """A walk of random signs: √(η/2λ) an entry (Kosson et al. 2024)."""
+    rng, w, eta, decay = np.random.default_rng(0), np.zeros(4000), 0.05, 0.4
+    for _ in range(600):
+        w -= eta * (rng.choice([-1.0, 1.0], size=w.shape) + decay * w)
+    assert np.sqrt(np.mean(w**2)) == pytest.approx(np.sqrt(eta / 2 / decay), rel=0.05)
+
+
 @pytest.mark.parametrize("same", SAME_EXPONENTS)
 def test_optimisers_of_the_same_rule(same):
     stored = SAME_EXPONENTS[same]
@@ -560,6 +581,7 @@ def test_command_line(capsys):
     explained = run(capsys, "--param", "mup", "--optimizer", "adam", "--architecture", "plain", "--explain")
     assert re.search(r"hidden: own Δ +N:  a_hidden \+ c_hidden \+ 1 = 0", explained)
     assert "1/2 for W_0 x, 1 for ΔW x" in explained
+    assert re.search(r"hidden 2 +N\^\(-1\) +1 +N\^\(1/2\) +N\n", explained)
     in_sp = run(capsys, "--param", "sp", "--loss", "cross_entropy", "--gauge", "multiplier")
     assert re.search(r"sp +sgd +plain +hidden +1 +N\^\(-1/2\) +N\^\(-1/2\)\n", in_sp)
     described = run(capsys, "--param", "base=ntp, readout.learning_rate=-1", "--optimizer", "sgd")

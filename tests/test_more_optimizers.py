@@ -142,7 +142,7 @@ def test_without_memory_shampoo_and_soap_are_muon():
             params = {"input": jnp.zeros((3, 5)), "hidden": (jnp.zeros((5, 4)),), "readout": jnp.zeros((5, 2))}
             gradients = params | {"hidden": (jnp.asarray(gradient),)}
             step, _ = jax.jit(transformation.update)(gradients, transformation.init(params), params)
-        step = np.asarray(step["hidden"][0])
+        step = np.array(step["hidden"][0])
         step *= np.sqrt(2) / np.linalg.norm(step)
         np.testing.assert_allclose(step, -U[:, :2] @ V[:2], atol=1e-4)
 

@@ -226,6 +226,25 @@ def predicted(case: Case, num_steps: int = NUM_STEPS) -> dict[str, dict[str, Pow
     return result
 
 
+def weight_decay(case: Case, alignment: Fraction) -> dict[str, Power]:
+    """λ of a decoupled decay, W ← W − η (update + λ W), that keeps every layer's size where training ends: by layer.
+
+    There steps and decay are in balance, an entry of W is √(η/2λ) updates large (Kosson et al. 2024), and W x is N^e (of the
+    fan-in) times that, e the alignment exponent of the weights: λ ∝ η (multiplier · update · fan-in^e)².  Under Adam without
+    multipliers, where η is 1/fan-in, fan-in^(2e − 1): constant for e = 1/2, and for e = 1 that with ηλ of order one.
+    ValueError for steps in units of the weights, which have no such balance.
+    """
+    if case.optimizer.relative:
+        raise ValueError(f"{case.optimizer.name} moves weights in units of themselves: no weight decay balances its steps")
+    case, _ = _without_explosion(case)
+    found = {}
+    for layer, gradient in sizes(case, 0)[0].gradient.items():
+        role, e = case.roles[_role(layer)], case.exponents[_role(layer)]
+        output = e.multiplier * case.optimizer.step(gradient, role, e.init_std) * role.fan_in**alignment
+        found[layer] = e.learning_rate * output**2
+    return found
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The regime and why.

@@ -55,7 +55,25 @@ def explain(s: Solution) -> str:
     lines += ["", "Bounds on the solution", *(f"    {b.name}, {b.letter}:  {b.expression} ≤ 0" for b in s.bounds)]
     lines += ["", "Canonical member, weights N(0,1)"]
     lines += _aligned([[r, *(f"{q} {getattr(e, q)}" for q in QUANTITIES)] for r, e in s.canonical.items()])
-    return "\n".join(lines)
+    return "\n".join(lines + _other_sizes(s))
+
+
+def _other_sizes(s: Solution) -> list[str]:
+    """Of the member without multipliers, as libraries have it, ε and ``regimes.weight_decay``; none where powers are open."""
+    if any(_symbols(getattr(e, q)) for e in s.canonical.values() for q in QUANTITIES):
+        return []
+    depth, block_size = (1 if "hidden" not in s.canonical else 3), (2 if "block_inner" in s.canonical else 1)
+    member = gauge(Scaling(s.parametrization, s.optimizer.name, s.architecture, s.canonical), "multiplier")
+    case = regimes.Case(member.roles, s.optimizer, s.architecture, depth, block_size)
+    columns = {"ε": regimes.predicted(case)["epsilon"]}
+    if not s.optimizer.relative:
+        columns |= {f"λ, e = {e}": regimes.weight_decay(case, Fraction(e)) for e in ("1/2", "3/4", "1")}
+    rows = [["", *columns]]
+    for layer in columns["ε"]:
+        rows.append([layer, *(_plain_power(str(found[layer].N), str(found[layer].L)) for found in columns.values())])
+    as_what = "the norm of a matrix's gradient" if s.optimizer.whole else "an entry of the gradient"
+    balance = "" if s.optimizer.relative else "; λ, decoupled, that keeps outputs where weights sum up with exponent e"
+    return ["", f"Without multipliers: ε, as {as_what}{balance}", *_aligned(rows)]
 
 
 def describe(scaling: Scaling, depth: int, block_size: int, loss: str) -> str:
