@@ -69,8 +69,8 @@ OPTIMIZERS = Table("optimizer", (
     Optimizer("adafactor", "adafactor", preconditioned=False,
               description="rms of rows and columns in place of adam's v, and steps in units of the weights' rms"),
     *(Optimizer(f"muon_{scale}", f"muon_{scale}", options=("momentum", "nesterov", *ADAPTIVE), preconditioned=False,
-                description=f"{words}UVᵀ of the gradient UΣVᵀ (out, in: of the matrix); adam on biases and gains")
-      for scale, (words, _) in algebra.MUON_SCALES.items()),
+                description=f"{front.words}UVᵀ of the gradient UΣVᵀ (out, in: of the matrix); adam on biases and gains")
+      for scale, front in algebra.MUON_SCALES.items()),
     Optimizer("shampoo", "shampoo", _edge_of_adamw, ADAPTIVE, description="(GGᵀ)^(-1/4) G (GᵀG)^(-1/4), of means"),
     Optimizer("soap", "soap", _edge_of_adamw, ADAPTIVE, description="adam in the eigenvectors of shampoo's matrices"),
 ))  # fmt: skip

@@ -15,10 +15,9 @@ from comparisons.landscape import options as landscape
 from finite.networks import by_role
 from finite.networks.build import build
 from finite.training.descent import UPDATES, descent
-from finite.training.matrices import MUON_SCALES
 from limits import Problem, predict
 from limits.command.arguments import read
-from limits.exponents import algebra
+from limits.exponents.algebra import MUON_SCALES, architecture
 from limits.machine import computing
 from limits.optimizers import OPTIMIZERS
 
@@ -87,10 +86,10 @@ def test_scales_of_muon(scale):
     at = {"unit": (1, 1, 1), "keller": ((64 / 3) ** 0.5, 1, 1), "spectral": ((64 / 3) ** 0.5, 1, (2 / 64) ** 0.5),
           "match_rms": (1.6, 1.6, 1.6)}[scale]  # fmt: skip
     assert [MUON_SCALES[scale](n, m) for m, n in sizes.values()] == pytest.approx(at)
-    roles = algebra.architecture("plain", 3)
+    roles = architecture("plain", 3)
     for role, (m, n) in sizes.items():
         found = [MUON_SCALES[scale](*(wide if size == 64 else size for size in (n, m))) for wide in (2.0**20, 2.0**24)]
-        power = algebra.MUON_SCALES[scale][1](roles[role].fan_out, roles[role].fan_in)
+        power = MUON_SCALES[scale].power(roles[role].fan_out, roles[role].fan_in)
         assert np.log2(found[1] / found[0]) / 4 == pytest.approx(float(power.N))
 
 

@@ -11,8 +11,8 @@ from jaxtyping import Array
 
 from finite.curvature.operators import Matvec
 from finite.networks import Network, by_role
-from finite.training.matrices import MUON_SCALES, Bases, Sides, bases, by_leaf, leaf_by_leaf, muon, shampoo, stacked
-from limits.exponents.algebra import VECTORS
+from finite.training.matrices import Bases, Sides, bases, by_leaf, leaf_by_leaf, muon, shampoo, stacked
+from limits.exponents.algebra import MUON_SCALES, VECTORS
 from limits.problem import Problem
 from limits.rows import Table
 

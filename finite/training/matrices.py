@@ -20,14 +20,7 @@ import optax
 from jaxtyping import Array, Float
 from optax import contrib
 
-from limits.exponents.algebra import VECTORS
-
-MUON_SCALES = {  # ``limits.exponents.algebra`` has their powers
-    "unit": lambda out, in_: 1.0,
-    "keller": lambda out, in_: max(1.0, out / in_) ** 0.5,
-    "spectral": lambda out, in_: (out / in_) ** 0.5,
-    "match_rms": lambda out, in_: 0.2 * max(out, in_) ** 0.5,
-}
+from limits.exponents.algebra import MUON_SCALES, VECTORS
 
 Choice = Callable[[str], optax.GradientTransformation]  # of a role
 

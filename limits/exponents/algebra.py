@@ -158,22 +158,39 @@ class Optimizer:
         return gradient * role.entries**HALF if self.whole and not role.vector else gradient
 
 
-MUON_SCALES = {  # what stands in front of UVᵀ: in words, and its power
-    "unit": ("", lambda out, in_: ONE),
-    "keller": ("√max(1, out/in) ", lambda out, in_: largest(ONE, out / in_) ** HALF),
-    "spectral": ("√(out/in) ", lambda out, in_: (out / in_) ** HALF),
-    "match_rms": ("0.2 √max(out, in) ", lambda out, in_: largest(out, in_) ** HALF),
+@dataclass(frozen=True)
+class Scale:
+    """What Muon has in front of UVᵀ: ``constant`` times the largest of out^a in^b, of the (a, b) of ``terms``."""
+
+    words: str
+    terms: tuple[tuple[Fraction, Fraction], ...]
+    constant: float = 1.0
+
+    def power(self, out: Power, in_: Power) -> Power:
+        return largest(*(out**a * in_**b for a, b in self.terms))
+
+    def __call__(self, out: int, in_: int) -> float:
+        """Of the matrices' sides."""
+        return self.constant * max(float(out) ** float(a) * float(in_) ** float(b) for a, b in self.terms)
+
+
+_NO = Fraction(0)
+MUON_SCALES = {
+    "unit": Scale("", ((_NO, _NO),)),
+    "keller": Scale("√max(1, out/in) ", ((_NO, _NO), (HALF, -HALF))),
+    "spectral": Scale("√(out/in) ", ((HALF, -HALF),)),
+    "match_rms": Scale("0.2 √max(out, in) ", ((HALF, _NO), (_NO, HALF)), 0.2),
 }
 
 
 def _orthogonal(scale: str) -> Optimizer:
     """UVᵀ of a gradient UΣVᵀ whose rank, that of the batch, is of order one: so is its norm."""
-    words, power = MUON_SCALES[scale]
+    front = MUON_SCALES[scale]
 
     def update(gradient, role):
-        return ONE if role.vector else power(role.fan_out, role.fan_in) / role.entries**HALF
+        return ONE if role.vector else front.power(role.fan_out, role.fan_in) / role.entries**HALF
 
-    return Optimizer(f"muon_{scale}", f"update = {words}UVᵀ of the gradient UΣVᵀ, whose rank is of order one (ε → 0); "
+    return Optimizer(f"muon_{scale}", f"update = {front.words}UVᵀ of the gradient UΣVᵀ, whose rank is of order one (ε → 0); "
                                       "of a bias, a gain as Adam", update, whole=True)  # fmt: skip
 
 
