@@ -169,7 +169,7 @@ class Scale:
     def power(self, out: Power, in_: Power) -> Power:
         return largest(*(out**a * in_**b for a, b in self.terms))
 
-    def __call__(self, out: int, in_: int) -> float:
+    def __call__(self, out: float, in_: float) -> float:
         """Of the matrices' sides."""
         return self.constant * max(float(out) ** float(a) * float(in_) ** float(b) for a, b in self.terms)
 
