@@ -3,7 +3,9 @@
 Largest first, and beyond their number zeros: what is missing lies in the null space.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -50,6 +52,12 @@ def apart(values: Float[np.ndarray, "*any m"], k: int, tolerance: float = DEGENE
     values = np.pad(values, [*others, (0, k + 1)])[..., : k + 1]
     close = -np.diff(values) <= tolerance * np.abs(values[..., :1])
     return ~(np.pad(close, [*others, (1, 0)]) | np.pad(close, [*others, (0, 1)]))[..., :k]
+
+
+def multiplets(values: Float[np.ndarray, " m"], tolerance: float = DEGENERATE) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of each run of ranks, largest first, each closer to the next than this part of the first value."""
+    far = np.flatnonzero(-np.diff(values) > tolerance * np.abs(values[0])) + 1
+    return pairwise([0, *far.tolist(), len(values)])
 
 
 def leading_eigenvalues(matrix: Float[Array, "n n"], k: int) -> Float[Array, " k"]:

@@ -89,8 +89,8 @@ def a_network(kind, rng):
     matrices = GaussianMatrix(below, nothing, sent, nothing, none, none, np.full(H, N), np.zeros(H, int))
     weights = network.Weights(rng.normal(size=(3, N)), np.array(0.9), np.zeros((H, m, n)), rng.normal(size=(C, N)))
     data, weights, matrices = jax.tree.map(jnp.asarray, (data, weights, matrices))
-    matrices, h, coordinates = network._forward(kind, data, weights, matrices)
-    matrices, now = network._backward(kind, data, weights, matrices, h, coordinates)
+    matrices, h, coordinates = network.forward(kind, data, weights, matrices)
+    matrices, now = network.backward(kind, data, weights, matrices, h, coordinates)
     return data, W, network.State(jnp.zeros((), int), weights, weights, matrices, now)
 
 

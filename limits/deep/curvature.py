@@ -38,7 +38,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from limits.deep.bulk_edge import bulk_edge
-from limits.deep.gaussian_matrix import GaussianMatrix, has_room, image, send, send_back
+from limits.deep.gaussian_matrix import GaussianMatrix, combinations, has_room, image, send, send_back
 from limits.deep.network import Fields, State, Weights, grown, more_draws, outer, pulled_back, scaled, widened
 from limits.losses import LOSSES
 from limits.machine import eigh, require_memory
@@ -106,23 +106,25 @@ def _unknown(kind, k) -> dict:
 
 def edge_of_bulk(kind, data, now) -> float:
     """Of a linear network: see ``limits.deep.bulk_edge``."""
-    features, gradients, variance = jax.device_get(_kernels_of_bulk(kind, data, now))
-    return float(data.richness) * bulk_edge(features, gradients, float(kind.residual), float(variance))
+    kernels = (data.space.weight * jnp.einsum("las,lbs->lab", of, of) for of in (now.features, now.gradients))
+    return edge_from_kernels(kind, data, now.outputs, *kernels, now.weights.left)
+
+
+def edge_from_kernels(kind, data, outputs, features, gradients, left) -> float:
+    """Of features (layers, r, r) in the directions of the inputs, gradients (layers, C, C), and what is left of the W."""
+    features, gradients = jax.device_get(_kernels_of_bulk(kind, data, outputs, features, gradients))
+    return float(data.richness) * bulk_edge(features, gradients, float(kind.residual), float(left) ** 2)
 
 
 @partial(jax.jit, static_argnums=0)
-def _kernels_of_bulk(kind, data, now):
-    """(Φ and G of the layers, variance of the matrices between them)"""
-    weight, (layers, _, S) = data.space.weight, now.gradients.shape
-    signal = kind.on_rows(data, LOSSES[kind.loss].gradient(now.outputs, data.targets) / len(data.targets))
-    kernels = weight * jnp.einsum("las,lbs->lab", now.features, now.features)
-    features = jnp.concatenate([jnp.eye(len(signal))[None], kernels[:-1]])
+def _kernels_of_bulk(kind, data, outputs, features, gradients):
+    """Φ and G of ``limits.deep.bulk_edge``"""
+    signal, layers = kind.on_rows(data, LOSSES[kind.loss].gradient(outputs, data.targets) / len(data.targets)), len(features)
+    features = jnp.concatenate([jnp.eye(len(signal))[None], features[:-1]])
     features = jnp.einsum("ac,lab,be->lce", signal, features, signal)
-    gradients = now.gradients.reshape(layers, -1, S)
-    kernels = weight * jnp.einsum("lcs,les->lce", gradients, gradients)
-    gradients = jnp.concatenate([kernels[1:], jnp.eye(signal.shape[1])[None]])
+    gradients = jnp.concatenate([gradients[1:], jnp.eye(signal.shape[1])[None]])
     rates = jnp.repeat(data.rates, jnp.array([1, layers - 1, 1]), total_repeat_length=layers + 1)[:, None, None]
-    return features * rates[:-1], gradients * rates[1:], now.weights.left**2
+    return features * rates[:-1], gradients * rates[1:]
 
 
 def directional_sharpness(kind, data, rng: np.random.Generator, state: State, b: int) -> float:
@@ -152,7 +154,7 @@ def spectrum(
 def _begun(kind, data, rng, state, signals) -> tuple[State, Krylov]:
     """With room for the fewest products."""
     _require_memory(state, len(signals))
-    krylov = _begin(kind, data, state.now, signals)
+    krylov = begin(kind, data, state.now, signals)
     state = state._replace(matrices=jax.tree.map(jnp.copy, state.matrices))
     return _with_room(kind, data, rng, state, krylov, FEWEST)
 
@@ -180,25 +182,35 @@ def _require_memory(state, b):
     require_memory(2 * (BLOCKS + 1) * b * tangent + 2 * matrices, "the Hessian needs", "fewer samples or steps")
 
 
-@partial(jax.jit, static_argnums=0)
-def _begin(kind, data, now, signals) -> Krylov:
-    """Nothing has been multiplied yet."""
+@partial(jax.jit, static_argnums=(0, 4))
+def begin(kind, data, now, signals: Float[Array, "b P C"], blocks: int = BLOCKS) -> Krylov:
+    """Nothing has been multiplied yet; starts from what Jᵀ makes of these signals, and has room for so many blocks."""
     signals = kind.on_rows(data, signals)
     start = jax.vmap(lambda signal: scaled(data, pulled_back(kind, data, signal, now), 0.5))(signals)
     start, _ = _orthonormal(data.space, start, jnp.sqrt(jnp.diagonal(_products(data.space, start, start))))
     b = len(signals)
-    M = BLOCKS * b
+    M = blocks * b
     basis = jax.tree.map(lambda of: jnp.zeros((M + b, *of.shape[1:])), start)
     return Krylov(_put(basis, start, 0), jnp.zeros((M, M)), jnp.zeros((b, b)), jnp.zeros((), int))
 
 
 def _next(kind, data, parts, state, krylov) -> tuple[State, Krylov]:
-    matrices, krylov = _extended(kind, data, jnp.asarray(parts), state.now, state.matrices, krylov)
+    matrices, krylov = extended(kind, data, jnp.asarray(parts), state.now, state.matrices, krylov)
     return state._replace(matrices=matrices), krylov
 
 
+def brought(kind, data, H: int) -> tuple[int, int]:
+    """How many fields a product brings to each of the H matrices below and above, at most.
+
+    Where φ is linear, those of the first matrix are combinations of the g_c and their δg_c, and each matrix sends on what it
+    gets beside C of its own.
+    """
+    (q, own), C = kind.counts(data), data.targets.shape[1]
+    return (min(q, max(H, 1) * C) if kind.exact else q), own * C
+
+
 @partial(jax.jit, static_argnums=0, donate_argnums=(4, 5))
-def _extended(kind, data, parts, now, matrices, krylov) -> tuple[GaussianMatrix, Krylov]:
+def extended(kind, data, parts, now, matrices, krylov) -> tuple[GaussianMatrix, Krylov]:
     """One product of a block, orthogonalised; T gets its rows and columns from it."""
     b, space, at = len(krylov.rest), data.space, krylov.count * len(krylov.rest)
     block = jax.tree.map(lambda of: jax.lax.dynamic_slice_in_dim(of, at, b), krylov.basis)
@@ -290,11 +302,14 @@ def product(
 
 def _forward(kind, data, now, matrices, u, slopes) -> tuple[GaussianMatrix, Array, Array]:
     """(the matrices, δh of the H + 1 layers (layers, b, q, S), coordinates of φ'δh (b, H, q, n))"""
+    new, q = brought(kind, data, len(matrices.below))[0], kind.counts(data)[0]
+    combine = jnp.kron(jnp.eye(len(u.first)), combinations(new, q)) if new < q else None
 
     def through(dh, layer):
         matrix, trained, slope, features, move = layer
         b, q, S = dh.shape
-        matrix, out, coordinates = send(data.space, matrix, (slope * dh).reshape(-1, S), now.weights.left, trained)
+        fields = (slope * dh).reshape(-1, S)
+        matrix, out, coordinates = send(data.space, matrix, fields, now.weights.left, trained, combine)
         out = out.reshape(b, q, S) + features @ move.swapaxes(1, 2) @ matrix.above
         return kind.residual * dh + out, (matrix, dh, coordinates.reshape(b, q, -1))
 

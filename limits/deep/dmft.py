@@ -160,7 +160,7 @@ def _stacked(of):
 
 
 @in_float64
-def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction | None:
+def predict(problem: Problem, *, draws: int = 1024, seed: int = 0, hessian: bool = True) -> Prediction | None:
     """The 1/√N and 1/N laws of the same observables where the limit is exact and the loss MSE, else None: sampled fields
     are too noisy to be differentiated.
 
@@ -169,7 +169,7 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
     insist(refuses(problem))
     if not problem.network.nonlinearity.linear or problem.loss != "mse":
         return None
-    return deep_fluctuations.predict(problem, *_read(problem, 0, 0), draws=draws, seed=seed)
+    return deep_fluctuations.predict(problem, *_read(problem, 0, 0), draws=draws, seed=seed, hessian=hessian)
 
 
 @in_float64

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -153,6 +154,11 @@ def meet(
     coordinates = jax.lax.dynamic_update_slice(inside, space.products(fields, new), (0, count))
     family = jax.lax.dynamic_update_slice(family, new, (count, 0))
     return family, new, coordinates, count + jnp.sum(jnp.any(new != 0, 1))
+
+
+def combinations(new: int, fields: int) -> Float[Array, "new fields"]:
+    """Of so many fields that bring so many new directions: any in general position bring them too."""
+    return jnp.asarray(np.random.default_rng(0).normal(size=(new, fields)) / np.sqrt(fields))
 
 
 def _orthonormal(space, fields, least) -> Float[Array, "fields S"]:

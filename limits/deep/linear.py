@@ -84,13 +84,15 @@ def solve(problem: Problem, *, depth: int | None = None, hessian: bool = True) -
     return Trajectory(problem.steps, observables | of_hessian, errors, left_open=left_open)
 
 
-def predict(problem: Problem, *, depth: int | None = None, draws: int = 1024, seed: int = 0) -> Prediction:
-    """The 1/√N and 1/N laws of the same observables, with the standard errors of so many draws: see ``deep_fluctuations``.
+def predict(
+    problem: Problem, *, depth: int | None = None, draws: int = 1024, seed: int = 0, hessian: bool = True
+) -> Prediction:
+    """The 1/√N and 1/N laws of the same observables, with the standard errors of so many draws: see ``linear_law``.
 
     ``depth`` and errors as in ``solve``.
     """
     depth = _checked(problem, depth)
-    return dmft.predict(replace(problem, model=f"linear{depth + 1}"), draws=draws, seed=seed)
+    return dmft.predict(replace(problem, model=f"linear{depth + 1}"), draws=draws, seed=seed, hessian=hessian)
 
 
 @in_float64

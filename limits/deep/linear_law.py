@@ -34,18 +34,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from limits.deep.gaussian_matrix import GaussianMatrix, Space, has_room, send, send_back, unmet
-from limits.deep.network import Data, Kind, Weights, moved
-from limits.law import Prediction, law_of_draws, second_order
+from limits.deep import curvature
+from limits.deep.curvature import Ritz
+from limits.deep.gaussian_matrix import Space, combinations, has_room
+from limits.deep.network import Data, Kind, State, backward, begin, descend, forward
+from limits.law import Group, Law, Prediction, branches, groups, law_of_draws, second_order
 from limits.losses import LOSSES
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
-from limits.spectra import apart, leading_eigenvalues
+from limits.spectra import apart, leading_eigenvalues, multiplets
 
 STEP = 2.0**-9  # ε of the differences
 TOLERANCE = 1e-10
 ROOM = 24  # steps that there is room for whatever they bring; then it doubles
 SIDE_BY_SIDE = 16  # draws
+HESSIAN, NTK = "hessian_eigenvalues", "ntk_eigenvalues"
+PRODUCTS = 10  # of a block, in a network
+FOUND = 1e-3  # residual, to the largest eigenvalue, of what so many products find; its square is the error
+SAME = 1e-6  # of the largest: eigenvalues of the Hessian that are closer are one
+ALONE = 0.03  # of the largest: what is closer to others, or to the bulk, is moved by them even at so small an ε
 
 
 class Sizes(NamedTuple):
@@ -62,31 +69,14 @@ class Sizes(NamedTuple):
     m: int
 
 
-def _sizes(r, C, H, steps) -> Sizes:
-    """With room for so many steps of plain networks; the decay of residual ones asks for more.
+def _sizes(r, C, H, steps, below=0, above=0) -> Sizes:
+    """With room for so many steps of plain networks, and more fields besides; the decay of residual ones asks for more.
 
     The first layer's features are moved along C gradients a step, by which of these r × C numbers say, the same at all later
     times: C new directions.  In further layers these numbers change, and past gradients may become new directions later.
     """
     at_once, on_average = min(r, C) if H <= 1 else r, min(r, max(H, 1) * C)
-    return Sizes(r, C, H, at_once, r + steps * on_average + at_once, (steps + 1) * C)
-
-
-class State(NamedTuple):
-    """Before a step."""
-
-    step: Int[Array, ""]
-    weights: Weights
-    velocity: Weights
-    matrices: GaussianMatrix
-
-
-class Measured(NamedTuple):
-    """weights w, f = x̂w · kernels of features, in the directions of the inputs, and of gradients."""
-
-    weights: Float[Array, "*T r C"]
-    features: Float[Array, "*T layers r r"]
-    gradients: Float[Array, "*T layers C C"]
+    return Sizes(r, C, H, at_once, r + steps * on_average + at_once + below, (steps + 1) * C + above)
 
 
 class Smooth(NamedTuple):
@@ -96,67 +86,166 @@ class Smooth(NamedTuple):
     theta: Float[Array, "*T rC rC"]
 
 
+class Measured(NamedTuple):
+    """smooth · kernels of features, in the directions of the inputs, and of gradients · left of the initial W^l · what so
+    many products find of the Hessian."""
+
+    smooth: Smooth
+    features: Float[Array, "*T layers r r"]
+    gradients: Float[Array, "*T layers C C"]
+    left: Float[Array, "*T"]
+    hessian: Ritz
+
+
 @in_float64
-def predict(problem: Problem, kind: Kind, data: Data, *, draws: int = 1024, seed: int = 0) -> Prediction:
-    """The laws of loss, NTK and Gauss-Newton eigenvalues at the measured steps, of linear networks trained on MSE.
+def predict(
+    problem: Problem, kind: Kind, data: Data, *, draws: int = 1024, seed: int = 0, hessian: bool = True
+) -> Prediction:
+    """The laws of the observables at the measured steps, of linear networks trained on MSE; of the Hessian, if wanted, what is
+    outside its bulk.
 
     ``kind``, ``data``  the network, as ``limits.deep.dmft`` reads it;  ``draws``  of ℓ, over which the errors are standard
                         errors.
     """
     data = data._replace(space=Space(jnp.ones(()), jnp.asarray(TOLERANCE), jnp.asarray(False)))
     (_, r), C, H = data.inputs.shape, data.targets.shape[1], problem.network.depth - (not kind.residual)
+    signals = jnp.asarray(curvature.signals(data, np.random.default_rng(seed), problem.top_k if hessian else 0))
     runs, steps = jnp.asarray(np.diff(problem.steps, prepend=-1)), min(ROOM, problem.steps[-1] + 1)
     while True:
-        sizes = _sizes(r, C, H, int(steps))
-        _check_memory(sizes, kind.residual, len(runs))
-        if (found := _derivatives(kind, sizes, data, runs, problem.top_k, draws, seed)) is not None:
-            break
+        sizes = _sizes(r, C, H, int(steps), *_room(kind, data, H, len(signals)))
+        _check_memory(sizes, kind.residual, len(runs), len(signals))
+        if (laws := _laws(kind, sizes, data, runs, signals, problem.top_k, draws, seed)) is not None:
+            return Prediction(laws)
         steps *= 2
-    limit, first, second = found
-    known = {"ntk_eigenvalues": apart(np.linalg.eigvalsh(np.nan_to_num(limit.theta))[:, ::-1], problem.top_k)}
-    with np.errstate(over="ignore"):  # after a divergence
-        laws = {name: law_of_draws(o1**2, second[name], known.get(name, True)) for name, o1 in first.items()}
-    laws["gauss_newton_eigenvalues"] = laws["ntk_eigenvalues"]  # of MSE
-    return Prediction(laws)
 
 
-def _check_memory(sizes, residual, T):
+def _check_memory(sizes, residual, T, block):
     side = sizes.n + sizes.m
     S = (sizes.H + 1) * side if residual else side
     network = (sizes.H + 1) * side * S * 6
+    krylov = 2 * (PRODUCTS + 1) * block * ((sizes.r + sizes.C) * S + sizes.H * sizes.n * sizes.m)
     kernels = T * (sizes.r * sizes.C) ** 2
-    require_memory(SIDE_BY_SIDE * (2 * network + 8 * kernels), "these laws need")
+    require_memory(SIDE_BY_SIDE * (2 * network + krylov + 8 * kernels), "these laws need")
 
 
-def _derivatives(kind, sizes, data, runs, top_k, draws, seed) -> tuple[Smooth, dict, dict] | None:
-    """(the limit, o' and o'' of each observable, (draws, T, …)); None where there is no room."""
+def _laws(kind, sizes, data, runs, signals, k, draws, seed) -> dict[str, Law] | None:
+    """None where there is no room."""
     spaces = 1 if kind.residual else sizes.H + 1
     side = (sizes.H + 1) // spaces * (sizes.n + sizes.m)
-    networks, shape = partial(_networks, kind, sizes, data, runs), (SIDE_BY_SIDE, spaces, side, side)
+    networks, shape = partial(_networks, kind, sizes, data, runs, signals), (SIDE_BY_SIDE, spaces, side, side)
     limits, fits = networks(jnp.zeros((), float), jnp.zeros(shape))
-    limit, found = jax.tree.map(lambda a: a[0], limits), []
+    limit, found = jax.tree.map(lambda a: np.asarray(a[0]), limits), []
+    simple, split = _split_levels(limit.smooth.theta, k)
+    levels = _levels(kind, data, limit, k) if len(signals) else None
     for key in jax.random.split(jax.random.key(seed), -(-draws // SIDE_BY_SIDE)):
         noise = jax.random.normal(key, shape, dtype=float)
         (up, room), (down, too) = (networks(jnp.asarray(step, float), noise) for step in (STEP, -STEP))
         if not jnp.all(fits & room & too):
             return None
-        found.append(jax.tree.map(np.asarray, _observed(data, limit, *_differences(up, limit, down), top_k)))
-    return limit, *jax.tree.map(lambda *parts: np.concatenate(parts)[:draws], *found)
+        found.append(_derivatives(data, k, split, levels, up, limit, down))
+    first, second = jax.tree.map(lambda *parts: np.concatenate(parts)[:draws], *found)
+    together = np.zeros_like(simple)
+    for group in split:
+        together[group.step, group.ranks] = True
+    known, shifted = {NTK: simple | together}, {NTK: together}
+    if levels is not None:
+        known, shifted = known | levels.known, shifted | {HESSIAN: levels.split}
+    laws = {}
+    with np.errstate(over="ignore", invalid="ignore"):  # after a divergence
+        for name, o1 in first.items():
+            shifts = np.where(shifted[name], o1, 0.0) if name in shifted else None
+            laws[name] = law_of_draws(o1**2, second[name], known.get(name, True), shifts)
+    return laws | {"gauss_newton_eigenvalues": laws[NTK]}  # of MSE
+
+
+def _split_levels(theta, k) -> tuple[Bool[np.ndarray, "T k"], list[Group]]:
+    """(which eigenvalues of Θ are simple, the groups of others)"""
+    theta, one = np.nan_to_num(theta), np.eye(theta.shape[-1])
+    values = np.linalg.eigvalsh(theta)[:, ::-1]
+    simple = apart(values, k)
+    values = values[:, : simple.shape[1]]
+    return simple, list(groups(values, simple[:, : values.shape[1]], lambda t, value: (theta[t] - value * one, -one)))
+
+
+def _derivatives(data, k, split, levels, up, limit, down) -> tuple[dict, dict]:
+    """(o', o'') of each observable, (draws, T, …)"""
+    smooth = _differences(up.smooth, limit.smooth, down.smooth)
+    found = jax.tree.map(np.array, _observed(data, limit.smooth, *smooth, k))
+    for group in split:
+        both = _split(limit.smooth.theta[group.step], *(of.theta[:, group.step] for of in smooth), group)
+        for of, branch in zip(found, both, strict=True):
+            of[NTK][:, group.step, group.ranks] = branch[:, : group.shown]
+    if levels is None:
+        return found
+    followed = (_followed(levels, k, network.hessian, sign) for network, sign in ((up, 1), (limit, 1), (down, -1)))
+    return tuple(of | jax.tree.map(np.asarray, more) for of, more in zip(found, _differences(*followed), strict=True))
+
+
+class Levels(NamedTuple):
+    """Of the m largest eigenvalues of the Hessian: opposite, the rank at −ε of what has this rank at ε; split, whether it is
+    one with others in the limit; known, what has a law."""
+
+    opposite: Int[np.ndarray, "T m"]
+    split: Bool[np.ndarray, "T k"]
+    known: dict[str, Bool[np.ndarray, "T ..."]]
+
+
+def _levels(kind, data, limit, k) -> Levels:
+    """Known is what is outside the bulk, found by so many products, and not close to others without being one with them."""
+    values, residuals, _ = jax.tree.map(np.nan_to_num, limit.hessian)
+    m, largest = min(k + data.targets.shape[1], values.shape[1]), values[:, :1]
+    opposite, split, alone = np.tile(np.arange(m), (len(values), 1)), *np.zeros((2, len(values), m), bool)
+    for t, of_step in enumerate(values[:, : m + 1]):
+        far = np.concatenate([[np.inf], -np.diff(of_step), [0.0]]) > ALONE * largest[t]
+        for first, end in multiplets(of_step[:m], SAME):
+            ranks = slice(first, end)
+            opposite[t, ranks] = opposite[t, ranks][::-1]
+            split[t, ranks], alone[t, ranks] = end - first > 1, far[first] & far[end]
+    edges = np.array([_edge(kind, data, jax.tree.map(lambda a: a[t], limit)) for t in range(len(values))])[:, None]  # noqa: B023
+    found, near = residuals <= FOUND * largest, edges + ALONE * largest
+    lowest = found[:, -1] & (-values[:, -1:] > near)[:, 0] & (values[:, -2:-1] - values[:, -1:] > ALONE * largest)[:, 0]
+    top = (alone & found[:, :m] & (values[:, :m] > near))[:, :k]
+    return Levels(opposite, split[:, :k], {HESSIAN: top, "hessian_min": lowest})
+
+
+def _edge(kind, data, measured) -> float:
+    outputs = data.inputs @ measured.smooth.weights
+    return curvature.edge_from_kernels(kind, data, outputs, measured.features, measured.gradients, measured.left)
+
+
+def _followed(levels, k, ritz, sign) -> dict[str, np.ndarray]:
+    """The observables at ε, or at −ε those that become them."""
+    values = np.asarray(ritz.values)
+    top = values[..., : levels.opposite.shape[1]]
+    top = np.take_along_axis(top, levels.opposite[None], 2) if sign < 0 else top
+    return {HESSIAN: top[..., :k], "hessian_min": values[..., -1], "directional_sharpness": np.asarray(ritz.directional)}
+
+
+@jax.jit
+def _split(theta, first, second, group) -> tuple[Float[Array, "draws g"], Float[Array, "draws g"]]:
+    """(λ', λ'') of a group."""
+
+    def of_draw(one, two):
+        def moved(h, rate, v):
+            return (theta + h * one + 0.5 * h * h * two) @ v - (group.value + h * rate) * v
+
+        return branches(moved, group.vectors, group.inverse)
+
+    return jax.vmap(of_draw)(first, second)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _networks(kind, sizes, data, runs, epsilon, noise) -> tuple[Smooth, Bool[Array, " draws"]]:
+def _networks(kind, sizes, data, runs, signals, epsilon, noise) -> tuple[Measured, Bool[Array, " draws"]]:
     """(networks of these ℓ, whether there was room)"""
 
     def network(noise):
-        measured, fits = _train(kind, sizes, data, runs, _gaussians(sizes, epsilon, noise))
-        return _smooth(data, measured), fits
+        return _train(kind, sizes, data, runs, signals, _gaussians(sizes, epsilon, noise))
 
     return jax.vmap(network)(noise)
 
 
-@jax.jit
-def _differences(up, limit, down) -> tuple[Smooth, Smooth]:
+def _differences(up, limit, down):
+    """(first, second)"""
     first = jax.tree.map(lambda u, d: (u - d) / (2 * STEP), up, down)
     return first, jax.tree.map(lambda u, o, d: (u - 2 * o + d) / STEP**2, up, limit, down)
 
@@ -170,90 +259,67 @@ def _gaussians(sizes, epsilon, noise) -> Float[Array, "layers rows S"]:
     return B.reshape(sizes.H + 1, sizes.n + sizes.m, -1)
 
 
-def _train(kind, sizes, data, runs, gaussians) -> tuple[Measured, Bool[Array, ""]]:
+def _train(kind, sizes, data, runs, signals, gaussians) -> tuple[Measured, Bool[Array, ""]]:
     """(one network of these Gaussians at the last step of each of the runs, so many steps long; whether there was room)"""
     from_below, from_above = gaussians[:, : sizes.n], gaussians[:, sizes.n :]
-    first, last = data.scales[0] * from_below[0, : sizes.r], data.scales[2] * from_above[-1, : sizes.C]
-    weights = Weights(first, data.scales[1], jnp.zeros((sizes.H, sizes.m, sizes.n)), last)
-    matrices, combine = unmet(from_below[1:], from_above[:-1]), None
-    if sizes.new < sizes.r:
-        (matrices, *_), combine = _forward(kind, data, weights, matrices, None), _combinations(sizes)
-    step = partial(_step, kind, data, combine)
-    start = State(jnp.zeros((), int), weights, jax.tree.map(jnp.zeros_like, weights), matrices)
-    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(step, start)[1])
+    state = begin(kind, data, from_below[0, : sizes.r], from_below[1:], from_above[:-1], from_above[-1, : sizes.C])
+    combine = None
+    if sizes.new < sizes.r:  # the first of all bring as many as they are
+        (matrices, *_), combine = forward(kind, data, state.weights, state.matrices), combinations(sizes.new, sizes.r)
+        state = state._replace(matrices=matrices)
 
     def run(state, length):
-        return jax.lax.fori_loop(0, length, lambda _, carry: step(carry[0]), (state, nothing))
+        state = jax.lax.fori_loop(0, length, lambda _, state: _step(kind, data, combine, state), state)
+        return state, _measured(kind, data, state, signals)
 
-    end, measured = jax.lax.scan(run, start, runs)
-    return measured, has_room(end.matrices, sizes.new, sizes.C)
-
-
-def _combinations(sizes) -> Float[Array, "new r"]:
-    """Of r fields that bring so many new directions: any in general position bring them too."""
-    return jnp.asarray(np.random.default_rng(0).normal(size=(sizes.new, sizes.r)) / np.sqrt(sizes.r))
+    end, measured = jax.lax.scan(run, state, runs)
+    below, above = _room(kind, data, sizes.H, len(signals))
+    return measured, has_room(end.matrices, sizes.new + below, sizes.C + above)
 
 
-def _step(kind, data, combine, state) -> tuple[State, Measured]:
-    """(after a step of gradient descent, what there was before it)"""
-    weights = state.weights
-    matrices, h, below = _forward(kind, data, weights, state.matrices, combine)
-    matrices, g, above = _backward(kind, data, weights, matrices)
-    effective = data.space.products(h[-1], weights.last) / data.richness
-    kernels = (jnp.einsum("lis,ljs->lij", fields, fields) for fields in (h, g))
-    force = _force(kind, data, state.step, effective, (h, below), (g, above))
-    weights, velocity = moved(kind, data, state.step, weights, state.velocity, force)
-    return State(state.step + 1, weights, velocity, matrices), Measured(effective, *kernels)
+def _step(kind, data, combine, state) -> State:
+    """After a step of gradient descent, with the fields that it went by."""
+    matrices, h, below = forward(kind, data, state.weights, state.matrices, combine)
+    matrices, now = backward(kind, data, state.weights, matrices, h, below)
+    weights, velocity = descend(kind, data, state.step, state.weights, state.velocity, now)
+    return State(state.step + 1, weights, velocity, matrices, now)
 
 
-def _forward(kind, data, weights, matrices, combine) -> tuple[GaussianMatrix, Array, Array]:
-    """(the matrices, h of each direction of the inputs (layers, r, S), coordinates of those that they met (H, r, n))"""
-
-    def through(h, matrix_and_trained):
-        matrix, trained = matrix_and_trained
-        matrix, out, coordinates = send(data.space, matrix, h, weights.left, trained, combine)
-        return kind.residual * h + out, (matrix, h, coordinates)
-
-    h, (matrices, behind, coordinates) = jax.lax.scan(through, weights.first, (matrices, weights.trained))
-    return matrices, jnp.concatenate([behind, h[None]]), coordinates
+def _measured(kind, data, state, signals) -> Measured:
+    """At the step of ``state.now``.  What the matrices meet in the products, training does not see."""
+    now = state.now
+    features, gradients = (jnp.einsum("lis,ljs->lij", fields, fields) for fields in (now.h, now.gradients))
+    weights = data.space.products(now.h[-1], now.weights.last) / data.richness
+    smooth = Smooth(weights, _theta(data, features, gradients))
+    hessian = _hessian(kind, data, state, signals) if len(signals) else None
+    return Measured(smooth, features, gradients, now.weights.left, hessian)
 
 
-def _backward(kind, data, weights, matrices) -> tuple[GaussianMatrix, Array, Array]:
-    """(the matrices, g of each output (layers, C, S), coordinates of those that their transposes met (H, C, m))"""
+def _hessian(kind, data, state, signals) -> Ritz:
+    """What so many products find, starting from these."""
 
-    def through(g, matrix_and_trained):
-        matrix, trained = matrix_and_trained
-        matrix, out, coordinates = send_back(data.space, matrix, g, weights.left, trained)
-        return kind.residual * g + out, (matrix, g, coordinates)
+    def extended(carry, _):
+        return curvature.extended(kind, data, *carry), None
 
-    g, (matrices, before, above) = jax.lax.scan(through, weights.last, (matrices, weights.trained), reverse=True)
-    return matrices, jnp.concatenate([g[None], before]), above
-
-
-def _force(kind, data, step, effective, forward, backward) -> Weights:
-    """−γ²∇L over γ0, M_ac = γ0 Σ_p π_p x̂_pa Δ_pc being the error signal of direction a."""
-    (h, below), (g, above) = forward, backward
-    share = data.shares[step % len(data.shares)]
-    errors = -LOSSES[kind.loss].gradient(data.inputs @ effective, data.targets)
-    M = data.richness * data.inputs.T @ (share[:, None] * errors)
-    return Weights(
-        first=data.rates[0] * M @ g[0],
-        left=jnp.zeros(()),
-        trained=data.rates[1] * jnp.einsum("ac,lan,lcm->lmn", M, below, above),
-        last=data.rates[2] * M.T @ h[-1],
-    )
+    start = state, curvature.begin(kind, data, state.now, signals, PRODUCTS)
+    (_, krylov), _ = jax.lax.scan(extended, start, length=PRODUCTS)
+    return curvature.found(krylov)._replace(directional=curvature.directional(kind, data, state))
 
 
-def _smooth(data, measured) -> Smooth:
+def _room(kind, data, H, starts) -> tuple[int, int]:
+    """Fields below and above that the products of so many tangents bring to each matrix."""
+    return tuple(PRODUCTS * starts * fields for fields in curvature.brought(kind, data, H))
+
+
+def _theta(data, features, gradients) -> Float[Array, "rC rC"]:
     """Θ = Σ_matrices a²r Φ below ∘ G above; the columns of x̂ are orthogonal, and √(x̂ᵀx̂/P) stands for x̂."""
-    (_, r), C = data.inputs.shape, data.targets.shape[1]
-    x = jnp.linalg.norm(data.inputs, axis=0) / jnp.sqrt(len(data.inputs))
-    features = x[:, None] * measured.features * x
-    first = jnp.einsum("ab,tce->tacbe", jnp.diag(x * x), measured.gradients[:, 0])
-    between = jnp.einsum("tlab,tlce->tacbe", features[:, :-1], measured.gradients[:, 1:])
-    last = jnp.einsum("tab,ce->tacbe", features[:, -1], jnp.eye(C))
-    theta = data.rates[0] * first + data.rates[1] * between + data.rates[2] * last
-    return Smooth(measured.weights, theta.reshape(-1, r * C, r * C))
+    (P, r), C = data.inputs.shape, data.targets.shape[1]
+    x = jnp.linalg.norm(data.inputs, axis=0) / jnp.sqrt(P)
+    features = x[:, None] * features * x
+    first = jnp.einsum("ab,ce->acbe", jnp.diag(x * x), gradients[0])
+    between = jnp.einsum("lab,lce->acbe", features[:-1], gradients[1:])
+    last = jnp.einsum("ab,ce->acbe", features[-1], jnp.eye(C))
+    return (data.rates[0] * first + data.rates[1] * between + data.rates[2] * last).reshape(r * C, r * C)
 
 
 @partial(jax.jit, static_argnums=4)
@@ -264,6 +330,7 @@ def _observed(data, limit, first, second, top_k) -> tuple[dict, dict]:
         return {
             "loss": LOSSES["mse"].mean(data.inputs @ at.weights, data.targets),
             "ntk_eigenvalues": leading_eigenvalues(at.theta, top_k),
+            "hessian_trace": jnp.trace(at.theta),
         }
 
     def derivatives(o, o1, o2):

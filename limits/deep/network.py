@@ -196,23 +196,23 @@ def advance(kind, data, state, until) -> State:
         return (state.step < until) & has_room(state.matrices, q, own * C)
 
     def step(state):
-        matrices, h, below = _forward(kind, data, state.weights, state.matrices)
+        matrices, h, below = forward(kind, data, state.weights, state.matrices)
         last = state.weights.last
         last = jax.lax.cond(state.step == 0, lambda: _without_outputs(kind, data, h[-1], last), lambda: last)
         weights = state.weights._replace(last=last)
-        matrices, now = _backward(kind, data, weights, matrices, h, below)
-        weights, velocity = _descend(kind, data, state.step, weights, state.velocity, now)
+        matrices, now = backward(kind, data, weights, matrices, h, below)
+        weights, velocity = descend(kind, data, state.step, weights, state.velocity, now)
         return State(state.step + 1, weights, velocity, matrices, now)
 
     return jax.lax.while_loop(going, step, state)
 
 
-def _forward(kind, data, weights, matrices) -> tuple[GaussianMatrix, Array, Array]:
-    """(the matrices, h of the H + 1 layers, coordinates of their features)"""
+def forward(kind, data, weights, matrices, combine=None) -> tuple[GaussianMatrix, Array, Array]:
+    """(the matrices, h of the H + 1 layers, coordinates of their features); ``combine`` as in ``meet``"""
 
     def through(h, matrix_and_trained):
         matrix, trained = matrix_and_trained
-        matrix, out, coordinates = send(data.space, matrix, kind.activated(h)[0], weights.left, trained)
+        matrix, out, coordinates = send(data.space, matrix, kind.activated(h)[0], weights.left, trained, combine)
         return kind.residual * h + out, (matrix, h, coordinates)
 
     start = kind.rows(data) @ weights.first
@@ -220,7 +220,7 @@ def _forward(kind, data, weights, matrices) -> tuple[GaussianMatrix, Array, Arra
     return matrices, jnp.concatenate([behind, h[None]]), coordinates
 
 
-def _backward(kind, data, weights, matrices, h, below) -> tuple[GaussianMatrix, Fields]:
+def backward(kind, data, weights, matrices, h, below) -> tuple[GaussianMatrix, Fields]:
     """(the matrices, all fields of this step)"""
     features, slopes = kind.activated(h)
     slopes = slopes[:, : kind.counts(data)[1]]
@@ -246,7 +246,7 @@ def _without_outputs(kind, data, h, last) -> Float[Array, "C S"]:
     return rest * (data.space.norms(last) / data.space.norms(rest))[:, None]
 
 
-def _descend(kind, data, step, weights, velocity, now) -> tuple[Weights, Weights]:
+def descend(kind, data, step, weights, velocity, now) -> tuple[Weights, Weights]:
     """(weights, velocity) after the step."""
     share = data.shares[step % len(data.shares)]
     errors = -LOSSES[kind.loss].gradient(now.outputs, data.targets) * share[:, None] * data.richness

@@ -14,9 +14,12 @@ standard error).
 the one with the network's own f(0) (see ``limits.two_layer.linear``), and o', o'' are averaged over draws of Ξ: the Bartlett
 factor of S_0 expanded in ε, which keeps the third moment of Ξ that the bias feels.  Standard errors are given.
 
-Eigenvalues that are degenerate in the limit have no such law (they split at order N^{-1/2}, linearly in nothing): NaN.
+**Split groups.**  Eigenvalues that are one in the limit, as those of Θ at step 0 with several outputs, always in NTP, split at
+order N^{-1/2} and repel each other: their means, too, are of that order.  Degenerate perturbation theory gives o' and o'' of
+each member of the group in each of many draws of Ξ (``limits.law.branches``).
 """
 
+from collections.abc import Iterator
 from functools import partial
 from math import inf
 from typing import NamedTuple
@@ -24,12 +27,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from limits.coordinates import Coordinates, coordinates
 from limits.descent import Descent, descent
 from limits.exponents.parametrization import output_exponent
-from limits.law import Law, Prediction, second_order
+from limits.law import Group, Law, Prediction, branches, groups, law_of_draws, second_order
 from limits.machine import by_batches, in_float64
 from limits.problem import Problem
 from limits.spectra import apart
@@ -39,6 +42,9 @@ from limits.two_layer import linear_curvature as curvature
 
 EXACT_DIRECTIONS = 1024
 SAMPLED_DIRECTIONS = 256
+SIDE_BY_SIDE = 64  # directions, or draws
+HESSIAN, NTK = "hessian_eigenvalues", "ntk_eigenvalues"
+SAME_AS = {NTK: ("gauss_newton_eigenvalues",)}  # of MSE
 
 
 @in_float64
@@ -54,17 +60,20 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
     numbers, limit = linear2.scales(problem, inf), linear2.solve(problem)
     known = {name: jnp.asarray(limit[name]) for name in MEASURED}
     n = sum(data.optimum.shape)
-    run = Run(data, numbers, descent(problem), known, _expansions(linear2.evolve(problem), known))
+    states = linear2.evolve(problem)
+    run = Run(data, numbers, descent(problem), known, _expansions(states, known))
     key = jax.random.key(seed)
+    factors = _gaussian_factors(key, draws, n)
     if exponent == 0.5:
         sensitivity, laws = _meanfield_laws(run, key, n)
     else:
-        sensitivity, laws = None, _kernel_laws(run, _gaussian_factors(key, draws, n))
-    masks = _simple_eigenvalues(problem, data, numbers)
+        sensitivity, laws = None, _kernel_laws(run, factors)
+    simple = _simple_eigenvalues(problem, data, numbers)
     laws = {
-        name: Law(*(np.where(masks.get(name, True), np.asarray(values), np.nan) for values in law))
+        name: Law(*(np.where(simple.get(name, True), np.asarray(values), np.nan) for values in law))
         for name, law in laws.items()
     }
+    _put_split(laws, run, exponent == 0.5, list(_groups(states, known, simple)), factors)
     if sensitivity is not None:
         sensitivity = {name: np.asarray(values) for name, values in sensitivity.items()}
     return Prediction(laws, np.asarray(data.basis), sensitivity)
@@ -127,7 +136,7 @@ def _along(run, directions):
     def derivatives(direction):
         return second_order(lambda h: _observe(run, jnp.ones(()), h * direction))
 
-    return by_batches(derivatives, directions, 64)
+    return by_batches(derivatives, directions, SIDE_BY_SIDE)
 
 
 @partial(jax.jit, static_argnames="n")
@@ -166,30 +175,92 @@ def _gaussian_factors(key, draws, n):
     return jnp.tril(g, -1) + g * jnp.eye(n) / jnp.sqrt(2.0)
 
 
-@jax.jit
+def _start(factor, epsilon):
+    """X_0 of these ℓ, (S_0 − 1)/ε."""
+    ends = 0.5 * jnp.diag(2 * jnp.arange(len(factor)) + 1.0)
+    return factor + factor.T + epsilon * (factor @ factor.T - ends)
+
+
 def _kernel_laws(run, factors):
     """NTP: averages over draws of the derivatives in ε of o(ε, X_0(ε)) − o(0, f(0) of X_0(ε))."""
-    ends = 0.5 * jnp.diag(2 * jnp.arange(factors.shape[-1]) + 1.0)
+    first, second = jax.tree.map(np.asarray, _kernel_derivatives(run, factors))
+    return {name: law_of_draws(first[name] ** 2, second[name], shifts=first[name]) for name in run.known}
 
+
+@jax.jit
+def _kernel_derivatives(run, factors):
     def derivatives(factor):
         def deviation(epsilon):
-            X0 = factor + factor.T + epsilon * (factor @ factor.T - ends)
+            X0 = _start(factor, epsilon)
             return jax.tree.map(jnp.subtract, *(_observe(run, e, X0) for e in (epsilon, jnp.zeros(()))))
 
         return second_order(deviation)
 
-    first, second = by_batches(derivatives, factors, 64)
-    count = np.sqrt(len(factors))
+    return by_batches(derivatives, factors, SIDE_BY_SIDE)
 
-    def law(o1, o2):
-        std = jnp.sqrt(jnp.mean(o1**2, 0))
-        std_error = jnp.std(o1**2, 0) / count / (2 * jnp.where(std > 0, std, 1.0))
-        shift, shift_error = jnp.mean(o1, 0), jnp.std(o1, 0) / count
-        significant = jnp.abs(shift) > 5 * shift_error  # most means vanish by symmetry: do not report their noise
-        return (std, 0.5 * jnp.mean(o2, 0), jnp.where(significant, shift, 0.0),
-                std_error, 0.5 * jnp.std(o2, 0) / count, shift_error)  # fmt: skip
 
-    return {name: law(first[name], second[name]) for name in run.known}
+# Groups of eigenvalues that are one in the limit ------------------------------------------------------------------------
+
+
+def _groups(states, known, simple) -> Iterator[tuple[str, Group]]:
+    for name in (HESSIAN, NTK):
+
+        def singular(t, value, of_hessian=name == HESSIAN):
+            state = jax.tree.map(lambda a: a[t], states)
+            products = partial(_products, of_hessian, v=jnp.eye(state.gradient.size), state=state)
+            return jax.jvp(products, (jnp.asarray(value),), (jnp.ones(()),))
+
+        yield from ((name, group) for group in groups(np.asarray(known[name]), simple[name], singular))
+
+
+def _products(of_hessian, lam, v, state):
+    """M(λ) − 1, or Θ/P − λ, times these columns: singular where λ is an eigenvalue."""
+    of = partial(curvature.secular_product, lam) if of_hessian else curvature.gauss_newton_product
+    return jax.vmap(partial(of, state), 1, 1)(v) - (1.0 if of_hessian else lam) * v
+
+
+def _put_split(laws, run, meanfield, split, factors) -> None:
+    """In place of what the laws have for these groups."""
+    if not split:
+        return
+    found = [[] for _ in split]
+    for some in np.split(factors, range(SIDE_BY_SIDE, len(factors), SIDE_BY_SIDE)):
+        along = _states_along(run, meanfield, some)
+        for (name, group), of_group in zip(split, found, strict=True):
+            of_group.append(_branches(name == HESSIAN, group, *jax.tree.map(lambda a: a[:, group.step], along)))  # noqa: B023
+    for (name, group), of_group in zip(split, found, strict=True):
+        first, second = (np.concatenate(of)[:, : group.shown] for of in zip(*of_group, strict=True))
+        law = law_of_draws(first**2, second, shifts=first)
+        for observable in (name, *SAME_AS.get(name, ())):
+            for values, of_split in zip(laws[observable], law, strict=True):
+                values[group.step, group.ranks] = of_split
+
+
+@partial(jax.jit, static_argnums=1)
+def _states_along(run, meanfield, factors) -> tuple[curvature.OrderParameters, ...]:
+    """Order parameters at ε = 0 and their first two derivatives, (draws, T, …)."""
+
+    def derivatives(factor):
+        def states(epsilon):
+            X0 = _start(factor, epsilon)
+            strength, X0 = (jnp.ones(()), epsilon * X0) if meanfield else (epsilon, X0)
+            return linear2.descend(run.data, run.numbers._replace(epsilon=strength), X0, run.descent)
+
+        return states(jnp.zeros(())), *second_order(states)
+
+    return jax.vmap(derivatives)(factors)
+
+
+@partial(jax.jit, static_argnums=0)
+def _branches(of_hessian, group, states, first, second) -> tuple[Float[Array, "draws g"], Float[Array, "draws g"]]:
+    def of_draw(*state):
+        def moved(h, rate, v):
+            at = jax.tree.map(lambda a, b, c: a + h * b + 0.5 * h * h * c, *state)
+            return _products(of_hessian, group.value + h * rate, v, at)
+
+        return branches(moved, group.vectors, group.inverse)
+
+    return jax.vmap(of_draw)(states, first, second)
 
 
 def _simple_eigenvalues(problem, data, numbers):
