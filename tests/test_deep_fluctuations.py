@@ -1,5 +1,7 @@
 """The 1/√N and 1/N laws of deep linear networks: against two-layer theory, closed forms, trained networks."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,12 @@ from trained import train
 
 from finite.networks.build import build
 from limits import Problem, minibatches, predict
+from limits.coordinates import coordinates
 from limits.deep import dmft
 from limits.deep import linear as deep_linear
 from limits.deep import linear_law as deep_fluctuations
 from limits.machine import computing
+from limits.two_layer import linear as linear2
 from limits.two_layer import linear_law as fluctuations
 
 NAMES = ("loss", "ntk_eigenvalues")
@@ -47,12 +51,35 @@ def test_one_hidden_layer_is_linear2(problem):
     problem = problem()
     ours, exact = deep_linear.predict(problem, depth=1, draws=2048), fluctuations.predict(problem)
     for name in (*NAMES, "gauss_newton_eigenvalues"):
-        for kind in ("std", "bias"):
+        for kind in ("std", "bias", "shift"):
             values, error, known = getattr(ours[name], kind), getattr(ours[name], f"{kind}_error"), getattr(exact[name], kind)
             np.testing.assert_array_equal(np.isnan(values), np.isnan(known))
             distance = np.abs(values - known)
             assert np.all(np.isnan(distance) | (distance <= 4 * error + 1e-4 * np.abs(known))), (name, kind, values, known)
         assert np.all(np.isnan(ours[name].std) | (ours[name].std_error < 0.06 * ours[name].std)), name
+
+
+@pytest.mark.parametrize("C", [1, 2])
+def test_one_hidden_layer_at_a_width_is_linear2(C):
+    """The same Gaussians, at a width of a hundred: every observable, the Hessian's too, after some steps of momentum."""
+    problem, width = a_problem(C=C, momentum=0.3, weight_decay=0.05, learning_rate=0.4), 100
+    with computing("float64"):
+        kind, data = dmft._read(replace(problem, model="linear2"), 0, 0)
+        data = data._replace(space=deep_fluctuations.Space(jnp.ones(()), jnp.asarray(1e-10), jnp.asarray(False)))
+        signals = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, C)))
+        sizes = deep_fluctuations._sizes(3, C, 0, 7, *deep_fluctuations._room(kind, data, 0, 2))
+        noise = jax.random.normal(jax.random.key(0), (1, 1, *[sizes.n + sizes.m] * 2), dtype=float)
+        runs, epsilon = jnp.asarray(np.diff(problem.steps, prepend=-1)), jnp.asarray(width**-0.5)
+        ours, fits = deep_fluctuations._networks(kind, sizes, data, runs, signals, epsilon, noise)
+        (rows,) = deep_fluctuations._gaussians(sizes, epsilon, noise[0])
+        basis, rows, ours = jax.tree.map(np.asarray, (coordinates(problem).basis, rows, ours))
+    start = np.concatenate([basis @ rows[:3], rows[sizes.n : sizes.n + C]])
+    exact = linear2.solve(problem, width=width, gram=start @ start.T)
+    assert fits.all()
+    np.testing.assert_allclose(ours.hessian.values[0, :, :2], exact["hessian_eigenvalues"], rtol=1e-8)
+    np.testing.assert_allclose(ours.hessian.directional[0], exact["directional_sharpness"], rtol=1e-8)
+    values = np.linalg.eigvalsh(ours.smooth.theta[0])[:, ::-1]
+    np.testing.assert_allclose(values[:, :2], exact["ntk_eigenvalues"], rtol=1e-8)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
@@ -93,9 +120,10 @@ def test_without_fluctuations_it_is_the_limit(options):
         sizes = deep_fluctuations._sizes(4, 1, H, 20)
         spaces = 1 if kind.residual else H + 1
         side = (sizes.n + sizes.m) * (H + 1) // spaces
-        found, fits = deep_fluctuations._networks(kind, sizes, data, runs, jnp.zeros(()), jnp.zeros((1, spaces, side, side)))
-        values = np.linalg.eigvalsh(found.theta[0])[:, ::-1][:, :2]
-        outputs = np.asarray(data.inputs @ found.weights[0])
+        nothing, zero = jnp.zeros((1, spaces, side, side)), jnp.zeros(())
+        found, fits = deep_fluctuations._networks(kind, sizes, data, runs, jnp.zeros((0, 8, 1)), zero, nothing)
+        values = np.linalg.eigvalsh(found.smooth.theta[0])[:, ::-1][:, :2]
+        outputs = np.asarray(data.inputs @ found.smooth.weights[0])
     assert fits.all()
     limit = dmft.solve(problem, hessian=False)
     np.testing.assert_allclose(values, limit["ntk_eigenvalues"], rtol=1e-8)

@@ -49,8 +49,9 @@ TOLERANCE = 1e-10
 ROOM = 24  # steps that there is room for whatever they bring; then it doubles
 SIDE_BY_SIDE = 16  # draws
 HESSIAN, NTK = "hessian_eigenvalues", "ntk_eigenvalues"
-PRODUCTS = 10  # of a block, in a network
-FOUND = 1e-3  # residual, to the largest eigenvalue, of what so many products find; its square is the error
+PRODUCTS = 12  # of a block, in a network
+LEANING = 4  # power of the eigenvalues of the inputs' covariance in what these start from
+FOUND = 1e-2  # residual, to the largest eigenvalue, of what so many products find; its square over the gap is the error
 SAME = 1e-6  # of the largest: eigenvalues of the Hessian that are closer are one
 ALONE = 0.03  # of the largest: what is closer to others, or to the bulk, is moved by them even at so small an ε
 
@@ -109,7 +110,7 @@ def predict(
     """
     data = data._replace(space=Space(jnp.ones(()), jnp.asarray(TOLERANCE), jnp.asarray(False)))
     (_, r), C, H = data.inputs.shape, data.targets.shape[1], problem.network.depth - (not kind.residual)
-    signals = jnp.asarray(curvature.signals(data, np.random.default_rng(seed), problem.top_k if hessian else 0))
+    signals = _signals(data, np.random.default_rng(seed), min(problem.top_k, C) if hessian else 0)
     runs, steps = jnp.asarray(np.diff(problem.steps, prepend=-1)), min(ROOM, problem.steps[-1] + 1)
     while True:
         sizes = _sizes(r, C, H, int(steps), *_room(kind, data, H, len(signals)))
@@ -117,6 +118,13 @@ def predict(
         if (laws := _laws(kind, sizes, data, runs, signals, problem.top_k, draws, seed)) is not None:
             return Prediction(laws)
         steps *= 2
+
+
+def _signals(data, rng, count) -> Float[Array, "b P C"]:
+    """Random, with most of it where the inputs have most: near the eigenvectors that are wanted."""
+    (_, r), C = data.inputs.shape, data.targets.shape[1]
+    kernel = jnp.sum(data.inputs**2, 0)[:, None]
+    return (data.inputs / kernel.T) @ (rng.normal(size=(count, r, C)) * (kernel / kernel.max()) ** LEANING)
 
 
 def _check_memory(sizes, residual, T, block):
