@@ -69,7 +69,8 @@ class Prediction(Mapping):
     def first_order(self, gram: Float[np.ndarray, "m m"]) -> dict[str, np.ndarray]:
         """N^{-1/2} o'[Ξ] of the network that starts at this Gram matrix (D+C, D+C): its deviation but for O(1/N).
 
-        Its mean over networks is zero, which makes it the control variate of a measured bias.  μP only (else ValueError).
+        Its mean over networks is zero, which makes it the control variate of a measured bias; of eigenvalues that are one in
+        the limit it is no more than that.  μP only (else ValueError).
         """
         if self.sensitivity is None:
             raise ValueError("the first-order deviation is linear in the Gram matrix in μP only")

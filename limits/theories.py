@@ -118,7 +118,8 @@ def work(problem: Problem) -> tuple[float, float]:
 def predict(problem: Problem) -> Prediction | None:
     """How networks of width N depart from the limit, where that is known: see ``limits.two_layer.linear_law``.
 
-    The spread over seeds is std / √N, the mean's distance from the limit bias / N.  None where no law is known.
+    The spread over seeds is std / √N, the mean's distance from the limit bias / N; where eigenvalues that are one in the limit
+    split, shift / √N.  None where no law is known.
 
     >>> problem = Problem([[1.0, 0.0], [0.0, 2.0]], [1.0, -1.0], learning_rate=0.2, num_steps=8, measure_every=4)
     >>> predict(problem)["sharpness"].std.round(3), predict(problem)["sharpness"].bias.round(3)

@@ -75,10 +75,13 @@ def test_closed_forms():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mup", pytest.param("ntp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mup", "ntp"])
 def test_laws_describe_sampled_networks(name):
-    """Root mean square and mean over 600 networks of width 3000 (their exact trajectories), within the sampling error."""
-    problem = small_problem(parametrization=name)
+    """Root mean square and mean over 600 networks of width 3000 (their exact trajectories), within the sampling error.
+
+    Of two outputs: in μP pairs of eigenvalues at step 0 alone, in NTP always.
+    """
+    problem = small_problem(C=2, parametrization=name)
     width, count, D = 3000, 600, problem.num_inputs
     prediction, limit = fluctuations.predict(problem), linear2.solve(problem)
     deviations = {observable: [] for observable in prediction}
@@ -105,11 +108,17 @@ def test_laws_describe_sampled_networks(name):
         assert np.all(np.abs(mean - predicted) <= slack), observable
 
 
-def test_degenerate_eigenvalues_have_no_law():
-    """Two outputs at step 0 of μP: each NTK eigenvalue is there twice, and the pair splits at first order."""
-    law = fluctuations.predict(small_problem(C=2))["ntk_eigenvalues"]
-    assert np.isnan(law.std[0]).all()
-    assert np.isfinite(law.std[-1]).all()
+@pytest.mark.parametrize("name", ["mup", "ntp"])
+def test_pair_in_closed_form(name):
+    """One sample, x = 1, two outputs: Θ = S_EE + S_VV is 2, twice, and Θ' = h + Ξ with h ~ N(0,2) and a symmetric 2 × 2 matrix.
+
+    Its eigenvalues are t ± r, t ~ N(0,1) and r of density r e^{-r²/2}: mean ±√(π/2), and both have variance 2 + 1 + 2.
+    """
+    problem = Problem(np.ones((1, 1)), [[0.3, -0.7]], num_steps=0, top_k=2, parametrization=name)
+    law = fluctuations.predict(problem, draws=4096)["ntk_eigenvalues"]
+    assert np.all(np.abs(law.shift[0] - np.sqrt(np.pi / 2) * np.array([1, -1])) <= 4 * law.shift_error[0])
+    assert np.all(np.abs(law.std[0] - np.sqrt(5)) <= 4 * law.std_error[0])
+    assert np.all(law.std_error[0] < 0.03)
 
 
 @pytest.mark.slow

@@ -164,7 +164,7 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0, hessian: bool
     """The 1/√N and 1/N laws of the same observables where the limit is exact and the loss MSE, else None: sampled fields
     are too noisy to be differentiated.
 
-    ``draws`` and ``seed`` as in ``limits.deep.linear_law``; errors as in ``solve``.
+    ``draws``, ``seed`` and ``hessian`` as in ``limits.deep.linear_law``; errors as in ``solve``.
     """
     insist(refuses(problem))
     if not problem.network.nonlinearity.linear or problem.loss != "mse":

@@ -87,9 +87,9 @@ def solve(problem: Problem, *, depth: int | None = None, hessian: bool = True) -
 def predict(
     problem: Problem, *, depth: int | None = None, draws: int = 1024, seed: int = 0, hessian: bool = True
 ) -> Prediction:
-    """The 1/√N and 1/N laws of the same observables, with the standard errors of so many draws: see ``linear_law``.
+    """The 1/√N and 1/N laws, with the standard errors of so many draws: see ``limits.deep.linear_law``.
 
-    ``depth`` and errors as in ``solve``.
+    Of the Hessian, which takes most of the time, those of what is outside its bulk.  ``depth`` and errors as in ``solve``.
     """
     depth = _checked(problem, depth)
     return dmft.predict(replace(problem, model=f"linear{depth + 1}"), draws=draws, seed=seed, hessian=hessian)

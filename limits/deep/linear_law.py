@@ -22,8 +22,15 @@ weights.  So these are differentiated by central differences between the network
 what they are, and loss and eigenvalues as functions of them.  Directions smaller than ``TOLERANCE`` are left out, which
 costs TOLERANCE/STEP² in o''.
 
+The Hessian of these networks, at ε and −ε, is that of ``limits.deep.curvature``, by as many products in each: an eigenvalue
+outside the bulk is a smooth function of ε, however little its vector is one, and is differentiated itself.  Eigenvalues that
+are one in the limit cross at ε = 0, each on a smooth branch: the first of them at ε is the last at −ε, and the law is of
+these branches.  Those of Θ have theirs by perturbation theory, as in ``limits.law.branches``.  There is no law of the edge of
+the bulk, where those of R are, and of eigenvalues close to it: a finite network's are N^{-2/3} from it.
+
 Cost.  A network is its fields in coordinates, about a hundred at any N.  1024 draws of 20 steps take, beside some 15 s of
-compilation on two shared cores, 5 s for linear3 of 10 inputs, 30 s for 64 inputs, 100 s for three residual blocks of 10.
+compilation on two shared cores, 5 s for linear3 of 10 inputs, 30 s for 64 inputs, 100 s for three residual blocks of 10; the
+Hessian at six of them, for linear3 of 10 inputs, a minute.
 """
 
 from functools import partial
@@ -52,6 +59,7 @@ HESSIAN, NTK = "hessian_eigenvalues", "ntk_eigenvalues"
 PRODUCTS = 12  # of a block, in a network
 LEANING = 4  # power of the eigenvalues of the inputs' covariance in what these start from
 FOUND = 1e-2  # residual, to the largest eigenvalue, of what so many products find; its square over the gap is the error
+ROUGH = 0.3  # the most that o' may change by within an ε
 SAME = 1e-6  # of the largest: eigenvalues of the Hessian that are closer are one
 ALONE = 0.03  # of the largest: what is closer to others, or to the bulk, is moved by them even at so small an ε
 
@@ -106,7 +114,7 @@ def predict(
     outside its bulk.
 
     ``kind``, ``data``  the network, as ``limits.deep.dmft`` reads it;  ``draws``  of ℓ, over which the errors are standard
-                        errors.
+                        errors;  ``hessian``  takes most of the time.  Raises MemoryError, in one line.
     """
     data = data._replace(space=Space(jnp.ones(()), jnp.asarray(TOLERANCE), jnp.asarray(False)))
     (_, r), C, H = data.inputs.shape, data.targets.shape[1], problem.network.depth - (not kind.residual)
@@ -157,7 +165,8 @@ def _laws(kind, sizes, data, runs, signals, k, draws, seed) -> dict[str, Law] | 
         together[group.step, group.ranks] = True
     known, shifted = {NTK: simple | together}, {NTK: together}
     if levels is not None:
-        known, shifted = known | levels.known, shifted | {HESSIAN: levels.split}
+        smooth = {name: of & _is_smooth(first[name], second[name]) for name, of in levels.known.items()}
+        known, shifted = known | smooth, shifted | {HESSIAN: levels.split}
     laws = {}
     with np.errstate(over="ignore", invalid="ignore"):  # after a divergence
         for name, o1 in first.items():
@@ -173,6 +182,12 @@ def _split_levels(theta, k) -> tuple[Bool[np.ndarray, "T k"], list[Group]]:
     simple = apart(values, k)
     values = values[:, : simple.shape[1]]
     return simple, list(groups(values, simple[:, : values.shape[1]], lambda t, value: (theta[t] - value * one, -one)))
+
+
+def _is_smooth(first, second) -> Bool[np.ndarray, "T ..."]:
+    """Whether ε was small enough: of what splits unseen, o'' is of order 1/ε."""
+    with np.errstate(all="ignore"):  # after a divergence
+        return STEP**2 * np.mean(second**2, 0) <= ROUGH**2 * np.mean(first**2, 0)
 
 
 def _derivatives(data, k, split, levels, up, limit, down) -> tuple[dict, dict]:
