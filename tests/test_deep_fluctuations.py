@@ -1,8 +1,10 @@
 """The 1/√N and 1/N laws of deep linear networks: against two-layer theory, closed forms, trained networks."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,10 +13,10 @@ from trained import train
 from finite.networks.build import build
 from limits import Problem, minibatches, predict
 from limits.coordinates import coordinates
-from limits.deep import dmft
+from limits.deep import curvature, dmft, network
 from limits.deep import linear as deep_linear
 from limits.deep import linear_law as deep_fluctuations
-from limits.machine import computing
+from limits.machine import computing, in_float64
 from limits.two_layer import linear as linear2
 from limits.two_layer import linear_law as fluctuations
 
@@ -60,10 +62,10 @@ def test_one_hidden_layer_is_linear2(problem):
     assert np.isfinite(ours["sharpness"].std).all()
 
 
-@pytest.mark.parametrize("C", [1, 2])
-def test_one_hidden_layer_at_a_width_is_linear2(C):
+def test_one_hidden_layer_at_a_width_is_linear2():
     """The same Gaussians, at a width of a hundred: every observable, the Hessian's too, after some steps of momentum."""
-    problem, width = a_problem(C=C, momentum=0.3, weight_decay=0.05, learning_rate=0.4), 100
+    C, width = 2, 100
+    problem = a_problem(C=C, momentum=0.3, weight_decay=0.05, learning_rate=0.4)
     with computing("float64"):
         kind, data = dmft._read(replace(problem, model="linear2"), 0, 0)
         data = data._replace(space=deep_fluctuations.Space(jnp.ones(()), jnp.asarray(1e-10), jnp.asarray(False)))
@@ -83,6 +85,42 @@ def test_one_hidden_layer_at_a_width_is_linear2(C):
     np.testing.assert_allclose(values[:, :2], exact["ntk_eigenvalues"], rtol=1e-8)
 
 
+@in_float64
+def test_two_hidden_layers_at_a_width_are_a_network():
+    """With the random matrix written out as far as it is known: dense gradient descent, and the dense Hessian by autodiff."""
+    problem = a_problem(model="linear3", learning_rate=0.4, num_steps=2)
+    kind, data = dmft._read(problem, 0, 0)
+    data = data._replace(space=deep_fluctuations.Space(jnp.ones(()), jnp.asarray(1e-10), jnp.asarray(False)))
+    sizes = deep_fluctuations._sizes(3, 1, 1, 3, *deep_fluctuations._room(kind, data, 1, 1))
+    noise = jax.random.normal(jax.random.key(0), (2, *[sizes.n + sizes.m] * 2), dtype=float)
+    rows = deep_fluctuations._gaussians(sizes, jnp.asarray(0.1), noise)
+    below, above = rows[:, : sizes.n], rows[:, sizes.n :]
+    state = network.begin(kind, data, below[0, :3], below[1:], above[:-1], above[-1, :1])
+    step, extended = (jax.jit(partial(of, kind, data)) for of in (deep_fluctuations._step, curvature.extended))
+    for _ in range(3):
+        state = step(None, state)
+    krylov = curvature.begin(kind, data, state.now, data.targets[None], deep_fluctuations.PRODUCTS)
+    for _ in range(deep_fluctuations.PRODUCTS):
+        state, krylov = extended(state, krylov)
+
+    met = jax.tree.map(lambda of: of[0], state.matrices)
+    unseen = met.returned * (jnp.arange(sizes.m) < met.num_above)[:, None]
+    W = (met.sent + met.forward.T @ met.above).T @ met.below + met.above.T @ data.space.beyond(unseen, met.below)
+    weights = [below[0, :3], W, above[-1, :1]]
+
+    def loss(first, W, last):
+        return jnp.mean((data.inputs @ first @ W.T @ last.T / problem.richness - data.targets) ** 2) / 2
+
+    for _ in range(2):
+        forces = jax.grad(loss, (0, 1, 2))(*weights)
+        weights = [w - problem.learning_rate * problem.richness**2 * force for w, force in zip(weights, forces, strict=True)]
+    flat, unflatten = jax.flatten_util.ravel_pytree(weights)
+    dense = problem.richness**2 * jax.hessian(lambda flat: loss(*unflatten(flat)))(flat)
+    values = np.linalg.eigvalsh(dense)
+    np.testing.assert_allclose(state.now.outputs, data.inputs @ weights[0] @ weights[1].T @ weights[2].T, rtol=1e-8)
+    np.testing.assert_allclose(curvature.found(krylov).values[0], values[-1], rtol=1e-8)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_start_in_closed_form(depth):
     """One sample, x = 1.  Θ = Σ_l H^l G^{l+1}, a product of L factors |Wv|²/|v|² of mean 1 and variance 2/N each.
@@ -93,6 +131,7 @@ def test_start_in_closed_form(depth):
     y, richness = 1.7, 0.8
     problem = Problem(np.ones((1, 1)), [[y]], richness=richness, num_steps=0, top_k=1)
     law = deep_linear.predict(problem, depth=depth, draws=4096, hessian=False)
+    assert "sharpness" not in law
     exact = {
         "ntk_eigenvalues": (2 * np.sqrt(depth * (depth + 1) * (2 * depth + 1) / 6), 0.0),
         "loss": (y / richness, 0.5 / richness**2),
@@ -190,17 +229,6 @@ def _mean(values):
     return values.mean(0), values.std(0) / np.sqrt(len(values))
 
 
-def test_what_has_a_law():
-    """What of the Hessian is outside its bulk; if it is not asked for, nothing of it."""
-    problem, names = a_problem(model="linear3"), {"loss", "ntk_eigenvalues", "gauss_newton_eigenvalues", "hessian_trace"}
-    law = deep_linear.predict(problem, draws=16)
-    assert set(law) == names | {"hessian_eigenvalues", "sharpness", "hessian_min", "directional_sharpness"}
-    assert np.isfinite(law["sharpness"].std).all()
-    assert law.sensitivity is None
-    assert set(deep_linear.predict(problem, draws=16, hessian=False)) == names
-    assert predict(a_problem(model="mlp3")) is None
-
-
 @pytest.mark.slow
 def test_more_room_is_made(monkeypatch):
     """With room for too few steps the laws are found all the same, of other draws."""
@@ -212,10 +240,15 @@ def test_more_room_is_made(monkeypatch):
         assert np.all(np.abs(ours[name].std - usual[name].std) <= 4 * np.hypot(ours[name].std_error, usual[name].std_error))
 
 
-def test_divergence_is_data():
-    law = deep_linear.predict(a_problem(model="linear3", learning_rate=9.0, num_steps=30), draws=32)
-    assert np.isfinite(law["loss"].std[0])
-    assert not np.isfinite(law["loss"].std[-1])
+def test_what_has_a_law():
+    """What of the Hessian is outside its bulk; a divergence is data."""
+    law = deep_linear.predict(a_problem(model="linear3", learning_rate=9.0, num_steps=30, measure_every=30), draws=32)
+    assert set(law) == {"loss", "ntk_eigenvalues", "gauss_newton_eigenvalues", "hessian_trace", "hessian_eigenvalues",
+                        "sharpness", "hessian_min", "directional_sharpness"}  # fmt: skip
+    assert law.sensitivity is None
+    for name in ("loss", "sharpness", "hessian_trace", "directional_sharpness"):
+        np.testing.assert_array_equal(np.isfinite(law[name].std), [True, False])
+    assert predict(a_problem(model="mlp3")) is None
 
 
 def test_too_large_is_refused_before_it_starts():

@@ -2,7 +2,8 @@
 
 Two kinds: ``fluctuation`` (root mean square over seeds, ~N^{-1/2}) and ``bias`` (mean over seeds, ~N^{-1}).  A mean over 32
 seeds is mostly the fluctuation's own error; where the first-order deviation of each network is known (μP, from its
-initial Gram matrix; its mean over networks is exactly zero) it is subtracted first, as a control variate.
+initial Gram matrix; its mean over networks is exactly zero) it is subtracted first, as a control variate.  Eigenvalues that
+are one in the limit split, and their bias is ~N^{-1/2}, which is then the predicted exponent.
 """
 
 from dataclasses import asdict, dataclass
