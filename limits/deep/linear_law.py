@@ -42,12 +42,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from limits.deep import curvature
-from limits.deep.curvature import Ritz
 from limits.deep.gaussian_matrix import Space, combinations, has_room
 from limits.deep.network import Data, Kind, State, backward, begin, descend, forward
 from limits.law import Group, Law, Prediction, branches, groups, law_of_draws, second_order
 from limits.losses import LOSSES
-from limits.machine import in_float64, require_memory
+from limits.machine import eigh, in_float64, require_memory
 from limits.problem import Problem
 from limits.spectra import apart, leading_eigenvalues, multiplets
 
@@ -93,6 +92,14 @@ class Smooth(NamedTuple):
 
     weights: Float[Array, "*T r C"]
     theta: Float[Array, "*T rC rC"]
+
+
+class Ritz(NamedTuple):
+    """values, largest first, zeros where there are none · residuals, bounds of their errors · directional g·Hg/|g|²."""
+
+    values: Float[Array, "*T M"]
+    residuals: Float[Array, "*T M"]
+    directional: Float[Array, "*T"]
 
 
 class Measured(NamedTuple):
@@ -320,13 +327,23 @@ def _measured(kind, data, state, signals) -> Measured:
 
 def _hessian(kind, data, state, signals) -> Ritz:
     """What so many products find, starting from these."""
+    parts = jnp.asarray(curvature.HESSIAN)
 
     def extended(carry, _):
-        return curvature.extended(kind, data, *carry), None
+        return curvature.extended(kind, data, parts, state.now, *carry), None
 
-    start = state, curvature.begin(kind, data, state.now, signals, PRODUCTS)
-    (_, krylov), _ = jax.lax.scan(extended, start, length=PRODUCTS)
-    return curvature.found(krylov)._replace(directional=curvature.directional(kind, data, state))
+    def after(signals, products):
+        start = state.matrices, curvature.begin(kind, data, state.now, signals, products)
+        return jax.lax.scan(extended, start, length=products)[0][1]
+
+    gradient = LOSSES[kind.loss].gradient(state.now.outputs, data.targets)
+    return Ritz(*_ritz(after(signals, PRODUCTS)), after(gradient[None], 1).matrix[0, 0])
+
+
+def _ritz(krylov) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
+    """(values, largest first, residuals)"""
+    values, vectors = eigh((krylov.matrix + krylov.matrix.T) / 2)
+    return values[::-1], jnp.linalg.norm(krylov.rest @ vectors[-len(krylov.rest) :], axis=0)[::-1]
 
 
 def _room(kind, data, H, starts) -> tuple[int, int]:
