@@ -2,3 +2,14 @@
 
 import finite  # noqa: F401  (before what takes longer: it sees whether ``limits`` is ours; limits/command/start.py)
 import limits  # noqa: F401
+
+
+def __getattr__(name: str):
+    """``comparisons.audit(model, ...)`` and ``comparisons.parametrize(model, ...)``, imported where they are asked for."""
+    from importlib import import_module
+
+    if name == "audit":
+        return import_module("comparisons.audit")
+    if name == "parametrize":
+        return import_module("comparisons.audit.parametrize").parametrize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

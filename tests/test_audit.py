@@ -17,6 +17,7 @@ from comparisons.audit.options import PROGRAM, Options
 from comparisons.audit.verdict import Suspect, power
 from finite.networks.own import Model
 from limits.command.arguments import read
+from limits.exponents.parametrization import scaling
 
 ROOT = Path(__file__).resolve().parent.parent
 RNG = np.random.default_rng(0)
@@ -174,3 +175,44 @@ def test_mistakes_of_the_command(words, line, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         answer(read(Options, PROGRAM, words))
     assert (end.value.code, capsys.readouterr().err) == (2, f"{PROGRAM}: {line}\n")
+
+
+def test_parametrized_by_derivation(monkeypatch):
+    """A tied embedding and attention in SP: each power is that of the derived table; the audit of the result passes."""
+    monkeypatch.syspath_prepend(ROOT / "tests" / "benchmarks")
+    from audit import transformer
+
+    model = transformer(tied=True, readout=0.0, scale=-0.5, std={"embed": (0.3, 0)})
+    mine = comparisons.parametrize(model, "mup", optimizer=optax.adam(0.02), base=16)
+    hidden = ("query", "key", "value", "out", "up", "down")
+    assert {name: (c.initial, c.update) for name, c in mine.changes.items()} == {
+        name: (0, -1 if name in hidden else 0) for name in ("embed", "gain", "gain2", *hidden)}  # fmt: skip
+    assert {name: by for by, name in mine.multipliers.values()} == {"scores of query · key": -0.5, "embed, as readout": -1}
+    before, after = (m.at(16, jax.random.key(1)) for m in (model, mine.model))
+    np.testing.assert_allclose(after[1](after[0], model.batch[0]), before[1](before[0], model.batch[0]), rtol=1e-5)
+    audit = found(mine.model, mine.optimizer)
+    assert audit.ok, audit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("param", "optimizer"), [("mup", "sgd"), ("ntp", "sgd"), ("ntp", "adam"), ("sp", "adam")])
+def test_parametrizations_of_a_perceptron(param, optimizer):
+    """Initial values and rates of acting weights, of a network that has multipliers of its own, are those of the table."""
+    base = {"sgd": optax.sgd(0.02), "adam": optax.adam(0.02)}[optimizer]
+    mine = comparisons.parametrize(MODEL, param, optimizer=base, base=16)
+    table, linear = scaling(param, optimizer), 2 if optimizer == "sgd" else 1
+    drawn, own = {"first": 0, "second": -0.5, "last": 0}, {"last": -1.0}
+    for name, role in {"first": "input", "second": "hidden", "last": "readout"}.items():
+        e, change, m = table[role], mine.changes[name], own.get(name, 0)
+        assert drawn[name] + change.initial + m == e.multiplier.N + e.init_std.N
+        assert change.update + linear * m == e.learning_rate.N + linear * e.multiplier.N
+
+
+def test_what_cannot_be_parametrized():
+    def update(updates, state, params=None):
+        size = sum(jnp.sum(u**2) for u in updates.values())
+        return {name: -0.1 * u / jnp.sqrt(size) for name, u in updates.items()}, state
+
+    whole = optax.GradientTransformation(optax.sgd(1.0).init, update)
+    with pytest.raises(ValueError, match="neither linear in the gradient nor"):
+        comparisons.parametrize(MODEL, optimizer=whole, base=8)

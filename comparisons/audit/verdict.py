@@ -76,13 +76,14 @@ def power(exponent: float) -> str:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Of a role, under a kind of optimiser: exponents of weights as they act, and of sizes."""
+    """Of a role, under a kind of optimiser: exponents of weights as they act, and of sizes; ``gradient`` in acting weights."""
 
     std: float
     rate: float
     h: float
     delta_h: float
     own_change: float
+    gradient: float
 
 
 @cache
@@ -98,13 +99,19 @@ def requirements(param: str, kind: str, loss: str) -> tuple[Mapping[str, Wanted]
     found = {
         role: Wanted(
             float(e.multiplier.N + e.init_std.N), float(e.learning_rate.N + linear * e.multiplier.N),
-            of("h", role), of("delta_h", role), of("own_change", role),
+            of("h", role), of("delta_h", role), of("own_change", role), of("gradient", role) - float(e.multiplier.N),
         )
         for role, e in scaling.roles.items()
     }  # fmt: skip
     outputs = {"f": of("f", "readout"), "delta_f": of("delta_f", "readout")}
-    found["constant"] = Wanted(nan, 0.0, nan, nan, nan)  # nothing of it grows
+    found["constant"] = Wanted(nan, 0.0, nan, nan, nan, 0.0)  # nothing of it grows
     return found, outputs
+
+
+def score_exponent(role: Role, param: str, loss: str) -> float:
+    """Of the factor of attention scores: 1/d where features move, which align, 1/√d where they do not."""
+    moves = requirements(param, ENTRYWISE, loss)[0]["hidden"].delta_h == 0
+    return -role.fan_in * float(Alignment().update if moves else Alignment().initial)
 
 
 # What is found --------------------------------------------------------------------------------------------------------
@@ -114,7 +121,7 @@ class Findings:
     """Rows and suspects of a measurement."""
 
     def __init__(self, measured: Measured, param: str, loss: str):
-        self.measured, self.param, self.loss = measured, param, loss if loss == "mse" else "cross_entropy"
+        self.measured, self.param, self.loss = measured, param, loss
         self.rows: list[Row] = []
         self.suspects: list[Suspect] = []
         self.remarks: list[str] = []
@@ -168,8 +175,8 @@ class Findings:
             return
         kind = self.kind(path)
         wanted = requirements(self.param, ENTRYWISE if kind == WHOLE else kind, self.loss)[0][role.name]
-        off_std = self.row(path, operation, "initial size", _times(self.fitted("std", path), role.multiplier), wanted.std,
-                           at_most=role.name == "readout")  # fmt: skip
+        size = _times(self.fitted("std", path), role.multiplier)
+        off_std = self.row(path, operation, "initial size", size, wanted.std, at_most=role.name == "readout")
         linear = 2 if kind == LINEAR else 1
         if not self.moved(path):
             off_rate = 0.0
@@ -182,6 +189,8 @@ class Findings:
         else:
             rate = self.fitted("own_per_input", site)
             off_rate = self.row(path, operation, "learning rate", rate, 0.0 if role.name == "constant" else wanted.own_change)
+        if off_rate and abs(off_rate - linear * (size[0] - wanted.std)) < APART:
+            off_std = size[0] - wanted.std  # a readout may be smaller than wanted, but not with its learning rate
         self.suspect(role, off_std, off_rate, linear)
         if operation not in (BIAS, GAIN):
             self.row(path, operation, "h", self.fitted("h", site), wanted.h)
@@ -203,12 +212,10 @@ class Findings:
 
     def of_scores(self, role: Role) -> None:
         """Queries and keys of order one, aligned as far as features move, make scores of order one."""
-        moves = requirements(self.param, ENTRYWISE, self.loss)[0]["hidden"].delta_h == 0
-        aligned = Alignment().update if moves else Alignment().initial
-        wanted = role.fan_in * float(1 - aligned)
-        off = self.row(role.use.path, SCORES, "scores", self.fitted("bound", role.use.site), wanted)
-        if off and abs(role.multiplier + role.fan_in * float(aligned)) > APART:
-            self.add(role.use.path, "attention scale", role.multiplier, -role.fan_in * float(aligned))
+        wanted = score_exponent(role, self.param, self.loss)
+        off = self.row(role.use.path, SCORES, "scores", self.fitted("bound", role.use.site), role.fan_in + wanted)
+        if off and abs(role.multiplier - wanted) > APART:
+            self.add(role.use.path, "attention scale", role.multiplier, wanted)
 
     def moved(self, path) -> bool:
         return self.typical("total", path) > 0

@@ -1,1 +1,12 @@
-"""The Hessian, its parts and the NTK of a network, as products with vectors; their spectra."""
+"""The Hessian, its parts and the NTK of a network, as products with vectors; their spectra; plain functions of anybody's."""
+
+from importlib import import_module
+
+_OF_OWN = ("Objective", "critical_sharpness", "cross_entropy_in_chunks", "gradient_noise", "ntk", "objective", "sharpness",
+           "trace")  # fmt: skip
+
+
+def __getattr__(name: str):
+    if name not in _OF_OWN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("finite.curvature.own"), name)

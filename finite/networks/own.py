@@ -42,6 +42,11 @@ class Model:
         if not isinstance(self.batch, tuple | list) or len(self.batch) != 2:
             raise ValueError(f"batch is {_kind(self.batch)}: wanted the pair (inputs, targets)")
 
+    @property
+    def loss_name(self) -> str:
+        """Whose exponents it has: one that is not ours is taken to be bounded in its slope, as cross-entropy is."""
+        return "mse" if self.loss == "mse" else "cross_entropy"
+
     def at(self, width: int, key: Any) -> tuple[Any, Callable]:
         """(params, apply) of that width.  Raises ValueError, in one line, for what is no network of weights."""
         built = self.build(width, key)
@@ -85,7 +90,8 @@ def paths(tree: Any) -> list[str]:
 
 def _path(keys) -> str:
     words = [str(next(getattr(key, field) for field in ("key", "name", "idx") if hasattr(key, field))) for key in keys]
-    return "/".join(words[:-1] if words[-1:] == ["value"] else words) or "params"  # nnx: a variable's array
+    of_variable = len(words) > 1 and words[-1] == "value" and hasattr(keys[-1], "name")  # nnx: its array
+    return "/".join(words[:-1] if of_variable else words) or "params"
 
 
 def _kind(thing) -> str:

@@ -68,14 +68,14 @@ class Signal(NamedTuple):
 
 def follow(
     apply: Callable, params: Any, inputs: Any, initial: Any = None, factors: Mapping[str, float] | None = None
-) -> tuple[Any, list[Use], list[Signal]]:
+) -> tuple[Any, list[Use], list[Signal | None]]:
     """(outputs, uses, their signals) of ``apply(params, inputs)``; traceable, and compiled as dear as ``apply``.
 
-    initial   W_0, like the params: what ``Signal.own`` is the change from; default the params
+    initial   W_0, like the params: what ``Signal.own`` is the change from; without it there are no signals
     factors   by site: what acts there is multiplied by it.  The same function otherwise, derivatives included
     """
     leaves, tree = jax.tree.flatten(params)
-    starts = leaves if initial is None else jax.tree.leaves(initial)
+    starts = [None] * len(leaves) if initial is None else jax.tree.leaves(initial)
     flat, inputs_tree = jax.tree.flatten(inputs)
     outputs_tree = []
 
@@ -85,7 +85,7 @@ def follow(
         return outputs
 
     closed = jax.make_jaxpr(of_leaves)(leaves, flat)
-    walk = _Walk(factors)
+    walk = _Walk(factors, initial is not None)
     weights = [
         _Value(leaf, _Weight(path, leaf.size, start)) for leaf, path, start in zip(leaves, paths(params), starts, strict=True)
     ]
@@ -94,7 +94,7 @@ def follow(
     for value in weights:
         if value.weight.path not in acting:
             walk.add(value, UNUSED)
-    uses, signals = walk.finished()
+    uses, signals = walk.finished(walk.signals)
     return outputs_tree[0].unflatten([value.data for value in outputs]), uses, signals
 
 
@@ -234,7 +234,7 @@ class _Value(NamedTuple):
 @dataclass
 class _Found:
     use: Use
-    signal: Signal
+    signal: Signal | None
     factors: list[float] = field(default_factory=list)
     operands: frozenset[int] = frozenset()
 
@@ -242,8 +242,8 @@ class _Found:
 class _Walk:
     """Evaluates a program, equation by equation; ``found`` is what weights did in it."""
 
-    def __init__(self, factors: Mapping[str, float] | None, prefix: str = ""):
-        self.factors, self.prefix, self.places, self.found = factors, prefix, 0, []
+    def __init__(self, factors: Mapping[str, float] | None, signals: bool, prefix: str = ""):
+        self.factors, self.signals, self.prefix, self.places, self.found = factors, signals, prefix, 0, []
 
     def run(self, jaxpr, consts, values: Sequence[_Value]) -> list[_Value]:
         env = dict(zip(jaxpr.constvars, map(_Value, consts), strict=True)) | dict(zip(jaxpr.invars, values, strict=True))
@@ -313,8 +313,10 @@ class _Walk:
         data = self.multiplied(value.data, site)
         arriving = others[0]
         result = _bind(eqn, [data if i == place else other.data for i, other in enumerate(ins)])[0]
-        change = self.multiplied(value.data - value.weight.initial, site)
-        own = change if operation == BIAS else _bind(eqn, [change if i == place else v.data for i, v in enumerate(ins)])[0]
+        own = None
+        if value.weight.initial is not None:
+            own = self.multiplied(value.data - value.weight.initial, site)
+            own = own if operation == BIAS else _bind(eqn, [own if i == place else v.data for i, v in enumerate(ins)])[0]
         use = Use(value.weight.path, operation, **fans, multiplier=value.weight.factor, site=site)
         if operation in (PRODUCT, CONVOLUTION):
             use = replace(use, multiplier=use.multiplier * self.pending(arriving))
@@ -344,9 +346,10 @@ class _Walk:
         """The weight after what moves it; of W_0 the same."""
         value = ins[place]
         results, starts = (
+            [None] * len(eqn.outvars) if data is None else
             _bind(eqn, [data if i == place else other.data for i, other in enumerate(ins)])
             for data in (value.data, value.weight.initial)
-        )
+        )  # fmt: skip
         tag = value.weight
         return [_Value(a, tag._replace(initial=b, factor=tag.factor * number)) for a, b in zip(results, starts, strict=True)]
 
@@ -373,8 +376,8 @@ class _Walk:
         factor = (self.factors or {}).get(site, 1.0)
         return data if factor == 1.0 else data * jnp.asarray(factor, data.dtype)
 
-    def finished(self) -> tuple[list[Use], list[Signal]]:
-        """The uses with all their constants, and what they made."""
+    def finished(self, signals: bool = True) -> tuple[list[Use], list[Signal | None]]:
+        """The uses with all their constants, and what they made; without it nothing more is computed."""
         for scores in self.found:
             if scores.use.operation == SCORES and not scores.factors and scores.use.multiplier == 1.0:
                 for one in (self.found[index] for index in scores.operands if self.found[index].factors):
@@ -382,6 +385,8 @@ class _Walk:
                     times = 1.0 if one.use.operation == BIAS else number
                     scores.use = replace(scores.use, multiplier=scores.use.multiplier * times)
         uses = [replace(one.use, multiplier=one.use.multiplier * prod(one.factors)) for one in self.found]
+        if not signals:
+            return uses, [None] * len(uses)
         signals = [
             one.signal._replace(output=one.signal.output * prod(one.factors), own=one.signal.own * prod(one.factors))
             for one in self.found
@@ -400,12 +405,12 @@ class _Walk:
         rows = [(value.data, value.weight.initial if value.weight else None) for value in sliced]
 
         def body(carried, row):
-            walk = _Walk(self.factors, prefix)
+            walk = _Walk(self.factors, self.signals, prefix)
             tagged = [_Value(data, value.weight and value.weight._replace(initial=start, size=data.size))
                       for value, (data, start) in zip(sliced, row, strict=True)]  # fmt: skip
             outs = walk.run(p["jaxpr"].jaxpr, p["jaxpr"].consts, [*(c._replace(uses=(), sources=frozenset()) for c in consts),
                                                                  *map(_Value, carried), *tagged])  # fmt: skip
-            uses, signals = walk.finished()
+            uses, signals = walk.finished(self.signals)
             inside[:] = uses
             data = [value.data for value in outs]
             return data[: len(carry)], (data[len(carry) :], signals)
@@ -423,11 +428,11 @@ class _Walk:
 
         def branch(which):
             def of(data):
-                walk = _Walk(self.factors, f"{site}.{which}.")
+                walk = _Walk(self.factors, self.signals, f"{site}.{which}.")
                 tagged = [_Value(d, value.weight and value.weight._replace(initial=start))
                           for value, (d, start) in zip(operands, data, strict=True)]  # fmt: skip
                 outs = walk.run(branches[which].jaxpr, branches[which].consts, tagged)
-                inside[which], signals = walk.finished()
+                inside[which], signals = walk.finished(self.signals)
                 return [value.data for value in outs], signals
 
             return of

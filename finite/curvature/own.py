@@ -1,0 +1,226 @@
+"""Curvature of a user's own network, to be called in a training loop of theirs; compiled once per objective.
+
+    objective = Objective(apply, loss)                          loss(outputs, targets) → one number
+    sharpness(objective, params, batch, top=5, select="blocks/*/attn").values
+
+Raw: of the weights as they are stored.  ``batch`` is (inputs, targets); ``select`` restricts to leaves by their path, a pattern
+of it or of its beginning, the others being held.  A Lanczos run keeps vectors of the size of what is selected, ``MATVECS`` of
+them: where that is more than there is memory for, fewer (``basis``), and is begun again from what they have found.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from finite.curvature import lanczos
+from finite.curvature.density import Density, spectral_density
+from finite.curvature.operators import inner, preconditioned, signs_like, squared_norm
+from finite.networks.own import Model, paths
+from limits.machine import physical_memory
+
+MATVECS = 100
+FEWEST = 8  # vectors of a basis that is begun again
+SHARE = 0.25  # of the machine's memory that a basis may take
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What is differentiated; programs are kept by the object, so make one and keep it.
+
+    >>> objective = Objective(lambda w, x: x @ w, lambda f, y: jnp.mean((f - y) ** 2) / 2)
+    >>> x = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+    >>> print(sharpness(objective, jnp.zeros(2), (x, jnp.zeros(2)), top=2).values)
+    [2.  0.5]
+    """
+
+    apply: Callable
+    loss: Callable
+
+    def __call__(self, params: Any, batch: Any) -> jax.Array:
+        inputs, targets = batch
+        return self.loss(self.apply(params, inputs), targets)
+
+
+def objective(model: Model, apply: Callable) -> Objective:
+    """Of a model at the ``apply`` that it has built."""
+    return Objective(apply, model.of_outputs)
+
+
+def sharpness(
+    of: Objective, params: Any, batch: Any, *, top: int = 1, select: str | None = None, preconditioner: Any = None,
+    rtol: float = 1e-3, basis: int | None = None, start: Any = None,
+) -> lanczos.Extremes:  # fmt: skip
+    """The ``top`` largest eigenvalues of the Hessian, with errors; preconditioned, of P^{-1/2} H P^{-1/2}.
+
+    preconditioner   P, diagonal, like the params (√v̂ + ε of Adam)
+    basis            vectors that are kept at once; default what fits, at most ``MATVECS``
+    start            ``vectors`` of an earlier call's result summed, say; default a random one
+
+    Raises MemoryError, in one line, where not even ``FEWEST`` vectors fit; ValueError where nothing is selected.
+    """
+    chosen = _chosen(params, select)
+    kept = _basis(params, chosen, top) if basis is None else basis
+    whole = kept >= min(MATVECS, sum(leaf.size for leaf in _selected(params, chosen)))
+    start = _selected(jax.tree.map(jnp.zeros_like, params) if start is None else start, chosen)
+    found = None
+    for _ in range(1 if whole else -(-MATVECS // kept)):
+        found = _extremes(of, chosen, top, kept, params, batch, preconditioner, start, rtol)
+        if bool(found.converged.all()):
+            break
+        start = jax.tree.map(lambda rows: jnp.nan_to_num(rows).sum(0), found.vectors)
+    return found
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _extremes(of, chosen, top, kept, params, batch, preconditioner, start, rtol):
+    matvec, _ = _hessian(of, chosen, params, batch)
+    if preconditioner is not None:
+        matvec = preconditioned(matvec, jax.tree.map(jnp.sqrt, _selected(preconditioner, chosen)))
+    return lanczos.extremes(matvec, start, top=top, rtol=rtol, max_matvecs=kept)
+
+
+@partial(jax.jit, static_argnums=(0,), static_argnames=("select", "probes"))
+def trace(of: Objective, params: Any, batch: Any, key: Any, *, select: str | None = None, probes: int = 16) -> tuple[Any, Any]:
+    """(tr H, its standard error) from random signs (Hutchinson 1990); probes at least 2."""
+    matvec, like = _hessian(of, _chosen(params, select), params, batch)
+
+    def sample(key):
+        z = signs_like(key, like)
+        return inner(z, matvec(z))
+
+    samples = jax.lax.map(sample, jax.random.split(key, probes))
+    return jnp.mean(samples), jnp.std(samples, ddof=1) / jnp.sqrt(probes)
+
+
+@partial(jax.jit, static_argnums=(0,), static_argnames=("select", "probes", "steps"))
+def density(
+    of: Objective, params: Any, batch: Any, key: Any, *, select: str | None = None, probes: int = 8, steps: int = 64
+) -> Density:
+    """The density of the Hessian's eigenvalues (``finite.curvature.density``)."""
+    matvec, like = _hessian(of, _chosen(params, select), params, batch)
+    return spectral_density(matvec, like, key, probes=probes, steps=steps)
+
+
+@partial(jax.jit, static_argnums=(0,), static_argnames=("top",))
+def ntk(of: Objective, params: Any, inputs: Any, *, top: int = 1, rtol: float = 1e-3) -> lanczos.Extremes:
+    """The ``top`` largest eigenvalues of JJᵀ/P, P the number of samples, by products; outputs one array, samples first."""
+    outputs, push = jax.linearize(lambda p: of.apply(p, inputs), params)
+    pull = jax.linear_transpose(push, params)
+    matvec = lambda u: push(*pull(u)) / len(outputs)  # noqa: E731
+    return lanczos.extremes(matvec, jnp.zeros_like(outputs), top=top, rtol=rtol, max_matvecs=MATVECS)
+
+
+@partial(jax.jit, static_argnums=(0,))
+def gradient_noise(of: Objective, params: Any, batch: Any) -> jax.Array:
+    """tr Σ = (1/P) Σ_p |∇ℓ_p − ∇L|² of losses that are means over samples; sample after sample."""
+    mean = jax.grad(of)(params, batch)
+
+    def of_sample(one):
+        alone = jax.grad(of)(params, jax.tree.map(lambda leaf: leaf[None], one))
+        return squared_norm(jax.tree.map(jnp.subtract, alone, mean))
+
+    return jnp.mean(jax.lax.map(of_sample, jax.tree.map(jnp.asarray, tuple(batch))))
+
+
+@partial(jax.jit, static_argnums=(0,), static_argnames=("halvings",))
+def critical_sharpness(
+    of: Objective, params: Any, batch: Any, direction: Any, *, rate: float = 1.0, halvings: int = 4
+) -> jax.Array:
+    """2/η_c: η_c the smallest step along ``direction`` (an update at learning rate 1) that raises the loss (Kalra et al. 2026).
+
+    From ``rate`` on the step is doubled, or halved, until the loss passes its start, then bisected ``halvings`` times: an upper
+    bound within a factor 1 + 2^-halvings.  A few forward passes, no derivative.  0 where no step raises it.
+    """
+    start = of(params, batch)
+
+    def raises(step):
+        return ~(of(jax.tree.map(lambda p, d: p + step * d, params, direction), batch) <= start)  # not a number: it does
+
+    first = raises(jnp.asarray(rate, start.dtype))
+    factor = jnp.where(first, 0.5, 2.0).astype(start.dtype)
+
+    def goes_on(carry):
+        step, now = carry
+        return (now == first) & (step > 1e-12) & (step < 1e12)
+
+    begin = jnp.asarray(rate, start.dtype), first
+    step, _ = jax.lax.while_loop(goes_on, lambda carry: (carry[0] * factor, raises(carry[0] * factor)), begin)
+    low, high = jnp.where(first, step, step / 2), jnp.where(first, 2 * step, step)
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        above = raises(middle)
+        return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+    _, high = jax.lax.fori_loop(0, halvings, halve, (low, high))
+    return jnp.where(high < 1e12, 2 / high, 0.0)
+
+
+def cross_entropy_in_chunks(features: jax.Array, readout: jax.Array, labels: jax.Array, *, chunk: int = 8192) -> jax.Array:
+    """Mean cross-entropy of the logits ``features @ readout`` (n, vocabulary), a chunk at a time, in derivatives too.
+
+    features (…, n), labels (…): integers.  For an ``apply`` that returns (features, readout):
+    ``loss=lambda outputs, labels: cross_entropy_in_chunks(*outputs, labels)``.
+    """
+    vocabulary = readout.shape[1]
+    padded = jnp.pad(readout, ((0, 0), (0, -vocabulary % chunk)))
+    of_labels = jnp.sum(features * jnp.moveaxis(readout[:, labels], 0, -1), axis=-1)
+
+    @jax.checkpoint
+    def add(total, place):
+        logits = features @ jax.lax.dynamic_slice_in_dim(padded, place, chunk, axis=1)
+        logits = jnp.where(place + jnp.arange(chunk) < vocabulary, logits, -jnp.inf)
+        return jnp.logaddexp(total, jax.nn.logsumexp(logits, axis=-1)), None
+
+    total, _ = jax.lax.scan(add, jnp.full(labels.shape, -jnp.inf, features.dtype), jnp.arange(0, padded.shape[1], chunk))
+    return jnp.mean(total - of_labels)
+
+
+def memory(params: Any, *, select: str | None = None, vectors: int = MATVECS) -> int:
+    """Bytes of a Lanczos basis of so many vectors."""
+    return vectors * sum(leaf.size * leaf.dtype.itemsize for leaf in _selected(params, _chosen(params, select)))
+
+
+def _basis(params, chosen, top):
+    one = sum(leaf.size * leaf.dtype.itemsize for leaf in _selected(params, chosen))
+    room, fewest = int(SHARE * physical_memory() / one), FEWEST + 2 * (top - 1)
+    if room < fewest:
+        taken = f"a Lanczos basis of {fewest} vectors takes {fewest * one / 2**30:.1f} GiB"
+        raise MemoryError(f"{taken}, more than a quarter of the memory: select some leaves")
+    return min(MATVECS, room)
+
+
+def _chosen(params, select) -> tuple[int, ...]:
+    """The places of the selected leaves."""
+    names = paths(params)
+    if select is None:
+        return tuple(range(len(names)))
+    chosen = tuple(i for i, name in enumerate(names) if fnmatchcase(name, select) or fnmatchcase(name, f"{select}/*"))
+    if not chosen:
+        raise ValueError(f"select {select!r} is no leaf's path: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
+    return chosen
+
+
+def _selected(tree, chosen):
+    leaves = jax.tree.leaves(tree)
+    return [jnp.asarray(leaves[i]) for i in chosen]
+
+
+def _hessian(of, chosen, params, batch):
+    """(v → H v of the selected leaves, what v is like)"""
+    leaves, tree = jax.tree.flatten(params)
+
+    def loss(selected):
+        moved = list(leaves)
+        for place, leaf in zip(chosen, selected, strict=True):
+            moved[place] = leaf
+        return of(tree.unflatten(moved), batch)
+
+    like = _selected(params, chosen)
+    return jax.linearize(jax.grad(loss), like)[1], like

@@ -1,0 +1,109 @@
+"""Curvature of a user's own network, against dense matrices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import finite.curvature
+from finite.curvature import own
+from finite.networks.own import Model
+from limits.machine import computing
+
+RNG = np.random.default_rng(0)
+INPUTS, LABELS = RNG.normal(size=(5, 3)), RNG.integers(3, size=5)
+PARAMS = {"blocks": [{"w": RNG.normal(size=(3, 4))}, {"w": RNG.normal(size=(4, 4))}], "head": RNG.normal(size=(4, 3))}
+BATCH = {"x": INPUTS}, LABELS
+
+
+def apply(params, inputs):
+    h = inputs["x"]
+    for block in params["blocks"]:
+        h = jnp.tanh(h @ block["w"])
+    return h @ params["head"]
+
+
+OBJECTIVE = own.objective(Model(lambda width, key: (PARAMS, apply), "cross_entropy", BATCH), apply)
+
+
+@pytest.fixture(autouse=True)
+def _in_float64():
+    with computing("float64"):
+        yield
+
+
+def dense_hessian(select=None):
+    flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, PARAMS))
+    matrix = np.asarray(jax.hessian(lambda v: OBJECTIVE(unravel(v), BATCH))(flat))
+    if select is None:
+        return matrix
+    marks = unravel(jnp.zeros_like(flat))
+    marks["blocks"][1]["w"] = jnp.ones((4, 4))
+    chosen = np.asarray(ravel_pytree(marks)[0]) == 1
+    return matrix[np.ix_(chosen, chosen)]
+
+
+@pytest.mark.parametrize("select", [None, "blocks/1", "*/1/w"])
+def test_sharpness(select):
+    wanted = np.linalg.eigvalsh(dense_hessian(select))[::-1][:3]
+    found = finite.curvature.sharpness(OBJECTIVE, PARAMS, BATCH, top=3, select=select, rtol=1e-8)
+    np.testing.assert_allclose(found.values, wanted, rtol=1e-7)
+
+
+def test_sharpness_in_little_memory():
+    wanted = np.linalg.eigvalsh(dense_hessian())[-1]
+    found = own.sharpness(OBJECTIVE, PARAMS, BATCH, basis=5, rtol=1e-5)
+    np.testing.assert_allclose(found.values[0], wanted, rtol=1e-6)
+    assert own.memory(PARAMS, vectors=2) == 2 * 8 * 40
+
+
+def test_preconditioned_sharpness():
+    P = jax.tree.map(lambda leaf: 1.0 + leaf**2, PARAMS)
+    root = np.sqrt(np.asarray(ravel_pytree(P)[0]))
+    wanted = np.linalg.eigvalsh(dense_hessian() / root / root[:, None])[-1]
+    found = own.sharpness(OBJECTIVE, PARAMS, BATCH, preconditioner=P, rtol=1e-8)
+    np.testing.assert_allclose(found.values[0], wanted, rtol=1e-7)
+
+
+def test_ntk_trace_density_and_noise():
+    flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, PARAMS))
+    jacobian = np.asarray(jax.jacobian(lambda v: apply(unravel(v), BATCH[0]).ravel())(flat))
+    found = own.ntk(OBJECTIVE, PARAMS, BATCH[0], top=2, rtol=1e-8)
+    np.testing.assert_allclose(found.values, np.linalg.eigvalsh(jacobian @ jacobian.T / 5)[::-1][:2], rtol=1e-7)
+    trace, error = own.trace(OBJECTIVE, PARAMS, BATCH, jax.random.key(0), probes=400)
+    assert abs(trace - np.trace(dense_hessian())) < 4 * error
+    of_density, error = own.density(OBJECTIVE, PARAMS, BATCH, jax.random.key(0), probes=200, steps=5).mean(lambda x: x**2)
+    assert abs(of_density - np.mean(np.linalg.eigvalsh(dense_hessian()) ** 2)) < 4 * error
+    alone = [ravel_pytree(jax.grad(OBJECTIVE)(PARAMS, ({"x": x[None]}, y[None])))[0]
+             for x, y in zip(INPUTS, LABELS, strict=True)]  # fmt: skip
+    wanted = np.mean(np.sum((np.array(alone) - np.mean(alone, axis=0)) ** 2, axis=1))
+    np.testing.assert_allclose(own.gradient_noise(OBJECTIVE, PARAMS, BATCH), wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.3, 50.0])
+def test_critical_sharpness(rate):
+    """Of a quadratic along its gradient it is its curvature, wherever the search begins."""
+    quadratic = own.Objective(lambda w, x: w, lambda f, y: 3.5 * jnp.sum(f**2) / 2)
+    w = jnp.array([1.0, -2.0])
+    found = own.critical_sharpness(quadratic, w, (None, None), -3.5 * w, rate=rate, halvings=20)
+    np.testing.assert_allclose(found, 3.5, rtol=1e-5)
+    flat = own.Objective(lambda w, x: w, lambda f, y: -jnp.sum(f))
+    assert own.critical_sharpness(flat, w, (None, None), jnp.ones(2), rate=rate) == 0
+
+
+def test_cross_entropy_in_chunks():
+    features, readout, labels = RNG.normal(size=(2, 3, 4)), RNG.normal(size=(4, 10)), RNG.integers(10, size=(2, 3))
+    plain = lambda f, r: -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(f @ r), labels[..., None], -1))  # noqa: E731
+    chunked = lambda f, r: own.cross_entropy_in_chunks(f, r, labels, chunk=4)  # noqa: E731
+    np.testing.assert_allclose(chunked(features, readout), plain(features, readout), rtol=1e-12)
+    for a, b in zip(*(jax.grad(of, (0, 1))(features, readout) for of in (chunked, plain)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
+
+
+def test_mistakes(monkeypatch):
+    with pytest.raises(ValueError, match="select 'attn' is no leaf's path"):
+        own.sharpness(OBJECTIVE, PARAMS, BATCH, select="attn")
+    monkeypatch.setattr(own, "physical_memory", lambda: 1000)
+    with pytest.raises(MemoryError, match="a Lanczos basis of 8 vectors takes"):
+        own.sharpness(OBJECTIVE, PARAMS, BATCH)
