@@ -19,6 +19,12 @@ TEXT = (HERE / "README.md").read_text()
 
 PYTHON = [code for text in (TEXT, (HERE / "finite" / "README.md").read_text())
           for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]  # fmt: skip
+OF_AUDIT = re.search(r"```python\n(.*?)```", (HERE / "comparisons" / "README.md").read_text(), re.DOTALL)[1]
+
+
+def test_the_audit_of_the_readme_names_its_suspect(capsys):
+    exec(compile(OF_AUDIT, "README.md", "exec"), {})
+    assert "suspect: last: readout multiplier: N^-1/2 found, N^-1 wanted\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("code", PYTHON)
