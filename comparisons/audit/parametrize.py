@@ -20,6 +20,7 @@ from comparisons.audit.measure import measure
 from comparisons.audit.verdict import ENTRYWISE, LINEAR, WHOLE, Findings, power, requirements, score_exponent
 from finite.networks.own import Model, paths
 from finite.networks.roles import SCORES, follow
+from limits.exponents.algebra import Power
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,9 @@ def _scaled(model: Model, base: int, changes: Mapping[str, Change], multipliers)
         params, apply = model.at(width, key)
         leaves, tree = jax.tree.flatten(params)
         ratio = width / base
-        scaled = [leaf * jnp.asarray(ratio ** changes[path].initial, leaf.dtype)
+        scaled = [leaf * jnp.asarray(Power(N=changes[path].initial)(ratio), leaf.dtype)
                   for leaf, path in zip(leaves, paths(params), strict=True)]  # fmt: skip
-        factors = {site: ratio**by for site, (by, _) in multipliers.items()}
+        factors = {site: Power(N=by)(ratio) for site, (by, _) in multipliers.items()}
         through = (lambda params, inputs: follow(apply, params, inputs, factors=factors)[0]) if factors else apply
         return tree.unflatten(scaled), through
 
@@ -117,7 +118,7 @@ def _optimizer(optimizer: Any, base: int, changes: Mapping[str, Change]) -> Call
         import optax
 
         def times(tree, exponent):
-            factors = [(width / base) ** exponent(changes[path]) for path in paths(tree)]
+            factors = [Power(N=exponent(changes[path]))(width / base) for path in paths(tree)]
             return jax.tree.map(lambda leaf, factor: leaf * jnp.asarray(factor, leaf.dtype), tree,
                                 jax.tree.structure(tree).unflatten(factors))  # fmt: skip
 

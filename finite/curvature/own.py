@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from finite.curvature import lanczos
 from finite.curvature.density import Density, spectral_density
@@ -53,7 +54,7 @@ def objective(model: Model, apply: Callable) -> Objective:
 
 def sharpness(
     of: Objective, params: Any, batch: Any, *, top: int = 1, select: str | None = None, preconditioner: Any = None,
-    rtol: float = 1e-3, basis: int | None = None, start: Any = None,
+    rtol: float | Array = 1e-3, basis: int | None = None, start: Any = None,
 ) -> lanczos.Extremes:  # fmt: skip
     """The ``top`` largest eigenvalues of the Hessian, with errors; preconditioned, of P^{-1/2} H P^{-1/2}.
 
@@ -107,7 +108,7 @@ def density(
 
 
 @partial(jax.jit, static_argnums=(0,), static_argnames=("top",))
-def ntk(of: Objective, params: Any, inputs: Any, *, top: int = 1, rtol: float = 1e-3) -> lanczos.Extremes:
+def ntk(of: Objective, params: Any, inputs: Any, *, top: int = 1, rtol: float | Array = 1e-3) -> lanczos.Extremes:
     """The ``top`` largest eigenvalues of JJᵀ/P, P the number of samples, by products; outputs one array, samples first."""
     outputs, push = jax.linearize(lambda p: of.apply(p, inputs), params)
     pull = jax.linear_transpose(push, params)
@@ -129,7 +130,7 @@ def gradient_noise(of: Objective, params: Any, batch: Any) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0,), static_argnames=("halvings",))
 def critical_sharpness(
-    of: Objective, params: Any, batch: Any, direction: Any, *, rate: float = 1.0, halvings: int = 4
+    of: Objective, params: Any, batch: Any, direction: Any, *, rate: float | Array = 1.0, halvings: int = 4
 ) -> jax.Array:
     """2/η_c: η_c the smallest step along ``direction`` (an update at learning rate 1) that raises the loss (Kalra et al. 2026).
 
@@ -162,7 +163,7 @@ def critical_sharpness(
     return jnp.where(high < 1e12, 2 / high, 0.0)
 
 
-def cross_entropy_in_chunks(features: jax.Array, readout: jax.Array, labels: jax.Array, *, chunk: int = 8192) -> jax.Array:
+def cross_entropy_in_chunks(features: Any, readout: Any, labels: Any, *, chunk: int = 8192) -> jax.Array:
     """Mean cross-entropy of the logits ``features @ readout`` (n, vocabulary), a chunk at a time, in derivatives too.
 
     features (…, n), labels (…): integers.  For an ``apply`` that returns (features, readout):
