@@ -167,6 +167,11 @@ def from_torch(make: Callable, loss: str | Callable, batch: tuple, name: str = "
         state, function = torchax.extract_jax(make(width).eval())
         trained = {n: leaf for n, leaf in state.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
         held = {n: leaf for n, leaf in state.items() if n not in trained}
-        return trained, lambda params, inputs: function({**held, **params}, (inputs,))
+
+        def apply(params, inputs):
+            with torchax.default_env():  # what the module makes on its way (positions, masks) is JAX's too
+                return function({**held, **params}, (inputs,))
+
+        return trained, apply
 
     return Model(build, loss, batch, name)
