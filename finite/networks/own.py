@@ -157,7 +157,10 @@ def from_haiku(make: Callable, loss: str | Callable, batch: tuple, name: str = "
 
 
 def from_torch(make: Callable, loss: str | Callable, batch: tuple, name: str = "torch") -> Model:
-    """``make(width)`` is a torch.nn.Module, through torchax (the extra ``torch``); what is not real in its state is held."""
+    """``make(width)`` is a torch.nn.Module, through torchax (the extra ``torch``); what is not real in its state is held.
+
+    Tensors that its ``forward`` makes anew (positions, masks) are PyTorch's, which torchax refuses.
+    """
 
     def build(width, key):
         import torch
@@ -167,11 +170,6 @@ def from_torch(make: Callable, loss: str | Callable, batch: tuple, name: str = "
         state, function = torchax.extract_jax(make(width).eval())
         trained = {n: leaf for n, leaf in state.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
         held = {n: leaf for n, leaf in state.items() if n not in trained}
-
-        def apply(params, inputs):
-            with torchax.default_env():  # what the module makes on its way (positions, masks) is JAX's too
-                return function({**held, **params}, (inputs,))
-
-        return trained, apply
+        return trained, lambda params, inputs: function({**held, **params}, (inputs,))
 
     return Model(build, loss, batch, name)
