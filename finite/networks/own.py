@@ -170,6 +170,6 @@ def from_torch(make: Callable, loss: str | Callable, batch: tuple, name: str = "
         state, function = torchax.extract_jax(make(width).eval())
         trained = {n: leaf for n, leaf in state.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
         held = {n: leaf for n, leaf in state.items() if n not in trained}
-        return trained, lambda params, inputs: function({**held, **params}, (inputs,))
+        return trained, lambda params, inputs: function({**held, **params}, (jax.tree.map(jnp.asarray, inputs),))
 
     return Model(build, loss, batch, name)
