@@ -103,7 +103,7 @@ def requirements(param: str, kind: str, loss: str) -> tuple[Mapping[str, Wanted]
         )
         for role, e in scaling.roles.items()
     }  # fmt: skip
-    outputs = {"f": of("f", "readout"), "delta_f": of("delta_f", "readout")}
+    outputs = {"f": max(of("f", "readout"), 0.0), "delta_f": of("delta_f", "readout")}  # f(0) is asked to be bounded
     found["constant"] = Wanted(nan, 0.0, nan, nan, nan, 0.0)  # nothing of it grows
     return found, outputs
 
