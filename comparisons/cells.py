@@ -308,8 +308,10 @@ def begin(
 
 
 def _estimate(work, cells, engine) -> estimate.Estimate:
-    job = [networks for alike in _alike(work, cells) for networks in work.networks(alike)]
-    return estimate.estimated(job, engine.processes, elsewhere=engine.cluster is not None)
+    trained = [(alike, work.networks(alike)) for alike in _alike(work, cells)]
+    parts = sum(len(alike) for alike, networks in trained if not networks)
+    job = [one for _, networks in trained for one in networks]
+    return estimate.estimated(job, engine.processes, engine.cluster is not None, parts)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 Counted is one forward pass of one sample: its matrix products (and convolutions), and the numbers that all else makes.  In
 units of it a gradient takes 3 and a product with the Hessian, linearised once, 6.  What the device does in a second is
-measured at a matrix product.  Minutes are of the networks, of limits that are sampled, and of their compilation, to a factor
-of about three.
+measured at a matrix product.  Minutes are of the networks, of limits that are sampled, and of what is compiled, for them and for
+each other part of a theory, to a factor of about three.
 """
 
 import sys
@@ -16,7 +16,7 @@ from math import inf, prod
 import jax
 import jax.numpy as jnp
 
-from finite.curvature.observers import DENSE_NTK_ROWS, DENSITY, kernels, lanczos_runs, program_of, size
+from finite.curvature.observers import DENSE_NTK_ROWS, kernels, products, program_of, size
 from finite.networks import Architecture
 from finite.networks.build import build
 from finite.numerics import USUAL
@@ -28,7 +28,7 @@ from limits.trajectory import storable
 
 GRADIENT, PRODUCT = 3, 6  # forward passes
 PRODUCTS = 30  # of a Lanczos run, most of which start from their last eigenvectors
-COMPILING = 5.0  # seconds for what one size needs
+COMPILING = 5.0  # seconds for what one size needs, or a cell of a theory's
 OVERHEAD = 1e-4  # seconds of a gradient or a product, however small
 NUMBERS = 1 / 32  # made per second by what is no matrix product, over the additions and multiplications of one that is
 TRIALS = 20  # products of a measurement, about 10 ms each
@@ -93,16 +93,17 @@ def warn(takes: Estimate, program: str) -> None:
         print(f"{program}: {takes} of {_digits(there / 2**30)}; --dry-run only says this", file=sys.stderr, flush=True)
 
 
-def estimated(job: Iterable[Networks | Limit], workers: int = 1, elsewhere: bool = False) -> Estimate:
-    """Of all these networks on this machine, or ``elsewhere`` on one like it for each worker.
+def estimated(job: Iterable[Networks | Limit], workers: int = 1, elsewhere: bool = False, parts: int = 0) -> Estimate:
+    """Of all these networks and limits, and so many other parts of theories, on this machine, or ``elsewhere`` on one like it for
+    each worker.
 
     On this one workers share the processor and the memory: what they gain is compiled, or small.
     """
     job = list(job)
-    cells, work = sum(one.cells for one in job), sum((one.networks * of_one(one) for one in job), Work())
+    cells, work = parts + sum(one.cells for one in job), sum((one.networks * of_one(one) for one in job), Work())
     programs = {(one.width, one.problem.network.depth, tuple(one.observables)) for one in job}
     workers = max(1, min(workers, cells))
-    apart = seconds(Work(calls=work.calls)) + COMPILING * len(programs)
+    apart = seconds(Work(calls=work.calls)) + COMPILING * (len(programs) + parts)
     shared = seconds(replace(work, calls=0))
     largest = max((bytes_of(one) for one in job), default=0)
     if elsewhere:
@@ -126,10 +127,8 @@ def of_one(one: Networks | Limit) -> Work:
     batch = problem.num_samples if problem.batches is None else problem.batches.shape[1]
     step = GRADIENT * batch * forward + Work(0, 4 * parameters, 1)
     product = PRODUCT * samples * forward + Work(0, PRODUCTS * parameters, 1)  # with the orthogonalisation
-    products = PRODUCTS * lanczos_runs(compiled, network, problem.targets.size)
-    products += compiled.numerics.density_probes * compiled.numerics.density_steps * bool(DENSITY & set(one.observables))
-    products += compiled.numerics.probes * ("hessian_trace" in one.observables and not network.layerwise_linear)
-    measurement = problem.num_samples * forward + products * product
+    measurement = problem.num_samples * forward
+    measurement += products(compiled, network, problem.targets.size, PRODUCTS) * product
     measurement += _dense_kernel(compiled, network, samples * problem.num_outputs)
     return problem.num_steps * step + len(problem.steps) * measurement
 

@@ -19,7 +19,8 @@ from finite.data.synthetic import Data
 from limits import Problem, minibatches
 from limits.activations import ACTIVATIONS
 from limits.command.arguments import OneOf
-from limits.models import MODELS, Model, layers_of, read_model
+from limits.losses import LOSSES
+from limits.models import MODELS, POOLINGS, Model, layers_of, read_model
 from limits.optimizers import OPTIMIZERS
 
 UNRECORDED = ("out", "dry_run", "processes", "cluster", "compilation_cache")  # options on which no number depends
@@ -54,8 +55,8 @@ class DataOptions:
     """D; default 10 for gaussian, 16 characters of a text, else what the data has."""
     outputs: int | None = None
     """C; default 1, with cross-entropy 10. digits: 1 is even or odd, C > 1 the classes 0 … C−1."""
-    loss: Literal["mse", "cross_entropy"] = "mse"
-    """Cross-entropy: the targets of gaussian and digits are classes then, one per output."""
+    loss: Annotated[str, OneOf(LOSSES)] = "mse"
+    """With classes the targets of gaussian and digits are those."""
     seed: int = 0
     """Of data, batches and networks."""
     processes: int = 1
@@ -105,7 +106,7 @@ class DataOptions:
         """And of images their (H, W, channels), where the data says it."""
         options = self.adapted()
         inputs, targets, shape = load(options.data, options.wanted)
-        if options.loss == "cross_entropy" and options.suffix != ".npz":
+        if LOSSES[options.loss].of_classes and options.suffix != ".npz":
             targets = np.eye(targets.shape[1])[targets.argmax(axis=1)]  # of a centred one-hot vector: its class
         for what, wanted, size in (("inputs", self.inputs, inputs.shape[1]), ("outputs", self.outputs, targets.shape[1])):
             if wanted not in (None, size):
@@ -182,8 +183,8 @@ class TrainingOptions(DataOptions):
     """Activation of mlp... and resmlp."""
     block_size: int = 1
     """Matrices, or convolutions, one behind the other in a block of resmlp, resconvnet."""
-    pooling: Literal["max", "average"] = "max"
-    """Of conv, convnet, resconvnet; average has an analytic kernel, so a limit in NTP."""
+    pooling: Annotated[str, OneOf(POOLINGS)] = "max"
+    """Of models of images that have a choice."""
     augment: bool = False
     """Each step sees its images shifted by up to 4 pixels, and mirrored half of the time; what is measured does not."""
     trained: Literal["all", "readout"] = "all"
@@ -239,7 +240,7 @@ class TrainingOptions(DataOptions):
         more += ["augmented"] if self.augment else []
         more += ["readout only"] if self.trained == "readout" else []
         sizes = f"P = {problem.num_samples}, D = {problem.num_inputs}, C = {problem.num_outputs}"
-        loss = "" if self.loss == "mse" else ", cross-entropy"
+        loss = "" if LOSSES[self.loss].quadratic else f", {self.loss.replace('_', '-')}"
         training = ", ".join([f"γ0 = {self.richness:g}", *more])
         return f"{name}{deep}{activation}, {self.optimizer}, {Path(self.data).name}{loss}, {sizes}, {training}"
 

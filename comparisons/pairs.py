@@ -13,6 +13,7 @@ from finite.networks import Network
 from finite.networks.build import build
 from limits import Problem, Trajectory
 from limits import theories as limit
+from limits.losses import LOSSES
 from limits.machine import computing
 
 
@@ -82,6 +83,6 @@ def max_matvecs(problem: Problem) -> int:
     most, ±cσ_i and 0 (``limits.two_layer.linear_curvature``).  A shorter basis compiles faster.
     """
     model, C = problem.network, problem.num_outputs
-    if (model.architecture, model.depth, problem.loss) != ("plain", 1, "mse") or not model.nonlinearity.linear:
+    if (model.architecture, model.depth) != ("plain", 1) or not LOSSES[problem.loss].quadratic or not model.nonlinearity.linear:
         return longest_basis(problem)
     return min(longest_basis(problem), 3 * problem.num_inputs * C + C**2 + 2 * C + 8)

@@ -5,13 +5,39 @@ the others are ``MODELS``.  Networks of their layers are built by ``finite.netwo
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from limits.activations import ACTIVATIONS, Activation
+from limits.command.later import jnp
 from limits.rows import Table
 
-POOLINGS = ("max", "average")
 DEEPEST = 1000  # layers of a plain network, which are compiled one by one
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """A row.
+
+    of            (windows, axis=) → one number of each window; traceable
+    first         whether it may come before an activation that only grows: of the largest, φ is the largest
+    has_kernel    whether it has an analytic kernel
+    description   for the help of the commands
+    """
+
+    name: str
+    of: Callable[..., Any]
+    first: bool = False
+    has_kernel: bool = False
+    description: str = ""
+
+
+POOLINGS = Table("pooling", (
+    Pooling("max", lambda windows, axis: jnp.max(windows, axis=axis), first=True, description="the largest"),
+    Pooling("average", lambda windows, axis: jnp.mean(windows, axis=axis), has_kernel=True,
+            description="has an analytic kernel, so a limit in NTP"),
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,6 +50,8 @@ class Layers:
     reads         what a row of inputs is: "vectors", "images" or "tokens"
     depth, activation, block_size    its own, as of ``Model``
     pools         whether there is a choice of pooling
+    depths        at which its exponents are measured; () as usual
+    small_rate    η0 at which a few steps are stable
     description   for the help of the commands
     """
 
@@ -35,16 +63,21 @@ class Layers:
     activation: str | None = None
     block_size: int | None = 1
     pools: bool = False
+    depths: tuple[int, ...] = ()
+    small_rate: float = 0.2
     description: str = ""
 
 
 RELU_IMAGES = {"reads": "images", "activation": "relu", "pools": True}
 MODELS = Table("model", (
     Layers("mlp", "plain", description="DEPTH hidden layers"),
-    Layers("resmlp", "residual", block_size=None, description="DEPTH residual blocks, each of BLOCK-SIZE matrices"),
+    Layers("resmlp", "residual", block_size=None, depths=(4, 8, 16, 32, 64),  # cheap ones
+           description="DEPTH residual blocks, each of BLOCK-SIZE matrices"),
     Layers("conv", "plain", "conv", depth=2, **RELU_IMAGES, description="of images, two convolutions and a readout"),
-    Layers("convnet", "plain", "convnet", **RELU_IMAGES, description="of images, DEPTH convolutions in three stages"),
+    Layers("convnet", "plain", "convnet", **RELU_IMAGES, depths=(4,),
+           description="of images, DEPTH convolutions in three stages"),
     Layers("resconvnet", "residual", "convnet", block_size=None, **RELU_IMAGES,
+           depths=(6, 12, 24, 48), small_rate=0.02,  # of three stages, and sharp
            description="of images, a convolution, then DEPTH residual blocks of BLOCK-SIZE ones in three stages"),
     Layers("vit", "residual", "vit", "images", activation="gelu", block_size=2,
            description="of images, a transformer over patches, DEPTH blocks of attention and perceptron"),
@@ -62,7 +95,7 @@ class Model:
     activation    a name of ``limits.activations``
     block_size    matrices one behind the other in a residual branch
     family        what the layers are
-    pooling       "max", or "average", which has analytic kernels, of models that pool
+    pooling       a name of ``POOLINGS``, of models that have a choice
     reads         what a row of inputs is: "vectors", "images" or "tokens"
     """
 
@@ -104,8 +137,7 @@ def read_model(
     """
     row = layers_of(name)
     ACTIVATIONS.find(activation)
-    if pooling not in POOLINGS:
-        raise ValueError(f"unknown pooling {pooling!r}; known: {', '.join(POOLINGS)}")
+    POOLINGS.find(pooling)
     for what, size in (("depth", depth), ("block size", block_size)):
         if size < 1:
             raise ValueError(f"{what} {size} must be at least 1")
@@ -113,4 +145,4 @@ def read_model(
     if depth > DEEPEST and row.architecture == "plain":
         raise ValueError(f"{depth} layers: wanted at most {DEEPEST}; the many blocks of residual networks are one loop")
     own = row.activation or activation, row.block_size or block_size
-    return Model(row.architecture, depth, *own, row.family, pooling if row.pools else POOLINGS[0], row.reads)
+    return Model(row.architecture, depth, *own, row.family, pooling if row.pools else next(iter(POOLINGS)), row.reads)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from limits.exponents.algebra import Scaling
 from limits.exponents.parametrization import output_exponent
 from limits.law import Prediction
+from limits.losses import LOSSES
 from limits.optimizers import OPTIMIZERS
 from limits.problem import Problem, given_outputs
 from limits.rows import Table
@@ -48,8 +49,8 @@ def _features_move(problem):
 def _linear(problem):
     """Whether its network, trained on MSE, is linear in its inputs and plain."""
     model = problem.network
-    plain = (model.family, model.architecture, problem.loss, problem.trained) == ("perceptron", "plain", "mse", "all")
-    return plain and model.nonlinearity.linear
+    plain = (model.family, model.architecture, problem.trained) == ("perceptron", "plain", "all")
+    return plain and LOSSES[problem.loss].quadratic and model.nonlinearity.linear
 
 
 def _one_layer(problem):

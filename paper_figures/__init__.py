@@ -7,17 +7,14 @@ are missing, it says with which command they are made.  (The paper's table of ex
 import comparisons  # noqa: F401  (before what takes seconds: limits/command/start.py)
 
 # isort: split
-import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-import xarray as xr
-from matplotlib.figure import Figure
 
-from comparisons import files
-from comparisons import style as plots
+from comparisons import command_line
 
 
 @dataclass(frozen=True)
@@ -30,23 +27,6 @@ class Options:
     """The picture, without its ending; default the figure's name, in DIR."""
 
 
-def quoted(path: Path) -> str:
-    """A path as a shell reads it."""
-    return shlex.quote(str(path))
-
-
-def read(path: Path, recipe: str) -> xr.Dataset | list:
-    """A results file, .nc or .json.  Raises files.Refused with the command that makes it, where it is missing or damaged."""
-    try:
-        return files.read_json(path) if path.suffix == ".json" else files.read(path)
-    except files.Damaged as damage:
-        raise files.Refused(f"{damage}; make the results with: {recipe}") from None
-
-
-def save(figure: Figure, path: Path) -> None:
-    """PNG and PDF, of a path without or with one of these endings.  Raises files.Unwritten."""
-    path = path.with_suffix("") if path.suffix in (".png", ".pdf") else path
-    with files.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plots.save(figure, path)
-    print(f"figure in {path}.png and {path}.pdf")
+def command(name: str, arguments: Sequence[str] | None = None) -> None:
+    """`python -m paper_figures.NAME`; the script itself is imported when the options are read."""
+    command_line.run(Options, f"paper_figures.{name}:draw", f"python -m paper_figures.{name}", arguments)

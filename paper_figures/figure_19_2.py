@@ -7,16 +7,22 @@ The first command took 1.5 minutes on two cores.  The paper has D = 100 and rand
 linear teacher, full batches, γ0 = 1, 20 steps, and the widths (the paper's may go to 8192).
 """  # noqa: E501  (a command that is to be copied)
 
+from functools import partial
 from pathlib import Path
 
-from comparisons import command_line
+from paper_figures import Options, command
+
+NAME = Path(__file__).stem
+main = partial(command, NAME)
+if __name__ == "__main__":  # before what takes seconds to import
+    main()
+    raise SystemExit
+
+# isort: split
 from comparisons.files import Refused
 from comparisons.transfer.optimum import analyse
 from comparisons.transfer.picture import picture
-from paper_figures import Options, quoted, read, save
-
-NAME = Path(__file__).stem
-PROGRAM = f"python -m paper_figures.{NAME}"
+from paper_figures.results import quoted, read, save
 
 
 def recipe(results: Path) -> str:
@@ -37,11 +43,3 @@ def draw(options: Options) -> None:
         raise Refused(f"{results}: without {' and '.join(sorted(missing))}; make the results with: {recipe(results)}")
     dataset = dataset.sel(param=["mup", "ntp"])
     save(picture(dataset, *analyse(dataset), dataset.attrs["title"]), options.out or results / NAME)
-
-
-def main(arguments=None) -> None:
-    command_line.run(Options, draw, PROGRAM, arguments)
-
-
-if __name__ == "__main__":
-    main()

@@ -13,13 +13,22 @@ figures of its appendix that show the same of other settings are the same script
 `--augment`, `--batch-size`, `--trained readout`, `--param mup sp` or `--model gpt --data plays`, then `--results DIR`.
 """  # noqa: E501  (a command that is to be copied)
 
+from functools import partial
 from pathlib import Path
 
+from paper_figures import Options, command
+
+NAME = Path(__file__).stem
+main = partial(command, NAME)
+if __name__ == "__main__":  # before what takes seconds to import
+    main()
+    raise SystemExit
+
+# isort: split
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from comparisons import command_line
 from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.landscape import picture as landscape_plots
@@ -27,10 +36,8 @@ from comparisons.landscape.late import first, followed, growing, statement
 from comparisons.transfer import picture as transfer_plots
 from comparisons.transfer.optimum import analyse
 from limits import OBSERVABLES
-from paper_figures import Options, quoted, read, save
+from paper_figures.results import quoted, read, save
 
-NAME = Path(__file__).stem
-PROGRAM = f"python -m paper_figures.{NAME}"
 SHARPNESS = ("hessian_eigenvalues", "preconditioned_sharpness")
 
 
@@ -88,11 +95,3 @@ def _row(row, along, swept, shown, optima):
         axis.set(ylabel=OBSERVABLES[name].symbol.replace("_k", "_1"), xlim=(0, int(along.step[-1])))
         axis.set_title(statement(first(along[name])))
     transfer_plots.final_losses(row[2], swept, shown, optima)
-
-
-def main(arguments=None) -> None:
-    command_line.run(Options, draw, PROGRAM, arguments)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,12 +7,21 @@ Upper row: final loss against learning rate; lower row: the curvature along the 
 learning rate, with its edge of stability.  Settings of the paper's figure are not known but for what is shown.
 """  # noqa: E501  (a command that is to be copied)
 
+from functools import partial
 from pathlib import Path
 
+from paper_figures import Options, command
+
+NAME = Path(__file__).stem
+main = partial(command, NAME)
+if __name__ == "__main__":  # before what takes seconds to import
+    main()
+    raise SystemExit
+
+# isort: split
 import xarray as xr
 from matplotlib.figure import Figure
 
-from comparisons import command_line
 from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.landscape import picture as landscape_plots
@@ -20,10 +29,8 @@ from comparisons.landscape.late import growing, statement
 from comparisons.transfer import picture as transfer_plots
 from comparisons.transfer.optimum import analyse
 from limits import OBSERVABLES
-from paper_figures import Options, quoted, read, save
+from paper_figures.results import quoted, read, save
 
-NAME = Path(__file__).stem
-PROGRAM = f"python -m paper_figures.{NAME}"
 COMMON = "--data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64"
 NETWORKS = {
     "width": ("--model conv --param mup --widths 8 16 32", "0.25 0.5 1 2 4 8", "1"),
@@ -78,11 +85,3 @@ def picture(runs: dict[str, tuple[xr.Dataset, xr.Dataset]]) -> Figure:
     handles = [*plots.drawn(figure, [plots.edge_handle()]), transfer_plots.OPTIMUM, band]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
-
-
-def main(arguments=None) -> None:
-    command_line.run(Options, draw, PROGRAM, arguments)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,20 +9,27 @@ The paper has CIFAR-10, batches of 256, learning rates 0.46 to 0.7 with a warm-u
 on 1024 samples; assumed are three convolutions (the paper's depth is not known), and everything is smaller here.
 """  # noqa: E501  (a command that is to be copied)
 
+from functools import partial
 from pathlib import Path
 
+from paper_figures import Options, command
+
+NAME = Path(__file__).stem
+main = partial(command, NAME)
+if __name__ == "__main__":  # before what takes seconds to import
+    main()
+    raise SystemExit
+
+# isort: split
 import xarray as xr
 from matplotlib.figure import Figure
 
-from comparisons import command_line
 from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.landscape import picture as landscape_plots
 from comparisons.landscape.late import statement
-from paper_figures import Options, quoted, read, save
+from paper_figures.results import quoted, read, save
 
-NAME = Path(__file__).stem
-PROGRAM = f"python -m paper_figures.{NAME}"
 RANKS = (1, 5, 10)
 ROWS = {"hessian_eigenvalues": r"$\lambda_{%d}(H)$", "ntk_eigenvalues": r"$\lambda_{%d}(\Theta)/P$"}
 
@@ -62,11 +69,3 @@ def picture(run: xr.Dataset) -> Figure:
     name = plots.NAMES.get(str(run.param.values), str(run.param.values))
     figure.suptitle(plots.wrapped(f"{run.attrs['title']}, {name}", 110), fontsize=9)
     return figure
-
-
-def main(arguments=None) -> None:
-    command_line.run(Options, draw, PROGRAM, arguments)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,8 +14,19 @@ seeds, fitted as comparisons/power_law.py says: of independent networks too flat
 for its 25 epochs of batches of CIFAR-10, and SimpleConvNet for its ConvNet, whose depth is not known.
 """  # noqa: E501  (a command that is to be copied)
 
-import json
+from functools import partial
 from pathlib import Path
+
+from paper_figures import Options, command
+
+NAME = Path(__file__).stem
+main = partial(command, NAME)
+if __name__ == "__main__":  # before what takes seconds to import
+    main()
+    raise SystemExit
+
+# isort: split
+import json
 
 import matplotlib
 import numpy as np
@@ -25,7 +36,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from comparisons import command_line, power_law
+from comparisons import power_law
 from comparisons import style as plots
 from comparisons.convergence.picture import SHOWN, draw_rate
 from comparisons.convergence.rates import Rate
@@ -33,10 +44,8 @@ from comparisons.convergence.study import shown_steps
 from comparisons.deviations import deviations
 from comparisons.landscape import picture as landscape_plots
 from limits import OBSERVABLES
-from paper_figures import Options, quoted, read, save
+from paper_figures.results import quoted, read, save
 
-NAME = Path(__file__).stem
-PROGRAM = f"python -m paper_figures.{NAME}"
 TRACE = "hessian_trace"
 LATE = 0.5  # of the steps, from which on powers of the step are fitted; the last three, where these are fewer
 
@@ -136,11 +145,3 @@ def _named(axis, powers, letter):
                       if np.isfinite(exponent) else f"{name}: no exponent")
                for name, exponent, interval, color in powers]  # fmt: skip
     axis.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7)
-
-
-def main(arguments=None) -> None:
-    command_line.run(Options, draw, PROGRAM, arguments)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,20 +10,27 @@ The paper has depths 3 to 192 at one width, batches of 128 of CIFAR-10, 40 epoch
 here they are what two cores can do in minutes, at width 8.
 """  # noqa: E501  (a command that is to be copied)
 
+from functools import partial
 from pathlib import Path
 
+from paper_figures import Options, command
+
+NAME = Path(__file__).stem
+main = partial(command, NAME)
+if __name__ == "__main__":  # before what takes seconds to import
+    main()
+    raise SystemExit
+
+# isort: split
 import xarray as xr
 from matplotlib.figure import Figure
 
-from comparisons import command_line
 from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.transfer import picture as transfer_plots
 from comparisons.transfer.optimum import analyse
-from paper_figures import Options, quoted, read, save
+from paper_figures.results import quoted, read, save
 
-NAME = Path(__file__).stem
-PROGRAM = f"python -m paper_figures.{NAME}"
 COLUMNS = {"k1": "one convolution per block", "k2": "two convolutions per block", "vit": "ViT, Adam"}
 COMMON = ("--param depth_mup --data patches10 --samples 128 --loss cross_entropy --batch-size 64 --richness 1 --widths 8"
           " --depths {depths} --steps 48 --measure-every 12 --learning-rates {rates} --seeds 4 --no-limit --out")  # fmt: skip
@@ -69,11 +76,3 @@ def picture(runs: dict[str, xr.Dataset]) -> Figure:
     title = f"{plots.NAMES.get(str(runs['k1'].param.values[0]))}; {runs['k1'].attrs['title']}"
     figure.suptitle(plots.wrapped(title, 110), fontsize=9)
     return figure
-
-
-def main(arguments=None) -> None:
-    command_line.run(Options, draw, PROGRAM, arguments)
-
-
-if __name__ == "__main__":
-    main()

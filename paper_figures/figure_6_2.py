@@ -10,23 +10,31 @@ The paper has D = 100, MSE and random data; assumed are P = 400 samples of a lin
 24 steps and the widths (the paper's may go to 8192).  Dashed is the exact limit, which the paper does not draw.
 """  # noqa: E501  (a command that is to be copied)
 
-import json
+from functools import partial
 from pathlib import Path
+
+from paper_figures import Options, command
+
+NAME = Path(__file__).stem
+main = partial(command, NAME)
+if __name__ == "__main__":  # before what takes seconds to import
+    main()
+    raise SystemExit
+
+# isort: split
+import json
 
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from comparisons import command_line
 from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.landscape.late import statement
 from comparisons.style import NAMES
-from paper_figures import Options, quoted, read, save
+from paper_figures.results import quoted, read, save
 
-NAME = Path(__file__).stem
 PARAMS = ("mup", "ntp")
-PROGRAM = f"python -m paper_figures.{NAME}"
 ROWS = {
     "gauss_newton_eigenvalues": ({"rank": 1}, r"Gauss-Newton part $\lambda_{\max}(G)$"),
     "residual_eigenvalues": ({"edge": "upper"}, r"residual part $\lambda_{\max}(R)$"),
@@ -92,11 +100,3 @@ def _title(c, run):
     sizes = f"D = {c['inputs']}, P = {c['samples']}"
     return (f"two-layer linear, {c['data']} data, {sizes}, η0 = {c['learning_rate']:g} (edge of stability "
             f"{2 / c['learning_rate']:.3g}), γ0 = {c['richness']:g}, {run.sizes['seed']} seeds")  # fmt: skip
-
-
-def main(arguments=None) -> None:
-    command_line.run(Options, draw, PROGRAM, arguments)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,9 +17,9 @@ from finite.networks.build import build
 from limits import Problem
 
 P, COMMANDS = 64, {
-    "convergence": (convergence, ["--widths", "8", "16", "32"], "3 cells"),
+    "convergence": (convergence, ["--widths", "8", "16", "32"], "8 cells"),
     "landscape": (landscape, ["--model", "mlp2", "--data", "digits", "--widths", "8", "16"], "4 cells"),
-    "transfer": (transfer, ["--widths", "8", "16", "--seeds", "3"], "176 cells"),  # 4 sizes, 14 rates, 3 seeds; 2 followed
+    "transfer": (transfer, ["--widths", "8", "16", "--seeds", "3"], "178 cells"),  # 4 sizes × (14 rates × 3 + 2 followed) + 2
     "coord_check": (coord_check, ["--widths", "8", "16", "32", "--optimizer", "sgd"], "3 cells"),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from comparisons import options as runs
 from limits.activations import ACTIVATIONS
 from limits.command.arguments import OneOf
 from limits.exponents.algebra import COMMON
+from limits.losses import LOSSES
 from limits.models import MODELS, read_model
 from limits.optimizers import OPTIMIZERS
 
@@ -73,7 +74,7 @@ class Options(runs.DataOptions):
         if self.data != "probe":
             return super().load_shaped()
         inputs, targets, shape = self._probe()
-        if self.loss == "cross_entropy":
+        if LOSSES[self.loss].of_classes:
             first = np.where(targets[:, :1] > 0, SURE, 1 - SURE)
             targets = np.concatenate([first, 1 - first], axis=1)
         return inputs, targets, shape

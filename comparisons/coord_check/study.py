@@ -39,12 +39,7 @@ from limits.models import layers_of, read_model
 TOLERANCE = 0.1
 FEWEST = 3  # sizes to fit an exponent to
 MORE_SEEDS = 8  # times as many of narrow networks, which are cheap and scatter as much as wide ones
-PLAIN, RESIDUAL = ("sp", "ntp", "mup"), ("depth_mup", "alpha1")
-USUAL = {"plain": (PLAIN, (2,), 0.2), "residual": (RESIDUAL, (2, 4, 8, 16), 0.2)}  # parametrizations, depths, learning rate
-OTHERS = {  # of models in three stages, sharper ones, and one so cheap that it can be deeper
-    "convnet": (PLAIN, (4,), 0.2), "resmlp": (RESIDUAL, (4, 8, 16, 32, 64), 0.2),
-    "resconvnet": (RESIDUAL, (6, 12, 24, 48), 0.02),
-}  # fmt: skip
+USUAL = {"plain": (("sp", "ntp", "mup"), (2,)), "residual": (("depth_mup", "alpha1"), (2, 4, 8, 16))}  # and depths
 AT_STEP_0 = ("h", "f", "gradient", "sharpness")
 NOT_COMPARED = "not compared: "
 DERIVED, DISAGREES = "derived exponent", "does not agree"  # in the legend
@@ -199,9 +194,10 @@ def check(options: Options) -> list[Check]:
 def prepare(options: Options) -> Job:
     """Check the options.  Raises ValueError in one line."""
     options = options.adapted()
-    of_architecture = USUAL[layers_of(options.model).architecture]
-    usual_params, usual_depths, usual_rate = OTHERS.get(options.model, of_architecture)
-    usual_rate *= 0.1 if options.loss == "cross_entropy" else 1.0
+    row = layers_of(options.model)
+    usual_params, usual_depths = USUAL[row.architecture]
+    usual_depths = row.depths or usual_depths
+    usual_rate = row.small_rate * (1.0 if LOSSES[options.loss].quadratic else 0.1)
     options = replace(options, learning_rate=usual_rate if options.learning_rate is None else options.learning_rate)
     model = read_model(options.model, activation=options.activation, block_size=options.block_size)
     params, depths = options.param or usual_params, options.depths or usual_depths

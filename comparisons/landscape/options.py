@@ -11,6 +11,7 @@ from comparisons import options as runs
 from finite.data.arrays import holds_classes
 from finite.data.images import holds_images
 from limits.command.arguments import OneOf
+from limits.losses import LOSSES
 from limits.models import MODELS
 from limits.optimizers import OPTIMIZERS
 from limits.trajectory import OBSERVABLES, RANK, storable, stored
@@ -36,7 +37,7 @@ class Options(runs.TrainingOptions):
     """P, drawn at random, as they come; default 2000 for patches10, 40 for gaussian, 256 for digits and texts, for other files
     all."""
     usual_samples: ClassVar[Mapping[str, int]] = {"patches10": 2000}
-    loss: Literal["mse", "cross_entropy"] | None = None
+    loss: Annotated[str, OneOf(LOSSES)] | None = None
     """Default cross_entropy; mse for FILE.npz whose targets are no classes."""
     widths: tuple[int, ...] = (16, 64, 256)
     """Widths N, at least two; one with several depths."""

@@ -18,6 +18,7 @@ from scipy.special import ndtri, stdtrit
 
 from comparisons.super_consistency import FLAT, SIZES
 from comparisons.transfer.translation import Translation, translation
+from limits.losses import LOSSES
 
 TOLERATED = FLAT  # an optimum that moves no faster than that transfers
 NEAR = 0.5  # the fit sees losses up to e^0.5 times the lowest, and two learning rates on either side
@@ -180,7 +181,7 @@ def rounding(initial_loss: float, precision: str, loss: str = "mse") -> float:
     it is that small, e^(−size), is below 20.
     """
     epsilon = float(np.finfo(precision).eps)
-    return 20 * epsilon if loss == "cross_entropy" else (10 * epsilon) ** 2 * initial_loss
+    return (10 * epsilon) ** 2 * initial_loss if LOSSES[loss].quadratic else 20 * epsilon
 
 
 def _optimum(param, cell, size) -> tuple[Optimum, np.ndarray, float]:

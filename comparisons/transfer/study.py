@@ -31,6 +31,7 @@ from comparisons.transfer.picture import picture, table
 from finite.networks.build import build
 from limits import OBSERVABLES
 from limits.exponents import parametrization
+from limits.losses import LOSSES
 from limits.optimizers import OPTIMIZERS
 
 
@@ -169,7 +170,8 @@ def losses(sweep: Sweep, store: Store) -> xr.Dataset:
     values = [[[store.read(Cell(*size, rate, seed))["loss"] for rate in rates] for seed in sweep.seeds]
               for size in sweep.sizes]  # fmt: skip
     loss = sweep.gridded(values, seed=list(sweep.seeds), learning_rate=rates, step=base.steps)
-    definition = OBSERVABLES["loss"].definition if base.loss == "mse" else "mean cross-entropy over all samples"
+    definition = f"mean {base.loss.replace('_', '-')} over all samples"
+    definition = OBSERVABLES["loss"].definition if LOSSES[base.loss].quadratic else definition
     described = {"units": "1", "definition": definition}
     final, initial = loss.isel(step=-1, drop=True), loss.isel(step=0, learning_rate=0, drop=True)
     dataset = xr.Dataset({

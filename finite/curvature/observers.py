@@ -120,6 +120,8 @@ class Observer:
     observables   of ``limits.trajectory``
     measure       at → {observable: Measured}, once or several times
     runs          at → the Lanczos runs whose ``spectra`` it wants, by name; to be asked of shapes, too
+    products      (program, network) → about how many products with the Hessian it costs beside those runs; one is the least
+                  that a function of all weights and samples takes
     acting        whether it wants the weights as they act: of others a function in rescaled coordinates is curvature
     waits         whether what comes later waits for what it finds: not for what Lanczos runs alone have found
     """
@@ -128,6 +130,7 @@ class Observer:
     observables: tuple[str, ...]
     measure: Callable[[At], Iterator[dict[str, Measured]]]
     runs: Callable[[At], dict[str, Operator]] = lambda at: {}
+    products: Callable[[Program, Architecture], int] = lambda program, network: 1
     acting: bool = False
     waits: bool = True
 
@@ -180,6 +183,16 @@ def lanczos_runs(program: Program, network: Architecture, rows: int) -> int:
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     outputs = jax.ShapeDtypeStruct((rows, 1), jnp.float32)
     return len(operators(program, network, shapes, lambda v: v, (outputs, outputs)))
+
+
+def products(program: Program, network: Architecture, rows: int, of_a_run: int) -> int:
+    """About how many a measurement takes, of which each Lanczos run takes so many."""
+    beside = sum(one.products(program, network) for one in OBSERVERS.values() if one.wanted(program))
+    return beside + of_a_run * lanczos_runs(program, network, rows)
+
+
+def _runs_alone(program, network):
+    return 0
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
@@ -267,6 +280,10 @@ def _trace(at):
     yield {"hessian_trace": Measured(value, error, None if at.network.layerwise_linear else jnp.asarray(probes))}
 
 
+def _trace_products(program, network):
+    return 0 if network.layerwise_linear else program.numerics.probes
+
+
 def _directional_sharpness(at):
     value = curvature.directional_sharpness(at.network.apply, at.params, *at.data, at.program.of)
     yield {"directional_sharpness": Measured(value, products=jnp.asarray(1))}
@@ -283,6 +300,10 @@ def _density(at):
            "density_weights": Measured(weights.ravel(), products=products)}  # fmt: skip
 
 
+def _density_products(program, _):
+    return program.numerics.density_probes * program.numerics.density_steps
+
+
 def _gradient_noise(at):
     yield {"gradient_noise": Measured(curvature.gradient_noise(at.network.apply, at.params, *at.data, at.program.of))}
 
@@ -291,13 +312,14 @@ HESSIAN = ("hessian_eigenvalues", "hessian_min")
 DENSITY = {"density_nodes", "density_weights"}
 KERNEL = ("gauss_newton_eigenvalues", "ntk_eigenvalues")  # for MSE the same nonzero spectrum
 OBSERVERS = Table("observer", (
-    Observer("hessian", HESSIAN, _hessian_eigenvalues, _hessian_runs, waits=False),
-    Observer("residual", ("residual_eigenvalues",), _residual_eigenvalues, _residual_runs, waits=False),
-    Observer("preconditioned", ("preconditioned_sharpness",), _preconditioned_sharpness, _preconditioned_runs, waits=False),
-    Observer("kernels", KERNEL, _kernel_eigenvalues, _kernel_runs),
-    Observer("trace", ("hessian_trace",), _trace),
+    Observer("hessian", HESSIAN, _hessian_eigenvalues, _hessian_runs, _runs_alone, waits=False),
+    Observer("residual", ("residual_eigenvalues",), _residual_eigenvalues, _residual_runs, _runs_alone, waits=False),
+    Observer("preconditioned", ("preconditioned_sharpness",), _preconditioned_sharpness, _preconditioned_runs, _runs_alone,
+             waits=False),
+    Observer("kernels", KERNEL, _kernel_eigenvalues, _kernel_runs, _runs_alone),
+    Observer("trace", ("hessian_trace",), _trace, products=_trace_products),
     Observer("direction", ("directional_sharpness",), _directional_sharpness),
-    Observer("density", ("density_nodes", "density_weights"), _density),
+    Observer("density", ("density_nodes", "density_weights"), _density, products=_density_products),
     Observer("noise", ("gradient_noise",), _gradient_noise),
 ))  # fmt: skip
 

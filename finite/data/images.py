@@ -92,7 +92,7 @@ def class_targets(labels: Integer[np.ndarray, " n"], num_classes: int, loss: str
     """One-hot for cross-entropy, centred one-hot for MSE.  Raises ValueError for an unknown loss."""
     targets = np.eye(num_classes)[labels]
     losses.check(loss, targets)
-    return targets - 1.0 / num_classes if loss == "mse" else targets
+    return targets if losses.LOSSES[loss].of_classes else targets - 1.0 / num_classes
 
 
 def numbered(labels: Integer[np.ndarray, " n"] | Bool[np.ndarray, " n"]) -> tuple[Integer[np.ndarray, " n"], tuple[str, ...]]:

@@ -13,6 +13,7 @@ from finite.data.images import Images, holds_images, read_folder, read_npz
 from finite.data.patches import patches10
 from finite.data.synthetic import digits, gaussian
 from finite.data.text import Text, plays, read_text, windows
+from limits.losses import LOSSES
 from limits.rows import Table
 
 Shaped = tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P C"], tuple[int, int, int] | None]  # None: not said
@@ -32,7 +33,7 @@ class Wanted:
     @property
     def classes(self) -> int:
         """Outputs of data that have as many as one likes."""
-        return _given(self.outputs, 1 if self.loss == "mse" else 10)
+        return _given(self.outputs, 10 if LOSSES[self.loss].of_classes else 1)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 from finite.networks import Architecture, Network, Params, Signal, once, parametrized, rowwise, standard_normal
 from finite.networks.mlp import check_sizes
 from limits.exponents.parametrization import fan_in_multiplier
+from limits.models import POOLINGS
 from limits.problem import Problem
 
 SIDE = 3  # pixels of a kernel
-POOLING = {"max": jnp.max, "average": jnp.mean}
 
 Image = tuple[int, int, int]  # rows, columns, channels
 Map = Float[Array, "P _ _ _"]  # rows, columns, channels of each sample
@@ -112,7 +112,7 @@ def activated(x: Map, pooling: str) -> Map:
     The largest is φ of the largest, with the same derivatives: where it is positive, equal pixels share them, elsewhere there
     are none.  So φ acts on a quarter of the pixels.
     """
-    return jax.nn.relu(pooled(x, pooling)) if pooling == "max" else pooled(jax.nn.relu(x), pooling)
+    return jax.nn.relu(pooled(x, pooling)) if POOLINGS[pooling].first else pooled(jax.nn.relu(x), pooling)
 
 
 def pooled(x: Map, pooling: str, leave: int = 1) -> Map:
@@ -122,7 +122,7 @@ def pooled(x: Map, pooling: str, leave: int = 1) -> Map:
     if min(rows, columns) < leave:
         return x
     windows = x[:, : 2 * rows, : 2 * columns].reshape(P, rows, 2, columns, 2, channels)
-    return POOLING[pooling](windows, axis=(2, 4))
+    return POOLINGS[pooling].of(windows, axis=(2, 4))
 
 
 def read_out(x: Map, readout: Float[Array, "m C"]) -> Signal:

@@ -49,7 +49,8 @@ def choices(kind: Any) -> Any:
     """The type with the names that there are now in place of every mark."""
     if get_origin(kind) is tuple:
         return tuple[choices(get_args(kind)[0]), ...]
-    return next((Literal[tuple(mark.table)] for mark in _marks(kind) if mark.only), kind)
+    named = next((Literal[tuple(mark.table)] for mark in _marks(kind) if mark.only), kind)
+    return named | None if get_origin(kind) in (Union, UnionType) and named is not kind else named
 
 
 def _marks(kind) -> list[OneOf]:

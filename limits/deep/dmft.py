@@ -167,7 +167,7 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0, hessian: bool
     ``draws``, ``seed`` and ``hessian`` as in ``limits.deep.linear_law``; errors as in ``solve``.
     """
     insist(refuses(problem))
-    if not problem.network.nonlinearity.linear or problem.loss != "mse":
+    if not problem.network.nonlinearity.linear or not LOSSES[problem.loss].quadratic:
         return None
     return deep_fluctuations.predict(problem, *_read(problem, 0, 0), draws=draws, seed=seed, hessian=hessian)
 

@@ -25,6 +25,7 @@ from scipy.linalg import solve_triangular
 from limits.deep import dmft
 from limits.deep.linear_sweep import data_of, numbers_held, of_outputs, sweep
 from limits.law import Prediction
+from limits.losses import LOSSES
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
 from limits.spectra import leading_eigenvalues
@@ -135,7 +136,7 @@ def refuses(problem: Problem, depth: int | None = None) -> str | None:
     depth = model.depth if depth is None else depth
     if depth < 1:
         return f"depth {depth} must be at least 1"
-    if problem.loss != "mse":
+    if not LOSSES[problem.loss].quadratic:
         return f"{problem.loss} has no closed limit here: loss mse has, or model mlp2 with activation linear"
     refusal = features_stay(problem) or other_powers(problem.scaling("plain", depth))
     if refusal is None:

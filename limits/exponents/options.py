@@ -1,7 +1,10 @@
 """The options of `python -m limits.exponents`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from limits.command.arguments import OneOf
+from limits.losses import LOSSES
 
 PROGRAM = "python -m limits.exponents"
 
@@ -36,5 +39,5 @@ class Options:
     """Print the derivation, condition by condition."""
     impose: tuple[str, ...] = ()
     """Further equations, as role.quantity.N=power."""
-    loss: Literal["mse", "cross_entropy"] = "mse"
+    loss: Annotated[str, OneOf(LOSSES)] = "mse"
     """Which is trained on: it decides the learning rate of sp, and the regime of your own exponents."""

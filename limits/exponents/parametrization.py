@@ -31,6 +31,7 @@ from typing import Any
 from limits.exponents import regimes
 from limits.exponents.algebra import HALF, OPTIMIZERS, ROLES, WIDTH, Exponents, Power, Scaling, architecture, shifted
 from limits.exponents.regimes import MATRICES
+from limits.losses import LOSSES
 
 QUANTITIES = ("multiplier", "init_std", "learning_rate")
 LARGEST_POWER = 16  # of a size: what is derived stays below 2
@@ -230,7 +231,7 @@ def _stored(one_hidden_layer: bool, loss: str) -> dict[tuple[str, str, str], dic
     """
     name, table = "exponents_one_hidden_layer.json" if one_hidden_layer else "exponents.json", {}
     records = json.loads((files("limits.exponents") / name).read_text(encoding="utf-8"))
-    if loss == "cross_entropy":
+    if not LOSSES[loss].quadratic:
         records += json.loads((files("limits.exponents") / f"cross_entropy_{name}").read_text(encoding="utf-8"))
     for record in records:
         key = record["parametrization"], record["optimizer"], record["architecture"]

@@ -28,10 +28,10 @@ from limits.exponents.algebra import (
     carries_forward,
     largest,
 )
+from limits.losses import LOSSES
 
 ABSENT = Power(-inf, -inf)  # what is exactly zero
 NUM_STEPS = 3  # 1: updates through W_0; 2: signals through the moved weights; 3: is it still growing?
-LOSSES = ("mse", "cross_entropy")
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Case:
     alignment: Alignment = Alignment()  # noqa: RUF009, a frozen record
 
     def __post_init__(self):
-        if self.loss not in LOSSES:
-            raise ValueError(f"unknown loss {self.loss!r}; known: {', '.join(LOSSES)}")
+        LOSSES.find(self.loss)
         missing = [role for role in self.roles if role in MATRICES and role not in self.exponents]
         if missing:
             raise ValueError(f"a {self.kind} network needs exponents for {', '.join(missing)}")
@@ -98,7 +97,7 @@ def sizes(case: Case, num_steps: int = NUM_STEPS) -> list[Sizes]:
     history = []
     for _ in range(num_steps + 1):
         h, delta_h, own, arriving = _forward(case, update)
-        error = largest(ONE, h["readout"], delta_h["readout"]) if case.loss == "mse" else ONE
+        error = largest(ONE, h["readout"], delta_h["readout"]) if LOSSES[case.loss].quadratic else ONE
         gradient = _backward(case, update, arriving, error)
         history.append(Sizes(h, delta_h, own, gradient, update, error))
         update = {
@@ -303,7 +302,7 @@ def _first_blow_up(history: list[Sizes], loss: str, letters: str = "NL") -> tupl
     for step, now in enumerate(history):
         watched = {f"h of {n}": s for n, s in now.h.items() if n != "readout"} if step == 0 else {}
         watched |= {f"Δh of {n}": s for n, s in _features(now).items()}
-        if loss == "mse":
+        if LOSSES[loss].quadratic:
             watched |= {"f": now.h["readout"]} if step == 0 else {"Δf": now.delta_h["readout"]}
         for name, size in watched.items():
             if any(getattr(size, letter) > 0 for letter in letters):
@@ -342,7 +341,7 @@ def _border_in(case: Case, unit: Power) -> Fraction | float:
         faster = {role: replace(e, learning_rate=e.learning_rate * factor) for role, e in case.exponents.items()}
         now = sizes(replace(case, exponents=faster))[-1]
         watched = [*now.h.values(), *now.delta_h.values()]
-        if case.loss == "cross_entropy":
+        if not LOSSES[case.loss].quadratic:
             watched = [size for sizes_ in (now.h, now.delta_h) for name, size in sizes_.items() if name != "readout"]
         return max(size.N if unit.N else size.L for size in watched)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import sympy as sp
 
 from limits.exponents.algebra import ONE, Alignment, Exponents, FirstStep, Power, Role, carries_forward
+from limits.losses import LOSSES
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def features_bounded(s: Setting) -> list[Condition]:
 
 def trains(s: Setting) -> list[Condition]:
     """No role's update makes grow what the loss feels: with MSE f, with cross-entropy the features only."""
-    return output_changes_bounded(s) if s.loss == "mse" else features_bounded(s)
+    return output_changes_bounded(s) if LOSSES[s.loss].quadratic else features_bounded(s)
 
 
 def unit_init(s: Setting) -> list[Condition]:

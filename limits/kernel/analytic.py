@@ -31,7 +31,7 @@ from limits.activations import ACTIVATIONS
 from limits.exponents.parametrization import Factors
 from limits.kernel import neural_tangents_compat
 from limits.machine import in_float64, require_memory
-from limits.models import Model
+from limits.models import POOLINGS, Model
 
 BLOCK_NUMBERS = 2**22  # numbers of one intermediate kernel that are held at once: 32 MiB
 
@@ -97,15 +97,16 @@ Layer = Image | Dense | Conv | Activation | AveragePool | Flatten | Block
 def layers(model: Model, image: tuple[int, int, int] | None = None) -> tuple[Layer, ...]:
     """The layers of ``finite.networks.build``, for inputs that are images of this (rows, columns, channels) if the model's are.
 
-    Raises ValueError for transformers, max pooling and activations that have no analytic kernel.
+    Raises ValueError for transformers, and for poolings and activations that have no analytic kernel.
     """
     if model.nonlinearity.kernel is None:
         have = ", ".join(row.name for row in ACTIVATIONS.values() if row.kernel)
         raise ValueError(f"no kernel limit for activation {model.activation!r}; known: {have}")
     if model.family not in LAYERS:
         raise ValueError(f"no kernel limit is known for {model.family}")
-    if image and model.pooling != "average":
-        raise ValueError(f"{model.pooling} pooling has no analytic kernel: average pooling has one")
+    if image and not POOLINGS[model.pooling].has_kernel:
+        known = " or ".join(row.name for row in POOLINGS.values() if row.has_kernel)
+        raise ValueError(f"{model.pooling} pooling has no analytic kernel: {known} pooling has one")
     return LAYERS[model.family](model, Activation(model.activation), image)
 
 

@@ -36,6 +36,7 @@ from jaxtyping import Array, Float
 from limits.coordinates import Coordinates, coordinates
 from limits.descent import Descent, descent, follow, heavy_ball
 from limits.exponents.parametrization import fan_in_multiplier, laziness, output_exponent
+from limits.losses import LOSSES
 from limits.machine import computing, in_float64
 from limits.problem import Problem, given_outputs
 from limits.theories import insist, unknown_to_all
@@ -81,7 +82,7 @@ def refuses(problem: Problem) -> str | None:
         return refusal
     model = problem.network
     one_layer = (model.family, model.architecture, model.depth) == ("perceptron", "plain", 1)
-    if one_layer and model.nonlinearity.linear and (problem.loss, problem.trained) == ("mse", "all"):
+    if one_layer and model.nonlinearity.linear and LOSSES[problem.loss].quadratic and problem.trained == "all":
         return None
     return f"{problem.model}, {problem.loss}, {problem.trained} trained: this theory is of linear2, mse, all"
 
