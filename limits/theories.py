@@ -33,6 +33,7 @@ class Theory:
               ``solve(problem, initial_outputs=…)``; and, if it takes minutes, ``work(problem)``
     law       the module with ``predict(problem)``; "" where there is none
     has_law   problem → whether that has a law of it
+    networks, has     for the READMEs: whose limit it knows, and what of it
     """
 
     name: str
@@ -40,6 +41,8 @@ class Theory:
     home: str
     law: str = ""
     has_law: Callable[[Problem], bool] = lambda problem: True
+    networks: str = ""
+    has: str = ""
 
 
 def _features_move(problem):
@@ -61,15 +64,27 @@ def _one_layer(problem):
 THEORIES = Table("theory", (
     # exact, at every width, in all powers of the width that have a limit
     Theory("linear2", lambda problem: _one_layer(problem) and _linear(problem), "limits.two_layer.linear",
-           "limits.two_layer.linear_law", lambda problem: output_exponent(problem.scaling()) in (0.0, 0.5)),
+           "limits.two_layer.linear_law", lambda problem: output_exponent(problem.scaling()) in (0.0, 0.5),
+           networks="`linear2`, from NTP to μP, every width",
+           has="everything, exact, its whole Hessian too; laws in μP and NTP"),
     # kernel gradient descent, of all networks
-    Theory("ntk", lambda problem: not _features_move(problem), "limits.kernel.ntk"),
+    Theory("ntk", lambda problem: not _features_move(problem), "limits.kernel.ntk",
+           networks="all with an analytic kernel, NTP and up to μP, or of random features",
+           has="all observables, exact, a law over f(0); the Hessian's trace only where its residual part has none"),
     # in μP's powers of the width: exact
-    Theory("deep_linear", _linear, "limits.deep.linear", "limits.deep.linear"),
+    Theory("deep_linear", _linear, "limits.deep.linear", "limits.deep.linear",
+           networks="`linear3`, `linear4`, …, μP",
+           has="loss, kernels and the Hessian (`limits/deep/curvature.py`, its bulk in `limits/deep/bulk_edge.py`), exact, one sweep "
+               "forward in time; laws"),
     # particles
-    Theory("meanfield", _one_layer, "limits.two_layer.meanfield", "limits.two_layer.meanfield_law"),
+    Theory("meanfield", _one_layer, "limits.two_layer.meanfield", "limits.two_layer.meanfield_law",
+           networks="`mlp2`, any activation and loss, μP",
+           has="everything that has a limit, from clouds of particles, sharpness by a secular equation; laws without a kink"),
     # sampled; exact for linear activations
-    Theory("dmft", lambda problem: True, "limits.deep.dmft", "limits.deep.dmft"),
+    Theory("dmft", lambda problem: True, "limits.deep.dmft", "limits.deep.dmft",
+           networks="`mlp3`, …, `resmlp`, μP and its powers of the depth",
+           has="loss, kernels and the Hessian's outliers, sampled, with errors; linear ones exact, with laws; L → ∞ in "
+               "`limits/deep/infinite_depth.py`"),
 ))  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 import limits
 from finite.data.named import DATA
 from limits.activations import ACTIVATIONS
-from limits.models import MODELS
+from limits.losses import LOSSES
+from limits.models import MODELS, POOLINGS
 from limits.optimizers import OPTIMIZERS
 
 HERE = Path(__file__).resolve().parent.parent
@@ -159,11 +160,11 @@ def _without_strings(tree):
     return tree
 
 
-HOMES = ("limits/activations.py", "limits/exponents/algebra.py", "limits/models.py", "limits/optimizers.py",
+HOMES = ("limits/activations.py", "limits/exponents/algebra.py", "limits/losses.py", "limits/models.py", "limits/optimizers.py",
          "limits/kernel/analytic.py", "finite/data/named.py", "finite/networks/build.py",
          "finite/training/descent.py")  # fmt: skip
 ELSEWHERE = [path for path in FILES if str(path.relative_to(HERE)) not in HOMES]
-TABLES = (ACTIVATIONS, DATA, MODELS, OPTIMIZERS)
+TABLES = (ACTIVATIONS, DATA, LOSSES, MODELS, OPTIMIZERS, POOLINGS)
 
 
 def texts(nodes):

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import tables
 import tyro
 
 from comparisons.convergence import study as convergence
@@ -12,6 +13,7 @@ from comparisons.coord_check import study as coord_check
 from comparisons.landscape import study as landscape
 from comparisons.transfer import study as transfer
 from limits.models import read_model
+from limits.theories import THEORIES
 
 HERE = Path(__file__).resolve().parent.parent
 TEXT = (HERE / "README.md").read_text()
@@ -70,3 +72,21 @@ def test_a_room_says_what_is_where(room):
     assert not [name for name in named if not ((HERE / name).exists() or any(floor.rglob(name.rstrip("/"))))]
     folders = {f"{path.parent.name}/" for path in floor.glob("*/__init__.py")}
     assert folders | {path.name for path in floor.glob("*.py")} - {"__init__.py"} <= named
+
+
+@pytest.mark.parametrize("path", tables.READMES, ids=lambda path: path.parent.name)
+def test_tables_of_names_are_those_of_the_rows(path):
+    """To renew them: PYTHONPATH=. python tests/tables.py"""
+    text = path.read_text(encoding="utf-8")
+    assert tables.renewed(text) == text
+
+
+def test_every_table_stands_in_the_readme():
+    assert {found[2] for found in tables.MARKED.finditer(TEXT)} == set(tables.PRINTED)
+
+
+def test_tables_have_every_row_there_is():
+    """By name, or the module that it is; so a row that is added shows."""
+    names = [row.name for table in tables.OPTIONS.values() for row in table.values()]
+    assert not [name for name in names if not re.search(rf"\b{name}\b", tables.options())]
+    assert not [row.home for row in THEORIES.values() if f"`{row.home.replace('.', '/')}.py`" not in tables.theories()]

@@ -34,6 +34,7 @@ from finite import sizes as measured_sizes
 from finite.networks.build import build
 from limits import Problem
 from limits.exponents import parametrization, regimes
+from limits.losses import LOSSES
 from limits.models import layers_of, read_model
 
 TOLERANCE = 0.1

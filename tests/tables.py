@@ -1,0 +1,52 @@
+"""The tables of names in the READMEs, made from the rows: `PYTHONPATH=. python tests/tables.py` writes them anew.
+
+Each stands between <!-- rows: NAME --> and <!-- end -->.
+"""
+
+import re
+from pathlib import Path
+
+from finite.data.named import DATA
+from limits.activations import ACTIVATIONS
+from limits.command.arguments import OneOf
+from limits.losses import LOSSES
+from limits.models import MODELS, POOLINGS
+from limits.optimizers import OPTIMIZERS
+from limits.theories import THEORIES
+from limits.trajectory import OBSERVABLES
+
+ROOT = Path(__file__).resolve().parent.parent
+READMES = [ROOT / "README.md", *(ROOT / room / "README.md" for room in ("limits", "finite", "comparisons"))]
+MARKED = re.compile(r"(<!-- rows: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+OPTIONS = {"model": MODELS, "activation": ACTIVATIONS, "pooling": POOLINGS, "optimizer": OPTIMIZERS, "loss": LOSSES,
+           "data": DATA}  # fmt: skip
+
+
+def theories() -> str:
+    """In the order in which they are asked."""
+    rows = [(f"`{row.home.replace('.', '/')}.py`", row.networks, row.has) for row in THEORIES.values()]
+    return _table(("theory", "networks", "what it has"), rows)
+
+
+def options() -> str:
+    """What a problem can be made of."""
+    rows = [(f"`--{name}`", OneOf(table, only=False).described().rstrip(".")) for name, table in OPTIONS.items()]
+    observed = [row.name for row in OBSERVABLES.values() if row.stored and row.leads]
+    return _table(("option", "values"), [*rows, ("`--observables`", ", ".join(observed))])
+
+
+def _table(head, rows) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
+
+
+PRINTED = {"theories": theories, "options": options}
+
+
+def renewed(text: str) -> str:
+    """The text with every marked table as the rows have it."""
+    return MARKED.sub(lambda found: f"{found[1]}{PRINTED[found[2]]()}{found[4]}", text)
+
+
+if __name__ == "__main__":
+    for path in READMES:
+        path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
