@@ -2,8 +2,8 @@
 
 Counted is one forward pass of one sample: its matrix products (and convolutions), and the numbers that all else makes.  In
 units of it a gradient takes 3 and a product with the Hessian, linearised once, 6.  What the device does in a second is
-measured at a matrix product.  Minutes are of the networks, of limits that are sampled, and of what is compiled, for them and for
-each other part of a theory, to a factor of about three.
+measured at a matrix product.  Minutes are of the networks, of limits that are sampled, and of what is compiled, for them and
+for each other part of a theory, to a factor of about three.
 """
 
 import sys
@@ -94,8 +94,8 @@ def warn(takes: Estimate, program: str) -> None:
 
 
 def estimated(job: Iterable[Networks | Limit], workers: int = 1, elsewhere: bool = False, parts: int = 0) -> Estimate:
-    """Of all these networks and limits, and so many other parts of theories, on this machine, or ``elsewhere`` on one like it for
-    each worker.
+    """Of all these networks and limits, and so many other parts of theories, on this machine, or ``elsewhere`` on one like it
+    for each worker.
 
     On this one workers share the processor and the memory: what they gain is compiled, or small.
     """

@@ -74,8 +74,8 @@ THEORIES = Table("theory", (
     # in μP's powers of the width: exact
     Theory("deep_linear", _linear, "limits.deep.linear", "limits.deep.linear",
            networks="`linear3`, `linear4`, …, μP",
-           has="loss, kernels and the Hessian (`limits/deep/curvature.py`, its bulk in `limits/deep/bulk_edge.py`), exact, one sweep "
-               "forward in time; laws"),
+           has="loss, kernels and the Hessian (`limits/deep/curvature.py`, its bulk in `limits/deep/bulk_edge.py`), exact, one "
+               "sweep forward in time; laws"),
     # particles
     Theory("meanfield", _one_layer, "limits.two_layer.meanfield", "limits.two_layer.meanfield_law",
            networks="`mlp2`, any activation and loss, μP",

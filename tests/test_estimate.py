@@ -13,8 +13,10 @@ from comparisons.coord_check import study as coord_check
 from comparisons.landscape import study as landscape
 from comparisons.transfer import study as transfer
 from finite.curvature import operators as curvature
+from finite.curvature.observers import OBSERVERS, Observer
 from finite.networks.build import build
 from limits import Problem
+from limits.trajectory import OBSERVABLES, Observable
 
 P, COMMANDS = 64, {
     "convergence": (convergence, ["--widths", "8", "16", "32"], "8 cells"),
@@ -85,6 +87,17 @@ def test_the_whole_is_its_parts():
     once, twice = (estimate.estimated([estimate.Networks(problem, 8, 1)] * n) for n in (1, 2))
     assert (once.cells, twice.cells, once.bytes) == (1, 2, twice.bytes)
     assert once.seconds < twice.seconds
+    assert estimate.estimated([], parts=2) == estimate.Estimate(2, 2 * estimate.COMPILING, 0)
+
+
+def test_an_observer_that_is_added_is_counted(monkeypatch):
+    """By what its row says: here seven products at each of three measurements."""
+    problem, _ = network_of("mlp3", 10, 8)
+    monkeypatch.setitem(OBSERVABLES, "norms", Observable("norms", "", "", "", in_limits=False))
+    row = Observer("norms", ("norms",), lambda at: iter(()), products=lambda program, network: 7)
+    monkeypatch.setitem(OBSERVERS, "norms", row)
+    plain, more = (estimate.of_one(estimate.Networks(problem, 8, 1, names)) for names in (("loss",), ("loss", "norms")))
+    assert more.calls - plain.calls == 3 * 7
 
 
 @pytest.mark.parametrize("command", COMMANDS)
