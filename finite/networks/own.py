@@ -75,7 +75,7 @@ class Model:
 
 def _ours(name: str, outputs, targets):
     """With integer labels of classes only the outputs of the labels are gathered: no one-hot array is made."""
-    if name == "cross_entropy" and jnp.issubdtype(targets.dtype, jnp.integer) and targets.ndim == outputs.ndim - 1:
+    if LOSSES[name].of_classes and jnp.issubdtype(targets.dtype, jnp.integer) and targets.ndim == outputs.ndim - 1:
         of_label = jnp.take_along_axis(outputs, targets[..., None], axis=-1)[..., 0]
         return jnp.mean(jax.nn.logsumexp(outputs, axis=-1) - of_label)
     if outputs.shape != targets.shape:
