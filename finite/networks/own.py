@@ -45,7 +45,7 @@ class Model:
     @property
     def loss_name(self) -> str:
         """Whose exponents it has: one that is not ours is taken to be bounded in its slope, as cross-entropy is."""
-        return "mse" if self.loss == "mse" else "cross_entropy"
+        return self.loss if isinstance(self.loss, str) else "cross_entropy"
 
     def at(self, width: int, key: Any) -> tuple[Any, Callable]:
         """(params, apply) of that width.  Raises ValueError, in one line, for what is no network of weights."""
