@@ -49,11 +49,14 @@ class Program(NamedTuple):
 def _in_turn(function, *many):
     """The function of one network after the other.
 
-    How many there are XLA learns when it runs: a loop that it knows to have one turn it dissolves, and rounds otherwise.
+    One alone is the first of two, and how many have their turn XLA learns when it runs: of a loop that it knows to have one
+    turn, and of arrays of one row, it makes another program, which rounds otherwise.
     """
+    number = len(jax.tree.leaves(many)[0])
+    many = jax.tree.map(lambda rows: jnp.concatenate([rows, rows]), many) if number == 1 else many
     leaf = jax.tree.leaves(many)[0]
     first = leaf[(0,) * leaf.ndim]
-    turns = jnp.where(jnp.isnan(first) & (first == 0), 0, len(leaf))
+    turns = jnp.where(jnp.isnan(first) & (first == 0), 0, number)
 
     def one(i):
         return function(*jax.tree.map(lambda rows: jax.lax.dynamic_index_in_dim(rows, i, keepdims=False), many))
@@ -62,7 +65,7 @@ def _in_turn(function, *many):
         return jax.tree.map(lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, i, 0), found, one(i))
 
     found = jax.tree.map(lambda shape: jnp.zeros((len(leaf), *shape.shape), shape.dtype), jax.eval_shape(one, 0))
-    return jax.lax.fori_loop(0, turns, turn, found)
+    return jax.tree.map(lambda rows: rows[:number], jax.lax.fori_loop(0, turns, turn, found))
 
 
 def program_of(problem: Problem, architecture: Architecture, observables: Sequence[str], numerics: Numerics) -> Program:
