@@ -127,6 +127,8 @@ class Findings:
         self.remarks: list[str] = []
         leaves = dict.fromkeys(name for quantity, name in measured.sizes[0] if quantity == "gradient")
         self.largest_gradient = max(self.typical("gradient", path) for path in leaves)
+        scores = [role.use.path for role in measured.roles if role.use.operation == SCORES]
+        self.of_attention = {path for made_by in scores for path in made_by.split(" · ")}
         for role in measured.roles:
             self.of_scores(role) if role.use.operation == SCORES else self.of_use(role)
         for path in leaves:
@@ -192,10 +194,12 @@ class Findings:
         if off_rate and abs(off_rate - linear * (size[0] - wanted.std)) < APART:
             off_std = size[0] - wanted.std  # a readout may be smaller than wanted, but not with its learning rate
         self.suspect(role, off_std, off_rate, linear)
+        # scores begin with no alignment, and with them gradients of queries and keys: linear in these, they move less at first
+        at_most = kind == LINEAR and path in self.of_attention
         if operation not in (BIAS, GAIN):
             self.row(path, operation, "h", self.fitted("h", site), wanted.h)
-            self.row(path, operation, "Δh", self.fitted("delta_h", site), wanted.delta_h)
-        self.row(path, operation, "ΔW x", self.fitted("own_change", site), wanted.own_change)
+            self.row(path, operation, "Δh", self.fitted("delta_h", site), wanted.delta_h, at_most)
+        self.row(path, operation, "ΔW x", self.fitted("own_change", site), wanted.own_change, at_most)
 
     def suspect(self, role, off_std, off_rate, linear) -> None:
         """One shift of the multiplier explains both, or each is a number of its own."""
