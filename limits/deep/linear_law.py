@@ -58,7 +58,7 @@ HESSIAN, NTK = "hessian_eigenvalues", "ntk_eigenvalues"
 PRODUCTS = 12  # of a block, in a network
 LEANING = 4  # power of the eigenvalues of the inputs' covariance in what these start from
 FOUND = 1e-2  # residual, to the largest eigenvalue, of what so many products find; its square over the gap is the error
-ROUGH = 0.3  # the most that o' may change by within an ε
+ROUGH = 0.3  # the most that o' may change by within an ε, of itself
 SAME = 1e-6  # of the largest: eigenvalues of the Hessian that are closer are one
 ALONE = 0.03  # of the largest: what is closer to others, or to the bulk, is moved by them even at so small an ε
 
@@ -192,7 +192,7 @@ def _split_levels(theta, k) -> tuple[Bool[np.ndarray, "T k"], list[Group]]:
 
 
 def _is_smooth(first, second) -> Bool[np.ndarray, "T ..."]:
-    """Whether ε was small enough: of what splits unseen, o'' is of order 1/ε."""
+    """Whether ε was small enough: of what splits unseen, o'' is of order 1/ε; of a direction that vanishes, without bound."""
     with np.errstate(all="ignore"):  # after a divergence
         return STEP**2 * np.mean(second**2, 0) <= ROUGH**2 * np.mean(first**2, 0)
 
@@ -235,7 +235,7 @@ def _levels(kind, data, limit, k) -> Levels:
     found, near = residuals <= FOUND * largest, edges + ALONE * largest
     lowest = found[:, -1] & (-values[:, -1:] > near)[:, 0] & (values[:, -2:-1] - values[:, -1:] > ALONE * largest)[:, 0]
     top = (alone & found[:, :m] & (values[:, :m] > near))[:, :k]
-    return Levels(opposite, split[:, :k], {HESSIAN: top, "hessian_min": lowest})
+    return Levels(opposite, split[:, :k], {HESSIAN: top, "hessian_min": lowest, "directional_sharpness": largest[:, 0] > 0})
 
 
 def _edge(kind, data, measured) -> float:
