@@ -8,7 +8,6 @@ from pathlib import Path
 
 from finite.data.named import DATA
 from limits.activations import ACTIVATIONS
-from limits.command.arguments import OneOf
 from limits.losses import LOSSES
 from limits.models import MODELS, POOLINGS
 from limits.optimizers import OPTIMIZERS
@@ -18,8 +17,7 @@ from limits.trajectory import OBSERVABLES
 ROOT = Path(__file__).resolve().parent.parent
 READMES = [ROOT / "README.md", *(ROOT / room / "README.md" for room in ("limits", "finite", "comparisons"))]
 MARKED = re.compile(r"(<!-- rows: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-OPTIONS = {"model": MODELS, "activation": ACTIVATIONS, "pooling": POOLINGS, "optimizer": OPTIMIZERS, "loss": LOSSES,
-           "data": DATA}  # fmt: skip
+OPTIONS = {"model": MODELS, "pooling": POOLINGS, "optimizer": OPTIMIZERS, "loss": LOSSES, "data": DATA}
 
 
 def theories() -> str:
@@ -29,10 +27,14 @@ def theories() -> str:
 
 
 def options() -> str:
-    """What a problem can be made of."""
-    rows = [(f"`--{name}`", OneOf(table, only=False).described().rstrip(".")) for name, table in OPTIONS.items()]
+    """What a problem can be made of, a line for each value that says what it is."""
+    rows = [(option * (not place), f"`{row.name}`", row.description)
+            for option, table in ((f"`--{name}`", table) for name, table in OPTIONS.items())
+            for place, row in enumerate(row for row in table.values() if hasattr(row, "description"))]  # fmt: skip
     observed = [row.name for row in OBSERVABLES.values() if row.stored and row.leads]
-    return _table(("option", "values"), [*rows, ("`--observables`", ", ".join(observed))])
+    plain = [("`--activation`", list(ACTIVATIONS)), ("`--observables`", observed)]
+    rows += [(option, ", ".join(f"`{name}`" for name in names), "") for option, names in plain]
+    return _table(("option", "values", ""), rows)
 
 
 def _table(head, rows) -> str:
