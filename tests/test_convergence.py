@@ -243,14 +243,15 @@ OTHERS = {
     "ntp": ["--param", "ntp"],
     "between": ["--param", "readout.multiplier=-3/4, input.learning_rate=1/2, readout.learning_rate=1/2"],
 }
+FEW = ["--samples", "4", "--steps", "2"]  # of what is sampled
 SLOWER = {
     "deep linear": ["--model", "linear3", "--momentum", "0.5"],
     "kernel limit": ["--model", "mlp", "--param", "ntp", "--activation", "relu"],
     "digits": ["--data", "digits", "--samples", "20", "--inputs", "64", "--outputs", "3"],
     "mean field": ["--model", "mlp2", "--activation", "erf", "--outputs", "2", "--loss", "cross_entropy"],
-    "mlp": ["--model", "mlp", "--depth", "2", "--activation", "tanh"],
-    "resmlp": ["--model", "resmlp", "--param", "depth_mup", "--activation", "relu"],
-    "largest width": ["--model", "mlp3", "--widths", "4", "8", "12", "16", "--reference", "largest-width"],
+    "mlp": ["--model", "mlp", "--depth", "2", "--activation", "tanh", *FEW],
+    "resmlp": ["--model", "resmlp", "--param", "depth_mup", "--activation", "relu", *FEW],
+    "largest width": ["--widths", "4", "8", "12", "16", "--reference", "largest-width"],
     "sp": ["--param", "sp", "--widths", "4", "8", "12", "16"],
     "minibatches": ["--batch-size", "4", "--momentum", "0.5", "--weight-decay", "0.1", "--precision", "float64"],
 }
