@@ -35,7 +35,7 @@ X, Y = np.ones((4, 3)), np.ones((4, 2))
         ({"parametrization": "muP"}, "unknown parametrization 'muP'; known: alpha1, depth_mup"),
         ({"parametrization": "base=mup, hidden.rate=1"}, "unknown quantity of hidden 'rate'"),
         ({"parametrization": scaling("mup", "adam")}, "the exponents of mup are for adam, not for sgd"),
-        ({"optimizer": "lion"}, "unknown optimizer 'newton'; known: sgd, adam"),
+        ({"optimizer": "newton"}, "unknown optimizer 'newton'; known: sgd, adam"),
         ({"optimizer": "adam", "momentum": 0.9}, "momentum 0.9 must be 0: adam has betas and epsilon"),
         ({"betas": (0.9, 1.0)}, "beta 1 must be at least 0 and below 1"),
         ({"epsilon": 0.0}, "epsilon 0 must be positive"),
