@@ -81,7 +81,8 @@ def sharpness(
 def _extremes(of, chosen, top, kept, params, batch, preconditioner, start, rtol):
     matvec, _ = _hessian(of, chosen, params, batch)
     if preconditioner is not None:
-        matvec = preconditioned(matvec, jax.tree.map(jnp.sqrt, _selected(preconditioner, chosen)))
+        roots = jax.tree.map(jnp.sqrt, _selected(preconditioner, chosen))
+        matvec = preconditioned(matvec, lambda v: jax.tree.map(jnp.divide, v, roots))
     return lanczos.extremes(matvec, start, top=top, rtol=rtol, max_matvecs=kept)
 
 
