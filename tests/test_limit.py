@@ -112,11 +112,12 @@ def test_predictions():
 @pytest.mark.parametrize(
     ("param", "model", "options", "name", "why"),
     [
-        ("mup", "mlp3", {"num_steps": 0}, "hessian_min", "outliers are known: its bulk has no edge"),
+        pytest.param("mup", "mlp3", {"num_steps": 0}, "hessian_min", "outliers are known: its bulk has no edge",
+                     marks=pytest.mark.slow),
         ("mup", "mlp2", {"num_steps": 0}, "hessian_trace", "the bulk of the Hessian has no edge"),
         ("ntp", "mlp2", {}, "hessian_trace", "residual part stays random"),
     ],
-)
+)  # fmt: skip
 def test_what_a_theory_leaves_open_it_says(param, model, options, name, why):
     found = solve(a_problem(param, model, **options))
     assert name not in found
