@@ -1,13 +1,14 @@
 """Each network beside its limit: its key, its f(0) and Gram matrix, the limit to be subtracted from it."""
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from comparisons import results
 from finite.curvature.observers import longest_basis
 from finite.networks import Network
 from finite.networks.build import build
@@ -15,6 +16,21 @@ from limits import Problem, Trajectory
 from limits import theories as limit
 from limits.losses import LOSSES
 from limits.machine import computing
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The cell of the infinite network of a parametrization and a depth."""
+
+    param: str
+    depth: int
+
+    @property
+    def name(self) -> str:
+        return f"{results.slug(self.param)}-L{self.depth}-limit"
+
+    def __str__(self):
+        return f"{self.param} L = {self.depth} limit"
 
 
 def keys(seed: int, width: int, seeds: int, depth: int | None = None) -> Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from benchmarks.audit import RIGHT
 
 import comparisons.audit
 from comparisons.audit.command import answer
@@ -72,6 +73,12 @@ def test_what_is_in_mup_passes(optimizer, tmp_path):
     assert numbers["second", "initial size"] == pytest.approx(-0.5, abs=0.1)
     assert numbers["last", "initial size"] == pytest.approx(-1, abs=0.15)
     assert numbers["second", "learning rate"] == pytest.approx(-1 if optimizer is ADAM else 0, abs=1e-3)
+
+
+def test_attention_begins_slowly_under_sgd():
+    """Scores over d begin without alignment: queries and keys move less than they will, which is no fault."""
+    model, optimizer = RIGHT["transformer, SGD"]
+    assert comparisons.audit(model, optimizer=optimizer, widths=(32, 64, 128), seeds=3).ok
 
 
 def test_a_readout_multiplier_is_named():

@@ -61,6 +61,8 @@ def test_synthetic_networks_follow_as_long_as_their_growth_says(law):
     if law == "log N":
         assert loss.interval[0] < 0.1 < loss.interval[1]
         assert loss.rate == pytest.approx(0.1, rel=0.15)
+    else:
+        assert np.isnan([loss.rate, *loss.interval]).all()
 
 
 def test_few_widths_that_go_astray_decide_nothing():

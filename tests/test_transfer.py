@@ -1,6 +1,7 @@
 """Learning-rate transfer: the optimum and its interval, the numbers against gradient descent, the whole command."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import jax
@@ -13,8 +14,9 @@ from scipy.special import logsumexp
 
 import finite.training.train
 from comparisons import cells, files
+from comparisons.pairs import Limit
 from comparisons.transfer import picture as transfer_plots
-from comparisons.transfer.networks import Cell, Limit
+from comparisons.transfer.networks import Cell
 from comparisons.transfer.optimum import Shift, analyse, bracket, minimum, neighbourhood, rounding, verdict
 from comparisons.transfer.study import Options, main, prepare
 from comparisons.transfer.translation import translation
@@ -150,6 +152,16 @@ def test_shifts_of_polynomials_are_exact():
     found = translation(X, shifted(1e-7))
     np.testing.assert_allclose(np.diff(found.shifts), np.diff(WHERE), atol=1e-5)
     np.testing.assert_allclose(np.diff(found.doubts), 0, atol=1e-3)
+
+
+def test_what_a_power_more_would_change_is_a_doubt():
+    """One size's curve has a power that the fit has not: with it the shift is the true one, and the interval reaches there."""
+    contrast, fourth = np.array([-0.5, -0.5, 1.0]), np.array([[0.0], [0.0], [0.006]]) * (X - WHERE[:, None]) ** 4
+    found = translation(X, shifted(0.04, seeds=8, also=fourth))
+    off, doubt = found.shifts @ contrast - contrast @ WHERE, found.doubts[1] @ contrast
+    assert abs(off - doubt) < 0.1 * abs(off)
+    of_seeds = replace(found, doubts=0 * found.doubts).slope(contrast)[1]
+    assert np.ptp(found.slope(contrast)[1]) - np.ptp(of_seeds) == pytest.approx(2 * abs(doubt))
 
 
 def test_the_error_of_a_shift_is_the_jackknife_s():

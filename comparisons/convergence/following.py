@@ -113,7 +113,7 @@ def growth_of(widths: Int[np.ndarray, " W"], values: Int[np.ndarray, "W S"], eve
         return "undecided", np.nan, NOWHERE
     better, worse = np.argsort(misfits)
     law = list(SHAPES)[better] if misfits[worse] - misfits[better] > DECISIVE else " or ".join(SHAPES)
-    return law, 0.5 / slope, (0.5 / high, 0.5 / low)
+    return (law, 0.5 / slope, (0.5 / high, 0.5 / low)) if "log N" in law else (law, np.nan, NOWHERE)
 
 
 def _line(x, y, error) -> tuple[float, float, float]:

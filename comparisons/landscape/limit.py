@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
-from comparisons import labelled, pairs, results
+from comparisons import labelled, pairs
 from comparisons.cells import Values
 from limits import Problem, Trajectory
 from limits.losses import LOSSES
@@ -16,21 +15,6 @@ from limits.trajectory import OF_HESSIAN
 
 UNKNOWN = "unknown"  # in a cell: why each observable that is not there is not
 OF_OUTPUTS = {*OF_HESSIAN, "gauss_newton_eigenvalues"}  # of whatever loss is not quadratic they depend on f
-
-
-@dataclass(frozen=True)
-class Limit:
-    """The cell of the infinite network of a parametrization and a depth."""
-
-    param: str
-    depth: int
-
-    @property
-    def name(self) -> str:
-        return f"{results.slug(self.param)}-L{self.depth}-limit"
-
-    def __str__(self):
-        return f"{self.param} L = {self.depth} limit"
 
 
 def left_out(problem: Problem, observables: Sequence[str], samples: int) -> dict[str, str]:

@@ -26,9 +26,9 @@ from comparisons import style as plots
 from comparisons.cells import Report, Store, Values, Work, begin
 from comparisons.landscape import limit as infinite
 from comparisons.landscape.late import Late, late_values
-from comparisons.landscape.limit import Limit
 from comparisons.landscape.options import PROGRAM, Options
 from comparisons.landscape.picture import density, picture, table
+from comparisons.pairs import Limit
 from finite import Numerics
 from finite.networks.build import build
 from finite.training.train import check, train

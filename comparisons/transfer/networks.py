@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from comparisons import estimate, pairs, results
 from comparisons.cells import Report, Store, Values, Work
+from comparisons.pairs import Limit
 from finite import Numerics
 from finite.networks.build import build
 from finite.training.train import train
@@ -38,21 +39,6 @@ class Cell:
 
     def __str__(self):
         return f"{self.param} N = {self.width} L = {self.depth} η0 = {self.learning_rate:g} seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Limit:
-    """The infinite network, at all learning rates."""
-
-    param: str
-    depth: int
-
-    @property
-    def name(self) -> str:
-        return f"{results.slug(self.param)}-L{self.depth}-limit"
-
-    def __str__(self):
-        return f"{self.param} L = {self.depth} limit"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from comparisons import command_line, files, pairs, regime, results
 from comparisons import options as runs
 from comparisons import style as plots
 from comparisons.cells import Store, begin
-from comparisons.transfer.networks import Cell, Limit, Networks
+from comparisons.pairs import Limit
+from comparisons.transfer.networks import Cell, Networks
 from comparisons.transfer.optimum import Optimum, Shift, analyse, nearest
 from comparisons.transfer.options import PROGRAM, Options
 from comparisons.transfer.picture import picture, table
