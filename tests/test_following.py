@@ -57,7 +57,7 @@ def test_synthetic_networks_follow_as_long_as_their_growth_says(law):
         each = STEPS[off.argmax(axis=1)]
         assert predicted == pytest.approx(np.mean(each), abs=4 * np.std(each) / 63 + 1e-3)
         assert low - (high - low) / 2 - 1 <= np.mean(each) <= high + (high - low) / 2
-        assert low <= steps <= high
+        assert 0 <= low <= steps <= high <= STEPS[-1]
     if law == "log N":
         assert loss.interval[0] < 0.1 < loss.interval[1]
         assert loss.rate == pytest.approx(0.1, rel=0.15)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from comparisons import style as plots
 from comparisons.audit.verdict import DIFFERS, Row
@@ -36,6 +37,11 @@ def picture(audit, path: Path) -> None:
         handles, labels = axis.get_legend_handles_labels()
         if labels:
             axis.legend(handles[:6], labels[:6], fontsize=6)
+    axes[0].set_ylabel("root mean square")
+    explained = [Line2D([], [], color="0.6", marker="o", markersize=3, label="as wanted, or undecided"),
+                 Line2D([], [], color=WRONG, marker="o", markersize=3, label="differs"),
+                 Line2D([], [], color=WRONG, linestyle=":", linewidth=1, label="the power that is wanted")]  # fmt: skip
+    figure.legend(handles=explained, loc="outside lower center", ncols=len(explained), fontsize=7)
     told = "\n".join(map(str, audit.suspects[:3])) or ("passes" if audit.ok else "fails")
     figure.suptitle(f"{audit.name} beside {audit.parametrization}: {told}", fontsize=8)
     figure.savefig(path)

@@ -40,7 +40,8 @@ Growth = tuple[str, float, tuple[float, float]]  # (law, rate, its 95 % interval
 class Following:
     """Of one observable: the steps for which networks of each width follow the limit.
 
-    steps, intervals    mean over seeds, 95 % (Student's t); those that follow to the end count as far as the last step
+    steps, intervals    mean over seeds, 95 % (Student's t, cut at the first and the last step); those that follow to the end
+                        count as far as the last step
     to_the_end          the share of networks that do
     predicted           mean of the law of the deviations; None where there is none
     law                 what the medians of the widths of which most do not grow like: "log N" or "√N", "log N or √N" where
@@ -134,7 +135,7 @@ def _following(dataset, name, prediction, crossing):
     mean = values.mean(axis=1)
     return Following(
         name, TOLERANCE, crossing, widths.tolist(), mean.tolist(),
-        list(zip((mean - reach).tolist(), (mean + reach).tolist(), strict=True)), to_the_end.tolist(),
+        [tuple(ends) for ends in np.clip([mean - reach, mean + reach], 0, np.ptp(steps)).T.tolist()], to_the_end.tolist(),
         _predicted(dataset, name, prediction), law, float(rate), tuple(float(end) for end in interval),
     )  # fmt: skip
 
