@@ -49,9 +49,10 @@ class Networks:
 
 @dataclass(frozen=True)
 class Limit:
-    """One, as a theory knows it: what of it is worth saying beside networks."""
+    """One, as a theory knows it, with or without its Hessian: what of it is worth saying beside networks."""
 
     problem: Problem
+    hessian: bool = True
     width: float = inf
     networks: int = 1
     observables: Sequence[str] = ()
@@ -120,7 +121,7 @@ def seconds(work: Work) -> float:
 def of_one(one: Networks | Limit) -> Work:
     """Training and measuring one network."""
     if isinstance(one, Limit):
-        return Work(4 * theories.work(one.problem)[0])  # float64 takes twice as long
+        return Work(4 * theories.work(one.problem, hessian=one.hessian)[0])  # float64 takes twice as long
     problem, network, compiled, samples = _program(one)
     forward = forward_pass(network.architecture, problem.num_inputs)
     parameters = size(jax.eval_shape(network.init, jax.random.key(0)))
@@ -143,7 +144,7 @@ def _dense_kernel(compiled, network, rows):
 def bytes_of(one: Networks | Limit) -> float | int:
     """What runs at once, and the data: on the host in float64, on the device once more."""
     if isinstance(one, Limit):
-        return 8 * theories.work(one.problem)[1]
+        return 8 * theories.work(one.problem, hessian=one.hessian)[1]
     problem, network, compiled, samples = _program(one)
     resident, workspace = footprint(problem, network, compiled, samples)
     batched = compiled.numerics.vectorized

@@ -30,9 +30,10 @@ class Theory:
     means     problem → whether this theory is asked, if none before it is.  What it refuses, nobody else is asked
     home      the module with ``refuses(problem)``, the line that says why it does not know the limit, None where it does;
               ``solve(problem)``; if it knows limits whose f(0) is random, ``loss_law(problem)`` and
-              ``solve(problem, initial_outputs=…)``; and, if it takes minutes, ``work(problem)``
+              ``solve(problem, initial_outputs=…)``; and, if it takes minutes, ``work(problem, hessian=…)``
     law       the module with ``predict(problem)``; "" where there is none
     has_law   problem → whether that has a law of it
+    dear      whether the Hessian's observables take most of its time, and ``solve(problem, hessian=False)`` spares them
     networks, has     for the READMEs: whose limit it knows, and what of it
     """
 
@@ -41,6 +42,7 @@ class Theory:
     home: str
     law: str = ""
     has_law: Callable[[Problem], bool] = lambda problem: True
+    dear: bool = False
     networks: str = ""
     has: str = ""
 
@@ -72,7 +74,7 @@ THEORIES = Table("theory", (
            networks="all with an analytic kernel, NTP and up to μP, or of random features",
            has="all observables, exact, a law over f(0); the Hessian's trace only where its residual part has none"),
     # in μP's powers of the width: exact
-    Theory("deep_linear", _linear, "limits.deep.linear", "limits.deep.linear",
+    Theory("deep_linear", _linear, "limits.deep.linear", "limits.deep.linear", dear=True,
            networks="`linear3`, `linear4`, …, μP",
            has="loss, kernels and the Hessian (`limits/deep/curvature.py`, its bulk in `limits/deep/bulk_edge.py`), exact, one "
                "sweep forward in time; laws"),
@@ -81,7 +83,7 @@ THEORIES = Table("theory", (
            networks="`mlp2`, any activation and loss, μP",
            has="everything that has a limit, from clouds of particles, sharpness by a secular equation; laws without a kink"),
     # sampled; exact for linear activations
-    Theory("dmft", lambda problem: True, "limits.deep.dmft", "limits.deep.dmft",
+    Theory("dmft", lambda problem: True, "limits.deep.dmft", "limits.deep.dmft", dear=True,
            networks="`mlp3`, …, `resmlp`, μP and its powers of the depth",
            has="loss, kernels and the Hessian's outliers, sampled, with errors; linear ones exact, with laws; L → ∞ in "
                "`limits/deep/infinite_depth.py`"),
@@ -105,30 +107,34 @@ def outputs_are_random(problem: Problem) -> bool:
     return output_exponent(problem.scaling()) == 0
 
 
-def solve(problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None = None) -> Trajectory:
+def solve(
+    problem: Problem, *, initial_outputs: Float[np.ndarray, "P C"] | None = None, hessian: bool = True
+) -> Trajectory:
     """The limit, whatever the model.
 
     In NTP, where f(0) stays random, the loss is the mean over initialisations; with ``initial_outputs``, f(0), it is that
-    of networks which start there.  Raises ValueError, in one line, where no limit is known or f(0) must vanish;
-    MemoryError where it does not fit this machine; both before anything is computed.
+    of networks which start there.  Without ``hessian`` its observables are left open where they take minutes.  Raises
+    ValueError, in one line, where no limit is known or f(0) must vanish; MemoryError where it does not fit this machine;
+    both before anything is computed.
 
     >>> problem = Problem([[1.0, 0.0], [0.0, 2.0]], [1.0, -1.0], learning_rate=0.2, num_steps=8, measure_every=4)
     >>> solve(problem)["loss"].round(4), solve(problem)["sharpness"].round(3)
     (array([0.5   , 0.1027, 0.0333]), array([2.253, 2.392, 2.683]))
     """
-    of = theory(problem)
+    row = _row(problem)
+    of = import_module(row.home)
     if initial_outputs is not None:
         return of.solve(problem, initial_outputs=given_outputs(problem, initial_outputs))
-    limit = of.solve(problem)
+    limit = of.solve(problem, hessian=hessian) if row.dear else of.solve(problem)
     if not outputs_are_random(problem):
         return limit
     return replace(limit, observables=limit.observables | {"loss": of.loss_law(problem)[0]})
 
 
-def work(problem: Problem) -> tuple[float, float]:
+def work(problem: Problem, *, hessian: bool = True) -> tuple[float, float]:
     """(multiplications, numbers held at once) of ``solve``, in float64, where that takes minutes; else (0, 0)."""
     of = theory(problem)
-    return of.work(problem) if hasattr(of, "work") else (0.0, 0.0)
+    return of.work(problem, hessian=hessian) if hasattr(of, "work") else (0.0, 0.0)
 
 
 def predict(problem: Problem) -> Prediction | None:

@@ -17,6 +17,8 @@ from comparisons.landscape.picture import panel, picture
 from comparisons.landscape.study import Cell, Options, landscape, main, prepare
 from comparisons.super_consistency import APART, LATE
 from finite.networks.build import build
+from limits import solve, theories
+from limits.deep import linear as deep_linear
 
 SMALL = {
     "data": "digits", "model": "mlp2", "samples": 16, "outputs": 3, "widths": (8, 16), "steps": 8, "measure_every": 2,
@@ -200,6 +202,31 @@ def test_what_has_no_limit_says_why(tmp_path, monkeypatch):
     limit, unknown = infinite.read(infinite.computed(problem, observables, 8), problem)
     assert limit is None
     assert infinite.why_not(unknown, "ntp") == [f"no limit is drawn of {', '.join(observables)} in ntp: too large"]
+
+
+def test_what_is_known_of_one_parametrization_only():
+    """Limits that know different observables, as where curvature is of fewer samples in one, are one dataset."""
+    steps = {"step": [0, 1]}
+    mup = xr.Dataset({"loss_limit": ("step", [1.0, 2.0])}, steps).expand_dims(param=["mup"], depth=[2])
+    ntp = xr.Dataset({"loss_limit": ("step", [3.0, 4.0]), "ntk_limit": ("step", [5.0, 6.0])}, steps)
+    found = infinite.together([mup, ntp.expand_dims(param=["ntp"], depth=[2])], ["ntp", "mup", "sp"], [2])
+    np.testing.assert_array_equal(found["loss_limit"].sel(depth=2), [[3, 4], [1, 2], [np.nan, np.nan]])
+    np.testing.assert_array_equal(found["ntk_limit"].sel(depth=2), [[5, 6], [np.nan, np.nan], [np.nan, np.nan]])
+
+
+def test_the_limits_hessian_is_found_only_where_it_is_drawn():
+    """It takes most of the time; without it the other observables are the same."""
+    observables = ("loss", "ntk_eigenvalues", "hessian_eigenvalues")
+    problem = prepare(small(**LINEAR | {"model": "linear3", "widths": (8, 16), "steps": 2})).problems["mup", 2]
+    assert infinite.needs_hessian(problem, observables, 8)
+    assert not infinite.needs_hessian(problem, observables, 6)
+    assert not infinite.needs_hessian(problem, observables[:2], 8)
+    found, without = infinite.read(infinite.computed(problem, observables[:2], 8), problem)
+    assert without == {}
+    assert set(found.observables) == {"loss", "ntk_eigenvalues"}
+    np.testing.assert_array_equal(found["loss"], deep_linear.solve(problem, hessian=False)["loss"])
+    assert "hessian_eigenvalues" in solve(problem, hessian=False).left_open
+    assert theories.work(problem, hessian=False)[0] < theories.work(problem)[0]
 
 
 def test_limits_of_several_depths_have_the_colours_of_their_networks(tmp_path):

@@ -80,6 +80,11 @@ class Comparison(Work):
         return pairs.limit_is_known(self.problem)
 
     @property
+    def against_theory(self) -> bool:
+        """Else the limit is drawn, where it is known, but without what takes minutes."""
+        return self.reference == "theory"
+
+    @property
     def title(self) -> str:
         o = self.options
         return f"{o.described(self.problem)}, {o.param}, η0 = {o.learning_rate:g}, {o.seeds} seeds"
@@ -91,7 +96,7 @@ class Comparison(Work):
     def networks(self, cells: Sequence[Cell]) -> list[estimate.Networks | estimate.Limit]:
         trained = [cell.width for cell in cells if cell.what == "networks"]
         networks = [estimate.Networks(self.problem, width, self.options.seeds, MEASURED) for width in trained]
-        return networks + [estimate.Limit(self.problem) for cell in cells if cell == LIMIT]
+        return networks + [estimate.Limit(self.problem, self.against_theory) for cell in cells if cell == LIMIT]
 
     def compute(self, cells: Sequence[Cell], store: Store, report: Report) -> list[Values]:
         (cell,) = cells
@@ -99,7 +104,9 @@ class Comparison(Work):
             return [_trained(self, cell.width, report)]
         if cell.what == "deviations":
             return [_deviations(self, cell.width, store)]
-        return [labelled.arrays([limit.solve(self.problem)]) if cell.what == "limit" else _laws(limit.predict(self.problem))]
+        if cell.what == "prediction":
+            return [_laws(limit.predict(self.problem))]
+        return [labelled.arrays([limit.solve(self.problem, hessian=self.against_theory)])]
 
 
 LIMIT, PREDICTION = Cell("limit"), Cell("prediction")

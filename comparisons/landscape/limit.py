@@ -28,12 +28,17 @@ def left_out(problem: Problem, observables: Sequence[str], samples: int) -> dict
     return {name: why[name] for name in observables if name in why}
 
 
+def needs_hessian(problem: Problem, observables: Sequence[str], samples: int) -> bool:
+    """Whether any of what is to be asked for is the Hessian's, which takes most of the time."""
+    return bool(set(observables) & set(OF_HESSIAN) - set(left_out(problem, observables, samples)))
+
+
 def computed(problem: Problem, observables: Sequence[str], samples: int) -> Values:
     """The arrays of a cell.  A limit that turns out not to fit this machine is not known, which is no failure."""
     unknown = left_out(problem, observables, samples)
     wanted = [name for name in observables if name not in unknown]
     try:
-        limit = solve(problem)
+        limit = solve(problem, hessian=needs_hessian(problem, observables, samples))
     except (ValueError, MemoryError) as refusal:
         return {UNKNOWN: np.array(json.dumps(dict.fromkeys(observables, str(refusal))))}
     left_open = pairs.left_open(limit)
@@ -56,6 +61,11 @@ def why_not(unknown: Mapping[str, str], param: str) -> list[str]:
     for name, why in unknown.items():
         names.setdefault(why, []).append(name)
     return [f"no limit is drawn of {', '.join(of)} in {param}: {why}" for why, of in names.items()]
+
+
+def together(limits: Sequence[xr.Dataset], params: Sequence[str], depths: Sequence[int]) -> xr.Dataset:
+    """Of each (param, depth) what is known, the rest not a number."""
+    return xr.merge(limits, join="outer", compat="no_conflicts").reindex(param=list(params), depth=list(depths))
 
 
 def named(limit: Trajectory) -> xr.Dataset:

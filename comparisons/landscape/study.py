@@ -103,7 +103,11 @@ class Sizes(Work):
     def networks(self, cells: Sequence[Cell | Limit]) -> list[estimate.Networks | estimate.Limit]:
         o, of = self.options, self.problems
         return [estimate.Networks(of[cell.param, cell.depth], cell.width, o.seeds, self.observables, o.curvature_samples)
-                if isinstance(cell, Cell) else estimate.Limit(of[cell.param, cell.depth]) for cell in cells]  # fmt: skip
+                if isinstance(cell, Cell) else self._limit(of[cell.param, cell.depth]) for cell in cells]  # fmt: skip
+
+    def _limit(self, problem):
+        asked = problem, self.options.observables, self.options.curvature_samples
+        return estimate.Limit(problem, infinite.needs_hessian(*asked))
 
     def compute(self, cells: Sequence[Cell | Limit], store: Store, report: Report) -> list[Values]:
         return [labelled.arrays(self.trained(cell, report)) if isinstance(cell, Cell) else
@@ -212,7 +216,7 @@ def _limits(sizes: Sizes, store: Store) -> xr.Dataset:
             rows.append(infinite.named(limit).expand_dims(param=[cell.param], depth=[cell.depth]))
     if not rows:
         return xr.Dataset()
-    whole = xr.combine_by_coords(rows).reindex(param=list(sizes.options.param), depth=sizes.depths)
+    whole = infinite.together(rows, sizes.options.param, sizes.depths)
     return whole if sizes.growing == "depth" else whole.isel(depth=0, drop=True)
 
 

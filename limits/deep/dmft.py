@@ -130,7 +130,7 @@ def _curved(repeats):
 
 def _left_open(kind, hessian):
     if not hessian:
-        return hessian_left_open("it was not asked for, hessian=True")
+        return hessian_left_open("it was not asked for")
     compact = ACTIVATIONS[kind.activation].piecewise_linear
     edge = "samples do not reach the edge of its bulk" if compact else "its bulk has no edge"
     return hessian_left_open(f"of the Hessian with activation {kind.activation} outliers are known: {edge}")

@@ -761,7 +761,7 @@ def figure(report, size, out):
     steps, every = {"tiny": (4, 2), "full": (PAPER_STEPS // 10 // 17 * 17, PAPER_STEPS // 10 // 17)}[size]
     sizes = {"tiny": ["--model", "linear2", "--widths", "4", "8", "--samples", "16", "--observables", "loss"],
              "full": ["--widths", "64", "256", "--samples", "10000", "--curvature-samples", "1000"]}[size]  # fmt: skip
-    words = ["comparisons.landscape", *sizes, "--steps", str(steps), "--measure-every", str(every)]
+    words = ["comparisons.landscape", *sizes, "--steps", str(steps), "--measure-every", str(every), "--no-limit"]
     with tempfile.TemporaryDirectory() as folder:
         try:
             with report.attempt("landscape"):
