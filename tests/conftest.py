@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the oracles call LAPACK too; see limits/machine.py
@@ -32,6 +33,13 @@ import limits
 
 HERE = Path(__file__).resolve().parent.parent
 assert Path(limits.__file__).resolve().parent == HERE / "limits", f"another distribution's limits: {limits.__file__}"
+
+
+@pytest.hookimpl(tryfirst=True)  # before the slow ones may be left out
+def pytest_collection_modifyitems(items):
+    """Files of many slow tests first: a worker that begins one last would be waited for."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)

@@ -250,8 +250,8 @@ SLOWER = {
     "digits": ["--data", "digits", "--samples", "20", "--inputs", "64", "--outputs", "3"],
     "mean field": ["--model", "mlp2", "--activation", "erf", "--outputs", "2", "--loss", "cross_entropy"],
     "mlp": ["--model", "mlp", "--depth", "2", "--activation", "tanh", *FEW],
-    "resmlp": ["--model", "resmlp", "--param", "depth_mup", "--activation", "relu", *FEW],
-    "largest width": ["--widths", "4", "8", "12", "16", "--reference", "largest-width"],
+    "largest width": ["--model", "resmlp", "--param", "depth_mup", "--activation", "relu", *FEW, "--widths", "4", "8", "12",
+                      "16", "--reference", "largest-width"],
     "sp": ["--param", "sp", "--widths", "4", "8", "12", "16"],
     "minibatches": ["--batch-size", "4", "--momentum", "0.5", "--weight-decay", "0.1", "--precision", "float64"],
 }
