@@ -8,6 +8,8 @@ from pathlib import Path
 
 from finite.data.named import DATA
 from limits.activations import ACTIVATIONS
+from limits.exponents import algebra
+from limits.exponents.parametrization import gauge, scaling
 from limits.losses import LOSSES
 from limits.models import MODELS, POOLINGS
 from limits.optimizers import OPTIMIZERS
@@ -37,11 +39,29 @@ def options() -> str:
     return _table(("option", "values", ""), rows)
 
 
+def optimizers() -> str:
+    """Powers of N in μP without multipliers, a line for each size of an update that differs."""
+    alike: dict[tuple, list] = {}
+    for row in OPTIMIZERS.values():
+        roles = gauge(scaling("mup", row.size_rule), "multiplier").roles
+        powers = tuple(str(roles[role].learning_rate.N) for role in ("input", "hidden", "readout", "bias"))
+        alike.setdefault(powers, []).append(row)
+    head = ("`--optimizer`", "update, at rate 1", "input", "hidden", "readout", "bias, gain")
+    return _table(head, [(" ".join(f"`{row.name}`" for row in rows), _rule(rows[0]), *(power.replace("-", "−") for power in powers))
+                         for powers, rows in alike.items()])  # fmt: skip
+
+
+def _rule(row):
+    """Without what a table has no room for: which rank, and that ε is small."""
+    rule = algebra.OPTIMIZERS[row.size_rule].rule.removeprefix("update = ")
+    return re.split(r", whose| \(ε", rule)[0].replace("|", r"\|")
+
+
 def _table(head, rows) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
 
 
-PRINTED = {"theories": theories, "options": options}
+PRINTED = {"theories": theories, "options": options, "optimizers": optimizers}
 
 
 def renewed(text: str) -> str:
