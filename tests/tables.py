@@ -44,11 +44,10 @@ def optimizers() -> str:
     alike: dict[tuple, list] = {}
     for row in OPTIMIZERS.values():
         roles = gauge(scaling("mup", row.size_rule), "multiplier").roles
-        powers = tuple(str(roles[role].learning_rate.N) for role in ("input", "hidden", "readout", "bias"))
+        powers = tuple(str(roles[role].learning_rate.N).replace("-", "−") for role in ("input", "hidden", "readout", "bias"))
         alike.setdefault(powers, []).append(row)
     head = ("`--optimizer`", "update, at rate 1", "input", "hidden", "readout", "bias, gain")
-    return _table(head, [(" ".join(f"`{row.name}`" for row in rows), _rule(rows[0]), *(power.replace("-", "−") for power in powers))
-                         for powers, rows in alike.items()])  # fmt: skip
+    return _table(head, [(" ".join(f"`{row.name}`" for row in of), _rule(of[0]), *powers) for powers, of in alike.items()])
 
 
 def _rule(row):
