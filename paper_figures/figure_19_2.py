@@ -20,8 +20,8 @@ if __name__ == "__main__":  # before what takes seconds to import
 
 # isort: split
 from comparisons.files import Refused
-from comparisons.transfer.optimum import analyse
-from comparisons.transfer.picture import picture
+from comparisons.optimum.minimum import analyse
+from comparisons.optimum.picture import picture
 from paper_figures.results import quoted, read, save
 
 

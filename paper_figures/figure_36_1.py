@@ -26,8 +26,8 @@ from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.landscape import picture as landscape_plots
 from comparisons.landscape.late import growing, statement
-from comparisons.transfer import picture as transfer_plots
-from comparisons.transfer.optimum import analyse
+from comparisons.optimum import picture as transfer_plots
+from comparisons.optimum.minimum import analyse
 from limits import OBSERVABLES
 from paper_figures.results import quoted, read, save
 

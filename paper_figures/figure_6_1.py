@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 
 from comparisons import style as plots
 from comparisons.files import Refused
-from comparisons.transfer import picture as transfer_plots
-from comparisons.transfer.optimum import analyse
+from comparisons.optimum import picture as transfer_plots
+from comparisons.optimum.minimum import analyse
 from paper_figures.results import quoted, read, save
 
 COLUMNS = {"k1": "one convolution per block", "k2": "two convolutions per block", "vit": "ViT, Adam"}

@@ -14,12 +14,12 @@ from scipy.special import logsumexp
 
 import finite.training.train
 from comparisons import cells, files
+from comparisons.optimum import picture as transfer_plots
+from comparisons.optimum.minimum import Shift, analyse, bracket, minimum, neighbourhood, rounding, verdict
+from comparisons.optimum.translation import translation
 from comparisons.pairs import Limit
-from comparisons.transfer import picture as transfer_plots
 from comparisons.transfer.networks import Cell
-from comparisons.transfer.optimum import Shift, analyse, bracket, minimum, neighbourhood, rounding, verdict
 from comparisons.transfer.study import Options, main, prepare
-from comparisons.transfer.translation import translation
 from finite.networks.build import build
 from limits.losses import LOSSES
 from limits.two_layer import linear as linear2

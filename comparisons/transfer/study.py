@@ -9,7 +9,7 @@ finite, or larger than it was at the start.  In DIR:
     transfer.nc      loss (param, width, depth, seed, learning_rate, step), initial_loss, final_loss and the limit's
                      final_loss_limit; at the optima, at best_on_grid (param, width, depth), sharpness (…, seed, step), its
                      measuring error, edge_of_stability and the limit's sharpness_limit; no dimension depth if there is one
-    transfer.json    {"optima": a list of ``Optimum``, "shifts": a list of ``Shift``}, both of ``comparisons.transfer.optimum``
+    transfer.json    {"optima": a list of ``Optimum``, "shifts": a list of ``Shift``}, both of ``comparisons.optimum.minimum``
     transfer         .png and .pdf
 """
 
@@ -24,11 +24,11 @@ from comparisons import command_line, files, pairs, regime, results
 from comparisons import options as runs
 from comparisons import style as plots
 from comparisons.cells import Store, begin
+from comparisons.optimum.minimum import Optimum, Shift, analyse, nearest
+from comparisons.optimum.picture import picture, table
 from comparisons.pairs import Limit
 from comparisons.transfer.networks import Cell, Networks
-from comparisons.transfer.optimum import Optimum, Shift, analyse, nearest
 from comparisons.transfer.options import PROGRAM, Options
-from comparisons.transfer.picture import picture, table
 from finite.networks.build import build
 from limits import OBSERVABLES
 from limits.exponents import parametrization

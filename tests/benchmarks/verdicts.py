@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 from scipy.stats import norm
 
+from comparisons.optimum.minimum import TOLERATED, analyse
 from comparisons.power_law import fit
-from comparisons.transfer.optimum import TOLERATED, analyse
 from comparisons.transfer.study import Options
 
 

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from comparisons import style as plots
+from comparisons.optimum.minimum import TOLERATED, Optimum, Shift, at_size, has_limit, size_names, sizes_of
 from comparisons.super_consistency import SIZES
-from comparisons.transfer.optimum import TOLERATED, Optimum, Shift, at_size, has_limit, sizes_of
 
 EDGE = {"linestyle": ":", "linewidth": 1.1}
 LIMIT = plots.LIMIT | {"label": r"$N\to\infty$"}
@@ -47,8 +47,17 @@ def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], tit
 
 def _named(dataset, width, depth):
     """A size in the legend: of width and depth those that there are several of."""
-    sizes = zip(SIZES.items(), (width, depth), strict=True)
-    return ", ".join(f"{symbol} = {value}" for (name, symbol), value in sizes if dataset.sizes.get(name, 1) > 1)
+    sizes = zip(SIZES, size_names(dataset), (width, depth), strict=True)
+    return ", ".join(f"{_symbol(name)} = {value}" for axis, name, value in sizes if dataset.sizes.get(axis, 1) > 1)
+
+
+def _symbol(name):
+    """Of a size that has none its name."""
+    return SIZES.get(name, name)
+
+
+def _in_formulas(name):
+    return SIZES.get(name) or r"\mathrm{" + name.replace("_", r"\_") + "}"
 
 
 def _spread(dataset):
@@ -65,9 +74,10 @@ def final_losses(axis: Axes, one: xr.Dataset, shown: tuple[float, float], optima
     """Of one parametrization; what is beyond the range shown (``loss_range``), or diverged, leaves through the top."""
     top = shown[1]
     mine = [o for o in optima if o.parametrization == str(one.param.values) and o.width and np.isfinite(o.final_loss)]
-    rates, best = one.learning_rate.values, {(o.width, o.depth): o.best_learning_rate for o in mine}
+    ends, best = one.learning_rate.values[[0, -1]], {(o.width, o.depth): o.best_learning_rate for o in mine}
     for size, color in _colored(one):
         there = at_size(one, *size)["final_loss"].transpose("seed", "learning_rate")
+        rates = there.learning_rate.values
         mean = _drawable(there.values.mean(axis=0), top)  # of one that diverged, too
         axis.plot(rates, mean, color=color, label=_named(one, *size))
         axis.fill_between(rates, *np.quantile(_drawable(there.values, top), (0.25, 0.75), axis=0), where=mean < top,
@@ -76,10 +86,10 @@ def final_losses(axis: Axes, one: xr.Dataset, shown: tuple[float, float], optima
                   alpha=0.8, clip_on=False, label="optimum")  # fmt: skip  (one at the end of the grid is whole)
     if has_limit(one):
         for limit in _by_depth(one["final_loss_limit"]):
-            axis.plot(rates, _drawable(limit.values, top), **LIMIT)
+            axis.plot(one.learning_rate, _drawable(limit.values, top), **LIMIT)
     if not mine:
         axis.text(0.5, 0.5, "diverged", transform=axis.transAxes, ha="center", color="gray")
-    axis.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$", xlim=(rates[0], rates[-1]), ylim=shown)
+    axis.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$", xlim=ends, ylim=shown)
     plots.plain_numbers(axis.xaxis)
     plots.plain_numbers(axis.yaxis)
 
@@ -139,7 +149,7 @@ def _range(parts):
 def statements(name: str, shifts: list[Shift]) -> list[str]:
     """How the optimum of a parametrization moves, with its 95 % interval, in a line each."""
     found = [shift for shift in shifts if shift.parametrization == name]
-    powers = [plots.power(SIZES[s.size], s.exponent, s.interval) for s in found]
+    powers = [plots.power(_in_formulas(s.size), s.exponent, s.interval) for s in found]
     said = (f"optimum {power}, {s.verdict}" if np.isfinite(s.exponent) else s.verdict
             for power, s in zip(powers, found, strict=True))  # fmt: skip
     return list(dict.fromkeys(said))  # the same of width and depth: once
@@ -155,25 +165,26 @@ def marks(dataset: xr.Dataset) -> list[Artist]:
     handles = []
     if "final_loss_limit" in dataset:
         handles.append(Line2D([], [], **LIMIT))
-    handles.append(plots.band(_spread(dataset)))
+    if dataset.sizes["seed"] > 1:
+        handles.append(plots.band(_spread(dataset)))
     handles.append(OPTIMUM)
     if "sharpness" in dataset:
         handles.append(Line2D([], [], color="gray", label=dataset["edge_of_stability"].attrs["symbol"], **EDGE))
     return handles
 
 
-def table(optima: list[Optimum], shifts: list[Shift], title: str) -> str:
+def table(optima: list[Optimum], shifts: list[Shift], title: str, size: str = "width") -> str:
     """The optima and the verdicts, for the terminal."""
-    long = max(5, *(len(o.parametrization) for o in optima))
+    long, large = max(5, *(len(o.parametrization) for o in optima)), max(6, len(size), *(len(str(o.width)) for o in optima))
     deep = len({o.depth for o in optima}) > 1
-    form = f"{{:<{long}}} {{:>6}}{' {:>5}' if deep else ''}  {{:>8}}  {{:<18}}{{:>11}}".format
-    lines = [title, "", form("param", "width", *(["depth"] if deep else []), "best η0", "95 % interval", "final loss")]
+    form = f"{{:<{long}}} {{:>{large}}}{' {:>5}' if deep else ''}  {{:>8}}  {{:<18}}{{:>11}}".format
+    lines = [title, "", form("param", size, *(["depth"] if deep else []), "best η0", "95 % interval", "final loss")]
     for o in optima:
-        best, final, (low, high) = f"{o.best_learning_rate:.3g}", f"{o.final_loss:.3g}".replace("nan", "diverged"), o.interval
-        size = [o.width or "∞", *([o.depth] if deep else [])]
-        lines.append(form(o.parametrization, *size, best, f"[{low:.3g}, {high:.3g}]", final))
+        final = f"{o.final_loss:.3g}" if np.isfinite(o.final_loss) else "diverged"
+        of, (low, high) = [o.width or "∞", *([o.depth] if deep else [])], o.interval
+        lines.append(form(o.parametrization, *of, f"{o.best_learning_rate:.3g}", f"[{low:.3g}, {high:.3g}]", final))
     lines += ["", f"best η0 ∝ size^exponent; it transfers where the exponent's whole interval lies within ±{TOLERATED:g}"]
     for s in shifts:
-        exponent = f"{SIZES[s.size]}^{s.exponent:+z.3f} [{s.interval[0]:+z.3f}, {s.interval[1]:+z.3f}]  "
-        lines.append(f"{s.parametrization:<{long}} {exponent if np.isfinite(s.exponent) else SIZES[s.size] + ': '}{s.verdict}")
+        exponent = f"{_symbol(s.size)}^{s.exponent:+z.3f} [{s.interval[0]:+z.3f}, {s.interval[1]:+z.3f}]  "
+        lines.append(f"{s.parametrization:<{long}} {exponent if np.isfinite(s.exponent) else _symbol(s.size) + ': '}{s.verdict}")
     return "\n".join(lines)

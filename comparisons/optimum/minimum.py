@@ -2,8 +2,8 @@
 
 The optimum is the minimum of a polynomial, in log loss against log η0, fitted to the learning rates of the grid around the
 lowest loss (``minimum``); loss means its mean over seeds.  See ``bracket`` for what cannot be resolved so.  How it moves is
-by what the curves of all sizes are shifted against each other (``comparisons.transfer.translation``), or where that does not
-explain them, what the optima say.
+by what the curves of all sizes are shifted against each other (``comparisons.optimum.translation``), or where that does not
+explain them, what the optima say.  With one seed nothing tells chance from law: an optimum is as the grid brackets it.
 """
 
 from dataclasses import dataclass, replace
@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 from numpy.polynomial import Polynomial
 from scipy.special import ndtri, stdtrit
 
-from comparisons.super_consistency import FLAT, SIZES
-from comparisons.transfer.translation import Translation, translation
+from comparisons.optimum.translation import Translation, translation
+from comparisons.super_consistency import FLAT
 from limits.losses import LOSSES
 
 TOLERATED = FLAT  # an optimum that moves no faster than that transfers
@@ -32,13 +32,14 @@ RESAMPLES = 1000
 class Optimum:
     """The best learning rate of one size, its 95 % interval, and the mean final loss next to it on the grid.
 
-    width       None: the limit, whose interval is what the grid leaves open
+    width       or whatever else the sizes of a sweep are (``size_names``); None: the limit, whose interval is what the grid
+                leaves open
     depth       layers or blocks; None where the results do not say
     interval    from 0, or to infinity (null), where the lowest loss is that of the grid's first, or last
     """
 
     parametrization: str
-    width: int | None
+    width: float | None
     depth: int | None
     best_learning_rate: float
     interval: tuple[float, float]
@@ -49,7 +50,7 @@ class Optimum:
 class Shift:
     """best learning rate ∝ size^exponent, with its 95 % interval; not a number where an optimum is off the grid.
 
-    size     "width", or "depth" where there are several; with several of both, each at a fixed other one
+    size     "width", or "depth" where there are several; with several of both, each at a fixed other one (``size_names``)
     """
 
     parametrization: str
@@ -87,12 +88,17 @@ class Cell:
     @classmethod
     def of(cls, one: xr.Dataset) -> "Cell":
         losses, initial = one["final_loss"].transpose("seed", "learning_rate").values, one["initial_loss"].values
-        floor = rounding(initial.mean(), one.attrs["precision"], one.attrs.get("loss", "mse"))
+        known = one.attrs.get("precision")
+        floor = rounding(initial.mean(), known, one.attrs.get("loss", "mse")) if known else 0.0
         return cls(one.learning_rate.values, losses, initial, floor)
 
     @cached_property
     def mean(self) -> Float[np.ndarray, " L"]:
         return self.losses.mean(axis=0)
+
+    def at(self, rates: Float[np.ndarray, " L"]) -> "Cell":
+        """At these of its learning rates."""
+        return replace(self, rates=rates, losses=self.losses[:, np.isin(self.rates, rates)])
 
     @property
     def usable(self) -> Bool[np.ndarray, " L"]:
@@ -102,7 +108,8 @@ class Cell:
 def analyse(dataset: xr.Dataset) -> tuple[list[Optimum], list[Shift]]:
     """The optimum of every parametrization and size, and how it moves with the width and with the depth.
 
-    ``dataset`` has final_loss (param, width, seed, learning_rate), with a dimension ``depth`` where there are several.
+    ``dataset`` has final_loss (param, width, seed, learning_rate), with a dimension ``depth`` where there are several; and
+    ``swept``, alike, where not every size has all seeds and learning rates.  ``precision``: below its rounding losses are equal.
     Intervals: of a minimum and of a translation, Student's t.  An optimum that is only bracketed is drawn from its bracket,
     evenly in log η0, for each of many resamples of its seeds.  Networks of different sizes are independent.
     """
@@ -117,20 +124,30 @@ def analyse(dataset: xr.Dataset) -> tuple[list[Optimum], list[Shift]]:
             optima += [_optimum_of_limit(str(param), one, depth) for depth in dict.fromkeys(depth for _, depth in sizes)]
         best, draws = [o.best_learning_rate for o, _, _ in found], np.array([draws for _, draws, _ in found])
         doubts = np.array([doubt for _, _, doubt in found])
-        shifts += _shifts(str(param), sizes, np.log(best), draws, doubts, _together(cells))
+        together = _together(cells)
+        shifts += _shifts(str(param), size_names(dataset), sizes, np.log(best), draws, doubts, together)
     return optima, shifts
 
 
-def sizes_of(dataset: xr.Dataset) -> list[tuple[int, int | None]]:
+def size_names(dataset: xr.Dataset) -> tuple[str, str]:
+    """What the dimensions ``width`` and ``depth`` are called: a sweep may be over another size in place of the width."""
+    return dataset.attrs.get("size", "width"), "depth"
+
+
+def sizes_of(dataset: xr.Dataset) -> list[tuple[float, int | None]]:
     """Every (width, depth); the depth is None where the results do not say."""
-    depths = np.atleast_1d(dataset.depth.values) if "depth" in dataset.coords else [None]
-    return [(int(width), None if depth is None else int(depth)) for depth, width in product(depths, dataset.width.values)]
+    depths = np.atleast_1d(dataset.depth.values).tolist() if "depth" in dataset.coords else [None]
+    return [(width, depth) for depth, width in product(depths, np.atleast_1d(dataset.width.values).tolist())]
 
 
-def at_size(dataset: xr.Dataset, width: int, depth: int | None) -> xr.Dataset:
-    """The results of one size."""
+def at_size(dataset: xr.Dataset, width: float, depth: int | None) -> xr.Dataset:
+    """The results of one size; where a sweep has not run everything, at the learning rates at which all of its seeds ran."""
     one = dataset.sel(width=width)
-    return one.sel(depth=depth) if "depth" in one.dims else one
+    one = one.sel(depth=depth) if "depth" in one.dims else one
+    if "swept" not in one:
+        return one
+    one = one.isel(seed=one["swept"].any("learning_rate"))
+    return one.isel(learning_rate=one["swept"].all("seed"))
 
 
 def has_limit(one: xr.Dataset) -> bool:
@@ -161,11 +178,17 @@ def bracket(
     y = np.log(np.where(stable, np.clip(loss, max(floor, np.finfo(float).tiny), initial), initial))
     lowest = np.flatnonzero(y == y.min())
     around = slice(lowest[0] - 1, lowest[-1] + 2)  # the lowest points and their neighbours
-    low, high = (float(end) for end in np.concatenate([[0.0], rates, [np.inf]])[[lowest[0], lowest[-1] + 2]])
+    low, high = _ends(rates, lowest[0], lowest[-1] + 1)
     if low == 0 or high == np.inf or len(lowest) > 1:
         return float(np.exp(x[lowest].mean())), low, high
     vertex = float(np.exp(_vertex(x[around], y[around])))
     return (vertex, vertex, vertex) if stable[around].all() else (vertex, low, high)
+
+
+def _ends(rates, start, stop) -> tuple[float, float]:
+    """The neighbours of rates[start:stop], 0 and ∞ beyond the ends of the grid."""
+    low, high = np.concatenate([[0.0], rates, [np.inf]])[[start, stop + 1]]
+    return float(low), float(high)
 
 
 def _vertex(x, y):
@@ -186,13 +209,25 @@ def rounding(initial_loss: float, precision: str, loss: str = "mse") -> float:
 
 def _optimum(param, cell, size) -> tuple[Optimum, np.ndarray, float]:
     """The optimum of one size, log best rates it may as well be (RESAMPLES,), infinite off the grid, and its doubt."""
-    rng = np.random.default_rng([part for part in size if part is not None])
+    rng = np.random.default_rng([int(part) for part in size if part is not None])
     best, low, high = bracket(cell.rates, cell.mean, cell.initial.mean(), cell.floor)
-    if low == high:
+    if len(cell.losses) == 1:
+        (interval, draws), doubt = _of_one_seed(cell, (best, low, high), rng), 0.0
+    elif low == high:
         best, interval, draws, doubt = _fitted(cell, best, rng)
     else:
         (interval, draws), doubt = _bracketed(cell, (best, low, high), rng), 0.0
     return Optimum(param, *size, best, interval, float(cell.mean[nearest(cell.rates, best)])), draws, doubt
+
+
+def _of_one_seed(cell, found, rng):
+    """The interval, and draws: between the neighbours of the lowest loss."""
+    best, low, high = found
+    if low == high:
+        lowest = int(np.argmin(np.where(cell.usable, cell.mean, np.inf)))
+        low, high = _ends(cell.rates, lowest, lowest + 1)
+    with np.errstate(divide="ignore"):
+        return (low, high), _draws(*np.log([[low], [high]]), rng.random(RESAMPLES))
 
 
 def _fitted(cell, best, rng):
@@ -201,9 +236,9 @@ def _fitted(cell, best, rng):
     x, around = np.log(rates), neighbourhood(cell.mean, cell.usable)
     found = minimum(x[around], losses[:, around])
     if found is None:
-        low, high = (float(end) for end in np.concatenate([[0.0], rates, [np.inf]])[[around.start, around.stop + 1]])
+        low, high = _ends(rates, around.start, around.stop)
         with np.errstate(divide="ignore"):
-            draws = _draws(*np.log([[low], [high]]), rng.random(RESAMPLES), np.log(best), len(losses))
+            draws = _draws(*np.log([[low], [high]]), rng.random(RESAMPLES))
         return best, (low, high), draws, 0.0
     if found.error > FAR_OFF * found.scatter:  # too steep for the polynomial: the three lowest points know better
         found = replace(found, place=float(np.log(best)), doubt=float(np.log(best)) - found.place)
@@ -287,7 +322,10 @@ def _bracketed(cell, found, rng):
     brackets = [bracket(cell.rates, cell.losses[s].mean(axis=0), cell.initial[s].mean(), cell.floor)[1:]
                 for s in rng.integers(seeds, size=(RESAMPLES, seeds))]  # fmt: skip
     with np.errstate(divide="ignore"):
-        draws = _draws(*np.log(brackets).T, rng.random(RESAMPLES), np.log(best), seeds)
+        low_of, high_of = np.log(brackets).T
+        stretch = np.sqrt(seeds / (seeds - 1)) * stdtrit(seeds - 1, 0.975) / ndtri(0.975)
+        vertices = np.log(best) + stretch * (low_of - np.log(best))
+        draws = np.where(low_of == high_of, vertices, _draws(low_of, high_of, rng.random(RESAMPLES)))
     spread = np.exp(np.quantile(draws, (0.025, 0.975), method="nearest"))
     return (float(min(low, spread[0])), float(max(high, spread[1]))), draws
 
@@ -299,16 +337,20 @@ def _optimum_of_limit(param, one, depth) -> Optimum:
     return Optimum(param, None, depth, best, (low, high), float(loss[nearest(rates, best)]))
 
 
-def _draws(low, high, parts, best, seeds):
-    """Logarithms: of a bracket the part asked for, or its infinite end; of a vertex its stretched distance from best."""
-    stretch = np.sqrt(seeds / (seeds - 1)) * stdtrit(seeds - 1, 0.975) / ndtri(0.975)
+def _draws(low, high, parts):
+    """Logarithms: of a bracket the part asked for, or its infinite end."""
     with np.errstate(invalid="ignore"):
-        inside = np.where(low == high, best + stretch * (low - best), low + parts * (high - low))
+        inside = low + parts * (high - low)
     return np.where(np.isinf(low), low, np.where(np.isinf(high), high, inside))
 
 
 def _together(cells: list[Cell]) -> Translation | None:
-    """Of all sizes, around their optima, between learning rates that all can use; None where these do not enclose them."""
+    """Of all sizes, around their optima, between learning rates that all can use; None where these do not enclose them, and
+    with one seed."""
+    common = cells[0].rates[[all(rate in cell.rates for cell in cells) for rate in cells[0].rates]]
+    cells = [cell.at(common) for cell in cells]
+    if not common.size or {len(cell.losses) for cell in cells} != {max(2, len(cells[0].losses))}:
+        return None
     usable = np.all([cell.usable for cell in cells], axis=0)
     lowest = [int(np.argmin(np.where(cell.usable, cell.mean, np.inf))) for cell in cells]
     around = [neighbourhood(cell.mean, cell.usable) for cell in cells]
@@ -320,9 +362,9 @@ def _together(cells: list[Cell]) -> Translation | None:
     return translation(np.log(cells[0].rates[start:stop]), np.array([cell.losses[:, start:stop] for cell in cells]))
 
 
-def _shifts(param, sizes, best, draws, doubts, together) -> list[Shift]:
+def _shifts(param, names, sizes, best, draws, doubts, together) -> list[Shift]:
     """One per size of which there are several values: least squares of log best in log N and log L together."""
-    several = {name: values for name, values in zip(SIZES, zip(*sizes, strict=True), strict=True) if len(set(values)) > 1}
+    several = {name: values for name, values in zip(names, zip(*sizes, strict=True), strict=True) if len(set(values)) > 1}
     design = np.column_stack([np.ones(len(sizes)), *(np.log(values) for values in several.values())])
     return [_shift(param, name, slopes, best, draws, slopes @ doubts, together)
             for name, slopes in zip(several, np.linalg.pinv(design)[1:], strict=True)]  # fmt: skip
