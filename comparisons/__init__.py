@@ -5,11 +5,11 @@ import limits  # noqa: F401
 
 
 def __getattr__(name: str):
-    """``comparisons.audit(model, ...)`` and ``comparisons.parametrize(model, ...)``, imported where they are asked for."""
+    """``comparisons.audit(model, ...)``, ``parametrize(model, ...)``, ``optimum(sweep)``, imported where they are asked for."""
     from importlib import import_module
 
-    if name == "audit":
-        return import_module("comparisons.audit")
+    if name in ("audit", "optimum"):
+        return import_module(f"comparisons.{name}")
     if name == "parametrize":
         return import_module("comparisons.audit.parametrize").parametrize
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

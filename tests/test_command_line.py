@@ -14,11 +14,12 @@ from comparisons import command_line, files, results
 from comparisons.convergence import study as convergence
 from comparisons.coord_check import study as coord_check
 from comparisons.landscape import study as landscape
+from comparisons.optimum import study as optimum
 from comparisons.transfer import study as transfer
 from limits.exponents import tables as exponent_tables
 
 ROOT = Path(__file__).resolve().parent.parent
-MAINS = [module.main for module in (convergence, coord_check, landscape, transfer, exponent_tables)]
+MAINS = [module.main for module in (convergence, coord_check, landscape, transfer, optimum, exponent_tables)]
 
 
 @dataclass(frozen=True)

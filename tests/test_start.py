@@ -14,7 +14,7 @@ import limits.command.start  # noqa: F401  (registers how to spell)
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("limits.exponents", "comparisons.convergence", "comparisons.coord_check", "comparisons.landscape",
-            "comparisons.transfer", "comparisons.audit", "paper_figures.figure_1_1")  # fmt: skip
+            "comparisons.transfer", "comparisons.audit", "comparisons.optimum", "paper_figures.figure_1_1")  # fmt: skip
 HEAVY = {"jax", "jaxlib", "scipy", "sympy", "pandas", "xarray", "matplotlib", "h5py", "optax", "diffrax"}
 MODULES = """
 import runpy, sys

@@ -1,7 +1,7 @@
 """Learning-rate transfer: the optimum and its interval, the numbers against gradient descent, the whole command."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 
 import jax
@@ -12,6 +12,7 @@ import xarray as xr
 from benchmarks.verdicts import transfer as judged
 from scipy.special import logsumexp
 
+import comparisons
 import finite.training.train
 from comparisons import cells, files
 from comparisons.optimum import picture as transfer_plots
@@ -413,6 +414,23 @@ def test_transfer_json(finished):
         "parametrization", "width", "depth", "best_learning_rate", "interval", "final_loss"}  # fmt: skip
     assert [s["parametrization"] for s in found["shifts"]] == ["mup", "ntp"]
     assert {"size", "exponent", "interval", "verdict"} <= set(found["shifts"][0])
+
+
+def test_the_same_losses_in_a_table_give_the_same(finished, tmp_path):
+    """To rounding, of networks and of a smooth sweep; a limit, and a depth, no table has."""
+    for swept in (numbers(finished)[["final_loss", "initial_loss"]].drop_vars("depth"), synthetic(0.2)):
+        table = swept.to_dataframe().reset_index().rename(columns={"final_loss": "Final loss"})
+        (tmp_path / "sweep.csv").write_text(table.to_csv(index=False))
+        found, (optima, shifts) = comparisons.optimum(tmp_path / "sweep.csv"), analyse(swept)
+        for theirs, ours in zip([*found.optima, *found.shifts], [*optima, *shifts], strict=True):
+            of = [{k: v for k, v in asdict(one).items() if isinstance(v, float | tuple)} for one in (theirs, ours)]
+            assert {**asdict(theirs), **of[1]} == asdict(ours)  # all that is said in words and integers
+            for name, values in of[1].items():
+                np.testing.assert_allclose(of[0][name], values, rtol=1e-10)
+    reported = {(o["parametrization"], o["width"]): o["best_learning_rate"]
+                for o in files.read_json(finished / "transfer.json")["optima"]}  # fmt: skip
+    trained = analyse(numbers(finished)[["final_loss", "initial_loss"]])[0]
+    assert {(o.parametrization, o.width): o.best_learning_rate for o in trained}.items() <= reported.items()
 
 
 def test_the_table_says_what_was_trained_and_where_it_is(finished, capsys):

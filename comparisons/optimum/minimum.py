@@ -109,7 +109,8 @@ def analyse(dataset: xr.Dataset) -> tuple[list[Optimum], list[Shift]]:
     """The optimum of every parametrization and size, and how it moves with the width and with the depth.
 
     ``dataset`` has final_loss (param, width, seed, learning_rate), with a dimension ``depth`` where there are several; and
-    ``swept``, alike, where not every size has all seeds and learning rates.  ``precision``: below its rounding losses are equal.
+    ``swept``, alike, where not every size has all seeds and learning rates.  Below the rounding of its ``precision``, if it
+    says one, losses are equal.
     Intervals: of a minimum and of a translation, Student's t.  An optimum that is only bracketed is drawn from its bracket,
     evenly in log η0, for each of many resamples of its seeds.  Networks of different sizes are independent.
     """
@@ -212,7 +213,7 @@ def _optimum(param, cell, size) -> tuple[Optimum, np.ndarray, float]:
     rng = np.random.default_rng([int(part) for part in size if part is not None])
     best, low, high = bracket(cell.rates, cell.mean, cell.initial.mean(), cell.floor)
     if len(cell.losses) == 1:
-        (interval, draws), doubt = _of_one_seed(cell, (best, low, high), rng), 0.0
+        (interval, draws), doubt = _of_one_seed(cell, low, high, rng), 0.0
     elif low == high:
         best, interval, draws, doubt = _fitted(cell, best, rng)
     else:
@@ -220,9 +221,8 @@ def _optimum(param, cell, size) -> tuple[Optimum, np.ndarray, float]:
     return Optimum(param, *size, best, interval, float(cell.mean[nearest(cell.rates, best)])), draws, doubt
 
 
-def _of_one_seed(cell, found, rng):
-    """The interval, and draws: between the neighbours of the lowest loss."""
-    best, low, high = found
+def _of_one_seed(cell, low, high, rng):
+    """The interval, and draws: what ``bracket`` left open, or of a vertex between the neighbours of the lowest loss."""
     if low == high:
         lowest = int(np.argmin(np.where(cell.usable, cell.mean, np.inf)))
         low, high = _ends(cell.rates, lowest, lowest + 1)

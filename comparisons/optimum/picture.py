@@ -14,7 +14,7 @@ from comparisons.super_consistency import SIZES
 EDGE = {"linestyle": ":", "linewidth": 1.1}
 LIMIT = plots.LIMIT | {"label": r"$N\to\infty$"}
 FINAL_LOSS = r"final loss $\mathcal{L}$"
-WIDE = 3.6  # inches of a panel
+WIDE, LEAST = 3.6, 4.4  # inches of a panel, and of all together: there is a title
 OF_LOSSES = "middle half of the seeds"  # what the bands are
 OPTIMUM = Line2D([], [], color="gray", marker="v", markersize=4, linestyle="", label="optimum")
 
@@ -29,7 +29,7 @@ def picture(dataset: xr.Dataset, optima: list[Optimum], shifts: list[Shift], tit
     with its line 2/η0; mean over the networks, bands from the lowest to the highest.
     """
     names, rows = [str(name) for name in dataset.param.values], 1 + ("sharpness" in dataset)
-    figure = Figure(figsize=(WIDE * len(names) + 0.4, 2.9 * rows + 0.8), layout="constrained")
+    figure = Figure(figsize=(max(WIDE * len(names), LEAST) + 0.4, 2.9 * rows + 0.8), layout="constrained")
     grid = figure.subplots(rows, len(names), sharey="row", squeeze=False)
     for axis, name in zip(grid[0], names, strict=True):
         final_losses(axis, dataset.sel(param=name), loss_range(dataset), optima)
@@ -186,5 +186,6 @@ def table(optima: list[Optimum], shifts: list[Shift], title: str, size: str = "w
     lines += ["", f"best η0 ∝ size^exponent; it transfers where the exponent's whole interval lies within ±{TOLERATED:g}"]
     for s in shifts:
         exponent = f"{_symbol(s.size)}^{s.exponent:+z.3f} [{s.interval[0]:+z.3f}, {s.interval[1]:+z.3f}]  "
-        lines.append(f"{s.parametrization:<{long}} {exponent if np.isfinite(s.exponent) else _symbol(s.size) + ': '}{s.verdict}")
+        said = exponent if np.isfinite(s.exponent) else f"{_symbol(s.size)}: "
+        lines.append(f"{s.parametrization:<{long}} {said}{s.verdict}")
     return "\n".join(lines)
