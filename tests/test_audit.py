@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from benchmarks.audit import RIGHT
+from benchmarks.audit import RIGHT, draw, norm
 
 import comparisons.audit
 from comparisons.audit.command import answer
@@ -18,6 +20,7 @@ from comparisons.audit.options import PROGRAM, Options
 from comparisons.audit.verdict import Suspect, power
 from finite.networks.own import Model
 from limits.command.arguments import read
+from limits.exponents.algebra import Power
 from limits.exponents.parametrization import scaling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,14 +192,17 @@ def test_parametrized_by_derivation(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "benchmarks")
     from audit import transformer
 
-    model = transformer(tied=True, readout=0.0, scale=-0.5, std={"embed": (0.3, 0)})
+    make = lambda readout, scale: transformer(readout, scale, {"embed": (0.3, 0)}, tied=True)  # noqa: E731
+    model = make(0.0, -0.5)
+    model = replace(model, batch=tuple(tokens[:2] for tokens in model.batch))  # fewer places than units
     mine = comparisons.parametrize(model, "mup", optimizer=optax.adam(0.02), base=16)
     hidden = ("query", "key", "value", "out", "up", "down")
-    assert {name: (c.initial, c.update) for name, c in mine.changes.items()} == {
+    assert {name: (c.initial.N, c.rate.N) for name, c in mine.changes.items()} == {
         name: (0, -1 if name in hidden else 0) for name in ("embed", "gain", "gain2", *hidden)}  # fmt: skip
-    assert {name: by for by, name in mine.multipliers.values()} == {"scores of query · key": -0.5, "embed, as readout": -1}
-    before, after = (m.at(16, jax.random.key(1)) for m in (model, mine.model))
-    np.testing.assert_allclose(after[1](after[0], model.batch[0]), before[1](before[0], model.batch[0]), rtol=1e-5)
+    assert {name: by.N for by, name in mine.multipliers.values()} == {"scores of query · key": -0.5, "embed, as readout": -1}
+    for width, alike in ((16, model), (32, make(-0.2, -0.625))):  # 32^-0.2 = 1/2, (32/2)^-0.625 = (32/2)^-1/2 2^-1/2
+        wanted, got = (m.at(width, jax.random.key(1)) for m in (alike, mine.model))
+        np.testing.assert_allclose(got[1](got[0], model.batch[0]), wanted[1](wanted[0], model.batch[0]), rtol=1e-4, atol=1e-5)
     audit = found(mine.model, mine.optimizer)
     assert audit.ok, audit
 
@@ -211,8 +217,96 @@ def test_parametrizations_of_a_perceptron(param, optimizer):
     drawn, own = {"first": 0, "second": -0.5, "last": 0}, {"last": -1.0}
     for name, role in {"first": "input", "second": "hidden", "last": "readout"}.items():
         e, change, m = table[role], mine.changes[name], own.get(name, 0)
-        assert drawn[name] + change.initial + m == e.multiplier.N + e.init_std.N
-        assert change.update + linear * m == e.learning_rate.N + linear * e.multiplier.N
+        assert drawn[name] + change.initial.N + m == e.multiplier.N + e.init_std.N
+        assert change.rate.N + linear * m == e.learning_rate.N + linear * e.multiplier.N
+
+
+def residual(depth):
+    """A scan over residual blocks of two matrices, with gains and biases, between a hidden layer and a last gain; in SP."""
+
+    def build(width, key):
+        shapes = {"gain": (width,), "inner": (width, width), "offset": (width,), "outer": (width, width), "bias": (width,)}
+        std = {"gain": ("one", 0), "offset": (0, 0), "bias": (0, 0)}
+        blocks = [draw(one, width, shapes, std) for one in jax.random.split(key, depth)]
+        rest = draw(key, width, {"first": (6, width), "hidden": (width, width), "norm": (width,), "last": (width, 2)},
+                    {"first": (0.4, 0), "norm": ("one", 0)})  # fmt: skip
+
+        def block(h, p):
+            return h + jnp.tanh(norm(h) * p["gain"] @ p["inner"] + p["offset"]) @ p["outer"] + p["bias"], None
+
+        def apply(p, x, of=lambda p, h: norm(h) * p["norm"] @ p["last"]):
+            return of(p, jax.lax.scan(block, jnp.tanh(x @ p["first"]) @ p["hidden"], p["blocks"])[0])
+
+        return rest | {"blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)}, apply
+
+    return Model(build, "mse", (BATCH[0][:4], BATCH[1][:4]))  # fewer samples than units: ΔW x is aligned
+
+
+IN_THE_TABLE = {"first": "input", "last": "readout", "blocks/gain": "norm_gain", "blocks/inner": "block_inner",
+                "blocks/offset": "norm_gain", "blocks/outer": "block", "blocks/bias": "bias"}  # fmt: skip
+MATRIX, MATRICES = optax.contrib.MuonDimensionNumbers(0, 1), optax.contrib.MuonDimensionNumbers(1, 2)
+MUON = optax.contrib.muon(0.02, muon_weight_dimension_numbers=lambda params: {
+    **dict.fromkeys(params, MATRIX), "norm": None,
+    "blocks": {name: MATRICES if name in ("inner", "outer") else None for name in params["blocks"]}})  # fmt: skip
+BY_RULE = {  # rule → (its optimiser, how a weight's learning rate goes with its multiplier's power)
+    "sgd": (optax.sgd(0.02), 2), "adam": (optax.adam(0.02), 1), "lamb": (optax.lamb(0.02), 0),
+    "muon_keller": (MUON, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("param", "rule"), [
+    ("depth_mup", "adam"), ("alpha1", "muon_keller"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("alpha1", "sgd"), ("depth_mup", "lamb"))),
+])  # fmt: skip
+def test_parametrizations_of_residual_branches(param, rule):
+    """Initial values and rates of acting weights are those of the table; what is no branch is as in μP."""
+    optimizer, linear = BY_RULE[rule]
+    named = {"rule": rule} if rule.startswith("muon") else {}
+    mine = comparisons.parametrize(residual(3), param, optimizer=optimizer, base=16, **named)
+    table, plain = scaling(param, rule, "residual").roles, scaling("mup", rule).roles
+    wanted = {path: table[role] for path, role in IN_THE_TABLE.items()}
+    wanted |= {"hidden": plain["hidden"], "norm": plain["norm_gain"]}
+    drawn = {"hidden": -0.5, "blocks/inner": -0.5, "blocks/outer": -0.5, "last": -0.5}
+    assert set(mine.changes) == set(wanted)
+    for path, e in wanted.items():
+        change, relative = mine.changes[path], rule == "lamb" and path not in ("blocks/offset", "blocks/bias")
+        if rule == "lamb" and not relative:  # what starts as zeros has no units to move in: as under Adam
+            e, power = scaling(param, "adam", "residual")[IN_THE_TABLE[path]], 1
+        else:
+            power = linear
+        assert change.rate == e.learning_rate * e.multiplier**power, path
+        assert (change.size is not None) == relative
+        if path not in ("blocks/offset", "blocks/bias"):
+            assert change.initial == e.multiplier * e.init_std / Power(N=Fraction(drawn.get(path, 0))), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("param", "rule"), [("depth_mup", "adam"), ("alpha1", "muon_keller")])
+def test_what_is_parametrized_is_so_at_every_width_and_depth(param, rule):
+    """32 branches move the stream as far as 4 do, which are right, though unchanged they do not; and its audit passes."""
+    optimizer, named = BY_RULE[rule][0], {"rule": rule} if rule.startswith("muon") else {}
+    mine = comparisons.parametrize(residual(32), param, optimizer=optimizer, base=16, depth=4, **named)
+    few, many = (how_far(residual(depth), optimizer) for depth in (4, 32))
+    assert abs(np.log(how_far(mine.model, mine.optimizer(16)) / few) / np.log(8)) < 0.2
+    assert np.log(many / few) / np.log(8) > 0.5
+    audit = found(mine.model, mine.optimizer)
+    assert audit.ok, audit
+
+
+def how_far(model, optimizer, width=16):
+    """The change of the residual stream after two steps of the optimiser, its root mean square over networks."""
+    networks = [model.at(width, jax.random.key(seed)) for seed in range(4)]
+    apply = networks[0][1]
+    stream = jax.jit(lambda params: apply(params, model.batch[0], lambda params, h: h))
+    gradient = jax.jit(jax.grad(lambda params: model.of_outputs(apply(params, model.batch[0]), model.batch[1])))
+    update, squares = jax.jit(optimizer.update), []
+    for start, _ in networks:
+        params, state = start, optimizer.init(start)
+        for _ in range(2):
+            updates, state = update(gradient(params), state, params)
+            params = optax.apply_updates(params, updates)
+        squares.append(jnp.mean((stream(params) - stream(start)) ** 2))
+    return float(np.sqrt(np.mean(squares)))
 
 
 def test_what_cannot_be_parametrized():
@@ -223,3 +317,7 @@ def test_what_cannot_be_parametrized():
     whole = optax.GradientTransformation(optax.sgd(1.0).init, update)
     with pytest.raises(ValueError, match="neither linear in the gradient nor"):
         comparisons.parametrize(MODEL, optimizer=whole, base=8)
+    with pytest.raises(ValueError, match="depth_mup is about residual branches, h \\+ f\\(h\\): apply has none"):
+        comparisons.parametrize(MODEL, "depth_mup", optimizer=optax.adam(0.1), base=8)
+    with pytest.raises(ValueError, match="unknown optimizer 'muon'"):
+        comparisons.parametrize(MODEL, optimizer=whole, base=8, rule="muon")

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from finite.networks.own import Model, paths
-from finite.networks.roles import SCORES, follow, roles, uses_of
+from finite.networks.roles import SCORES, branches, follow, roles, uses_of
 
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
 BATCH = INPUTS, jnp.ones((4, 2))
@@ -170,6 +170,35 @@ def test_derivatives_of_what_is_followed_are_those_of_apply():
     wanted = jax.grad(lambda p: jnp.sum(apply(p, inputs)["outputs"] ** 2))(params)
     found = jax.grad(lambda p: jnp.sum(follow(apply, p, inputs, factors={})[0]["outputs"] ** 2))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)
+
+
+def test_residual_branches():
+    """In a scan and unrolled: what is inside, what comes last, how many; a bias beside the sum is the branch's."""
+
+    def make(scanned, depth=3):
+        def block(h, p):
+            h = h + jnp.tanh(h * p["gain"] @ p["inner"] + p["offset"]) @ p["outer"] / 2 + p["bias"]
+            return h + 0.5 * (h @ p["alone"]), None
+
+        def apply(p, inputs):
+            h = inputs @ p["first"] + p["position"]
+            if scanned:
+                h, _ = lax.scan(block, h, p["blocks"])
+            else:
+                for layer in range(depth):
+                    h, _ = block(h, {name: leaf[layer] for name, leaf in p["blocks"].items()})
+            return jax.nn.gelu(h - h.mean(-1, keepdims=True)) * p["norm"] @ p["last"]
+
+        n, blocks = 8, {"gain": (8,), "inner": (8, 8), "offset": (8,), "outer": (8, 8), "bias": (8,), "alone": (8, 8)}
+        params = {"first": normal(3, n), "position": normal(4, n), "norm": normal(n), "last": normal(n, 2)}
+        return apply, params | {"blocks": {name: normal(depth, *shape) for name, shape in blocks.items()}}
+
+    for scanned in (True, False):
+        uses = uses_of(*make(scanned), INPUTS)
+        inside = {use.path.split("/")[-1]: use.last for use in uses if use.branch}
+        assert inside == {"gain": False, "inner": False, "offset": False, "outer": True, "bias": True, "alone": True}
+        assert branches(uses) == 6
+        assert len({use.branch for use in uses if use.path in ("blocks/gain", "blocks/alone")}) == (2 if scanned else 6)
 
 
 def test_tied_weights():

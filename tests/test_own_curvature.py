@@ -1,5 +1,7 @@
 """Curvature of a user's own network, against dense matrices."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import finite.curvature
-from finite.curvature import own
+from finite.curvature import host, own
 from finite.networks.own import Model
 from limits.machine import computing
 
@@ -33,6 +35,7 @@ def _in_float64():
         yield
 
 
+@cache
 def dense_hessian(select=None):
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, PARAMS))
     matrix = np.asarray(jax.hessian(lambda v: OBJECTIVE(unravel(v), BATCH))(flat))
@@ -99,6 +102,36 @@ def test_cross_entropy_in_chunks():
     np.testing.assert_allclose(chunked(features, readout), plain(features, readout), rtol=1e-12)
     for a, b in zip(*(jax.grad(of, (0, 1))(features, readout) for of in (chunked, plain)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(("size", "basis"), [(60, None), (60, 8), (12, None)])
+def test_sharpness_of_products_on_the_host(size, basis):
+    """Repeated eigenvalues as often as they occur, in a small basis too; each within its error of one."""
+    spectrum = np.concatenate([[7.0, 5.0, 5.0, 5.0, 4.0], RNG.uniform(-3.0, 3.0, size=size - 5)])
+    turn = np.linalg.qr(RNG.normal(size=(size, size)))[0]
+    matrix = turn * spectrum @ turn.T
+    found = host.sharpness_of_matvec(lambda v: matrix @ v, size, top=5, rtol=1e-6, dtype=np.float64, basis=basis)
+    np.testing.assert_allclose(found.values, spectrum[:5], rtol=1e-6)
+    assert found.converged.all()
+    np.testing.assert_allclose(found.vectors @ found.vectors.T, np.eye(5), atol=1e-8)
+    loose = host.sharpness_of_matvec(lambda v: matrix @ v, size, top=2, rtol=0.1, dtype=np.float64, max_matvecs=30)
+    errors = np.min(np.abs(loose.values[:, None] - spectrum), axis=1)
+    assert (errors[np.isfinite(loose.values)] <= loose.errors[np.isfinite(loose.values)]).all()
+
+
+def test_products_on_the_host_are_of_anything():
+    """A Hessian by JAX, in float32; one that does not converge says so; mistakes in one line."""
+    flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, PARAMS))
+    gradient = jax.grad(lambda v: OBJECTIVE(unravel(v), BATCH))
+    product = jax.jit(lambda v: jax.jvp(gradient, (flat,), (v.astype(flat.dtype),))[1])
+    found = finite.curvature.sharpness_of_matvec(product, flat.size, top=2)
+    np.testing.assert_allclose(found.values, np.linalg.eigvalsh(dense_hessian())[::-1][:2], rtol=1e-3)
+    assert found.values.dtype == np.float32
+    few = host.sharpness_of_matvec(lambda v: np.arange(900.0) ** 0.1 * v, 900, top=2, rtol=1e-9, basis=4, max_matvecs=8)
+    assert not few.converged.any()
+    for wrong, line in ((lambda v: v[1:], r"shape \(39,\): wanted \(40,\)"), (lambda v: v / 0, "are not finite")):
+        with pytest.raises(ValueError, match=line), np.errstate(all="ignore"):
+            host.sharpness_of_matvec(wrong, 40)
 
 
 def test_mistakes(monkeypatch):

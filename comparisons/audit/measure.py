@@ -37,6 +37,7 @@ class Measured:
              drowned                    cosine of the update and of decay alone, of a decay within the gradient
              growth                     log2 of how an update grows with twice the gradient: 1 linear, 0 forgets the scale
              entrywise                  relative change of the update when each entry is scaled by itself: 0 for Adam's
+             relative                   change of the update with twice the weights, without decay: 1 if in units of them
              muted                      update over that of a large gradient: less than 1 where ε is felt
              f, delta_f, loss           of the outputs, under ""
     """
@@ -65,6 +66,13 @@ def measure(model: Model, optimizer: Any, widths: Sequence[int], *, seeds: int =
         found = [program.sizes(width, params, uses[-1], steps) for params in (start[0], *rest)]
         sizes.append({name: np.array([one[name] for one in found], dtype=float) for name in found[0]})
     return Measured(tuple(widths), roles_of([uses[0], uses[-1]], [widths[0], widths[-1]]), sizes)
+
+
+def answers_of(model: Model, optimizer: Any, width: int) -> dict[str, dict[str, float]]:
+    """By path what ``Measured.sizes`` says of a leaf, but not what is compared over steps: of one network, after one step."""
+    params, apply = model.at(width, jax.random.key(0))
+    program = _Program(model, apply, transformation(optimizer, width, params))
+    return dict(zip(paths(params), program.asked(width, params, 1)[1], strict=True))
 
 
 def transformation(optimizer: Any, width: int, params: Any) -> Any:
@@ -102,13 +110,13 @@ class _Program:
         self.answers = jax.jit(lambda *at: _answers(optimizer, *at))
         self.compared = jax.jit(_compared)
 
-    def sizes(self, width: int, params: Any, uses: Sequence[Use], steps: int) -> dict[tuple[str, str], float]:
-        """Of one network.
+    def asked(self, width: int, initial: Any, steps: int) -> tuple[float, list[dict[str, float]], Any, Any]:
+        """(loss at step 0, what the optimiser answers leaf by leaf, the params after its first step, and after the last).
 
         Steps that a schedule begins with at rate 0 are not counted; a leaf that has no gradient at first (behind a readout of
         zeros) is asked for again at the end.
         """
-        initial, state, first, loss = params, self.init(params), None, []
+        params, state, first, loss = initial, self.init(initial), None, []
         while len(loss) < steps or (first is None and len(loss) < steps + QUIET):
             before = state, params
             value, gradient, params, state, moves = self.step(params, state)
@@ -116,15 +124,20 @@ class _Program:
             if not np.isfinite(loss[0]):
                 raise ValueError(f"the loss at width {width} is {loss[0]} at step 0: nothing can be measured")
             if first is None and (moves or len(loss) == steps + QUIET):  # or an optimiser that moves nothing
-                answers = self.answers(len(loss) == 1, gradient, *before, initial)
-                first = before[0], answers, self.walk(params, initial)[1]
+                first = before[0], self.answers(len(loss) == 1, gradient, *before, initial), params
         late = self.answers(False, gradient, first[0], params, initial)
-        walked = self.walk(initial, initial), first[2], self.walk(params, initial)
+        answers = [{name: float(value) for name, value in (early if early["gradient"] > 0 else later).items()}
+                   for early, later in zip(*jax.device_get((first[1], late)), strict=True)]  # fmt: skip
+        return loss[0], answers, first[2], params
+
+    def sizes(self, width: int, initial: Any, uses: Sequence[Use], steps: int) -> dict[tuple[str, str], float]:
+        """Of one network."""
+        loss, answers, first, params = self.asked(width, initial, steps)
+        walked = self.walk(initial, initial), self.walk(first, initial)[1], self.walk(params, initial)
         of_uses, of_outputs, totals = jax.device_get(self.compared(*walked, initial, params))
-        found = {("loss", ""): loss[0], **{(name, ""): float(value) for name, value in of_outputs.items()}}
-        for path, early, later, total in zip(paths(params), *jax.device_get((first[1], late)), totals, strict=True):
-            answer = early if early["gradient"] > 0 else later
-            found |= {(name, path): float(value) for name, value in answer.items()} | {("total", path): float(total)}
+        found = {("loss", ""): loss, **{(name, ""): float(value) for name, value in of_outputs.items()}}
+        for path, answer, total in zip(paths(params), answers, totals, strict=True):
+            found |= {(name, path): value for name, value in answer.items()} | {("total", path): float(total)}
         for use, values in zip(uses, of_uses, strict=True):
             values = {name: float(value) for name, value in values.items()}
             values["bound"] *= use.fan_in
@@ -143,19 +156,19 @@ def _answers(optimizer, fresh, gradient, state, params, initial) -> list[dict[st
         scaled = jax.tree.map(lambda g, other: g * times * jnp.where(apart, other, 1), gradient, others)
         return jax.tree.leaves(optimizer.update(scaled, state, jax.tree.map(lambda p: p * of_params, params))[0])
 
-    times, of_params = jnp.array([0.0, 0.0, 1.0, 2.0, LARGE, LARGE]), jnp.array([1.0, 2.0, 1.0, 1.0, 1.0, 1.0])
-    made = jax.lax.map(update, (times, of_params, jnp.arange(6) == 5))  # compiled once
+    times, of_params = jnp.array([0.0, 0.0, 1.0, 2.0, LARGE, LARGE, LARGE]), jnp.array([1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 2.0])
+    made = jax.lax.map(update, (times, of_params, jnp.arange(7) == 5))  # compiled once
     answers = []
     for p, g, (d, dd, *rest) in zip(*map(jax.tree.leaves, (initial, gradient)), made, strict=True):
         apart = dd - d  # a decay that is no part of a gradient whose scale is forgotten; without what momentum makes
-        plain, twice, large, scaled = (one - apart for one in rest)
+        plain, twice, large, scaled, heavy = (one - apart for one in rest)
         within = fresh & (_rms(apart) < 0.5 * _rms(d))
         answers.append({
             "std": _rms(p), "gradient": _rms(g), "update": _rms(plain), "update_of_large": _rms(large),
             "decay": _rms(apart) / _rms(p),
             "drowned": jnp.where(within, jnp.abs(jnp.mean(rest[0] * d)) / (_rms(rest[0]) * _rms(d)), 0.0),
             "growth": jnp.log2(_rms(twice) / _rms(plain)), "muted": _rms(plain) / _rms(large),
-            "entrywise": _rms(scaled - large) / _rms(large),
+            "entrywise": _rms(scaled - large) / _rms(large), "relative": _rms(heavy - large - apart) / _rms(large),
         })  # fmt: skip
     return answers
 

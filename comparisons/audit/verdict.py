@@ -67,8 +67,13 @@ class Suspect:
 
 def power(exponent: float) -> str:
     """"N^-1/2"; what is no quarter within the tolerance, in decimals."""
-    nearest = Fraction(round(4 * exponent), 4)
+    nearest = quarter(exponent)
     return f"N^{nearest if abs(exponent - nearest) <= TOLERANCE else format(exponent, '+.2f')}"
+
+
+def quarter(exponent: float) -> Fraction:
+    """The next multiple of 1/4: what is measured scatters."""
+    return Fraction(round(4 * exponent), 4)
 
 
 # What is asked for ----------------------------------------------------------------------------------------------------
@@ -76,14 +81,13 @@ def power(exponent: float) -> str:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Of a role, under a kind of optimiser: exponents of weights as they act, and of sizes; ``gradient`` in acting weights."""
+    """Of a role, under a kind of optimiser: exponents of weights as they act, and of sizes."""
 
     std: float
     rate: float
     h: float
     delta_h: float
     own_change: float
-    gradient: float
 
 
 @cache
@@ -99,12 +103,12 @@ def requirements(param: str, kind: str, loss: str) -> tuple[Mapping[str, Wanted]
     found = {
         role: Wanted(
             float(e.multiplier.N + e.init_std.N), float(e.learning_rate.N + linear * e.multiplier.N),
-            of("h", role), of("delta_h", role), of("own_change", role), of("gradient", role) - float(e.multiplier.N),
+            of("h", role), of("delta_h", role), of("own_change", role),
         )
         for role, e in scaling.roles.items()
     }  # fmt: skip
     outputs = {"f": max(of("f", "readout"), 0.0), "delta_f": of("delta_f", "readout")}  # f(0) is asked to be bounded
-    found["constant"] = Wanted(nan, 0.0, nan, nan, nan, 0.0)  # nothing of it grows
+    found["constant"] = Wanted(nan, 0.0, nan, nan, nan)  # nothing of it grows
     return found, outputs
 
 
@@ -115,6 +119,24 @@ def score_exponent(role: Role, param: str, loss: str) -> float:
 
 
 # What is found --------------------------------------------------------------------------------------------------------
+
+
+def kind_of(entrywise: float, growth: float) -> str:
+    """Whose exponents an optimiser takes that answers a leaf so."""
+    if entrywise < 0.2:
+        return ENTRYWISE
+    return LINEAR if growth > 0.7 else WHOLE
+
+
+def not_understood(role: Role) -> str:
+    """Why nothing is asked of a use, none of scores; "" where something is."""
+    operation = role.use.operation
+    if operation == UNUSED:
+        return f"{role.use.path}: apply never reads it"
+    if operation in UNDERSTOOD and role.name is not None:
+        return ""
+    fans = f" of fan-in N^{role.fan_in:.2f}, fan-out N^{role.fan_out:.2f}" if operation in UNDERSTOOD else ""
+    return f"{role.use.path}: {operation}{fans} is not understood: nothing is asked of it"
 
 
 class Findings:
@@ -149,10 +171,7 @@ class Findings:
         return float(np.median(self.measured.of(quantity, name)[width]))
 
     def kind(self, path: str) -> str:
-        """Whose exponents its optimiser takes."""
-        if self.typical("entrywise", path) < 0.2:
-            return ENTRYWISE
-        return LINEAR if self.typical("growth", path) > 0.7 else WHOLE
+        return kind_of(self.typical("entrywise", path), self.typical("growth", path))
 
     def row(self, weight, operation, quantity, found, wanted, at_most=False) -> float:
         """Adds it; returns by how much it is off, 0 where it is not clearly."""
@@ -168,12 +187,8 @@ class Findings:
 
     def of_use(self, role: Role) -> None:
         path, operation, site = role.use.path, role.use.operation, role.use.site
-        if operation == UNUSED:
-            self.remarks.append(f"{path}: apply never reads it")
-            return
-        if operation not in UNDERSTOOD or role.name is None:
-            fans = f" of fan-in N^{role.fan_in:.2f}, fan-out N^{role.fan_out:.2f}" if operation in UNDERSTOOD else ""
-            self.remarks.append(f"{path}: {operation}{fans} is not understood: nothing is asked of it")
+        if remark := not_understood(role):
+            self.remarks.append(remark)
             return
         kind = self.kind(path)
         wanted = requirements(self.param, ENTRYWISE if kind == WHOLE else kind, self.loss)[0][role.name]

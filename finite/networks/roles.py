@@ -12,6 +12,8 @@ functions, custom derivatives, checkpoints, scans and branches, to where they *a
 Constant factors make each one's *multiplier*: those on W and on the product (with its bias), and those on what arrives where
 that is no product itself.  A factor on queries or keys is that of the scores if these have none.  An operation on a weight that
 is none of these is named.
+
+A *residual branch* ends where it is added to what it began from: h + f(h).  What is added to it later acts on the stream.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +49,9 @@ class Use:
     copies          steps of the scans that it is in, or axes that it is batched over
     multiplier      of all constant factors
     site            where in the program
+    branch          the site where its residual branch is added to the stream; "" outside of branches
+    last            whether its output is that of the branch
+    repeats         steps of the scans that it is in
     """
 
     path: str
@@ -56,6 +61,14 @@ class Use:
     copies: int = 1
     multiplier: float = 1.0
     site: str = ""
+    branch: str = ""
+    last: bool = False
+    repeats: int = 1
+
+
+def branches(uses: Sequence[Use]) -> int:
+    """How many residual branches there are, one for every step of a scan: a transformer's block has two."""
+    return sum({use.branch: use.repeats for use in uses if use.branch}.values())
 
 
 class Signal(NamedTuple):
@@ -210,6 +223,8 @@ class _Value(NamedTuple):
     uses      of which it is the output, times constants: further constants are theirs
     factor    pending constants of what is no use's output
     sources   uses that it is a mixture of: whose queries or keys it is
+    history   uses that it comes from, without those of branches that were added to it; before 0, what a scan begins with
+    ends      of these the last ones: what they make is this, times constants
     """
 
     data: Any
@@ -217,6 +232,8 @@ class _Value(NamedTuple):
     uses: tuple[int, ...] = ()
     factor: float = 1.0
     sources: frozenset[int] = frozenset()
+    history: frozenset[int] = frozenset()
+    ends: frozenset[int] = frozenset()
 
     @property
     def constant(self) -> bool:
@@ -284,7 +301,19 @@ class _Walk:
             return [ins[0]._replace(data=results[0])]
         sources = frozenset().union(*(value.sources for value in ins)) if name in MIXES else frozenset()
         factor = ins[0].factor if name in PARTS else 1.0
-        return [_Value(result, factor=factor, sources=sources) for result in results]
+        history, ends = self.added(*ins) if name in ("add", "add_any") else (_histories(ins), frozenset())
+        return [_Value(result, factor=factor, sources=sources, history=history, ends=ends) for result in results]
+
+    def added(self, a, b):
+        """(history, ends) of a + b: where one is a branch of the other, of that stream, and what the branch ends with."""
+        for stream, branch in ((a, b), (b, a)):
+            if stream.history and stream.history < branch.history:
+                site = self.site()
+                for index in branch.history - stream.history:
+                    one = self.found[index]
+                    one.use = replace(one.use, branch=site, last=index in branch.ends)
+                return stream.history, branch.ends
+        return a.history | b.history, frozenset()
 
     def scores(self, eqn, ins, result):
         (axes, _), _ = eqn.params["dimension_numbers"]
@@ -292,7 +321,7 @@ class _Walk:
         made_by = [self.found[index].use for index in sorted(operands)]
         path = " · ".join(dict.fromkeys(use.path for use in made_by if use.operation != BIAS)) or SCORES
         use = Use(path, SCORES, fan_in=_prod(ins[0], axes), multiplier=ins[0].factor * ins[1].factor)
-        return self.record(use, Signal(result, ins[1].data, ins[0].data), result, operands=operands)
+        return self.record(use, Signal(result, ins[1].data, ins[0].data), result, _histories(ins), operands)
 
     def on_weights(self, eqn, ins, weights):
         name, place = eqn.primitive.name, weights[0]
@@ -305,9 +334,11 @@ class _Walk:
             return self.moved(eqn, ins, place, 1.0)
         kind = _kind(eqn, place, value) if len(weights) == 1 else None
         if kind is None:
+            first = len(self.found)
             for index in weights:
                 self.add(ins[index], name)
-            return [_Value(result) for result in _bind(eqn, [other.data for other in ins])]
+            history = _histories(ins) | frozenset(range(first, len(self.found)))
+            return [_Value(result, history=history) for result in _bind(eqn, [other.data for other in ins])]
         operation, fans = kind
         site = self.site()
         data = self.multiplied(value.data, site)
@@ -320,16 +351,20 @@ class _Walk:
         use = Use(value.weight.path, operation, **fans, multiplier=value.weight.factor, site=site)
         if operation in (PRODUCT, CONVOLUTION):
             use = replace(use, multiplier=use.multiplier * self.pending(arriving))
-            return [self.record(use, Signal(result, own, arriving.data), result)]
+            return [self.record(use, Signal(result, own, arriving.data), result, arriving.history)]
         if operation == EMBEDDING:
-            return [self.record(use, Signal(result, own, jnp.ones(())), result)]
+            return [self.record(use, Signal(result, own, jnp.ones(())), result, arriving.history)]
         if operation == GAIN:
-            made = self.record(use, Signal(result, own, arriving.data), result)
+            made = self.record(use, Signal(result, own, arriving.data), result, arriving.history)
             return [made._replace(uses=(), factor=arriving.factor, sources=arriving.sources)]
-        made = self.record(use, Signal(data, own, jnp.ones(())), result)
+        branch = next((one.branch for one in (self.found[end].use for end in arriving.ends) if one.branch), "")
+        use = replace(use, branch=branch, last=bool(branch))  # h + f(h) + bias
+        made = self.record(use, Signal(data, own, jnp.ones(())), result, arriving.history)
+        history = arriving.history if branch else made.history
+        arriving = arriving._replace(data=result, history=history, ends=arriving.ends | made.ends)
         if not arriving.uses:
-            return [arriving._replace(data=result)]
-        return [arriving._replace(data=result, uses=(*arriving.uses, *made.uses), sources=arriving.sources | made.sources)]
+            return [arriving]
+        return [arriving._replace(uses=(*arriving.uses, *made.uses), sources=arriving.sources | made.sources)]
 
     def pending(self, arriving: _Value) -> float:
         """Constants on what arrives that are nobody's: a mixture of values that a weight meets directly are no scores."""
@@ -353,7 +388,7 @@ class _Walk:
         tag = value.weight
         return [_Value(a, tag._replace(initial=b, factor=tag.factor * number)) for a, b in zip(results, starts, strict=True)]
 
-    def record(self, use: Use, signal: Signal, result, operands=frozenset()) -> _Value:
+    def record(self, use: Use, signal: Signal, result, history, operands=frozenset()) -> _Value:
         if not use.site:
             use = replace(use, site=self.site())
             if use.operation == SCORES:
@@ -361,7 +396,9 @@ class _Walk:
                 signal = signal._replace(output=result)
         self.found.append(_Found(use, signal, operands=operands))
         index = len(self.found) - 1
-        return _Value(result, uses=(index,), sources=frozenset([index]) if use.operation != SCORES else frozenset())
+        alone = frozenset([index])
+        sources = alone if use.operation != SCORES else frozenset()
+        return _Value(result, uses=(index,), sources=sources, history=history | alone, ends=alone)
 
     def add(self, value: _Value, operation: str) -> None:
         """A weight that does nothing known."""
@@ -401,38 +438,46 @@ class _Walk:
         for value in carry:
             if value.weight:
                 self.add(value, "scan's carry")
-        prefix, inside = f"{self.site()}.", []
+        prefix, inside, histories = f"{self.site()}.", [], []
         rows = [(value.data, value.weight.initial if value.weight else None) for value in sliced]
 
         def body(carried, row):
             walk = _Walk(self.factors, self.signals, prefix)
             tagged = [_Value(data, value.weight and value.weight._replace(initial=start, size=data.size))
                       for value, (data, start) in zip(sliced, row, strict=True)]  # fmt: skip
-            outs = walk.run(p["jaxpr"].jaxpr, p["jaxpr"].consts, [*(c._replace(uses=(), sources=frozenset()) for c in consts),
-                                                                 *map(_Value, carried), *tagged])  # fmt: skip
+            held = [value._replace(uses=(), sources=frozenset(), ends=frozenset()) for value in consts]
+            outs = walk.run(p["jaxpr"].jaxpr, p["jaxpr"].consts, _begun([*held, *map(_Value, carried), *tagged]))
             uses, signals = walk.finished(self.signals)
-            inside[:] = uses
+            inside[:], histories[:] = uses, [value.history for value in outs]
             data = [value.data for value in outs]
             return data[: len(carry)], (data[len(carry) :], signals)
 
         carried, (stacked, signals) = jax.lax.scan(
             body, [jnp.asarray(value.data) for value in carry], rows, p["length"], p["reverse"], p["unroll"])  # fmt: skip
+        outer = [self.outer(history, ins) for history in histories]
         for use, signal in zip(inside, signals, strict=True):
-            self.found.append(_Found(replace(use, copies=use.copies * p["length"]), signal))
-        return [_Value(data) for data in (*carried, *stacked)]
+            use = replace(use, copies=use.copies * p["length"], repeats=use.repeats * p["length"])
+            self.found.append(_Found(use, signal))
+        return [_Value(data, history=history) for data, history in zip((*carried, *stacked), outer, strict=True)]
+
+    def outer(self, history, begun):
+        """A history inside, of what is found next, as one here; ``begun``: with which values."""
+        passed = (begun[-1 - index].history if index < 0 else frozenset([len(self.found) + index]) for index in history)
+        return frozenset().union(*passed)
 
     def cond(self, eqn, ins):
         """As a switch: every branch makes zeros in place of what the others make."""
         branches, (index, *operands) = eqn.params["branches"], ins
-        site, inside = self.site(), {}
+        site, inside, histories = self.site(), {}, {}
 
         def branch(which):
             def of(data):
                 walk = _Walk(self.factors, self.signals, f"{site}.{which}.")
                 tagged = [_Value(d, value.weight and value.weight._replace(initial=start))
                           for value, (d, start) in zip(operands, data, strict=True)]  # fmt: skip
-                outs = walk.run(branches[which].jaxpr, branches[which].consts, tagged)
+                outs = walk.run(branches[which].jaxpr, branches[which].consts, _begun(tagged))
                 inside[which], signals = walk.finished(self.signals)
+                histories[which] = [value.history for value in outs]
                 return [value.data for value in outs], signals
 
             return of
@@ -449,9 +494,20 @@ class _Walk:
             return of
 
         outs, signals = jax.lax.switch(index.data, [padded(i) for i in range(len(branches))], data)
+        outer = [frozenset()] * len(outs)
         for which, made in enumerate(signals):
+            outer = [before | self.outer(history, operands) for before, history in zip(outer, histories[which], strict=True)]
             self.found += [_Found(use, signal) for use, signal in zip(inside[which], made, strict=True)]
-        return [_Value(result) for result in outs]
+        return [_Value(result, history=history) for result, history in zip(outs, outer, strict=True)]
+
+
+def _histories(values) -> frozenset[int]:
+    return frozenset().union(*(value.history for value in values))
+
+
+def _begun(values) -> list[_Value]:
+    """As a program inside sees them: each of a history of its own, -1 of the first."""
+    return [value._replace(history=frozenset([-1 - place])) for place, value in enumerate(values)]
 
 
 def _bind(eqn, data) -> list:
