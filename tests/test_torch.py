@@ -1,4 +1,4 @@
-"""Curvature of a ConvNet against PyTorch: the same weights, PyTorch's own convolutions and derivatives, SciPy's eigensolver.
+"""Curvature against PyTorch: the same weights, PyTorch's own layers and derivatives, SciPy's eigensolver.
 
 Run where PyTorch is installed, which is no dependency: pip install torch.
 """
@@ -16,7 +16,10 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: its curva
 from trained import train  # noqa: E402
 
 from finite.curvature import operators as curvature  # noqa: E402  (after the skip)
+from finite.curvature.host import sharpness_of_matvec  # noqa: E402
+from finite.curvature.own import objective, sharpness  # noqa: E402
 from finite.networks.conv import conv  # noqa: E402
+from finite.networks.own import Model  # noqa: E402
 from limits import Problem  # noqa: E402
 from limits.exponents.parametrization import output_multiplier  # noqa: E402
 from limits.losses import LOSSES  # noqa: E402
@@ -138,3 +141,57 @@ def test_lanczos_agrees_with_products_of_pytorch(case):
     assert got["loss"][0] == pytest.approx(in_torch.loss.item(), rel=1e-12)
     np.testing.assert_allclose(got["hessian_eigenvalues"][0], largest, rtol=1e-6)
     np.testing.assert_allclose(got["hessian_min"][0], smallest, rtol=1e-6)
+
+
+def a_torch_network(seed):
+    """Attention and a perceptron with LayerNorm, on tokens, with PyTorch's layers; float64."""
+    from torch import nn
+
+    torch.manual_seed(seed)
+    layers = {"embed": nn.Embedding(11, 16), "norm": nn.LayerNorm(16), "attend": nn.MultiheadAttention(16, 2, batch_first=True),
+              "up": nn.Linear(16, 32), "down": nn.Linear(32, 11)}  # fmt: skip
+    return nn.ModuleDict(layers).double()
+
+
+def of_torch(layers, tokens):
+    h = layers["embed"](tokens)
+    x = layers["norm"](h)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the only one that can be derived twice
+        h = h + layers["attend"](x, x, x, need_weights=False)[0]
+    return layers["down"](torch.nn.functional.gelu(layers["up"](h)))
+
+
+def of_jax(p, tokens):
+    """The same, of the same weights by name."""
+    h = p["embed.weight"][tokens]
+    centred = h - h.mean(-1, keepdims=True)
+    x = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p["norm.weight"] + p["norm.bias"]
+    made = x @ p["attend.in_proj_weight"].T + p["attend.in_proj_bias"]
+    q, k, v = (one.reshape(*tokens.shape, 2, 8) for one in jnp.split(made, 3, axis=-1))
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5), v)
+    h = h + mixed.reshape(h.shape) @ p["attend.out_proj.weight"].T + p["attend.out_proj.bias"]
+    h = jax.nn.gelu(h @ p["up.weight"].T + p["up.bias"], approximate=False)
+    return h @ p["down.weight"].T + p["down.bias"]
+
+
+@pytest.mark.parametrize(("precision", "agree"), [("float64", 1e-7), ("float32", 1e-5)])
+def test_sharpness_of_the_same_network(precision, agree):
+    """By our products with its weights, in either precision, and by the host's Lanczos with PyTorch's own in float64."""
+    layers, rng = a_torch_network(0), np.random.default_rng(0)
+    tokens, labels = rng.integers(11, size=(2, 4, 6))
+    weights = list(layers.parameters())
+    outputs = of_torch(layers, torch.tensor(tokens))
+    loss = torch.nn.functional.cross_entropy(outputs.flatten(0, 1), torch.tensor(labels).flatten())
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, create_graph=True)])
+
+    def product(v):
+        rows = torch.autograd.grad(gradient @ torch.from_numpy(v), weights, retain_graph=True)
+        return torch.cat([row.flatten() for row in rows]).numpy()
+
+    theirs = sharpness_of_matvec(product, len(gradient), top=3, rtol=1e-8, dtype=np.float64).values
+    with computing(precision):
+        params = {name: jnp.asarray(w.detach().numpy(), precision) for name, w in layers.named_parameters()}
+        model = Model(lambda width, key: (params, of_jax), "cross_entropy", (tokens, labels))
+        ours = np.asarray(sharpness(objective(model, of_jax), params, model.batch, top=3, rtol=1e-8).values, float)
+    print(f"{precision}: {ours}, relative difference {np.max(np.abs(ours / theirs - 1)):.1e}")
+    np.testing.assert_allclose(ours, theirs, rtol=agree)
