@@ -7,6 +7,7 @@ import os
 from contextlib import contextmanager
 from functools import cache, wraps
 from math import ceil
+from threading import Lock
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,40 @@ def eigvalsh(matrix):
 
 _one_by_one = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
 _values_one_by_one = jax.custom_batching.sequential_vmap(lambda matrix: jnp.linalg.eigvalsh(matrix))
+
+
+def compiled_soon(static_argnums=()):
+    """``jax.jit`` of what is compiled for longer than it runs, for calls from outside compiled code.
+
+    On a CPU by the older of XLA's two ways to emit fused loops, where this jaxlib knows it: a third less to compile, as fast.
+    """
+
+    def of(function):
+        turn = Lock()
+
+        @cache
+        def compiled():
+            return jax.jit(function, static_argnums=static_argnums, compiler_options=_older_emitters())
+
+        @wraps(function)
+        def called(*args):
+            with turn:
+                found = compiled()
+            return found(*args)
+
+        return called
+
+    return of
+
+
+@cache
+def _older_emitters():
+    options = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:  # unknown to this jaxlib
+        return None
+    return options if jax.default_backend() == "cpu" else None
 
 
 def by_batches(function, rows, most: int):

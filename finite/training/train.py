@@ -31,7 +31,7 @@ from finite.numerics import USUAL, Numerics
 from finite.training.augmentation import augmentation
 from finite.training.descent import check_preconditioned, descent
 from finite.training.side_by_side import plan
-from limits.machine import computing
+from limits.machine import compiled_soon, computing
 from limits.problem import Problem
 from limits.trajectory import MEASURED, Trajectory, check_storable
 
@@ -155,7 +155,7 @@ def _advance(program, update, data, batches, augmented, weights, state, keys, et
     return program.over_networks(advance)(weights, state, keys, etas)
 
 
-@partial(jax.jit, static_argnums=0)
+@compiled_soon(static_argnums=0)
 def _measure(program, update, data, curved, weights, state, starts, keys, index):
     """((values, errors, products) by observable; for every Lanczos run the vectors from which the next one starts)"""
 

@@ -34,7 +34,7 @@ from limits.coordinates import Coordinates, coordinates
 from limits.descent import Descent, descent
 from limits.exponents.parametrization import output_exponent
 from limits.law import Group, Law, Prediction, branches, groups, law_of_draws, second_order
-from limits.machine import by_batches, in_float64
+from limits.machine import by_batches, compiled_soon, in_float64
 from limits.problem import Problem
 from limits.spectra import apart
 from limits.trajectory import MEASURED, Trajectory
@@ -130,7 +130,7 @@ def _meanfield_laws(run, key, n):
     return sensitivity, laws
 
 
-@jax.jit
+@compiled_soon()
 def _along(run, directions):
     """(o', o'') along directions of X_0."""
 
