@@ -63,7 +63,8 @@ class Observable:
 RESCALED = ("H = √M ∇²L √M, M = γ² of SGD with one multiplier, by role its learning rate r, of Adam r/s, s the size of a "
             "gradient entry at step 0: the conventions of limits/problem.py")  # fmt: skip
 OBSERVABLES = Table("observable", (
-    Observable("loss", r"$\mathcal{L}$", "loss", "1/(2P) Σ_p |f(x_p) − y_p|² over all samples"),
+    Observable("loss", r"$\mathcal{L}$", "loss",
+               "(1/P) Σ_p ℓ(f(x_p), y_p) over all samples; ℓ = |f − y|²/2 of mse, −Σ_c y_c log softmax(f)_c of cross_entropy"),
     Observable("sharpness", r"$\lambda_1(H)$", "sharpness", f"the largest eigenvalue of {RESCALED}"),
     Observable("hessian_eigenvalues", r"$\lambda_k(H)$", "Hessian eigenvalues",
                f"the top_k algebraically largest eigenvalues of {RESCALED}", axis=RANK),

@@ -114,6 +114,10 @@ def test_labels_from_one_and_reals_in_place_of_bytes(tmp_path):
     np.testing.assert_array_equal(found.test_labels, LABELS)
     np.testing.assert_allclose(found.train()[0], 2 * reals.reshape(9, -1) - 1, atol=1e-15)
     np.testing.assert_array_equal(found.test()[0], network_inputs(PIXELS))
+    two = np.where(LABELS > 0, 1, -1)
+    np.savez(tmp_path / "c.npz", train_images=PIXELS, train_labels=two)
+    of_two = read_npz(tmp_path / "c.npz")
+    assert (of_two.classes, of_two.train_labels.tolist()) == (("-1", "1"), (LABELS > 0).astype(int).tolist())
     np.savez(tmp_path / "b.npz", train_images=PIXELS, train_labels=LABELS + 1, classes=np.array(NAMES))
     named = read_npz(tmp_path / "b.npz")
     assert (named.classes, named.train_labels.tolist()) == (NAMES, LABELS.tolist())
@@ -147,7 +151,9 @@ def test_grey_images_and_columns_of_labels_and_no_test_set_and_no_names(tmp_path
         ({"test_labels": np.array([0, 1, 3])}, "a test label is 3, wanted 0 to 2"),
         ({"test_labels": None}, "come together"),
         ({"train_labels": None}, "no array train_labels; it has train_images"),
-        ({"classes": np.array(["a", "b"])}, "a training label is 2, wanted 0 to 1"),
+        ({"classes": np.array(["a", "b"])}, "a training label is 2, wanted 0 or 1"),
+        ({"train_labels": np.array([-1, 1] * 3), "test_labels": np.array([-1, 0, 1])}, "a test label is 0, wanted -1 or 1"),
+        ({"train_labels": LABELS[:6] + 1, "test_labels": LABELS[6:]}, "a test label is 0, wanted 1 to 3"),
         ({"classes": np.array([1, 2, 3])}, "classes hold int64, wanted a list of texts"),
         ({"classes": np.array("abc")}, "classes hold <U3, wanted a list of texts"),
         ({"train_labels": np.array([{}, 1], dtype=object)}, "pickled objects"),

@@ -114,7 +114,8 @@ def test_predictions():
     [
         pytest.param("mup", "mlp3", {"num_steps": 0}, "hessian_min", "outliers are known: its bulk has no edge",
                      marks=pytest.mark.slow),
-        ("mup", "mlp2", {"num_steps": 0}, "hessian_trace", "the bulk of the Hessian has no edge"),
+        ("mup", "mlp2", {"num_steps": 0}, "hessian_min", "the bulk of the Hessian has no edge"),
+        ("mup", "mlp2", {"num_steps": 0}, "hessian_trace", "it grows with the width"),
         ("ntp", "mlp2", {}, "hessian_trace", "residual part stays random"),
     ],
 )  # fmt: skip

@@ -15,6 +15,7 @@ from limits.deep import infinite_depth as depth
 from limits.deep import linear as deep_linear
 from limits.exponents.parametrization import factors, gauge, interpolated, laziness, output_exponent, output_multiplier, scaling
 from limits.kernel import ntk  # fmt: skip
+from limits.losses import LOSSES
 from limits.trajectory import MEASURED
 from limits.two_layer import linear as linear2
 from limits.two_layer import linear_law as fluctuations
@@ -164,6 +165,7 @@ def test_every_observable_is_described():
         assert observable.symbol.startswith("$")
         assert observable.label
         assert observable.definition
+    assert all(loss in OBSERVABLES["loss"].definition for loss in LOSSES)
 
 
 def test_a_problem_and_a_trajectory_are_told_in_a_line():

@@ -27,7 +27,7 @@ class Options(runs.TrainingOptions):
     measure_every: int | None = None
     """Steps between two measurements; default 4, or all steps if they are fewer."""
     learning_rate: float = 0.5
-    """η0; the raw step is η0 γ², the edge of stability 2/η0."""
+    """η0; of SGD the raw step is η0 γ², the edge of stability 2/η0."""
     reference: Literal["theory", "largest-width"] | None = None
     """What is subtracted: the limit (default where it is known; from an observable that it leaves open, the largest
     network), or from all the largest network (the paper's way; biased)."""

@@ -31,7 +31,7 @@ class Options(runs.TrainingOptions):
     """Side by side: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for residual models depth_mup,
     alpha1; or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
     learning_rate: tuple[float, ...] = ()
-    """η0 of each parametrization, or one for all; the raw step is η0 γ². Default 0.5, of ntp 7."""
+    """η0 of each parametrization, or one for all; of SGD the raw step is η0 γ². Default 0.5, of ntp 7."""
     model: Annotated[str, OneOf(MODELS, only=False)] = "conv"
     samples: int | None = None
     """P, drawn at random, as they come; default 2000 for patches10, 40 for gaussian, 256 for digits and texts, for other files

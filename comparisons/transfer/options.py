@@ -26,7 +26,7 @@ class Options(runs.TrainingOptions):
     depths: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--depth"])] = (2,)
     """Hidden layers of mlp, convolutions of convnet, blocks of the others; with several, the optimum's way with the depth."""
     learning_rates: tuple[float, ...] = (0.1, 0.15, 0.22, 0.33, 0.47, 0.68, 1.0, 1.5, 2.2, 3.3, 4.7, 6.8, 10.0, 15.0)
-    """η0, at least three; the raw step is η0 γ²."""
+    """η0, at least three; of SGD the raw step is η0 γ²."""
     seeds: int = 8
     """Networks per size and learning rate, at least two."""
     measure_every: int | None = None

@@ -127,8 +127,9 @@ def read_npz(path: str | Path) -> Images:
     if "test_images" in found:
         test_pixels, test_labels = pixels_of(path, found, "test_images"), _labels_of(path, found, "test_labels")
     try:
-        classes, first = _classes_of(found, labels)
-        return Images(pixels, labels - first, test_pixels, test_labels - first, classes)
+        classes, values = _classes_of(found, labels)
+        labels, test_labels = _among(values, "training", labels), _among(values, "test", test_labels)
+        return Images(pixels, labels, test_pixels, test_labels, classes)
     except ValueError as wrong:
         raise DataError(f"{path}: {wrong}") from None
 
@@ -198,15 +199,23 @@ def _labels_of(path, found, name):
 
 
 def _classes_of(found, labels):
-    """(their names, the label of the first)"""
+    """(their names, their labels in order)"""
     names = found.get("classes", None)
     if names is None:
         names = numbered(labels)[1]
-        return tuple(names), int(names[0])
+        return names, np.array(names, np.int64)
     if not isinstance(names, np.ndarray) or names.dtype.kind != "U" or names.ndim != 1:
         raise ValueError(f"classes hold {getattr(names, 'dtype', 'no texts')}, wanted a list of texts")
     from_one = labels.min(initial=1) == 1 and labels.max(initial=0) == len(names)
-    return tuple(names.tolist()), int(from_one)
+    return tuple(names.tolist()), np.arange(len(names)) + from_one
+
+
+def _among(values, half, labels):
+    """The places of labels in the ascending values of the classes."""
+    if (wrong := labels[~np.isin(labels, values)]).size:
+        wanted = f"{values[0]} {'or' if len(values) == 2 else 'to'} {values[-1]}"
+        raise ValueError(f"a {half} label is {wrong[0]}, wanted {wanted}: there are {len(values)} classes")
+    return np.searchsorted(values, labels)
 
 
 def _halves(root):

@@ -51,9 +51,8 @@ from limits.two_layer.particles import cloud, functions, path, population, refus
 from limits.two_layer.patterns import candidates, edge
 
 SIGNAL = "r"
-NO_EDGE = dict.fromkeys(
-    ("hessian_min", "residual_eigenvalues", "hessian_trace"), "the bulk of the Hessian has no edge with this activation"
-)
+LEFT_OPEN = dict.fromkeys(("hessian_min", "residual_eigenvalues"), "the bulk of the Hessian has no edge with this activation")
+LEFT_OPEN |= {"hessian_trace": "with this activation it grows with the width"}
 __all__ = ["HessianSpectrum", "hessian_spectra", "predict", "refuses", "solve"]
 
 
@@ -83,7 +82,7 @@ def solve(problem: Problem, *, particles: int = 4096, repeats: int = 4, seed: in
     if problem.network.nonlinearity.kinked:
         _put_edges(values, errors, *_edges(problem, signals, of_clouds["residual_eigenvalues"][..., 0].max(0)))
     values, errors = (first_ranks(numbers, problem.top_k) for numbers in (values, errors))
-    return Trajectory(problem.steps, values, errors, left_open=NO_EDGE)
+    return Trajectory(problem.steps, values, errors, left_open=LEFT_OPEN)
 
 
 @in_float64
