@@ -200,6 +200,16 @@ def test_results_of_something_else_are_refused(figure, at, change, complains, re
     assert complains in complaint(figure, ["--results", str(tmp_path / "there")], capsys)
 
 
+def test_gaps_that_drift_together_are_not_said_to_grow():
+    """Trajectories of five seeds whose gaps at neighbouring steps correlate by 0.99, and have no power of the step."""
+    rng, steps = np.random.default_rng(0), np.array([24.0, 30, 36, 42, 48])
+    correlated = np.linalg.cholesky(0.99 ** np.abs(np.subtract.outer(range(5), range(5))))
+    laws = [figure_3_2.late_power(steps, correlated @ rng.normal(size=(5, 5))) for _ in range(200)]
+    fitted = [law.interval for law in laws if law.status == "fitted"]
+    assert len(fitted) > 150
+    assert np.mean([low <= 0 <= high for low, high in fitted]) > 0.9  # 0.8 by permutations of the steps
+
+
 def gaps_of(law):
     """(width, seed, step): gaps ± law(step) of six networks at two widths, and a third width that is the reference."""
     steps, noise = np.array([0, 2, 4, 8, 12, 16]), np.random.default_rng(0).choice([-1.0, 1.0], size=(2, 6, 1))
