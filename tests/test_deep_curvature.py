@@ -198,7 +198,7 @@ def test_one_hidden_layer_is_the_secular_equation_of_particles(activation, scale
 @pytest.mark.parametrize("model", [{"model": "linear3"}, RESIDUAL | {"activation": "linear"}], ids=["plain", "residual"])
 def test_trained_networks_are_about_the_limit(model):
     """Mean over seeds, of eigenvalues at both ends; a bulk falls short of its edge by about N^(-2/3)."""
-    problem, width, seeds = a_problem(Y[:, :1], learning_rate=0.2, **model), 512, 16
+    problem, width, seeds = a_problem(Y[:, :1], learning_rate=0.2, **model), 256, 12
     limit, keys = dmft.solve(problem), jax.random.split(jax.random.key(0), seeds)
     networks = train(problem, build(problem, width), keys, observables=HESSIAN)
     for name in HESSIAN:
