@@ -48,10 +48,10 @@ def limit_is_known(problem: Problem) -> bool:
     return True
 
 
-def why_no_limit(problem: Problem) -> str | None:
+def why_no_limit(problem: Problem, *, hessian: bool = True) -> str | None:
     """The line that says why there is none to be drawn beside networks: unknown, too large, or a package is not installed."""
     try:
-        limit.theory(problem)
+        limit.insist_on_room(problem, hessian=hessian)
     except (ValueError, MemoryError, ImportError) as refusal:
         return str(refusal)
     return None

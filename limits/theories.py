@@ -20,7 +20,7 @@ from limits.losses import LOSSES
 from limits.optimizers import OPTIMIZERS
 from limits.problem import Problem, given_outputs
 from limits.rows import Table
-from limits.trajectory import Trajectory
+from limits.trajectory import OBSERVABLES, Trajectory, storable
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Theory:
     means     problem → whether this theory is asked, if none before it is.  What it refuses, nobody else is asked
     home      the module with ``refuses(problem)``, the line that says why it does not know the limit, None where it does;
               ``solve(problem)``; if it knows limits whose f(0) is random, ``loss_law(problem)`` and
-              ``solve(problem, initial_outputs=…)``; and, if it takes minutes, ``work(problem, hessian=…)``
+              ``solve(problem, initial_outputs=…)``; and, if it takes minutes, ``work(problem, hessian=…)`` and
+              ``insist_on_room(problem, hessian=…)``, which raises MemoryError
     law       the module with ``predict(problem)``; "" where there is none
     has_law   problem → whether that has a law of it
     dear      whether the Hessian's observables take most of its time, and ``solve(problem, hessian=False)`` spares them
@@ -90,6 +91,9 @@ THEORIES = Table("theory", (
 ))  # fmt: skip
 
 
+UNKNOWN_TO_THEORY = tuple(name for name in storable() if not OBSERVABLES[name].in_limits)
+
+
 def theory(problem: Problem) -> ModuleType:
     """The module that knows the limit.  Raises ValueError, in one line, where none does."""
     return import_module(_row(problem).home)
@@ -126,6 +130,7 @@ def solve(
     if initial_outputs is not None:
         return of.solve(problem, initial_outputs=given_outputs(problem, initial_outputs))
     limit = of.solve(problem, hessian=hessian) if row.dear else of.solve(problem)
+    limit = replace(limit, left_open=dict.fromkeys(UNKNOWN_TO_THEORY, "no theory has it") | limit.left_open)
     if not outputs_are_random(problem):
         return limit
     return replace(limit, observables=limit.observables | {"loss": of.loss_law(problem)[0]})
@@ -135,6 +140,13 @@ def work(problem: Problem, *, hessian: bool = True) -> tuple[float, float]:
     """(multiplications, numbers held at once) of ``solve``, in float64, where that takes minutes; else (0, 0)."""
     of = theory(problem)
     return of.work(problem, hessian=hessian) if hasattr(of, "work") else (0.0, 0.0)
+
+
+def insist_on_room(problem: Problem, *, hessian: bool = True) -> None:
+    """Raises MemoryError, in one line, where ``solve`` would for want of room, as far as that is known before it begins."""
+    of = theory(problem)
+    if hasattr(of, "insist_on_room"):
+        of.insist_on_room(problem, hessian=hessian)
 
 
 def predict(problem: Problem) -> Prediction | None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from comparisons.cells import Store
 from comparisons.convergence import study as convergence
 from comparisons.convergence.rates import Rate
 from comparisons.convergence.study import Options, compare, main
+from limits import machine
 from limits.theories import predict, solve
 
 SMALL = ["--widths", "8", "16", "32", "--seeds", "5", "--steps", "4", "--measure-every", "2", "--samples", "8",
@@ -261,6 +262,22 @@ SLOWER = {
 def test_other_comparisons(case, tmp_path, capsys):
     main([*SMALL, "--out", str(tmp_path / "results"), *(OTHERS | SLOWER)[case]])
     assert "fitted" in capsys.readouterr().out
+
+
+SAMPLED = Options(model="mlp3", activation="tanh", widths=(4, 8, 16, 32), seeds=2, samples=8, steps=2)
+
+
+def test_a_limit_that_does_not_fit_is_refused_before_any_network(monkeypatch):
+    """And none is found beside networks that are held against the widest, where that takes minutes."""
+    assert convergence.prepare(SAMPLED).limit_is_known
+    monkeypatch.setattr(machine, "physical_memory", lambda: 2**20)
+    with pytest.raises(ValueError, match=r"minutes and needs about .* GiB, more than .*; or take --reference largest-width"):
+        convergence.prepare(SAMPLED)
+    against_widest = convergence.prepare(replace(SAMPLED, reference="largest-width"))
+    assert not against_widest.limit_is_known
+    monkeypatch.undo()
+    assert not against_widest.limit_is_known
+    assert convergence.prepare(replace(SAMPLED, reference="largest-width", model="linear3")).limit_is_known
 
 
 def test_the_same_exponents_written_out_give_the_same_numbers(finished, tmp_path, capsys):

@@ -103,6 +103,11 @@ def test_a_limit_is_known_where_it_can_be_solved(param):
                 assert not model.startswith("linear") or np.isfinite(solve(problem)["loss"]).all()
 
 
+def test_what_no_theory_has():
+    with pytest.raises(KeyError, match="no gradient_noise here: no theory has it; there are"):
+        solve(a_problem())["gradient_noise"]
+
+
 def test_predictions():
     assert "sharpness" in predict(a_problem())
     assert "loss" in predict(a_problem("ntp"))

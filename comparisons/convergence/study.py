@@ -77,11 +77,14 @@ class Comparison(Work):
 
     @property
     def limit_is_known(self) -> bool:
-        return pairs.limit_is_known(self.problem)
+        """And fits this machine; where it takes minutes, only if it was asked for."""
+        spared = not self.against_theory
+        known = pairs.why_no_limit(self.problem, hessian=not spared) is None
+        return known and not (spared and limit.work(self.problem, hessian=False)[0])
 
     @property
     def against_theory(self) -> bool:
-        """Else the limit is drawn, where it is known, but without what takes minutes."""
+        """Else the limit is drawn, where it is known, but for what takes minutes."""
         return self.reference == "theory"
 
     @property
@@ -169,6 +172,8 @@ def prepare(options: Options) -> Comparison:
         problem = replace(problem, top_k=options.top_k)
     if options.top_k > smallest:
         raise ValueError(f"top-k {options.top_k}: a network of width {min(widths)} has only {smallest} parameters")
+    if reference == "theory" and (why := pairs.why_no_limit(problem)):
+        raise ValueError(f"{why}; or take --reference largest-width")
     settings = {"reference": reference, "exponents": parametrization.rows(problem.scaling())}
     config = runs.config(options, problem.inputs, problem.targets) | settings
     return Comparison(options, problem, reference, config)

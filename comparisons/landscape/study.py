@@ -94,7 +94,8 @@ class Sizes(Work):
     @cached_property
     def no_limits(self) -> dict[tuple[str, int], str | None]:
         """Of every parametrization and depth, why there is no limit; None where there is one."""
-        return {key: pairs.why_no_limit(problem) for key, problem in self.problems.items()}
+        return {key: pairs.why_no_limit(problem, hessian=False) or pairs.why_no_limit(problem, hessian=self._curved(problem))
+                for key, problem in self.problems.items()}  # fmt: skip
 
     @property
     def limits(self) -> list[Limit]:
@@ -106,8 +107,10 @@ class Sizes(Work):
                 if isinstance(cell, Cell) else self._limit(of[cell.param, cell.depth]) for cell in cells]  # fmt: skip
 
     def _limit(self, problem):
-        asked = problem, self.options.observables, self.options.curvature_samples
-        return estimate.Limit(problem, infinite.needs_hessian(*asked))
+        return estimate.Limit(problem, self._curved(problem))
+
+    def _curved(self, problem):
+        return infinite.needs_hessian(problem, self.options.observables, self.options.curvature_samples)
 
     def compute(self, cells: Sequence[Cell | Limit], store: Store, report: Report) -> list[Values]:
         return [labelled.arrays(self.trained(cell, report)) if isinstance(cell, Cell) else

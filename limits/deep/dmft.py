@@ -104,8 +104,7 @@ def solve(
     such limit, and MemoryError for what does not fit this machine: at once, or later if fields need more room than usual.
     """
     kind, data = _read(problem, samples, repeats)
-    multiplications, numbers = work(problem, samples, repeats, hessian=hessian)
-    require_room(numbers, f"this limit takes about {multiplications / RATE / 60:.2g} minutes and needs")
+    insist_on_room(problem, samples, repeats, hessian=hessian)
     total, of_runs, of_hessian, ranks = None, [], [], problem.top_k + problem.num_outputs
     for run, rng in _runs(problem, kind, data, samples, repeats, seed):
         curved = hessian and len(of_hessian) < _curved(repeats)
@@ -219,6 +218,12 @@ def work(problem: Problem, samples: int = 8192, repeats: int = 8, *, hessian: bo
     n, m = (2 * max(ROOM, of) for of in (n + new_n, m + new_m))
     basis = 2 * (curvature.BLOCKS + 1) * b * ((r + C) * S + H * n * m)
     return runs * (training + measuring), _numbers_held(H, n, m, S) + basis
+
+
+def insist_on_room(problem: Problem, samples: int = 8192, repeats: int = 8, *, hessian: bool = True) -> None:
+    """Raises MemoryError, in one line, for what ``solve`` would not begin."""
+    multiplications, numbers = work(problem, samples, repeats, hessian=hessian)
+    require_room(numbers, f"this limit takes about {multiplications / RATE / 60:.2g} minutes and needs")
 
 
 def refuses(problem: Problem) -> str | None:

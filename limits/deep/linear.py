@@ -90,6 +90,13 @@ def work(problem: Problem, *, hessian: bool = True) -> tuple[float, float]:
     return dmft.work(problem) if hessian else (0.0, 0.0)
 
 
+def insist_on_room(problem: Problem, *, hessian: bool = True) -> None:
+    """Raises MemoryError, in one line, for what ``solve`` would not begin."""
+    _checked(problem, None)
+    if hessian:
+        dmft.insist_on_room(problem)
+
+
 def predict(
     problem: Problem, *, depth: int | None = None, draws: int = 1024, seed: int = 0, hessian: bool = True
 ) -> Prediction:
