@@ -5,7 +5,8 @@
 
 Raw: of the weights as they are stored.  ``batch`` is (inputs, targets); ``select`` restricts to leaves by their path, a pattern
 of it or of its beginning, the others being held.  A Lanczos run keeps vectors of the size of what is selected, ``MATVECS`` of
-them: where that is more than there is memory for, fewer (``basis``), and is begun again from what they have found.
+them.  Where that is more than there is memory for it keeps fewer (``basis``): of one eigenvalue a vector at a time and the best
+half of them whenever there is no room (thick restarts: Wu & Simon 2000); of several it is begun again from what was found.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from finite.curvature import lanczos
@@ -26,7 +28,8 @@ from limits.machine import physical_memory
 
 MATVECS = 100
 FEWEST = 8  # vectors of a basis that is begun again
-SHARE = 0.25  # of the machine's memory that a basis may take
+SHARE = 0.3  # of the machine's memory that a basis may take, with what surrounds it
+BESIDE = 5, 14  # vectors: weights and a product with its intermediate ones; in one compiled program
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +63,21 @@ def sharpness(
 
     preconditioner   P, diagonal, like the params (√v̂ + ε of Adam)
     basis            vectors that are kept at once; default what fits, at most ``MATVECS``
-    start            ``vectors`` of an earlier call's result summed, say; default a random one
+    start            like the params, or like what is selected: ``vectors`` of an earlier call's result summed, say; default a
+                     random one
 
     Raises MemoryError, in one line, where not even ``FEWEST`` vectors fit; ValueError where nothing is selected.
     """
     chosen = _chosen(params, select)
     kept = _basis(params, chosen, top) if basis is None else basis
     whole = kept >= min(MATVECS, sum(leaf.size for leaf in _selected(params, chosen)))
-    start = _selected(jax.tree.map(jnp.zeros_like, params) if start is None else start, chosen)
+    begin = jax.tree.leaves(start)
+    if begin and len(begin) != len(chosen):
+        begin = _selected(start, chosen)
+    if top == 1 and not whole:
+        product = lambda v: _product(of, chosen, params, batch, preconditioner, v)  # noqa: E731
+        return _largest(product, _selected(params, chosen), begin, kept, float(rtol))
+    start = begin or jax.tree.map(jnp.zeros_like, _selected(params, chosen))
     found = None
     for _ in range(1 if whole else -(-MATVECS // kept)):
         found = _extremes(of, chosen, top, kept, params, batch, preconditioner, start, rtol)
@@ -79,11 +89,91 @@ def sharpness(
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _extremes(of, chosen, top, kept, params, batch, preconditioner, start, rtol):
-    matvec, _ = _hessian(of, chosen, params, batch)
-    if preconditioner is not None:
-        roots = jax.tree.map(jnp.sqrt, _selected(preconditioner, chosen))
-        matvec = preconditioned(matvec, lambda v: jax.tree.map(jnp.divide, v, roots))
+    matvec = _matvec(of, chosen, params, batch, preconditioner)
     return lanczos.extremes(matvec, start, top=top, rtol=rtol, max_matvecs=kept)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _product(of, chosen, params, batch, preconditioner, v):
+    return _matvec(of, chosen, params, batch, preconditioner)(v)
+
+
+def _matvec(of, chosen, params, batch, preconditioner):
+    matvec, _ = _hessian(of, chosen, params, batch)
+    if preconditioner is None:
+        return matvec
+    roots = jax.tree.map(jnp.sqrt, _selected(preconditioner, chosen))
+    return preconditioned(matvec, lambda v: jax.tree.map(jnp.divide, v, roots))
+
+
+def _largest(product: Callable, like: list, start: list, kept: int, rtol: float) -> lanczos.Extremes:
+    """The largest eigenvalue, as ``lanczos.extremes`` has it: beside the basis there is a product and what makes it."""
+    v = start or jax.jit(lanczos.random_start)(jax.random.key(kept), like)
+    fewest = 1 if start else kept  # by which a random start tells the largest from others
+    basis, matrix, eps = [_unit(v)], np.zeros((kept, kept)), float(jnp.finfo(v[0].dtype).eps)
+    for count in range(1, MATVECS + 1):
+        m, (w, overlaps) = len(basis), _orthogonal(product(basis[-1]), basis)
+        matrix[:m, m - 1] = matrix[m - 1, :m] = overlaps
+        if not np.isfinite(overlaps).all():
+            value, error, limit, turn = np.nan, np.nan, 0.0, np.full((m, m), np.nan)
+            break
+        values, turn = np.linalg.eigh(matrix[:m, :m])
+        coupling = float(_length(w))
+        value, rounding = values[-1], eps * (np.abs(values).max() + coupling)
+        error, noise = coupling * abs(turn[-1, -1]) + lanczos.ROUNDING * rounding, lanczos.BREAKDOWN * rounding
+        limit = max(rtol * abs(value), 2 * noise)
+        if (error <= limit and count >= fewest) or coupling <= noise or count == MATVECS:
+            break
+        if m == kept:
+            best = m - kept // 2
+            _turned(basis, turn[:, best:])
+            matrix = np.diag(np.pad(values[best:], (0, best)))
+        basis.append(_unit(w))
+    _turned(basis, turn[:, -1:])
+    found = (np.array([one]) for one in (value, error, error <= limit))
+    return lanczos.Extremes(*found, [leaf[None] for leaf in basis[0]], None, np.asarray(count))
+
+
+def _orthogonal(w: list, basis: list) -> tuple[list, np.ndarray]:
+    """(w without its parts along the basis, these); twice, for what rounding leaves."""
+    overlaps = np.zeros(len(basis))
+    for place in [*range(len(basis))] * 2:
+        w, overlap = _without(w, basis[place])
+        overlaps[place] += overlap
+    return w, overlaps
+
+
+@jax.jit
+def _unit(v):
+    return [leaf / _length(v) for leaf in v]
+
+
+@jax.jit
+def _length(v):
+    return jnp.sqrt(squared_norm(v))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _without(w, unit):
+    overlap = inner(unit, w)
+    return [a - overlap * b for a, b in zip(w, unit, strict=True)], overlap
+
+
+def _turned(basis: list, weights: np.ndarray) -> None:
+    """In place of the basis these combinations of it, leaf by leaf, so that there never are two of it."""
+    for place in range(len(basis[0])):
+        rows = [vector[place] for vector in basis]
+        made = [_combination(rows, jnp.asarray(column, rows[0].dtype)) for column in weights.T]
+        for vector, leaf in zip(basis, made, strict=False):
+            vector[place] = leaf
+        for vector in basis[len(made) :]:
+            vector[place] = None
+    del basis[weights.shape[1] :]
+
+
+@jax.jit
+def _combination(rows, weights):
+    return sum(weight * row for weight, row in zip(weights, rows, strict=True))
 
 
 @partial(jax.jit, static_argnums=(0,), static_argnames=("select", "probes"))
@@ -191,11 +281,14 @@ def memory(params: Any, *, select: str | None = None, vectors: int = MATVECS) ->
 
 def _basis(params, chosen, top):
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in _selected(params, chosen))
-    room, fewest = int(SHARE * physical_memory() / one), FEWEST + 2 * (top - 1)
-    if room < fewest:
-        taken = f"a Lanczos basis of {fewest} vectors takes {fewest * one / 2**30:.1f} GiB"
-        raise MemoryError(f"{taken}, more than a quarter of the memory: select some leaves")
-    return min(MATVECS, room)
+    room, fewest = SHARE * physical_memory() / one, FEWEST + 2 * (top - 1)
+    in_parts, compiled = (int(room - beside) for beside in BESIDE)
+    kept = compiled if top > 1 or compiled >= MATVECS else in_parts
+    if kept < fewest:
+        taken = (fewest + BESIDE[top > 1]) * one / 2**30
+        what = f"a Lanczos basis of {fewest} vectors and what surrounds it take {taken:.1f} GiB"
+        raise MemoryError(f"{what}, more than {SHARE:.0%} of the memory: select some leaves")
+    return min(MATVECS, kept)
 
 
 def _chosen(params, select) -> tuple[int, ...]:
