@@ -29,7 +29,7 @@ from limits.machine import physical_memory
 MATVECS = 100
 FEWEST = 8  # vectors of a basis that is begun again
 SHARE = 0.3  # of the machine's memory that a basis may take, with what surrounds it
-BESIDE = 5, 14  # vectors: weights and a product with its intermediate ones; in one compiled program
+BESIDE = 7, 14  # vectors: weights, a product and what makes it, half a large leaf; the same in one compiled program
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ def _matvec(of, chosen, params, batch, preconditioner):
 
 def _largest(product: Callable, like: list, start: list, kept: int, rtol: float) -> lanczos.Extremes:
     """The largest eigenvalue, as ``lanczos.extremes`` has it: beside the basis there is a product and what makes it."""
-    v = start or jax.jit(lanczos.random_start)(jax.random.key(kept), like)
+    v = jax.tree.map(jnp.copy, start) or jax.jit(lanczos.random_start)(jax.random.key(kept), like)
     fewest = 1 if start else kept  # by which a random start tells the largest from others
     basis, matrix, eps = [_unit(v)], np.zeros((kept, kept)), float(jnp.finfo(v[0].dtype).eps)
     for count in range(1, MATVECS + 1):
@@ -143,7 +143,7 @@ def _orthogonal(w: list, basis: list) -> tuple[list, np.ndarray]:
     return w, overlaps
 
 
-@jax.jit
+@partial(jax.jit, donate_argnums=0)
 def _unit(v):
     return [leaf / _length(v) for leaf in v]
 
