@@ -35,7 +35,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 from scipy.special import stdtrit
 
 Status = Literal["fitted", "below noise floor", "past the edge of stability", "diverged", "too few widths", "too few seeds",
@@ -101,7 +101,7 @@ def fit(
     """The power law of the errors of W widths.
 
     widths        (W,) different, positive, at least three
-    errors        (W, S) signed deviations o_N − o_∞ of S seeds, or (W,) magnitudes
+    errors        (W, S) signed deviations o_N − o_∞ of S seeds, or (W,) magnitudes, as is that of one seed
     exponent      held where given (negative: −0.5), so that the prefactor can be compared with a predicted one
     noise_floor   () or (W,) what the measuring itself cannot resolve; a width counts only above ``ABOVE_FLOOR`` of it
                   (never where it is inf or not a number)
@@ -110,6 +110,7 @@ def fit(
 
     What is fitted, and the intervals, are the module's; of magnitudes without seeds least squares of the logarithms, with
     Student's t from the scatter about the line, which needs widths that err independently to be right about the prefactor.
+    Four of them show whether the line is bent, as that of no power law is, or, which is fitted, by a next order.
 
     Status "diverged" where an error is not finite; "below noise floor" where fewer than three widths count, or a mean may be
     zero; "too few seeds" where so few exclude no exponent; "no power law" where what is left beside the best line, the next
@@ -161,7 +162,7 @@ def _in_units(widths, errors, noise_floor, kind, exponent, confidence, next_orde
         return refused("below noise floor")
     widths, errors, noise_floor = widths[used], errors[used], noise_floor[used]
     if errors.shape[1] == 1:
-        return _line_of_magnitudes(widths, magnitude[used], exponent, confidence)
+        return _line_of_magnitudes(widths, magnitude[used], exponent, confidence, next_order)
     if kind == "fluctuation":
         return _fluctuation(widths, errors, noise_floor, exponent, confidence, next_order, resamples, seed)
     return _bias(widths, errors, noise_floor, exponent, confidence, next_order, resamples, seed)
@@ -195,19 +196,38 @@ def _check_options(kind, exponent, confidence, resamples):
 # Magnitudes without seeds --------------------------------------------------------------------------------------------
 
 
-def _line_of_magnitudes(widths, magnitude, held, confidence) -> PowerLaw:
-    """Least squares of the logarithms, intervals by Student's t, from the scatter about the line."""
-    x, y = np.log(widths), np.log(magnitude)
-    line = np.linalg.pinv(np.stack([x, np.ones_like(x)], axis=1))
-    if held is not None:
-        line = np.stack([np.zeros_like(x), np.full_like(x, 1 / len(x))])
-    offset = np.array([held or 0.0, 0.0])
-    theta = line @ (y - offset[0] * x) + offset
-    free = len(x) - (1 if held is not None else 2)
-    variance = np.sum((y - theta[0] * x - theta[1]) ** 2) / free
-    half = stdtrit(free, (1 + confidence) / 2) * np.sqrt(variance * np.sum(line**2, axis=1))
-    interval = float(theta[0] - half[0]), float(theta[0] + half[0])
-    return _power_law(theta[0], interval, theta[1], (theta[1] - half[1], theta[1] + half[1]), widths)
+def _line_of_magnitudes(widths, magnitude, held, confidence, next_order) -> PowerLaw:
+    """Least squares of the logarithms, intervals by Student's t, from the scatter about the line, which must not be bent."""
+    x, y, narrowness, size = np.log(widths), np.log(magnitude), widths.min() / widths, 0.0
+    rows = np.stack([np.ones_like(x), x])[: 1 if held is not None else 2]
+    y = y - (held or 0.0) * x
+    if held is None and _is_bent(rows, x, y):
+        size = _size_of_next_order(rows, y, narrowness)
+        rows, y = np.stack([*rows, narrowness / (1 + size * narrowness)]), y - np.log1p(size * narrowness)
+        if not next_order or abs(size) > 0.99 * LARGEST_NEXT_ORDER or _is_bent(rows, x, y):
+            return refused("no power law")
+    theta, free = np.linalg.lstsq(rows.T, y, rcond=None)[0], len(x) - len(rows)
+    variance = np.sum(_without(rows, y) ** 2) / free
+    half = stdtrit(free, (1 + confidence) / 2) * np.sqrt(variance * np.diag(np.linalg.inv(rows @ rows.T)))
+    exponent, reach = (held, 0.0) if held is not None else (theta[1], half[1])
+    ends = theta[0] - half[0], theta[0] + half[0]
+    return _power_law(exponent, (float(exponent - reach), float(exponent + reach)), theta[0], ends, widths, size)
+
+
+def _is_bent(rows, x, y):
+    """Whether a parabola is nearer than chance allows: Student's t of its curvature.  Too few points never show it."""
+    free, curvature = len(x) - len(rows) - 1, _without(rows, (x - x.mean()) ** 2)
+    if free < 1:
+        return False
+    bend = curvature @ y / (curvature @ curvature)
+    rest = np.sum((_without(rows, y) - bend * curvature) ** 2) + ROUNDING**2
+    return bool(abs(bend) * np.sqrt(curvature @ curvature * free / rest) > stdtrit(free, 1 - LEVEL / 2))
+
+
+def _size_of_next_order(rows, y, narrowness) -> float:
+    """c of the factor 1 + c N_min/N beside which the line fits best."""
+    misfit = lambda c: np.sum(_without(rows, y - np.log1p(c * narrowness)) ** 2)  # noqa: E731
+    return float(minimize_scalar(misfit, bounds=(-LARGEST_NEXT_ORDER, LARGEST_NEXT_ORDER), method="bounded").x)
 
 
 def _power_law(exponent, interval, log_prefactor, log_interval, widths, next_order=0.0) -> PowerLaw:

@@ -76,6 +76,27 @@ def test_one_dimensional_intervals_are_those_of_linear_regression():
     np.testing.assert_allclose(law.prefactor_interval, expected)
 
 
+@pytest.mark.parametrize(("magnitudes", "status"), [
+    (np.exp(-WIDTHS / 75), "no power law"), (np.array([1.0, 2, 3, 3, 2, 1]), "no power law"),
+    (3 / WIDTHS * (1 + 3 / WIDTHS), "fitted"), (3 / WIDTHS, "fitted")])  # fmt: skip
+def test_magnitudes_that_bend(magnitudes, status):
+    """As no power law does are none; a next order is seen, and is what bends them."""
+    law = fit(WIDTHS, magnitudes)
+    assert law.status == status
+    if status == "fitted":
+        assert law.exponent == pytest.approx(-1, abs=1e-6)
+        assert law.next_order == pytest.approx(16 * magnitudes[0] / 3 - 1, abs=1e-6)
+    alone = fit(WIDTHS, magnitudes, next_order=False)
+    assert alone.status == ("fitted" if (magnitudes == 3 / WIDTHS).all() else "no power law")
+
+
+def test_power_laws_without_seeds_are_seldom_refused():
+    rng, refusals = np.random.default_rng(0), 0
+    for _ in range(400):
+        refusals += fit(WIDTHS, WIDTHS**-0.5 * np.exp(0.1 * rng.normal(size=len(WIDTHS)))).status != "fitted"
+    assert refusals / 400 < 0.05
+
+
 def test_a_held_exponent_has_the_interval_of_a_mean():
     """Student's t with W − 1 degrees of freedom, of log(error · N^½)."""
     logs = np.array([0.1, -0.1, 0.2, -0.2, 0.0, 0.3])
@@ -221,7 +242,8 @@ def test_the_largest_width_as_reference_bends_the_line():
     independent = deviations(rng, seeds) - 2 * rng.standard_normal(seeds) * largest**-0.5
     magnitude = np.sqrt(np.mean(independent**2, axis=1))
     np.testing.assert_allclose(magnitude, 2 * np.sqrt(1 / WIDTHS + 1 / largest), rtol=5 / np.sqrt(2 * seeds))
-    assert fit(WIDTHS, magnitude).exponent > -0.45
+    assert linregress(np.log(WIDTHS), np.log(magnitude)).slope > -0.45
+    assert fit(WIDTHS, magnitude).status == "no power law"
     paired = WIDTHS**-1.0 - largest**-1.0
     assert fit(WIDTHS, paired, kind="bias").exponent < -1.1
     halves = [fit(WIDTHS[part], paired[part]).exponent for part in (slice(3), slice(3, 6))]
