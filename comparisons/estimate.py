@@ -17,9 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from finite.curvature.observers import DENSE_NTK_ROWS, kernels, products, program_of, size
+from finite.curvature.own import MATVECS
 from finite.networks import Architecture
 from finite.networks.build import build
 from finite.numerics import USUAL
+from finite.training.own import KEPT, Recipe
+from finite.training.own import program_of as program_of_own
 from finite.training.side_by_side import HOST_MEMORY, footprint
 from limits import theories
 from limits.machine import physical_memory
@@ -46,6 +49,23 @@ class Networks:
     samples: int | None = None
     cells: int = 1
 
+    @property
+    def depth(self) -> int:
+        return self.problem.network.depth
+
+
+@dataclass(frozen=True)
+class Own:
+    """Networks of the user's, of one width, alike."""
+
+    recipe: Recipe
+    width: int
+    networks: int
+    observables: Sequence[str] = ("loss",)
+    samples: int | None = None
+    cells: int = 1
+    depth: None = None
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -57,6 +77,10 @@ class Limit:
     networks: int = 1
     observables: Sequence[str] = ()
     cells: int = 1
+
+    @property
+    def depth(self) -> int:
+        return self.problem.network.depth
 
 
 @dataclass(frozen=True)
@@ -94,7 +118,7 @@ def warn(takes: Estimate, program: str) -> None:
         print(f"{program}: {takes} of {_digits(there / 2**30)}; --dry-run only says this", file=sys.stderr, flush=True)
 
 
-def estimated(job: Iterable[Networks | Limit], workers: int = 1, elsewhere: bool = False, parts: int = 0) -> Estimate:
+def estimated(job: Iterable[Networks | Own | Limit], workers: int = 1, elsewhere: bool = False, parts: int = 0) -> Estimate:
     """Of all these networks and limits, and so many other parts of theories, on this machine, or ``elsewhere`` on one like it
     for each worker.
 
@@ -102,7 +126,7 @@ def estimated(job: Iterable[Networks | Limit], workers: int = 1, elsewhere: bool
     """
     job = list(job)
     cells, work = parts + sum(one.cells for one in job), sum((one.networks * of_one(one) for one in job), Work())
-    programs = {(one.width, one.problem.network.depth, tuple(one.observables)) for one in job}
+    programs = {(one.width, one.depth, tuple(one.observables)) for one in job}
     workers = max(1, min(workers, cells))
     apart = seconds(Work(calls=work.calls)) + COMPILING * (len(programs) + parts)
     shared = seconds(replace(work, calls=0))
@@ -118,10 +142,12 @@ def seconds(work: Work) -> float:
     return work.products / rate + work.numbers / (NUMBERS * rate) + OVERHEAD * work.calls
 
 
-def of_one(one: Networks | Limit) -> Work:
+def of_one(one: Networks | Own | Limit) -> Work:
     """Training and measuring one network."""
     if isinstance(one, Limit):
         return Work(4 * theories.work(one.problem, hessian=one.hessian)[0])  # float64 takes twice as long
+    if isinstance(one, Own):
+        return _of_own(one)
     problem, network, compiled, samples = _program(one)
     forward = forward_pass(network.architecture, problem.num_inputs)
     parameters = size(jax.eval_shape(network.init, jax.random.key(0)))
@@ -134,6 +160,17 @@ def of_one(one: Networks | Limit) -> Work:
     return problem.num_steps * step + len(problem.steps) * measurement
 
 
+def _of_own(one):
+    recipe, program = one.recipe, program_of_own(one.recipe, one.width)
+    samples = recipe.num_samples
+    forward = _counted(jax.make_jaxpr(program.objective)(program.shapes, program.data).jaxpr)  # of all of them
+    parameters, curved = size(program.shapes), min(one.samples or samples, samples) / samples
+    step = GRADIENT * (recipe.batch_size or samples) / samples * forward + Work(0, 4 * parameters, 1)
+    product = PRODUCT * curved * forward + Work(0, PRODUCTS * parameters, 1)
+    measurement = forward + PRODUCTS * len(set(one.observables) - {"loss"}) * product
+    return recipe.num_steps * step + len(recipe.steps) * measurement
+
+
 def _dense_kernel(compiled, network, rows):
     """Built from the layers' factors, and decomposed."""
     if network.layer_factors is None or rows > DENSE_NTK_ROWS or not kernels(compiled):
@@ -141,10 +178,15 @@ def _dense_kernel(compiled, network, rows):
     return Work(4 * rows**2 * network.width * (network.depth + 1) + 9 * rows**3)
 
 
-def bytes_of(one: Networks | Limit) -> float | int:
+def bytes_of(one: Networks | Own | Limit) -> float | int:
     """What runs at once, and the data: on the host in float64, on the device once more."""
     if isinstance(one, Limit):
         return 8 * theories.work(one.problem, hessian=one.hessian)[1]
+    if isinstance(one, Own):
+        made = _of_own(replace(one, recipe=replace(one.recipe, num_steps=0), observables=("loss",))).numbers
+        vectors = MATVECS * bool(set(one.observables) - {"loss"})
+        return 4 * (3 * made + (KEPT * one.networks / max(one.cells, 1) + vectors) * size(
+            program_of_own(one.recipe, one.width).shapes))  # fmt: skip
     problem, network, compiled, samples = _program(one)
     resident, workspace = footprint(problem, network, compiled, samples)
     batched = compiled.numerics.vectorized

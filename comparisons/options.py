@@ -94,9 +94,11 @@ class DataOptions:
         """Options that change nothing beside the others, and why."""
         pictures = is_folder_of_pictures(self.data)
         found = {} if pictures else {"image_size": "only the pictures of a folder are scaled"}
-        if self.cluster not in (None, *JOB_QUEUES):
-            found["processes"] = f"the scheduler {self.cluster} has its own workers"
-        return found
+        return found | self._cluster_without_effect()
+
+    def _cluster_without_effect(self):
+        alone = self.cluster not in (None, *JOB_QUEUES)
+        return {"processes": f"the scheduler {self.cluster} has its own workers"} if alone else {}
 
     def load(self) -> Data:
         """Inputs (P, D) and targets (P, C).  Raises ValueError in one line that says what is wrong with the data."""
@@ -106,7 +108,7 @@ class DataOptions:
         """And of images their (H, W, channels), where the data says it."""
         options = self.adapted()
         inputs, targets, shape = load(options.data, options.wanted)
-        if LOSSES[options.loss].of_classes and options.suffix != ".npz":
+        if LOSSES.find(options.loss).of_classes and options.suffix != ".npz":
             targets = np.eye(targets.shape[1])[targets.argmax(axis=1)]  # of a centred one-hot vector: its class
         for what, wanted, size in (("inputs", self.inputs, inputs.shape[1]), ("outputs", self.outputs, targets.shape[1])):
             if wanted not in (None, size):
@@ -211,7 +213,7 @@ class TrainingOptions(DataOptions):
         covered = 0 < self.steps <= self.warmup_steps
         return {"schedule": f"nothing follows a warm-up of {self.warmup_steps} steps of {self.steps}"} if covered else {}
 
-    def batch(self, num_samples: int) -> int | None:
+    def minibatch(self, num_samples: int) -> int | None:
         """Samples per minibatch, None for all of them; a default that is more than there are is all of them."""
         if self.batch_size is None:
             return None if self.usual_batch is None or num_samples <= self.usual_batch else self.usual_batch
@@ -222,7 +224,7 @@ class TrainingOptions(DataOptions):
         inputs, targets, shape = self.load_shaped()
         own = {field.name: getattr(self, field.name) for field in fields(Problem) if hasattr(self, field.name)}
         del own["inputs"]  # of the options: their number
-        drawn = batches(self.seed, len(inputs), self.batch(len(inputs)), self.steps)
+        drawn = batches(self.seed, len(inputs), self.minibatch(len(inputs)), self.steps)
         given = {"image_shape": shape, "num_steps": self.steps, "batches": drawn} | given
         return Problem(inputs=inputs, targets=targets, **own | given)
 
@@ -243,6 +245,63 @@ class TrainingOptions(DataOptions):
         loss = "" if LOSSES[self.loss].quadratic else f", {self.loss.replace('_', '-')}"
         training = ", ".join([f"γ0 = {self.richness:g}", *more])
         return f"{name}{deep}{activation}, {self.optimizer}, {Path(self.data).name}{loss}, {sizes}, {training}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnOptions(TrainingOptions):
+    """Of commands that train a user's own network too, where the model is FILE.py:NAME."""
+
+    model: Annotated[str, OneOf(MODELS, only=False)] = "linear2"
+    """linear2, linear3, ...: so many weight matrices. mlp2, mlp3, ...: an activation between them. Or a network of your own,
+    FILE.py:NAME: a function build(width, key) that returns (params, apply), or a finite.networks.own.Model."""
+    loss: Annotated[str, OneOf(LOSSES, only=False)] = "mse"
+    """With classes the targets of gaussian and digits are those. Of your own network also FILE.py:NAME of a function (outputs,
+    targets) that returns one number."""
+    batch: str = ""
+    """Of your own network, what it learns: FILE.npz with arrays inputs and targets, or FILE.py:NAME of a pair of them."""
+    optimizer: Annotated[str, OneOf(OPTIMIZERS, only=False)] = "sgd"
+    """Limits are known of sgd only. Of your own network it is Python that makes an optax transformation, of optax and width:
+    "optax.adamw(1e-3)"; or FILE.py:NAME of one, or of a function of the width. η0 multiplies its updates. There are"""
+    of_own: ClassVar[frozenset[str]] = frozenset({
+        "model", "loss", "batch", "optimizer", "steps", "measure_every", "batch_size", "widths", "learning_rates",
+        "learning_rate", "seeds", "seed", "sharpness_seeds", "curvature_samples", "observables", "top_k", "tolerance",
+        "processes", "cluster", "dry_run", "compilation_cache", "out",
+    })  # fmt: skip  (the options that have a meaning for a network that is not ours)
+
+    @property
+    def own(self) -> bool:
+        """Whether the network is the user's."""
+        return ".py:" in self.model
+
+    @property
+    def usual_data(self) -> str | None:
+        return None if self.own else super().usual_data
+
+    def without_effect(self) -> dict[str, str]:
+        if not self.own:
+            return super().without_effect() | {"batch": "it is of a network of your own, --model FILE.py:NAME"}
+        why = f"of {self.name} it has no meaning"
+        others = {field.name: why for field in fields(self) if field.name not in self.of_own}
+        return self._cluster_without_effect() | others
+
+    @property
+    def name(self) -> str:
+        """Of the model, without the folders of its file."""
+        return Path(self.model).name
+
+    def recipe(self) -> Any:
+        """How the user's own network is trained, a ``finite.training.own.Recipe``.  Raises ValueError, in one line."""
+        from finite.training.own import Recipe
+
+        usual = type(self).__dataclass_fields__["optimizer"].default
+        found = Recipe(self.model, self.loss or "", self.batch, "" if self.optimizer == usual else self.optimizer,
+                       self.steps, self.measure_every, None, self.seed)  # fmt: skip
+        return replace(found, batch_size=self.minibatch(found.num_samples))
+
+    def described_own(self, samples: int) -> str:
+        """For the title of a picture."""
+        batch = f", batch {self.minibatch(samples)}" if self.minibatch(samples) else ""
+        return f"{self.name}, {self.optimizer}, P = {samples}{batch}"
 
 
 def without_effect_on(model: str) -> dict[str, str]:
@@ -309,8 +368,12 @@ def batches(seed: int, num_samples: int, batch_size: int | None, num_steps: int)
 
 def config(options: DataOptions, inputs: Float[np.ndarray, "P D"], targets: Float[np.ndarray, "P C"]) -> dict:
     """All that the numbers depend on, as JSON has it: every option that has an effect, and the SHA-256 of the data."""
+    return settings(options) | {"data_sha256": hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest()}
+
+
+def settings(options: DataOptions) -> dict:
+    """Every option that has an effect on a number, as JSON has it."""
     options = options.adapted()
     unrecorded = {*UNRECORDED, *options.without_effect()}
-    settings = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in unrecorded}
-    lists = {name: list(value) for name, value in settings.items() if isinstance(value, tuple)}
-    return settings | lists | {"data_sha256": hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest()}
+    given = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in unrecorded}
+    return given | {name: list(value) for name, value in given.items() if isinstance(value, tuple)}

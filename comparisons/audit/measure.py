@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from finite.networks.from_file import transformation
 from finite.networks.own import Model, paths
 from finite.networks.roles import Role, Use, follow, roles_of, uses_of
 
@@ -73,20 +74,6 @@ def answers_of(model: Model, optimizer: Any, width: int) -> dict[str, dict[str, 
     params, apply = model.at(width, jax.random.key(0))
     program = _Program(model, apply, transformation(optimizer, width, params))
     return dict(zip(paths(params), program.asked(width, params, 1)[1], strict=True))
-
-
-def transformation(optimizer: Any, width: int, params: Any) -> Any:
-    """The optax transformation at that width.  Raises ValueError for what is none."""
-    for arguments in ((width,), (width, params)):
-        if not hasattr(optimizer, "update") and callable(optimizer):
-            try:
-                found = optimizer(*arguments)
-            except TypeError:
-                continue
-            optimizer = found
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise ValueError(f"optimizer is {type(optimizer).__name__}: wanted an optax transformation, or a function of the width")
-    return optimizer
 
 
 class _Program:

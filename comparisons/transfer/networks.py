@@ -3,22 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
-from comparisons import estimate, pairs, results
+from comparisons import estimate, pairs, regime, results
 from comparisons.cells import Report, Store, Values, Work
+from comparisons.options import TrainingOptions, sized
 from comparisons.pairs import Limit
 from finite import Numerics
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem
 from limits.exponents.algebra import Scaling
+from limits.losses import LOSSES
 from limits.optimizers import OPTIMIZERS
 from limits.theories import solve, theory
-from limits.trajectory import stored
+from limits.trajectory import OBSERVABLES, Observable, stored
 from limits.two_layer import linear as linear2
+
+EDGE = "edge of stability"
 
 
 @dataclass(frozen=True)
@@ -27,18 +32,19 @@ class Cell:
 
     param: str
     width: int
-    depth: int
+    depth: int | None
     learning_rate: float
     seed: int
     sharpness: bool = False
 
     @property
     def name(self) -> str:
-        size = f"{results.slug(self.param)}-N{self.width}-L{self.depth}"
+        size = f"{results.slug(self.param)}-N{self.width}" + ("" if self.depth is None else f"-L{self.depth}")
         return f"{size}/{self.learning_rate!r}-{self.seed}{'-sharpness' if self.sharpness else ''}"
 
     def __str__(self):
-        return f"{self.param} N = {self.width} L = {self.depth} η0 = {self.learning_rate:g} seed {self.seed}"
+        deep = "" if self.depth is None else f" L = {self.depth}"
+        return f"{self.param} N = {self.width}{deep} η0 = {self.learning_rate:g} seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,47 @@ class Networks(Work):
     followed: int
     precision: str
     samples: int
+
+    @property
+    def steps(self) -> Int[np.ndarray, " T"]:
+        """The measured ones."""
+        return self.base.steps
+
+    @property
+    def depths(self) -> list[int]:
+        """The networks' own: one that a model says in its name is not the option's."""
+        return sorted({depth for _, depth in self.scalings})
+
+    def described(self, options: TrainingOptions) -> str:
+        return sized(options, self.base)
+
+    def announce(self, params: Sequence[str]) -> None:
+        """What the derivation says of exponents of the user's own."""
+        own = [param for param in params if results.slug(param) != param]
+        regime.announce(self.problem(param, self.depths[0]) for param in own)
+
+    def limits(self, params: Sequence[str]) -> list[Limit]:
+        """Those that are known."""
+        return [Limit(*key) for key in product(params, self.depths) if pairs.limit_is_known(self.problem(*key))]
+
+    @property
+    def of_loss(self) -> dict[str, str]:
+        """Attributes: its definition, and of its rounding."""
+        base = self.base
+        definition = f"mean {base.loss.replace('_', '-')} over all samples"
+        definition = OBSERVABLES["loss"].definition if LOSSES[base.loss].quadratic else definition
+        return {"definition": definition, "precision": self.precision, "loss": base.loss}
+
+    def edge(self, param: str, depth: int, learning_rate: float) -> float:
+        """Of stability."""
+        return self.problem(param, depth, learning_rate).preconditioned_edge_of_stability
+
+    def of_sharpness(self, edges: Sequence[float]) -> tuple[Observable, str, str]:
+        """(what is followed, its definition, what the edges are called)."""
+        row = OPTIMIZERS[self.base.optimizer]
+        observable = OBSERVABLES[row.sharpness]
+        plain = not (row.preconditioned or self.base.momentum or self.base.weight_decay)
+        return observable, observable.definition, EDGE + r" $2/\eta_0$" * bool(np.isfinite(edges).all() and plain)
 
     def problem(self, param: str, depth: int, learning_rate: float | None = None) -> Problem:
         rate = self.base.learning_rate if learning_rate is None else learning_rate

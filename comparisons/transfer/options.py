@@ -12,10 +12,10 @@ PROGRAM = "python -m comparisons.transfer"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(runs.TrainingOptions):
+class Options(runs.OwnOptions):
     """Train networks of growing width with each learning rate, and see whether the best one moves with the width.
 
-    With their limit, where it is known.
+    With their limit, where it is known. Or networks of your own, --model FILE.py:NAME, whose optimizer's updates η0 multiplies.
     """
 
     param: tuple[str, ...] = ("mup", "ntp")

@@ -20,7 +20,7 @@ from itertools import product
 import numpy as np
 import xarray as xr
 
-from comparisons import command_line, files, pairs, regime, results
+from comparisons import command_line, files, results
 from comparisons import options as runs
 from comparisons import style as plots
 from comparisons.cells import Store, begin
@@ -29,11 +29,9 @@ from comparisons.optimum.picture import picture, table
 from comparisons.pairs import Limit
 from comparisons.transfer.networks import Cell, Networks
 from comparisons.transfer.options import PROGRAM, Options
+from comparisons.transfer.own import OwnNetworks, own_networks
 from finite.networks.build import build
-from limits import OBSERVABLES
 from limits.exponents import parametrization
-from limits.losses import LOSSES
-from limits.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -41,23 +39,22 @@ class Sweep:
     """What one run trains."""
 
     options: Options
-    work: Networks
+    work: Networks | OwnNetworks
     config: dict
 
     @property
     def title(self) -> str:
-        o, base = self.options, self.work.base
-        return f"{runs.sized(o, base)}, {o.steps} steps, {o.seeds} seeds"
+        o = self.options
+        return f"{self.work.described(o)}, {o.steps} steps, {o.seeds} seeds"
 
     @property
-    def sizes(self) -> list[tuple[str, int, int]]:
+    def sizes(self) -> list[tuple[str, int, int | None]]:
         """(parametrization, width, depth)"""
         return list(product(self.options.param, sorted(self.options.widths), self.depths))
 
     @property
-    def depths(self) -> list[int]:
-        """The networks' own: one that a model says in its name is not the option's."""
-        return sorted({depth for _, depth in self.work.scalings})
+    def depths(self) -> list[int] | list[None]:
+        return self.work.depths
 
     @property
     def seeds(self) -> range:
@@ -71,8 +68,7 @@ class Sweep:
     @property
     def limits(self) -> list[Limit]:
         """Those that are known, and wanted."""
-        return [Limit(*key) for key in product(self.options.param, self.depths)
-                if self.options.limit and pairs.limit_is_known(self.work.problem(*key))]  # fmt: skip
+        return self.work.limits(self.options.param) if self.options.limit else []
 
     def followed(self, rates: list[float]) -> list[Cell]:
         """The cells that follow the sharpness, at a learning rate for each size."""
@@ -93,7 +89,7 @@ class Sweep:
         return self.squeezed(xr.DataArray(np.reshape(np.array(values, dtype=float), shape), coordinates, list(coordinates)))
 
     def squeezed(self, values: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.DataArray:
-        return values.squeeze("depth") if len(self.depths) == 1 else values
+        return values.squeeze("depth", drop=self.depths == [None]) if len(self.depths) == 1 else values
 
 
 def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
@@ -103,11 +99,10 @@ def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
     """
     sweep = prepare(options)
     options, work = sweep.options, sweep.work
-    with begin(work, options, sweep.config, f"transfer-{options.model}", PROGRAM, sweep.wanted) as run:
+    with begin(work, options, sweep.config, f"transfer-{results.slug(options.name)}", PROGRAM, sweep.wanted) as run:
         if run is None:
             return [], []
-        own = [param for param in options.param if results.slug(param) != param]
-        regime.announce(work.problem(param, sweep.depths[0]) for param in own)
+        work.announce(options.param)
         swept = sweep.cells + sweep.limits
         run.ensure(swept)
         dataset = losses(sweep, run.store).assign(limits_of(sweep, run.store).data_vars)
@@ -131,6 +126,8 @@ def prepare(options: Options) -> Sweep:
     """Check the options and build the problem.  Raises ValueError in one line."""
     o = options.adapted()
     _check(o)
+    if o.own:
+        return Sweep(replace(o, param=(o.name,)), *own_networks(o))
     base = o.problem(parametrization=o.param[0], depth=o.depths[0], learning_rate=min(o.learning_rates),
                      top_k=1)  # fmt: skip
     runs.check_depths(o.model, o.depths)
@@ -167,21 +164,19 @@ def _check(o: Options) -> None:
 
 def losses(sweep: Sweep, store: Store) -> xr.Dataset:
     """loss (param, width, depth, seed, learning_rate, step), its first and its last, read from the cells."""
-    base, rates = sweep.work.base, list(sweep.work.rates)
+    work, rates = sweep.work, list(sweep.work.rates)
     values = [[[store.read(Cell(*size, rate, seed))["loss"] for rate in rates] for seed in sweep.seeds]
               for size in sweep.sizes]  # fmt: skip
-    loss = sweep.gridded(values, seed=list(sweep.seeds), learning_rate=rates, step=base.steps)
-    definition = f"mean {base.loss.replace('_', '-')} over all samples"
-    definition = OBSERVABLES["loss"].definition if LOSSES[base.loss].quadratic else definition
-    described = {"units": "1", "definition": definition}
+    loss = sweep.gridded(values, seed=list(sweep.seeds), learning_rate=rates, step=work.steps)
+    attributes = work.of_loss
+    described = {"units": "1", "definition": attributes.pop("definition")}
     final, initial = loss.isel(step=-1, drop=True), loss.isel(step=0, learning_rate=0, drop=True)
     dataset = xr.Dataset({
         "final_loss": final.assign_attrs(described, long_name="loss after the last step; not finite after a divergence"),
         "initial_loss": initial.assign_attrs(described, long_name="loss before the first step"),
         "loss": loss.assign_attrs(described, long_name="loss before the step"),
     })  # fmt: skip
-    attributes = {"title": sweep.title, "precision": sweep.options.precision, "loss": base.loss}
-    return dataset.assign_attrs(attributes, configuration=json.dumps(sweep.config))
+    return dataset.assign_attrs(attributes, title=sweep.title, configuration=json.dumps(sweep.config))
 
 
 def best_on_grid(sweep: Sweep, optima: list[Optimum]) -> list[float]:
@@ -194,15 +189,11 @@ def best_on_grid(sweep: Sweep, optima: list[Optimum]) -> list[float]:
 def sharpness(sweep: Sweep, store: Store, rates: list[float]) -> xr.Dataset:
     """sharpness (param, width, depth, seed, step) at these learning rates, its error, and the edges of stability."""
     work, seeds = sweep.work, list(range(sweep.options.sharpness_seeds))
-    row, symbol = OPTIMIZERS[work.base.optimizer], "edge of stability"
-    observable = OBSERVABLES[row.sharpness]
     cells = list(map(store.read, sweep.followed(rates)))
-    edges = [work.problem(param, depth, rate).preconditioned_edge_of_stability
-             for (param, _, depth), rate in zip(sweep.sizes, rates, strict=True)]  # fmt: skip
-    if np.isfinite(edges).all() and not (row.preconditioned or work.base.momentum or work.base.weight_decay):
-        symbol += r" $2/\eta_0$"
-    described = {"units": "1", "definition": observable.definition, "symbol": observable.symbol}
-    followed = {name: sweep.gridded([cell[name] for cell in cells], seed=seeds, step=work.base.steps)
+    edges = [work.edge(param, depth, rate) for (param, _, depth), rate in zip(sweep.sizes, rates, strict=True)]
+    observable, definition, symbol = work.of_sharpness(edges)
+    described = {"units": "1", "definition": definition, "symbol": observable.symbol}
+    followed = {name: sweep.gridded([cell[name] for cell in cells], seed=seeds, step=work.steps)
                 for name in ("sharpness", "sharpness_error")}  # fmt: skip
     return xr.Dataset({
         "sharpness": followed["sharpness"].assign_attrs(described, long_name=f"{observable.label} at best_on_grid"),
@@ -221,7 +212,7 @@ def limits_of(sweep: Sweep, store: Store) -> xr.Dataset:
     """
     if not sweep.limits:
         return xr.Dataset()
-    found, rates, steps = {cell: store.read(cell) for cell in sweep.limits}, list(sweep.work.rates), sweep.work.base.steps
+    found, rates, steps = {cell: store.read(cell) for cell in sweep.limits}, list(sweep.work.rates), sweep.work.steps
     params, lacking = list(sweep.options.param), {"final_loss_limit": np.full(len(rates), np.nan),
                                                   "sharpness_limit": np.full(len(steps), np.nan)}  # fmt: skip
     told = {"final_loss_limit": ("learning_rate", {"long_name": "final loss at infinite width", "units": "1",

@@ -43,10 +43,10 @@ class Program(NamedTuple):
 
     def over_networks(self, function):
         """The function of one network, for many: batched, or one after the other inside one compiled loop."""
-        return jax.vmap(function) if self.numerics.vectorized else partial(_in_turn, function)
+        return jax.vmap(function) if self.numerics.vectorized else partial(in_turn, function)
 
 
-def _in_turn(function, *many):
+def in_turn(function, *many):
     """The function of one network after the other.
 
     One alone is the first of two, and how many have their turn XLA learns when it runs: of a loop that it knows to have one

@@ -62,7 +62,7 @@ def plan(problem: Problem, network: Network, program: Program, networks: int, sa
 def _at_once(problem, network, program, samples, memory):
     """How many seeds fit into the memory of one device at once."""
     resident, workspace = footprint(problem, network, program, samples)
-    memory = _device_memory(resident + workspace) if memory is None else memory
+    memory = device_memory(resident + workspace) if memory is None else memory
     most = memory // (resident + workspace) if program.numerics.vectorized else (memory - workspace) // resident
     if most < 1:
         needed = (resident + workspace) / 2**30
@@ -89,7 +89,7 @@ def footprint(problem: Problem, network: Network, program: Program, samples: int
     return itemsize * kept, itemsize * (lanczos + signals + kernel + framed)
 
 
-def _device_memory(of_one):
+def device_memory(of_one):
     """Most of what is free on the device; where it does not tell, what serves on a CPU, and what one network needs."""
     stats = jax.devices()[0].memory_stats()
     if stats:

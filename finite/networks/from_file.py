@@ -1,0 +1,92 @@
+"""What a user's files say: a network of theirs, its loss, its data, its optimiser.  FILE.py:NAME is an attribute of a file."""
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from finite.networks.own import Model
+
+
+def model(text: str, loss: str = "", batch: str = "") -> Model:
+    """FILE.py:NAME, a ``Model`` or its ``build``.  Raises ValueError, in one line."""
+    if not text:
+        raise ValueError("which network?  FILE.py:NAME of its build(width, key), or of a Model")
+    named = attribute(text)
+    if isinstance(named, Model):
+        if batch:
+            raise ValueError(f"{text} is a Model, which has its own batch: leave out --batch {batch}")
+        return named
+    if not callable(named):
+        raise ValueError(f"{text} is {type(named).__name__}: wanted a function build(width, key), or a Model")
+    if not loss or not batch:
+        raise ValueError(f"{text} has no {'batch' if loss else 'loss'}: give --{'batch' if loss else 'loss'}, or a Model")
+    return Model(named, attribute(loss) if ":" in loss else loss, _batch(batch), text.rpartition(":")[2])
+
+
+def optimizer(text: str) -> Any:
+    """What ``--optimizer`` says: an attribute of a file, or a function of the width.  Raises ValueError, in one line."""
+    if not text:
+        raise ValueError('--optimizer is missing: "optax.adamw(1e-3)", say')
+    if ".py:" in text:
+        return attribute(text)
+    import optax
+
+    def at(width):
+        try:
+            return eval(text, {"optax": optax, "math": math, "np": np, "width": width})  # the user's own words
+        except Exception as fault:
+            raise ValueError(f"--optimizer {text!r}: {fault}") from None
+
+    at(1)
+    return at
+
+
+def attribute(text: str) -> Any:
+    """FILE.py:NAME, imported from that file.  Raises ValueError where there is none."""
+    file, _, name = text.rpartition(":")
+    if not file.endswith(".py") or not name:
+        raise ValueError(f"{text}: wanted FILE.py:NAME")
+    if not Path(file).is_file():
+        raise ValueError(f"{file}: no such file")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as fault:  # whatever the user's file does
+        raise ValueError(f"{file} cannot be imported: {type(fault).__name__}: {' '.join(str(fault).split())}") from None
+    if not hasattr(module, name):
+        raise ValueError(f"{file} has no {name}")
+    return getattr(module, name)
+
+
+def _batch(text: str) -> tuple[Any, Any]:
+    if ".py:" in text:
+        found = attribute(text)
+        return found() if callable(found) else found
+    if not text.endswith(".npz"):
+        raise ValueError(f"{text}: wanted FILE.npz or FILE.py:NAME")
+    try:
+        with np.load(text) as arrays:
+            if missing := {"inputs", "targets"} - set(arrays):
+                raise ValueError(f"{text} has no array {sorted(missing)[0]}: wanted inputs and targets")
+            return arrays["inputs"], arrays["targets"]
+    except BadZipFile:
+        raise ValueError(f"{text} is no file of arrays") from None
+
+
+def transformation(optimizer: Any, width: int, params: Any) -> Any:
+    """The optax transformation at that width.  Raises ValueError for what is none."""
+    for arguments in ((width,), (width, params)):
+        if not hasattr(optimizer, "update") and callable(optimizer):
+            try:
+                found = optimizer(*arguments)
+            except TypeError:
+                continue
+            optimizer = found
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(f"optimizer is {type(optimizer).__name__}: wanted an optax transformation, or a function of the width")
+    return optimizer
