@@ -62,7 +62,6 @@ class Observable:
 
 RESCALED = ("H = √M ∇²L √M, M = γ² of SGD with one multiplier, by role its learning rate r, of Adam r/s, s the size of a "
             "gradient entry at step 0: the conventions of limits/problem.py")  # fmt: skip
-RAW = "H = ∇²L, of the weights as they are stored"  # in place of it, of a network that is not ours
 OBSERVABLES = Table("observable", (
     Observable("loss", r"$\mathcal{L}$", "loss",
                "(1/P) Σ_p ℓ(f(x_p), y_p) over all samples; ℓ = |f − y|²/2 of mse, −Σ_c y_c log softmax(f)_c of cross_entropy"),

@@ -24,21 +24,26 @@ FOLLOWED = OneOf(OBSERVABLES, only=False, where=lambda row: row.leads and row.st
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(runs.TrainingOptions):
-    """Train networks of growing width, or depth, and see whether the curvature of their loss stays the same."""
+class Options(runs.OwnOptions):
+    """Train networks of growing width, or depth, and see whether the curvature of their loss stays the same.
+
+    Or networks of your own, --model FILE.py:NAME: raw curvature, of the weights as they are stored.
+    """
 
     param: tuple[str, ...] = ("mup", "ntp")
     """Side by side: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for residual models depth_mup,
     alpha1; or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
     learning_rate: tuple[float, ...] = ()
-    """η0 of each parametrization, or one for all; of SGD the raw step is η0 γ². Default 0.5, of ntp 7."""
+    """η0 of each parametrization, or one for all; of SGD the raw step is η0 γ². Default 0.5, of ntp 7; of your own network 1."""
     model: Annotated[str, OneOf(MODELS, only=False)] = "conv"
+    """Or a network of your own, FILE.py:NAME: a function build(width, key) that returns (params, apply), or a
+    finite.networks.own.Model. There are"""
     samples: int | None = None
     """P, drawn at random, as they come; default 2000 for patches10, 40 for gaussian, 256 for digits and texts, for other files
     all."""
     usual_samples: ClassVar[Mapping[str, int]] = {"patches10": 2000}
-    loss: Annotated[str, OneOf(LOSSES)] | None = None
-    """Default cross_entropy; mse for FILE.npz whose targets are no classes."""
+    loss: Annotated[str, OneOf(LOSSES, only=False)] | None = None
+    """Default cross_entropy; mse for FILE.npz whose targets are no classes. Of your own network also FILE.py:NAME."""
     widths: tuple[int, ...] = (16, 64, 256)
     """Widths N, at least two; one with several depths."""
     depths: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--depth"])] = (2,)
@@ -53,7 +58,8 @@ class Options(runs.TrainingOptions):
     usual_batch: ClassVar[int | None] = 128
     observables: tuple[Annotated[str, FOLLOWED], ...] | None = None
     """What is followed. Default the loss and what has an edge of stability: hessian_eigenvalues, or where gradients are
-    preconditioned preconditioned_sharpness. There are"""
+    preconditioned preconditioned_sharpness. Of your own network loss, hessian_eigenvalues, hessian_trace, gradient_noise and,
+    where there is an adam in its optimizer, preconditioned_sharpness. There are"""
     top_k: int = 1
     """How many leading eigenvalues."""
     curvature_samples: int = 256
@@ -72,15 +78,19 @@ class Options(runs.TrainingOptions):
         if self.measure_every is None:
             options = replace(options, measure_every=runs.usual_interval(self.steps))
         options = replace(options, observables=self.followed)
-        return options if self.loss else replace(options, loss=options.usual_loss)
+        return options if self.loss or self.own else replace(options, loss=options.usual_loss)
 
     @property
     def followed(self) -> tuple[str, ...]:
-        return ("loss", stored(OPTIMIZERS[self.optimizer].sharpness)) if self.observables is None else self.observables
+        if self.observables is not None:
+            return self.observables
+        return "loss", "hessian_eigenvalues" if self.own else stored(OPTIMIZERS.find(self.optimizer).sharpness)
 
     @property
-    def usual_data(self) -> str:
+    def usual_data(self) -> str | None:
         """patches10, also for models of vectors."""
+        if self.own:
+            return None
         return "plays" if self.network.reads == "tokens" else "patches10"
 
     @property

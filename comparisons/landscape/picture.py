@@ -89,7 +89,8 @@ def _ratio(late):
 def table(found: list[Late], title: str) -> str:
     """The late values, for the terminal."""
     symbol, sizes = SIZES[found[0].growing], found[0].sizes
-    form = f"{{:<9}} {{:<26}}{'{:>10}' * len(sizes)}  {{:>7}}  {{:<24}} {{}}".format
+    long = max(9, *(len(one.parametrization) for one in found))
+    form = f"{{:<{long}}} {{:<26}}{'{:>10}' * len(sizes)}  {{:>7}}  {{:<24}} {{}}".format
     lines = [title, f"late: mean over seeds and steps from {LATE:g} of all on", ""]
     lines.append(form("param", "observable", *(f"{symbol} = {size}" for size in sizes), "ratio", f"{symbol}^exponent", ""))
     for one in found:

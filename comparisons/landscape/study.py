@@ -18,7 +18,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 
+import numpy as np
 import xarray as xr
+from jaxtyping import Int
 
 from comparisons import command_line, estimate, files, labelled, pairs, regime, results
 from comparisons import options as runs
@@ -31,6 +33,8 @@ from comparisons.landscape.picture import density, picture, table
 from comparisons.pairs import Limit
 from finite import Numerics
 from finite.networks.build import build
+from finite.training import own
+from finite.training.own import Recipe
 from finite.training.train import check, train
 from limits import Problem, Trajectory
 from limits.exponents import parametrization
@@ -45,14 +49,14 @@ class Cell:
 
     param: str
     width: int
-    depth: int
+    depth: int | None
 
     @property
     def name(self) -> str:
-        return f"{results.slug(self.param)}-N{self.width}-L{self.depth}"
+        return f"{results.slug(self.param)}-N{self.width}" + ("" if self.depth is None else f"-L{self.depth}")
 
     def __str__(self):
-        return f"{self.param} N = {self.width} L = {self.depth}"
+        return f"{self.param} N = {self.width}" + ("" if self.depth is None else f" L = {self.depth}")
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,22 @@ class Sizes(Work):
     def depths(self) -> list[int]:
         """The networks' own: one that a model says in its name is not the option's."""
         return sorted({depth for _, depth in self.problems})
+
+    @property
+    def steps(self) -> Int[np.ndarray, " T"]:
+        """The measured ones."""
+        return next(iter(self.problems.values())).steps
+
+    def edges(self) -> tuple[list[float], list[float]]:
+        """Of stability, of every parametrization: of the sharpness, and of the preconditioned one."""
+        typical = [self.problems[param, self.depths[0]] for param in self.options.param]
+        return ([problem.edge_of_stability for problem in typical],
+                [problem.preconditioned_edge_of_stability for problem in typical])  # fmt: skip
+
+    def announce(self) -> None:
+        """What the derivation says of exponents of the user's own."""
+        own = [param for param in self.options.param if results.slug(param) != param]
+        regime.announce(self.problems[param, self.depths[0]] for param in own)
 
     def cells(self, param: str) -> list[Cell]:
         """From the smallest size to the largest."""
@@ -126,15 +146,63 @@ class Sizes(Work):
                      curvature_samples=min(o.curvature_samples, problem.num_samples))  # fmt: skip
 
 
+@dataclass(frozen=True)
+class OwnSizes(Sizes):
+    """Of the user's own network: of the one parametrization that it has, without a depth, a limit or edges that are known."""
+
+    recipe: Recipe
+
+    @property
+    def title(self) -> str:
+        o = self.options
+        return f"{o.described_own(self.recipe.num_samples)}, η0 = {self.rate:g}, {o.steps} steps, {o.seeds} seeds"
+
+    @property
+    def rate(self) -> float:
+        return self.options.learning_rate[0] if self.options.learning_rate else 1.0
+
+    @property
+    def depths(self) -> list[None]:
+        return [None]
+
+    @property
+    def steps(self) -> Int[np.ndarray, " T"]:
+        return self.recipe.steps
+
+    def edges(self) -> tuple[list[float], list[float]]:
+        return [np.nan], [np.nan]
+
+    def announce(self) -> None:
+        """Nothing: no exponents are known."""
+
+    def networks(self, cells: Sequence[Cell]) -> list[estimate.Own]:
+        o = self.options
+        return [estimate.Own(self.recipe, cell.width, o.seeds, o.observables, o.curvature_samples) for cell in cells]
+
+    def trained(self, cell: Cell, report: Report = lambda part: None) -> list[Trajectory]:
+        o = self.options
+        return own.train(self.recipe, cell.width, pairs.keys(o.seed, cell.width, o.seeds), [self.rate] * o.seeds,
+                         observables=o.observables, curvature_samples=o.curvature_samples, top_k=o.top_k, rtol=o.tolerance,
+                         progress=report)  # fmt: skip
+
+
+def _own_sizes(options):
+    """Raises ValueError, in one line, for what the user's files do not say."""
+    recipe = options.recipe()
+    for width in sorted(options.widths):
+        own.check_observables(own.program_of(recipe, width), options.observables)
+    config = runs.settings(options) | {"own_sha256": recipe.digest()}
+    return OwnSizes(replace(options, param=(options.name,)), {}, config, recipe)
+
+
 def landscape(options: Options) -> list[Late]:
     """The whole job.  Raises ValueError or files.Refused, in one line, before anything is written."""
     sizes = prepare(options)
     options, cells = sizes.options, [*sizes.limits, *sizes.all_cells]
-    with begin(sizes, options, sizes.config, f"landscape-{options.model}", PROGRAM, lambda store: cells) as run:
+    with begin(sizes, options, sizes.config, f"landscape-{results.slug(options.name)}", PROGRAM, lambda store: cells) as run:
         if run is None:
             return []
-        own = [param for param in options.param if results.slug(param) != param]
-        regime.announce(sizes.problems[param, sizes.depths[0]] for param in own)
+        sizes.announce()
         run.ensure(cells)
         dataset = _dataset(sizes, run.store)
         files.write(dataset, run.folder / "landscape.nc")
@@ -168,14 +236,16 @@ def prepare(options: Options) -> Sizes:
     known = [name for name in storable() if name not in DENSITY]
     if unknown := [name for name in o.observables if name not in known]:
         raise ValueError(f"unknown observable {' '.join(unknown)!r}; known: {', '.join(known)}; --density for the density")
-    usual = tuple(7.0 if param == "ntp" else 0.5 for param in o.param)
-    rates = o.learning_rate * (len(o.param) // max(len(o.learning_rate), 1)) or usual
-    base = o.problem(parametrization=o.param[0], learning_rate=rates[0], depth=o.depths[0])
-    runs.check_depths(o.model, o.depths)
     if not 0 < o.tolerance < 1:
         raise ValueError(f"tolerance {o.tolerance:g} must be above 0 and below 1")
     if o.curvature_samples < 1:
         raise ValueError(f"curvature-samples {o.curvature_samples} must be at least 1")
+    if o.own:
+        return _own_sizes(o)
+    usual = tuple(7.0 if param == "ntp" else 0.5 for param in o.param)
+    rates = o.learning_rate * (len(o.param) // max(len(o.learning_rate), 1)) or usual
+    base = o.problem(parametrization=o.param[0], learning_rate=rates[0], depth=o.depths[0])
+    runs.check_depths(o.model, o.depths)
     problems = {}
     for (param, rate), depth in product(zip(o.param, rates, strict=True), o.depths):
         problem = replace(base, parametrization=param, learning_rate=rate, depth=depth)
@@ -194,18 +264,19 @@ def _dataset(sizes: Sizes, store: Store) -> xr.Dataset:
     params = sizes.options.param
 
     def of_size(cell):
-        trained = labelled.trajectories(store.read(cell), sizes.problems[cell.param, cell.depth].steps)
+        trained = labelled.trajectories(store.read(cell), sizes.steps)
         alone = labelled.from_trajectories({cell.width: trained})
         return alone.isel(width=0).assign_coords(depth=cell.depth) if sizes.growing == "depth" else alone
 
     rows = [xr.concat([of_size(cell) for cell in sizes.cells(param)], sizes.growing) for param in params]
-    typical = [sizes.problems[param, sizes.depths[0]] for param in params]
+    edge, preconditioned = sizes.edges()
     dataset = xr.concat(rows, "param").assign_coords(param=list(params)).assign(
-        edge_of_stability=("param", [problem.edge_of_stability for problem in typical], {"units": "1"}),
-        preconditioned_edge_of_stability=("param", [problem.preconditioned_edge_of_stability for problem in typical],
-                                          {"units": "1"}),
+        edge_of_stability=("param", edge, {"units": "1"}),
+        preconditioned_edge_of_stability=("param", preconditioned, {"units": "1"}),
     )  # fmt: skip
     dataset = dataset.merge(_limits(sizes, store))
+    for name in set(own.DEFINITIONS) & set(dataset) if sizes.options.own else ():
+        dataset[name].attrs["definition"] = own.DEFINITIONS[name]
     made = store.provenance([*sizes.limits, *sizes.all_cells])
     return dataset.assign_attrs(made, title=sizes.title, configuration=json.dumps(sizes.config))
 

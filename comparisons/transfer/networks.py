@@ -146,7 +146,7 @@ class Networks(Work):
             observables=self.observables(first), curvature_samples=min(self.samples, problem.num_samples),
             numerics=Numerics(self.precision, max_matvecs=pairs.max_matvecs(problem)), progress=report,
         )  # fmt: skip
-        return [{"loss": one["loss"]} | ({"sharpness": _first(one[name]), "sharpness_error": _first(one.error(name))}
+        return [{"loss": one["loss"]} | ({"sharpness": first_of(one[name]), "sharpness_error": first_of(one.error(name))}
                                          if first.sharpness else {}) for one in trained]  # fmt: skip
 
     def limit(self, cell: Limit) -> Values:
@@ -177,5 +177,5 @@ def sharpness(problem: Problem) -> str:
     return stored(OPTIMIZERS[problem.optimizer].sharpness)
 
 
-def _first(values):
+def first_of(values):
     return values[:, 0] if values.ndim == 2 else values

@@ -10,15 +10,17 @@ from jaxtyping import Int
 from comparisons import estimate, pairs
 from comparisons.cells import Report, Store, Values, Work
 from comparisons.options import OwnOptions, settings
-from comparisons.transfer.networks import EDGE, Cell
-from finite.training.own import Recipe, program_of, train
-from limits.trajectory import OBSERVABLES, RAW, RESCALED, Observable
+from comparisons.transfer.networks import EDGE, Cell, first_of
+from finite.training.own import DEFINITIONS, Recipe, has_adam, program_of, train
+from limits.trajectory import OBSERVABLES, Observable
 
 
 @dataclass(frozen=True)
 class OwnNetworks(Work):
     """What all cells share: to a sweep what ``comparisons.transfer.networks.Networks`` is, but of the one parametrization that
     the user's network has, of no depth that is known, without a limit or an edge of stability.
+
+    sharpness    the observable that is followed: preconditioned where there is an Adam
     """
 
     recipe: Recipe
@@ -26,6 +28,7 @@ class OwnNetworks(Work):
     seed: int
     seeds: int
     samples: int
+    sharpness: str
 
     @property
     def steps(self) -> Int[np.ndarray, " T"]:
@@ -54,14 +57,14 @@ class OwnNetworks(Work):
         return nan
 
     def of_sharpness(self, edges: Sequence[float]) -> tuple[Observable, str, str]:
-        row = OBSERVABLES["sharpness"]
-        return row, row.definition.replace(RESCALED, RAW), EDGE
+        name = "sharpness" if self.sharpness == "hessian_eigenvalues" else self.sharpness
+        return OBSERVABLES[name], DEFINITIONS[self.sharpness], EDGE
 
     def alike(self, cell: Cell) -> tuple:
         return cell.width, cell.sharpness
 
     def observables(self, cell: Cell) -> tuple[str, ...]:
-        return ("loss", "hessian_eigenvalues") if cell.sharpness else ("loss",)
+        return ("loss", self.sharpness) if cell.sharpness else ("loss",)
 
     def networks(self, cells: Sequence[Cell]) -> list[estimate.Own]:
         first = cells[0]
@@ -73,14 +76,15 @@ class OwnNetworks(Work):
         keys = pairs.keys(self.seed, first.width, self.seeds)[np.array([cell.seed for cell in cells])]
         trained = train(self.recipe, first.width, keys, [cell.learning_rate for cell in cells],
                         observables=self.observables(first), curvature_samples=self.samples, progress=report)  # fmt: skip
-        return [{"loss": one["loss"]} | ({"sharpness": one["sharpness"], "sharpness_error": one.error("sharpness")}
+        return [{"loss": one["loss"]} | ({"sharpness": first_of(one[self.sharpness]),
+                                          "sharpness_error": first_of(one.error(self.sharpness))}
                                          if first.sharpness else {}) for one in trained]  # fmt: skip
 
 
 def own_networks(options: OwnOptions) -> tuple[OwnNetworks, dict]:
     """And the configuration of their run.  Raises ValueError, in one line, for what their files do not say."""
     o, recipe = options, options.recipe()
-    for width in sorted(o.widths):
-        program_of(recipe, width)  # raises here what it cannot be
-    rates = tuple(sorted(o.learning_rates))
-    return OwnNetworks(recipe, rates, o.seed, o.seeds, o.curvature_samples), settings(o) | {"own_sha256": recipe.digest()}
+    programs = [program_of(recipe, width) for width in sorted(o.widths)]  # raises here what it cannot be
+    followed = "preconditioned_sharpness" if has_adam(programs[0]) else "hessian_eigenvalues"
+    networks = OwnNetworks(recipe, tuple(sorted(o.learning_rates)), o.seed, o.seeds, o.curvature_samples, followed)
+    return networks, settings(o) | {"own_sha256": recipe.digest()}

@@ -167,8 +167,13 @@ def check_observables(program: Program, observables: Sequence[str]) -> None:
     """Raises ValueError for what is not measured of a network that is not ours."""
     if unknown := [name for name in observables if name != "loss" and name not in MEASURES]:
         raise ValueError(f"{unknown[0]} is not measured of a network of your own; there are loss, {', '.join(MEASURES)}")
-    if "preconditioned_sharpness" in observables and not _adams(jax.eval_shape(program.optimizer.init, program.shapes)):
+    if "preconditioned_sharpness" in observables and not has_adam(program):
         raise ValueError("preconditioned_sharpness: there is no adam in the optimizer whose preconditioner could be known")
+
+
+def has_adam(program: Program) -> bool:
+    """Whether there is an Adam in its optimiser."""
+    return bool(_adams(jax.eval_shape(program.optimizer.init, program.shapes)))
 
 
 def _plan(program, networks):
@@ -252,13 +257,13 @@ class _Measured:
         """(value, error or None, products or None) by observable, at a measured step; ``network()`` is (params, state)."""
         found = {"loss": (loss, None, None)}
         for name in self.observables:
-            measure, shaped = MEASURES[name]
+            measure, counted = MEASURES[name]
             if np.isfinite(loss):
                 at = jax.random.fold_in(jax.random.fold_in(key, 0x6D656173), index)
                 found[name] = jax.device_get(measure(self, place, at, *network()))
             else:
                 lost = np.full(self.top_k, np.nan) if OBSERVABLES[name].axis else np.nan
-                found[name] = (lost, lost + np.inf, 0) if shaped else (lost, None, None)
+                found[name] = (lost, np.full_like(lost, np.inf), 0) if counted else (lost, None, None)
         return found
 
     def extremes(self, name, place, params, top, preconditioner=None):
@@ -294,6 +299,17 @@ MEASURES = {  # by observable: how, and whether it has an error, and takes produ
     "hessian_trace": (_trace, True),
     "gradient_noise": (_noise, False),
 }
+
+
+RAW = "H = ∇²L, of the weights as they are stored"
+DEFINITIONS = {  # where they are not those of ``limits.trajectory``
+    "loss": "the loss that was given, of the whole batch",
+    "hessian_eigenvalues": f"the top_k algebraically largest eigenvalues of {RAW}",
+    "preconditioned_sharpness": "the largest eigenvalue of P^{-1/2} H P^{-1/2}, P = (√v̂ + ε)/r of the Adam in the optimizer at "
+                                f"the step that follows, r its learning rates; {RAW}",
+    "hessian_trace": f"the trace of {RAW}",
+    "gradient_noise": "(1/P) Σ_p |∇ℓ_p − ∇L|², ℓ_p the loss of one sample, of the weights as they are stored",
+}  # fmt: skip
 
 
 @partial(jax.jit, static_argnums=0)
