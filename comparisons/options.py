@@ -108,7 +108,7 @@ class DataOptions:
         """And of images their (H, W, channels), where the data says it."""
         options = self.adapted()
         inputs, targets, shape = load(options.data, options.wanted)
-        if LOSSES.find(options.loss).of_classes and options.suffix != ".npz":
+        if LOSSES[options.loss].of_classes and options.suffix != ".npz":
             targets = np.eye(targets.shape[1])[targets.argmax(axis=1)]  # of a centred one-hot vector: its class
         for what, wanted, size in (("inputs", self.inputs, inputs.shape[1]), ("outputs", self.outputs, targets.shape[1])):
             if wanted not in (None, size):
@@ -272,6 +272,12 @@ class OwnOptions(TrainingOptions):
     def own(self) -> bool:
         """Whether the network is the user's."""
         return ".py:" in self.model
+
+    def adapted(self) -> "OwnOptions":
+        if not self.own:  # whose words are read elsewhere
+            OPTIMIZERS.find(self.optimizer)
+            LOSSES.find(self.loss or "mse")
+        return super().adapted()
 
     @property
     def usual_data(self) -> str | None:

@@ -131,6 +131,7 @@ class Problem:
             raise ValueError(f"trained {self.trained!r}: wanted all, or readout")
         _require(self.learning_rate > 0, "learning rate", self.learning_rate, "positive")
         _require(self.richness > 0, "richness", self.richness, "positive")
+        _require(self.richness < 1e100, "richness", self.richness, "below 1e100: there are squares of it")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
         has = f"{self.optimizer} has {' and '.join(own) or 'none'}"
         _require(self.momentum == 0 or "momentum" in own, "momentum", self.momentum, f"0: {has}")
