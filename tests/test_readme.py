@@ -49,7 +49,7 @@ def test_commands_parse(program, arguments):
 
 
 def test_every_model_that_is_named_exists():
-    named = set(re.findall(r"--model (\w+)", TEXT)) | set(re.findall(r"`((?:linear|mlp|res)\w+)`", TEXT))
+    named = set(re.findall(r"--model (\w+)(?![\w.])", TEXT)) | set(re.findall(r"`((?:linear|mlp|res)\w+)`", TEXT))
     assert len(named) > 4
     for model in named:
         read_model(model, activation="linear" if model.startswith("linear") else "tanh", depth=2)

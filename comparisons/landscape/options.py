@@ -34,7 +34,7 @@ class Options(runs.OwnOptions):
     """Side by side: mup (maximal update), ntp (neural tangent), sp (standard), mean_field, for residual models depth_mup,
     alpha1; or your own: a .toml file, or inline as "base=mup, readout.multiplier=-3/4" (see python -m limits.exponents)."""
     learning_rate: tuple[float, ...] = ()
-    """η0 of each parametrization, or one for all; of SGD the raw step is η0 γ². Default 0.5, of ntp 7; of your own network 1."""
+    """η0 of each parametrization, or one for all; of SGD the raw step is η0 γ². Default 0.5, of ntp 7, of one of your own 1."""
     model: Annotated[str, OneOf(MODELS, only=False)] = "conv"
     """Or a network of your own, FILE.py:NAME: a function build(width, key) that returns (params, apply), or a
     finite.networks.own.Model. There are"""
