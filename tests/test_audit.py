@@ -16,8 +16,9 @@ from benchmarks.audit import RIGHT, draw, norm
 
 import comparisons.audit
 from comparisons.audit.command import answer
+from comparisons.audit.measure import Measured
 from comparisons.audit.options import PROGRAM, Options
-from comparisons.audit.verdict import Suspect, power
+from comparisons.audit.verdict import Findings, Suspect, power
 from finite.networks.own import Model
 from limits.command.arguments import read
 from limits.exponents.algebra import Power
@@ -116,6 +117,19 @@ def test_epsilon_and_decay():
 def test_a_schedule_that_begins_at_zero_is_waited_for():
     warm = optax.linear_schedule(0.0, 0.02, 2)
     assert found(optimizer=rates(optax.adam(warm), second=-1)).ok
+
+
+def test_a_size_that_is_bending_is_undecided():
+    """√(a + b/N), as of few units that many samples share, is not N^-1/4; a number would be wrong."""
+    widths, scatter = (64, 128, 256, 512), np.array([0.99, 1.0, 1.01])
+    of = {"bends": [(0.2 + 32 / n) ** 0.5 * scatter for n in widths], "falls": [n**-0.25 * scatter for n in widths]}
+    found = object.__new__(Findings)
+    found.rows = []
+    found.measured = Measured(widths, [], [{("h", name): of[name][place] for name in of} for place in range(4)])
+    for name in of:
+        found.size(name, "product", "h", name, 0.0)
+    found.row("bends", "product", "learning rate", found.fitted("h", "bends"), 0.0)
+    assert [row.verdict for row in found.rows] == ["undecided", "differs", "differs"]
 
 
 def test_words():

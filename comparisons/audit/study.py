@@ -58,8 +58,7 @@ class Audit:
         lines = [head + (f", {undecided} undecided" if undecided else ""), *self.table()]
         lines += [f"suspect: {suspect}" for suspect in self.suspects]
         if wrong and not self.suspects:
-            why = "look at what the network does between its weights; more samples (places) than units bend the powers too"
-            lines.append(f"no number of a weight explains it: {why}")
+            lines.append("no number of a weight explains it: look at what the network does between its weights")
         return "\n".join([*lines, *(f"not checked: {remark}" for remark in self.remarks), "passes" if self.ok else "fails"])
 
     def table(self) -> list[str]:
