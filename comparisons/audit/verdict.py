@@ -27,6 +27,7 @@ from limits.exponents.parametrization import read_scaling
 
 TOLERANCE = 0.1  # within which an exponent agrees, as in ``coord_check``
 APART = 0.2  # a number or a size is wrong where its whole interval is farther off: faults are of a quarter or more
+STRAIGHT = 0.75  # of the slope that a power law has among the largest widths at least
 FELT = 0.8  # an ε matters where it makes an update smaller than so much of what it would be
 SMALL = 0.01  # of an update: decay is not compared below
 ROUNDING = 1e-5  # of the largest gradient: smaller ones are rounding errors
@@ -175,7 +176,7 @@ class Findings:
         return kind_of(self.typical("entrywise", path), self.typical("growth", path))
 
     def size(self, weight, operation, quantity, site, wanted, at_most=False) -> None:
-        """The row of a size, which is wrong where it is so between the two largest widths too.
+        """The row of a size, which is wrong where it is so between the two largest widths too, about as much.
 
         Among few units the parts that do not align are seen, √(a + b/N), as of updates that many samples share.
         """
@@ -191,7 +192,7 @@ class Findings:
             verdict = AGREES if isfinite(off) else ""
         else:
             apart = low > wanted + TOLERANCE or high < wanted - TOLERANCE
-            still = late is None or (late - wanted) * np.sign(off) > APART
+            still = late is None or (late - wanted) * np.sign(off) > max(APART, STRAIGHT * abs(off))
             verdict = DIFFERS if apart and still and abs(off) > APART else UNDECIDED
         self.rows.append(Row(weight, operation, quantity, exponent, (low, high), wanted, verdict))
         return off if verdict == DIFFERS else 0.0
