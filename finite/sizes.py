@@ -45,6 +45,7 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
     A diverged network has sizes that are not finite.
     """
     first = networks[0]
+    check(first)
     if any(n.architecture is not first.architecture for n in networks):
         raise ValueError("networks of different architectures: measure them one by one")
     architecture, problem = first.architecture, problems[0]
@@ -63,6 +64,13 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
             sizes = _of_each(architecture, program, data, stacked, drawn, readouts)
             found.append(jax.device_get(sizes))
     return jax.tree.map(lambda *seeds: np.stack(seeds, axis=1).astype(np.float64), *found)
+
+
+def check(network: Network) -> None:
+    """Raises ValueError, in one line, for layers that an architecture does not tell."""
+    if network.architecture.matrices is None or network.architecture.signals is None:
+        raise ValueError("no sizes are known of a network whose architecture has no matrices and signals of its layers: see "
+                         "finite.networks.Architecture")  # fmt: skip
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -91,9 +91,6 @@ THEORIES = Table("theory", (
 ))  # fmt: skip
 
 
-UNKNOWN_TO_THEORY = tuple(name for name in storable() if not OBSERVABLES[name].in_limits)
-
-
 def theory(problem: Problem) -> ModuleType:
     """The module that knows the limit.  Raises ValueError, in one line, where none does."""
     return import_module(_row(problem).home)
@@ -102,7 +99,10 @@ def theory(problem: Problem) -> ModuleType:
 def _row(problem):
     insist(unknown_to_all(problem))
     row = next(row for row in THEORIES.values() if row.means(problem))
-    insist(import_module(row.home).refuses(problem))
+    home = import_module(row.home)
+    insist(home.refuses(problem))
+    if outputs_are_random(problem) and not hasattr(home, "loss_law"):
+        raise ValueError(f"{row.name} knows no limit whose f(0) stays random, as in {problem.scaling().name}")
     return row
 
 
@@ -130,10 +130,16 @@ def solve(
     if initial_outputs is not None:
         return of.solve(problem, initial_outputs=given_outputs(problem, initial_outputs))
     limit = of.solve(problem, hessian=hessian) if row.dear else of.solve(problem)
-    limit = replace(limit, left_open=dict.fromkeys(UNKNOWN_TO_THEORY, "no theory has it") | limit.left_open)
+    limit = replace(limit, left_open=_left_open(row, limit))
     if not outputs_are_random(problem):
         return limit
     return replace(limit, observables=limit.observables | {"loss": of.loss_law(problem)[0]})
+
+
+def _left_open(row, limit):
+    """Of each observable that the limit does not have, why."""
+    why = {name: f"{row.name} does not have it" if OBSERVABLES[name].in_limits else "no theory has it" for name in storable()}
+    return {name: line for name, line in (why | limit.left_open).items() if name not in limit.observables}
 
 
 def work(problem: Problem, *, hessian: bool = True) -> tuple[float, float]:

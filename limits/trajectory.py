@@ -35,6 +35,7 @@ class Observable:
 
     axis        its second axis; None where it is one number
     in_limits   theories compute it too; others only networks have
+    by_lanczos  networks have it to a tolerance
     """
 
     name: str
@@ -43,6 +44,7 @@ class Observable:
     definition: str
     axis: Axis | None = None
     in_limits: bool = True
+    by_lanczos: bool = False
 
     @property
     def ranked(self) -> bool:
@@ -67,22 +69,24 @@ OBSERVABLES = Table("observable", (
                "(1/P) Σ_p ℓ(f(x_p), y_p) over all samples; ℓ = |f − y|²/2 of mse, −Σ_c y_c log softmax(f)_c of cross_entropy"),
     Observable("sharpness", r"$\lambda_1(H)$", "sharpness", f"the largest eigenvalue of {RESCALED}"),
     Observable("hessian_eigenvalues", r"$\lambda_k(H)$", "Hessian eigenvalues",
-               f"the top_k algebraically largest eigenvalues of {RESCALED}", axis=RANK),
+               f"the top_k algebraically largest eigenvalues of {RESCALED}", axis=RANK, by_lanczos=True),
     Observable("hessian_min", r"$\lambda_{\min}(H)$", "smallest Hessian eigenvalue",
-               f"the algebraically smallest eigenvalue of {RESCALED}"),
+               f"the algebraically smallest eigenvalue of {RESCALED}", by_lanczos=True),
     Observable("gauss_newton_eigenvalues", r"$\lambda_k(G)$", "Gauss-Newton eigenvalues",
                "the top_k eigenvalues of G = (1/P) Σ_p √M Jᵀ(∂²ℓ/∂f²)J √M, J = ∂f(x_p)/∂θ, a part of "
-               f"{RESCALED}", axis=RANK),
+               f"{RESCALED}", axis=RANK, by_lanczos=True),
     Observable("residual_eigenvalues", r"$\lambda_\pm(R)$", "edges of the residual part",
-               f"the largest and the smallest eigenvalue of R = H − G, in this order; {RESCALED}", axis=EDGE),
+               f"the largest and the smallest eigenvalue of R = H − G, in this order; {RESCALED}", axis=EDGE,
+               by_lanczos=True),
     Observable("ntk_eigenvalues", r"$\lambda_k(\Theta)/P$", "NTK eigenvalues",
-               f"the top_k eigenvalues of J M Jᵀ/P, of size PC × PC over all samples and outputs; {RESCALED}", axis=RANK),
+               f"the top_k eigenvalues of J M Jᵀ/P, of size PC × PC over all samples and outputs; {RESCALED}", axis=RANK,
+               by_lanczos=True),
     Observable("hessian_trace", r"$\mathrm{tr}\,H$", "Hessian trace", f"the trace of {RESCALED}"),
     Observable("directional_sharpness", r"$g^\top H g/|g|^2$", "directional sharpness",
                f"gᵀHg/|g|² along the full gradient g = √M ∇L; not a number where g = 0; {RESCALED}"),
     Observable("preconditioned_sharpness", r"$\lambda_1(P^{-1/2}HP^{-1/2})$", "preconditioned sharpness",
                "the largest eigenvalue of P^{-1/2} H P^{-1/2}, P = √v̂/s + ε of Adam before step t (not a number at t = 0), "
-               f"P = 1 of SGD; {RESCALED}", in_limits=False),
+               f"P = 1 of SGD; {RESCALED}", in_limits=False, by_lanczos=True),
     Observable("gradient_noise", r"$\mathrm{tr}\,\Sigma$", "gradient noise",
                "(1/P) Σ_p |√M (∇ℓ_p − ∇L)|², ℓ_p the loss of one sample: the variance of a step's gradient is this over "
                f"the size of its batch; M as in {RESCALED}", in_limits=False),

@@ -15,6 +15,7 @@ from comparisons import labelled, pairs
 from comparisons.convergence import options as convergence
 from comparisons.convergence.study import prepare
 from comparisons.coord_check import options as coord_check
+from comparisons.coord_check import study as sizes
 from comparisons.landscape import options as landscape
 from comparisons.landscape.late import followed
 from comparisons.transfer import options as transfer
@@ -31,7 +32,7 @@ from limits.kernel import ntk
 from limits.models import MODELS, Layers
 from limits.optimizers import OPTIMIZERS, Optimizer
 from limits.theories import THEORIES, Theory, theory
-from limits.trajectory import OBSERVABLES, Axis, Observable, Trajectory
+from limits.trajectory import OBSERVABLES, RANK, Axis, Observable, Trajectory
 from limits.two_layer import meanfield
 
 RNG = np.random.default_rng(0)
@@ -170,6 +171,8 @@ def test_a_residual_model(add, monkeypatch):
     assert (prepared.reference, prepared.problem.network.depth) == ("largest-width", 3)
     assert refused(prepared.problem) == "no limit is known for gated in depth_mup"
     assert refused(a_problem(parametrization="ntp", model="gated")) == "no kernel limit is known for gated"
+    with pytest.raises(ValueError, match="architecture has no matrices and signals of its layers"):
+        sizes.prepare(reads(coord_check, "--model", "gated"))
     problem = a_problem(parametrization="depth_mup", model="gated")
     network = build(problem, 8)
     (got,) = train(problem, network, KEYS, precision="float64", observables=["loss"])
@@ -251,8 +254,17 @@ def test_a_per_layer_observable_sees_the_weights_that_act(add):
     dataset = labelled.from_trajectories({6: trained})
     assert (dataset["layer_norms"].dims, dataset.layer.values.tolist()) == (("width", "seed", "step", "layer"), [1, 2, 3])
     assert "layer_norms" in followed(dataset)
-    with pytest.raises(KeyError, match="no layer_norms here"):
+    with pytest.raises(KeyError, match="no layer_norms here: no theory has it"):
         solve(a_problem())["layer_norms"]
+
+
+def test_an_observable_of_eigenvalues_has_a_number_and_a_tolerance(add):
+    add(OBSERVABLES, Observable("layers_edge", r"$\lambda$", "edges", "of a layer's block of H", RANK, by_lanczos=True))
+    options = reads(landscape, "--observables", "layers_edge", "--top-k", "2", "--tolerance", "0.1").adapted()
+    assert (options.top_k, options.tolerance) == (2, 0.1)
+    limit = solve(a_problem(num_steps=0))
+    assert limit.left_open["layers_edge"] == "linear2 does not have it"
+    assert not limit.left_open.keys() & limit.observables.keys()
 
 
 # Data -----------------------------------------------------------------------------------------------------------------
@@ -298,5 +310,6 @@ def test_a_toy_theory(add):
     assert refused(a_problem(momentum=0.5, richness=2.0)) == "the toy wants richness 1"
     assert pairs.limit_is_known(toy)
     assert not pairs.limit_is_known(a_problem(momentum=0.5, richness=2.0))
+    assert "f(0) stays random, as in ntp" in refused(a_problem(momentum=0.5, parametrization="ntp"))
     assert theory(a_problem()).__name__ == "limits.two_layer.linear"
     assert "sharpness" in predict(a_problem())

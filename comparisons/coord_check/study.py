@@ -218,6 +218,7 @@ def prepare(options: Options) -> Job:
     data = options.load_shaped()
     job = Job(options, params, sweeps, data, {})
     problems = [problem for sweep in sweeps for problem in job.problems(sweep.optimizer, sweep.depths[0])]
+    measured_sizes.check(build(problems[0], widths[0]))
     config = runs.config(options, *data[:2]) | {"exponents": [parametrization.rows(one.scaling()) for one in problems]}
     for printed in ("every", "rates"):
         config.pop(printed)  # changes what is printed only

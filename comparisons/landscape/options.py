@@ -14,11 +14,9 @@ from limits.command.arguments import OneOf
 from limits.losses import LOSSES
 from limits.models import MODELS
 from limits.optimizers import OPTIMIZERS
-from limits.trajectory import OBSERVABLES, RANK, storable, stored
+from limits.trajectory import OBSERVABLES, RANK, stored
 
 PROGRAM = "python -m comparisons.landscape"
-RANKED = {name for name in storable() if OBSERVABLES[name].axis is RANK}
-LANCZOS = {*RANKED, "residual_eigenvalues", "hessian_min", "preconditioned_sharpness"}
 
 FOLLOWED = OneOf(OBSERVABLES, only=False, where=lambda row: row.leads and row.stored)
 
@@ -99,8 +97,9 @@ class Options(runs.OwnOptions):
         return "mse" if numbers else "cross_entropy"
 
     def without_effect(self) -> dict[str, str]:
-        wanted = set(self.followed)
-        curved = self.density or wanted - {"loss"}
-        asked = {"curvature_samples": curved, "top_k": wanted & RANKED, "tolerance": wanted & LANCZOS}
+        wanted = [OBSERVABLES[name] for name in self.followed if name in OBSERVABLES]
+        curved = self.density or set(self.followed) - {"loss"}
+        ranked, by_lanczos = [row for row in wanted if row.axis is RANK], [row for row in wanted if row.by_lanczos]
+        asked = {"curvature_samples": curved, "top_k": ranked, "tolerance": by_lanczos}
         why = f"nothing that depends on it is among the observables {' '.join(self.followed)}"
         return super().without_effect() | {name: why for name, names in asked.items() if not names}
