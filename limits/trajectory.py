@@ -112,7 +112,9 @@ def stored(name: str) -> str:
     return "hessian_eigenvalues" if name == "sharpness" else name
 
 
-MEASURED = tuple(name for name in storable() if OBSERVABLES[name].in_limits)  # in every room, if not told otherwise
+def measured_by_default() -> tuple[str, ...]:
+    """In every room, if not told otherwise."""
+    return tuple(name for name in storable() if OBSERVABLES[name].in_limits)
 
 
 def check_storable(names: Sequence[str]) -> None:

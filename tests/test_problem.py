@@ -16,7 +16,7 @@ from limits.deep import linear as deep_linear
 from limits.exponents.parametrization import factors, gauge, interpolated, laziness, output_exponent, output_multiplier, scaling
 from limits.kernel import ntk  # fmt: skip
 from limits.losses import LOSSES
-from limits.trajectory import MEASURED
+from limits.trajectory import measured_by_default
 from limits.two_layer import linear as linear2
 from limits.two_layer import linear_law as fluctuations
 from limits.two_layer import meanfield
@@ -157,7 +157,7 @@ def test_axes_of_observables():
     ranks = dict.fromkeys(("hessian_eigenvalues", "gauss_newton_eigenvalues", "ntk_eigenvalues"), "rank")
     assert axes == ranks | {"residual_eigenvalues": "edge", "density_nodes": "node", "density_weights": "node"}
     assert {name for name, observable in OBSERVABLES.items() if observable.ranked} == {*ranks, "residual_eigenvalues"}
-    assert not {"density_nodes", "density_weights"} & set(MEASURED)
+    assert not {"density_nodes", "density_weights"} & set(measured_by_default())
 
 
 def test_every_observable_is_described():

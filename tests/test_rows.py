@@ -32,7 +32,7 @@ from limits.kernel import ntk
 from limits.models import MODELS, Layers
 from limits.optimizers import OPTIMIZERS, Optimizer
 from limits.theories import THEORIES, Theory, theory
-from limits.trajectory import OBSERVABLES, RANK, Axis, Observable, Trajectory
+from limits.trajectory import OBSERVABLES, RANK, Axis, Observable, Trajectory, measured_by_default
 from limits.two_layer import meanfield
 
 RNG = np.random.default_rng(0)
@@ -251,6 +251,7 @@ def test_a_per_layer_observable_sees_the_weights_that_act(add):
         assert (np.abs(got["layer_norms"][1] - wanted) > 1e-3).all()  # after a step of Adam
         for name in without:
             np.testing.assert_array_equal(got[name], without[name])
+    assert "layer_norms" in measured_by_default()  # by convergence, too
     dataset = labelled.from_trajectories({6: trained})
     assert (dataset["layer_norms"].dims, dataset.layer.values.tolist()) == (("width", "seed", "step", "layer"), [1, 2, 3])
     assert "layer_norms" in followed(dataset)

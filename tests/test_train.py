@@ -35,7 +35,7 @@ from limits import solve
 from limits.exponents.parametrization import gauge, output_multiplier, scaling
 from limits.machine import computing
 from limits.problem import Problem, minibatches
-from limits.trajectory import MEASURED
+from limits.trajectory import measured_by_default
 
 WIDTH = 6
 PRECISE = {"rtol": 1e-9, "probes": 400}
@@ -174,7 +174,7 @@ def test_observables_are_those_of_dense_matrices(architecture, loss):
     problem = everything(num_steps=4, measure_every=2, loss=loss)
     network = mlp(problem, WIDTH, *architecture)
     (got,) = train(problem, network, keys(1), precision="float64", **PRECISE)
-    assert set(got.observables) == set(MEASURED)
+    assert set(got.observables) == set(measured_by_default())
     with computing("float64"):
         path = list(written_out(problem, in_numpy(network.init(keys(1)[0])), architecture[1]))
         rates = [output_multiplier(problem.scaling(), problem.richness, WIDTH) ** 2] * len(path[0])
@@ -269,7 +269,7 @@ def test_rescaled_curvature_has_the_rate_of_every_role(architecture, name):
     network, of = mlp(problem, WIDTH, *architecture), numbers("sp", "sgd", WIDTH, 1, problem.richness)
     of = at_one_rate(of, problem) if shifted else of
     (got,) = train(problem, network, keys(1), precision="float64", **PRECISE)
-    assert set(got.observables) == set(MEASURED)
+    assert set(got.observables) == set(measured_by_default())
     assert_observed(got, dense_path(problem, network, of, architecture[1], of.rate), network.layerwise_linear)
 
 
@@ -297,7 +297,7 @@ def test_same_network_at_step_zero_whatever_the_optimiser():
     """Curvature is that of all samples and of the loss alone: no batch and no weight decay in it."""
     problems = everything(num_steps=1), a_problem(num_steps=0)
     results = [train(p, mlp(p, WIDTH), keys(1), precision="float64", **PRECISE)[0] for p in problems]
-    for name in MEASURED:
+    for name in measured_by_default():
         np.testing.assert_allclose(results[0][name][0], results[1][name][0], rtol=1e-12)
 
 
@@ -374,7 +374,7 @@ def test_batched_lanczos_is_lanczos():
     batched = train(problem, network, keys(2), vectorized=True, **options)
     for i, got in enumerate(batched):
         (alone,) = train(problem, network, keys(2)[i : i + 1], **options)
-        for name in MEASURED:
+        for name in measured_by_default():
             np.testing.assert_allclose(got[name], alone[name], rtol=1e-7, atol=1e-10, err_msg=name)
 
 
@@ -437,7 +437,7 @@ def test_seeds_differ_and_repeat():
     first, second = train(problem, network, keys(2), **PRECISE)
     again, _ = train(problem, network, keys(2), **PRECISE)
     assert not np.isclose(first["loss"][0], second["loss"][0])
-    for name in MEASURED:
+    for name in measured_by_default():
         np.testing.assert_array_equal(first[name], again[name])
 
 
@@ -447,7 +447,7 @@ def test_explicit_initial_weights():
     initial = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(network.init, keys(2)))
     given = train(problem, network, keys(2), initial=initial, **PRECISE)
     for got, expected in zip(given, train(problem, network, keys(2), **PRECISE), strict=True):
-        for name in MEASURED:
+        for name in measured_by_default():
             np.testing.assert_array_equal(got[name], expected[name])
 
 
@@ -522,7 +522,7 @@ def test_divergence_is_data():
     for trajectory in (diverged, also):
         assert trajectory.diverged[-1]
         assert not trajectory.diverged[0]
-        for name in MEASURED:
+        for name in measured_by_default():
             assert np.isfinite(trajectory[name][0]).all()
             assert not np.isfinite(trajectory[name][-1]).any()
             assert not np.isnan(trajectory.error(name)).any()
@@ -548,7 +548,7 @@ def test_float32_is_close_to_float64():
     network = mlp(problem, WIDTH, *TANH)
     single, _ = train(problem, network, keys(2), precision="float32", **PRECISE)
     (double,) = train(problem, network, keys(2)[:1], precision="float64", **PRECISE)
-    for name in MEASURED:
+    for name in measured_by_default():
         assert (np.abs(single[name] - double[name]) <= 1e-5 * np.abs(double[name]).max()).all(), name
 
 

@@ -36,7 +36,7 @@ from finite.training.train import train
 from limits import Problem, Trajectory
 from limits import theories as limit
 from limits.exponents import parametrization
-from limits.trajectory import MEASURED
+from limits.trajectory import measured_by_default
 from limits.two_layer import linear_law as fluctuations
 from limits.two_layer.linear_law import Law, Prediction
 
@@ -98,7 +98,7 @@ class Comparison(Work):
 
     def networks(self, cells: Sequence[Cell]) -> list[estimate.Networks | estimate.Limit]:
         trained = [cell.width for cell in cells if cell.what == "networks"]
-        networks = [estimate.Networks(self.problem, width, self.options.seeds, MEASURED) for width in trained]
+        networks = [estimate.Networks(self.problem, width, self.options.seeds, measured_by_default()) for width in trained]
         return networks + [estimate.Limit(self.problem, self.against_theory) for cell in cells if cell == LIMIT]
 
     def compute(self, cells: Sequence[Cell], store: Store, report: Report) -> list[Values]:
@@ -188,7 +188,7 @@ def _trained(comparison, width, report) -> Values:
     started = time.perf_counter()
     numerics = Numerics(options.precision, rtol=tolerance(options), max_matvecs=pairs.max_matvecs(problem))
     trained = train(problem, build(problem, width), pairs.keys(options.seed, width, options.seeds), numerics=numerics,
-                    progress=report, observables=MEASURED)  # fmt: skip
+                    progress=report, observables=measured_by_default())  # fmt: skip
     return labelled.arrays(trained) | {"seconds": np.array(time.perf_counter() - started)}
 
 

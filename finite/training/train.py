@@ -33,7 +33,7 @@ from finite.training.descent import check_preconditioned, descent
 from finite.training.side_by_side import plan
 from limits.machine import compiled_soon, computing
 from limits.problem import Problem
-from limits.trajectory import MEASURED, Trajectory, check_storable
+from limits.trajectory import Trajectory, check_storable, measured_by_default
 
 LOG = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def train(
     *,
     learning_rates: Sequence[float] | None = None,
     initial: Params | None = None,
-    observables: Sequence[str] = MEASURED,
+    observables: Sequence[str] | None = None,
     curvature_samples: int | None = None,
     numerics: Numerics = USUAL,
     progress: Callable[[float], None] | None = None,
@@ -55,7 +55,7 @@ def train(
     network       built for this problem, e.g. ``mlp(problem, width)``; it starts at ``network.init(key)``
     learning_rates       η0 of each network, instead of the problem's for all; keys may repeat
     initial       start at these weights: ``params`` with a leading axis over the networks
-    observables   which of ``limits.trajectory.storable()`` to measure
+    observables   which of ``limits.trajectory.storable()`` to measure; by default ``measured_by_default()``
     curvature_samples    all but the loss are measured on the first so many samples (default: all), which then stand for L
     numerics      precision, tolerances, what runs at once
     progress      called after every measured step with the fraction of the job that is done
@@ -74,7 +74,8 @@ def train(
     (4, (3,), True)
     """
     with computing(numerics.precision):
-        compiled = program_of(problem, network.architecture, observables, numerics)
+        wanted = measured_by_default() if observables is None else observables
+        compiled = program_of(problem, network.architecture, wanted, numerics)
         samples = problem.num_samples if curvature_samples is None else curvature_samples
         check(problem, network, compiled.observables, samples)
         _check_networks(keys, learning_rates, initial)
@@ -203,7 +204,7 @@ def _trajectories(steps, measurements):
     ]
 
 
-def check(problem: Problem, network: Network, observables: Sequence[str] = MEASURED, curvature_samples: int = 1) -> None:
+def check(problem: Problem, network: Network, observables: Sequence[str], curvature_samples: int = 1) -> None:
     """Raises ValueError, in one line, for what ``train`` would refuse of these, before anything is computed."""
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     check_storable(observables)

@@ -37,7 +37,7 @@ from limits.law import Group, Law, Prediction, branches, groups, law_of_draws, s
 from limits.machine import by_batches, compiled_soon, in_float64
 from limits.problem import Problem
 from limits.spectra import apart
-from limits.trajectory import MEASURED, Trajectory
+from limits.trajectory import Trajectory
 from limits.two_layer import linear as linear2
 from limits.two_layer import linear_curvature as curvature
 
@@ -59,7 +59,7 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
         raise ValueError(f"fluctuations are predicted for ntp and mup, not for output exponent {exponent:g}")
     data = coordinates(problem)
     numbers, limit = linear2.scales(problem, inf), linear2.solve(problem)
-    known = {name: jnp.asarray(limit[name]) for name in MEASURED}
+    known = {name: jnp.asarray(values) for name, values in limit.observables.items()}
     n = sum(data.optimum.shape)
     states = linear2.evolve(problem)
     run = Run(data, numbers, descent(problem), known, _expansions(states, known))

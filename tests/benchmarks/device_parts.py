@@ -45,7 +45,7 @@ from finite.training.train import train
 from limits import Problem, minibatches
 from limits.losses import LOSSES
 from limits.machine import computing
-from limits.trajectory import MEASURED
+from limits.trajectory import measured_by_default
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -303,7 +303,7 @@ def kernels(folder):
     return spent
 
 
-def _trained(problem, network, keys, *, observables=MEASURED, initial=None, progress=None, **numerics):
+def _trained(problem, network, keys, *, observables=None, initial=None, progress=None, **numerics):
     told = {"observables": observables, "numerics": Numerics(**numerics), "progress": progress}
     return train(problem, network, keys, initial=initial, **told)
 
@@ -457,7 +457,7 @@ def command(report, words, folder, cold):
 def of_width(problem, width, options):
     """(seconds the first time, and again) of one width as the main job has it."""
     network, keys = build(problem, width), jax.random.split(jax.random.key(width), options.seeds)
-    given = {"observables": MEASURED, "rtol": convergence.tolerance(replace(options, widths=(width,)))}
+    given = {"observables": measured_by_default(), "rtol": convergence.tolerance(replace(options, widths=(width,)))}
     times = []
     for _ in range(2):
         start = time.perf_counter()
