@@ -45,24 +45,6 @@ def test_roles_of_public_architectures(name):
     assert found == {path: expected(wanted, path).split() for path in found}
 
 
-def test_roles_of_a_torch_network():
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed: the extra torch has it")
-    pytest.importorskip("torchax", reason="torchax is not installed: the extra torch has it")
-    from torch import nn
-
-    from finite.networks.own import from_torch
-
-    make = lambda n: nn.Sequential(nn.Linear(3, n), nn.Tanh(), nn.Linear(n, n), nn.LayerNorm(n), nn.Linear(n, 2))  # noqa: E731
-    model = from_torch(make, "mse", tuple(np.asarray(array) for array in BATCH))
-    assert [role.name for role in roles(model, (16, 32))] == [
-        "input", "bias", "hidden", "bias", "norm_gain", "bias", "readout", "constant"]  # fmt: skip
-    params, apply = model.at(16, KEY)
-    layers = make(16)
-    layers.load_state_dict({name: torch.tensor(np.asarray(leaf)) for name, leaf in params.items()})
-    wanted = layers(torch.tensor(np.asarray(INPUTS))).detach().numpy()
-    np.testing.assert_allclose(apply(params, INPUTS), wanted, rtol=1e-5, atol=1e-6)
-
-
 def test_every_model_of_the_table_is_tested():
     pytest.importorskip("flax", reason="flax is not installed: the dev group has it")
     pytest.importorskip("haiku", reason="haiku is not installed: the dev group has it")

@@ -7,6 +7,7 @@
 dictionary, tokens.  The adapters know Flax, Equinox, Haiku and PyTorch by what these offer and import them where they are used.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -157,19 +158,28 @@ def from_haiku(make: Callable, loss: str | Callable, batch: tuple, name: str = "
 
 
 def from_torch(make: Callable, loss: str | Callable, batch: tuple, name: str = "torch") -> Model:
-    """``make(width)`` is a torch.nn.Module, through torchax (the extra ``torch``); what is not real in its state is held.
+    """``make(width)`` is a torch.nn.Module, in ``eval``, through torchax (the extra ``torch``).
 
-    Tensors that its ``forward`` makes anew (positions, masks) are PyTorch's, which torchax refuses.
+    Its parameters that ask for gradients are the params; buffers (masks, a BatchNorm's averages) are held.  Tensors that
+    ``forward`` makes anew are JAX's too, but for those of ``device="cpu"``, which torchax refuses beside others.
     """
 
     def build(width, key):
         import torch
-        import torchax
+
+        from finite.networks.torchax_compat import load
 
         torch.manual_seed(int(np.asarray(jax.random.key_data(key)).ravel()[-1]))
-        state, function = torchax.extract_jax(make(width).eval())
-        trained = {n: leaf for n, leaf in state.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
-        held = {n: leaf for n, leaf in state.items() if n not in trained}
-        return trained, lambda params, inputs: function({**held, **params}, (jax.tree.map(jnp.asarray, inputs),))
+        module = make(width).eval()
+        state, function = load().extract_jax(module)
+        asking = {n for n, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+        held = {n: leaf for n, leaf in state.items() if n not in asking}
+
+        def apply(params, inputs):
+            with torch.device("jax:0"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Explicitly requested dtype int64")  # of arange, PyTorch's default
+                return function({**held, **params}, (jax.tree.map(jnp.asarray, inputs),))
+
+        return {n: leaf for n, leaf in state.items() if n in asking}, apply
 
     return Model(build, loss, batch, name)
