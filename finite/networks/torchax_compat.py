@@ -2,8 +2,8 @@
 
     torchax = load()
 
-Its tables of operators name some that PyTorch has since dropped: those of named tensors (gone in 2.13), ``cholesky`` and
-``qr`` (gone in 2.15).  While the tables are made a stand-in is their key, which nothing looks up; then PyTorch is as it was.
+Its tables of operators name some that PyTorch has since dropped: those of named tensors (gone by 2.13), ``cholesky`` and
+``qr`` (gone by 2.15).  While the tables are made a stand-in is their key, which nothing looks up; then PyTorch is as it was.
 """
 
 import contextlib
