@@ -178,7 +178,8 @@ def by_hand(problem, name, width, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "activation"), [("mup", "tanh"), ("depth_mup", "relu"), ("alpha1", "tanh")])
+@pytest.mark.parametrize(("name", "activation"), [
+    ("mup", "tanh"), ("depth_mup", "relu"), pytest.param("alpha1", "tanh", marks=pytest.mark.long)])  # fmt: skip
 def test_momentum_decay_and_minibatches_at_once_are_those_of_wide_networks(name, activation):
     """Mean loss and two-time feature kernel of networks written out by hand."""
     model = "mlp" if name == "mup" else "resmlp"
@@ -209,7 +210,8 @@ NETWORKS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", NETWORKS)
+@pytest.mark.parametrize("case", [
+    pytest.param(case, marks=[pytest.mark.long] if "alpha 1" in case else []) for case in NETWORKS])  # fmt: skip
 def test_networks_approach_the_limit(case):
     """Loss and leading Gauss-Newton eigenvalue of trained networks: the distance falls as N^{-1/2}."""
     problem = a_problem(**{"num_steps": 6, "measure_every": 6, "top_k": 1, "richness": 0.5} | NETWORKS[case])

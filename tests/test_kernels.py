@@ -62,7 +62,7 @@ def test_linear_plain_kernels_in_closed_form(depth):
 @pytest.mark.parametrize(
     ("model", "activation"),
     [("mlp", "erf"), pytest.param("mlp", "gelu", marks=pytest.mark.slow),
-     *(pytest.param("resmlp", phi, marks=pytest.mark.slow) for phi in ("relu", "tanh"))],
+     pytest.param("resmlp", "relu", marks=pytest.mark.slow), pytest.param("resmlp", "tanh", marks=pytest.mark.long)],
 )
 def test_kernels_are_those_of_wide_networks(model, activation):
     """The eigenvalues of Θ from networks' own, with each role's learning rate; K from many draws of f(0)."""
@@ -166,7 +166,7 @@ def staged(params, x):
     return read_out(jax.nn.relu(h), params["readout"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_convolutional_kernels_are_those_of_wide_networks():
     """On average over many networks of 64 channels, whose own kernels differ by a third; each role at its own rate."""
     x, N = np.random.default_rng(0).normal(size=(3, 16, 16, 2)), 64

@@ -169,8 +169,9 @@ def distances(problem, widths, num_seeds):
     "options",
     [
         {"activation": "relu"},
-        {"activation": "tanh"},
-        {"model": "resmlp", "activation": "relu", "parametrization": "base=ntp, block.multiplier.L=-1/2"},
+        pytest.param({"activation": "tanh"}, marks=pytest.mark.long),
+        pytest.param({"model": "resmlp", "activation": "relu", "parametrization": "base=ntp, block.multiplier.L=-1/2"},
+                     marks=pytest.mark.long),
         CLASSES | {"C": 3, "learning_rate": 0.5},
         {"model": "conv", "pooling": "average", "D": 64},
     ],
