@@ -261,12 +261,14 @@ def test_networks_approach_the_limit(depth):
 def test_divergence_is_data():
     """Values are finite up to a step and not from there on, the kernels' too."""
     problem = a_problem(learning_rate=8.0, num_steps=9)
-    trajectory, found = deep_linear.solve(problem, depth=2), deep_linear.kernels(problem, depth=2)
+    trajectory, found = deep_linear.solve(problem, depth=2, hessian=False), deep_linear.kernels(problem, depth=2)
     finite = int(np.sum(np.isfinite(found.outputs).all((1, 2))))
     assert 4 <= finite < 10
     assert not trajectory.diverged[:4].any()
-    for values in trajectory.values():
-        assert not np.isfinite(values[finite:]).any()
+    with_hessian = deep_linear.solve(a_problem(learning_rate=8.0, num_steps=9, measure_every=9), depth=2)
+    assert {"sharpness", "hessian_trace"} <= set(with_hessian)
+    for values in (*(of[finite:] for of in trajectory.values()), *(of[1:] for of in with_hessian.values())):
+        assert not np.isfinite(values).any()
     assert_equal_kernels(early(found, 3), written_out(a_problem(learning_rate=8.0, num_steps=2), 2))
     for kernel in found[1:5]:
         assert np.isnan(kernel[:, finite:]).all()

@@ -118,7 +118,7 @@ def test_predictions():
     ("param", "model", "options", "name", "why"),
     [
         pytest.param("mup", "mlp3", {"num_steps": 0}, "hessian_min", "outliers are known: its bulk has no edge",
-                     marks=pytest.mark.slow),
+                     marks=pytest.mark.long),
         ("mup", "mlp2", {"num_steps": 0}, "hessian_min", "the bulk of the Hessian has no edge"),
         ("mup", "mlp2", {"num_steps": 0}, "hessian_trace", "it grows with the width"),
         ("ntp", "mlp2", {}, "hessian_trace", "residual part stays random"),
