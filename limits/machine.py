@@ -16,6 +16,7 @@ import scipy.linalg  # noqa: F401  loads the BLAS that JAX calls, before its thr
 from threadpoolctl import ThreadpoolController
 
 PRECISIONS = {"float32": False, "float64": True}
+OLDER_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
 
 
 @contextmanager
@@ -77,31 +78,27 @@ def compiled_soon(static_argnums=()):
     """
 
     def of(function):
-        turn = Lock()
+        turn, unknown = Lock(), []
 
         @cache
-        def compiled():
-            return jax.jit(function, static_argnums=static_argnums, compiler_options=_older_emitters())
+        def compiled(older):
+            return jax.jit(function, static_argnums=static_argnums, compiler_options=OLDER_EMITTERS if older else None)
 
         @wraps(function)
         def called(*args):
             with turn:
-                found = compiled()
-            return found(*args)
+                found = compiled(not unknown and jax.default_backend() == "cpu")
+            try:
+                return found(*args)
+            except jax.errors.JaxRuntimeError as refusal:
+                if "No such compile option" not in str(refusal):
+                    raise
+            unknown.append(True)
+            return compiled(False)(*args)
 
         return called
 
     return of
-
-
-@cache
-def _older_emitters():
-    options = {"xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:  # unknown to this jaxlib
-        return None
-    return options if jax.default_backend() == "cpu" else None
 
 
 def by_batches(function, rows, most: int):

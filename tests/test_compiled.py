@@ -11,6 +11,7 @@ import xarray as xr
 
 from comparisons import compiled, options
 from comparisons.convergence.options import Options
+from limits import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--widths", "6", "8", "12", "--seeds", "2", "--steps", "2", "--measure-every", "1", "--samples", "4", "--inputs", "3"]
@@ -91,6 +92,17 @@ def test_in_a_process_that_has_jax_already_nothing_changes():
     compiled.keep(True)
     compiled.keep(False)
     assert dict(os.environ) == before
+
+
+def test_a_jaxlib_that_does_not_know_the_older_emitters_compiles_without(monkeypatch):
+    monkeypatch.setattr(machine, "OLDER_EMITTERS", {"no_such_option": True})
+    assert machine.compiled_soon()(lambda x: x + 1)(1) == 2
+
+    @machine.compiled_soon(static_argnums=0)
+    def to_the_power(n, x):
+        return x**n
+
+    assert [to_the_power(n, 3) for n in (1, 2, 2)] == [3, 9, 9]
 
 
 def test_what_was_not_used_for_longest_is_forgotten_first(tmp_path):

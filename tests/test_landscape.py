@@ -167,7 +167,7 @@ def test_limits_are_dashed_where_they_are_known(tmp_path, capsys):
     landscape(options)
     said = capsys.readouterr().out
     assert [line for line in said.splitlines() if "no limit" in line] == [
-        f"no limit is drawn of gradient_noise in {param}: theory leaves it open" for param in ("mup", "ntp")]  # fmt: skip
+        f"no limit is drawn of gradient_noise in {param}: no theory has it" for param in ("mup", "ntp")]  # fmt: skip
     dataset = files.read(tmp_path / "there" / "landscape.nc")
     for name in ("loss", "hessian_eigenvalues"):
         limit, wide = dataset[f"{name}_limit"], dataset[name].sel(width=512)
