@@ -241,11 +241,11 @@ def test_help_explains_every_option(capsys):
 
 
 OTHERS = {
-    "ntp": ["--param", "ntp"],
     "between": ["--param", "readout.multiplier=-3/4, input.learning_rate=1/2, readout.learning_rate=1/2"],
 }
 FEW = ["--samples", "4", "--steps", "2"]  # of what is sampled
 SLOWER = {
+    "ntp": ["--param", "ntp"],
     "deep linear": ["--model", "linear3", "--momentum", "0.5"],
     "kernel limit": ["--model", "mlp", "--param", "ntp", "--activation", "relu"],
     "digits": ["--data", "digits", "--samples", "20", "--inputs", "64", "--outputs", "3"],

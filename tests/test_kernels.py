@@ -61,8 +61,8 @@ def test_linear_plain_kernels_in_closed_form(depth):
 
 @pytest.mark.parametrize(
     ("model", "activation"),
-    [("mlp", "erf"), pytest.param("mlp", "gelu", marks=pytest.mark.slow),
-     pytest.param("resmlp", "relu", marks=pytest.mark.slow), pytest.param("resmlp", "tanh", marks=pytest.mark.long)],
+    [*(pytest.param(*case, marks=pytest.mark.slow) for case in (("mlp", "erf"), ("mlp", "gelu"), ("resmlp", "relu"))),
+     pytest.param("resmlp", "tanh", marks=pytest.mark.long)],
 )
 def test_kernels_are_those_of_wide_networks(model, activation):
     """The eigenvalues of Θ from networks' own, with each role's learning rate; K from many draws of f(0)."""

@@ -251,7 +251,6 @@ def test_a_per_layer_observable_sees_the_weights_that_act(add):
         assert (np.abs(got["layer_norms"][1] - wanted) > 1e-3).all()  # after a step of Adam
         for name in without:
             np.testing.assert_array_equal(got[name], without[name])
-    assert "layer_norms" in measured_by_default()  # by convergence, too
     dataset = labelled.from_trajectories({6: trained})
     assert (dataset["layer_norms"].dims, dataset.layer.values.tolist()) == (("width", "seed", "step", "layer"), [1, 2, 3])
     assert "layer_norms" in followed(dataset)
@@ -261,6 +260,7 @@ def test_a_per_layer_observable_sees_the_weights_that_act(add):
 
 def test_an_observable_of_eigenvalues_has_a_number_and_a_tolerance(add):
     add(OBSERVABLES, Observable("layers_edge", r"$\lambda$", "edges", "of a layer's block of H", RANK, by_lanczos=True))
+    assert "layers_edge" in measured_by_default()  # by convergence, too
     options = reads(landscape, "--observables", "layers_edge", "--top-k", "2", "--tolerance", "0.1").adapted()
     assert (options.top_k, options.tolerance) == (2, 0.1)
     limit = solve(a_problem(num_steps=0))
