@@ -29,12 +29,12 @@ class Theory:
 
     means     problem → whether this theory is asked, if none before it is.  What it refuses, nobody else is asked
     home      the module with ``refuses(problem)``, the line that says why it does not know the limit, None where it does;
-              ``solve(problem)``; if it knows limits whose f(0) is random, ``loss_law(problem)`` and
-              ``solve(problem, initial_outputs=…)``; and, if it takes minutes, ``work(problem, hessian=…)`` and
-              ``insist_on_room(problem, hessian=…)``, which raises MemoryError
+              ``solve(problem)``; and, if it knows limits whose f(0) is random, ``loss_law(problem)`` and
+              ``solve(problem, initial_outputs=…)``
     law       the module with ``predict(problem)``; "" where there is none
     has_law   problem → whether that has a law of it
-    dear      whether the Hessian's observables take most of its time, and ``solve(problem, hessian=False)`` spares them
+    dear      whether it takes minutes, most of them the Hessian's: then home has ``solve(problem, hessian=…)``, which may spare
+              them, ``work(problem, hessian=…)``, and ``insist_on_room(problem, hessian=…)``, which raises MemoryError
     networks, has     for the READMEs: whose limit it knows, and what of it
     """
 
@@ -144,15 +144,15 @@ def _left_open(row, limit):
 
 def work(problem: Problem, *, hessian: bool = True) -> tuple[float, float]:
     """(multiplications, numbers held at once) of ``solve``, in float64, where that takes minutes; else (0, 0)."""
-    of = theory(problem)
-    return of.work(problem, hessian=hessian) if hasattr(of, "work") else (0.0, 0.0)
+    row = _row(problem)
+    return import_module(row.home).work(problem, hessian=hessian) if row.dear else (0.0, 0.0)
 
 
 def insist_on_room(problem: Problem, *, hessian: bool = True) -> None:
     """Raises MemoryError, in one line, where ``solve`` would for want of room, as far as that is known before it begins."""
-    of = theory(problem)
-    if hasattr(of, "insist_on_room"):
-        of.insist_on_room(problem, hessian=hessian)
+    row = _row(problem)
+    if row.dear:
+        import_module(row.home).insist_on_room(problem, hessian=hessian)
 
 
 def predict(problem: Problem) -> Prediction | None:

@@ -74,9 +74,9 @@ def solve(problem: Problem, *, depth: int | None = None, hessian: bool = True) -
     optimiser or parametrization and a depth below 1, MemoryError for too many steps, both before it starts.
     """
     depth = _checked(problem, depth)
+    fields = dmft.solve(replace(problem, model=f"linear{depth + 1}")) if hessian else {}  # first: it may not fit this machine
     data = data_of(problem)
     now, _ = sweep(data, depth, keep=False)
-    fields = dmft.solve(replace(problem, model=f"linear{depth + 1}")) if hessian else {}
     observables = _observables(problem, data, now)
     known = np.isfinite(observables["loss"])
     of_hessian = {name: (fields[name].T * np.where(known, 1.0, np.nan)).T for name in OF_HESSIAN if name in fields}
