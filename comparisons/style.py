@@ -207,11 +207,12 @@ def spans(axis, factor):
 
 
 def plain_numbers(axis: Axis) -> None:
-    """0.5, 1, 2, 5 in place of powers of ten, on a logarithmic axis that shows less than two and a half decades."""
+    """0.5, 1, 2, 5 in place of powers of ten, on a logarithmic axis that shows less than two and a half decades; and some
+    between them where it shows little more than one of these."""
     low, high = axis.get_view_interval()
     if high > 300 * low:
         return
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 6 * low else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

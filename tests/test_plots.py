@@ -209,6 +209,12 @@ def test_short_axes_have_plain_numbers_and_long_ones_powers():
     assert "$\\mathdefault{10^{0}}$" in labels(1e-6, 10)
 
 
+@pytest.mark.parametrize("factor", [1.5, 2, 2.5, 4, 5.9, 6.1, 20])
+@pytest.mark.parametrize("low", [0.11, 0.4, 0.63, 1.0, 2.1, 55.0])
+def test_however_short_an_axis_two_numbers_say_its_scale(low, factor):
+    assert sum(low <= float(text) <= factor * low for text in labels(low, factor * low) if text) >= 2
+
+
 def test_what_diverges_at_once_is_a_point():
     one = measured(dict.fromkeys(("loss", "hessian_eigenvalues", "ntk_eigenvalues"), "usual"), 0)
     diverged = one.where(one.step == 0)
