@@ -23,9 +23,10 @@ sees.  Both tests permute or average within whole seeds, which may be paired acr
 Beside the leading order there is a next one.  It bends the line by less than a few seeds show and yet moves the exponent by
 more than their error, so that an interval which is to cover must allow for one of some size (Armstrong & Kolesár 2018,
 Econometrica 86, 655): ``NEXT_ORDER`` of a bias, of its prefactor at a held exponent too; ``NEXT_ORDER_OF_SQUARES`` of a
-fluctuation's exponent.  Of an error that is a power law and nothing else these intervals therefore hold the exponent more
-often than they say; those that allow for none hold it about as often, and miss it where there is one.  A fluctuation
-whose next order is larger, and seen, has it fitted.  How often intervals cover, either way: ``tests/benchmarks/coverage.py``.
+fluctuation's exponent, or what a theory knows it to be.  Of an error that is a power law and nothing else these intervals
+therefore hold the exponent more often than they say; those that allow for none hold it about as often, and miss it where
+there is one.  A fluctuation whose next order is larger, and seen, has it fitted.  How often intervals cover, either way:
+``tests/benchmarks/coverage.py``.
 """
 
 from collections.abc import Callable, Sequence
@@ -94,7 +95,7 @@ def fit(
     exponent: float | None = None,
     noise_floor=0.0,
     confidence: float = 0.95,
-    next_order: bool = True,
+    next_order: bool | float = True,
     resamples: int = 1000,
     seed: int = 0,
 ) -> PowerLaw:
@@ -105,7 +106,9 @@ def fit(
     exponent      held where given (negative: −0.5), so that the prefactor can be compared with a predicted one
     noise_floor   () or (W,) what the measuring itself cannot resolve; a width counts only above ``ABOVE_FLOOR`` of it
                   (never where it is inf or not a number)
-    next_order    whether intervals allow for one; False: of an error that is a power law and nothing else
+    next_order    whether intervals allow for one; False: of an error that is a power law and nothing else.  A number is the
+                  least that is allowed for in a fluctuation's mean square at the narrowest width, relative to the leading
+                  order: a theory of both knows bias²/(N std²)
     resamples     permutations and changes of sign; ``seed`` draws them
 
     What is fitted, and the intervals, are the module's; of magnitudes without seeds least squares of the logarithms, with
@@ -292,8 +295,9 @@ def _fluctuation(widths, errors, noise_floor, held, confidence, next_order, resa
         return _power_law(held, (held, held), log_prefactor, (log_prefactor - margins[0], log_prefactor + margins[1]), widths)
     shuffled, flat = _permutations(seed, resamples, errors.shape[1], len(x)), np.ones((1, len(x)))
     narrowness, squares = widths.min() / widths, _Squares(x, errors, flat, shuffled)
+    largest = max(NEXT_ORDER_OF_SQUARES, 0.0 if next_order is True else next_order)
     intervals = [_Squares(x, errors / np.sqrt(1 + size * narrowness)[:, None], flat, shuffled).interval(confidence)
-                 for size in ((-NEXT_ORDER_OF_SQUARES, NEXT_ORDER_OF_SQUARES) if next_order else (0.0,))]  # fmt: skip
+                 for size in ((-NEXT_ORDER_OF_SQUARES, largest) if next_order else (0.0,))]  # fmt: skip
     if not squares.is_a_power_law(noise_floor):
         squares = _Squares(x, errors, np.concatenate([flat, [narrowness]]), shuffled)
         if not squares.has_a_small_next_order or not squares.is_a_power_law(noise_floor):

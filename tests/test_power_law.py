@@ -380,6 +380,17 @@ def test_the_next_order_of_a_bias_hides_neither_its_exponent_nor_its_prefactor(s
     assert np.mean([holds(law.prefactor_interval, 3) for law in held]) > 0.85
 
 
+def test_a_bias_that_a_theory_knows_is_allowed_for_in_the_mean_square():
+    """(z + μ/√N)/√N: the square of the bias is 0.4 of the mean square's leading order at the narrowest width, and not seen."""
+    rng, share = np.random.default_rng(0), 0.4
+    widths = 64 * 2.0 ** np.arange(5)
+    mean = np.sqrt(share * widths.min() / widths)[:, None]
+    laws = [[fit(widths, (rng.normal(size=(5, 32)) + mean) / np.sqrt(widths)[:, None], next_order=allowed, resamples=200)
+             for allowed in (True, share)] for _ in range(100)]  # fmt: skip
+    alone, known = np.mean([[law.interval[0] <= -0.5 <= law.interval[1] for law in pair] for pair in laws], axis=0)
+    assert known >= 0.93 > 0.9 > alone
+
+
 def test_three_seeds_have_fluctuations_but_no_bias():
     errors = deviations(np.random.default_rng(15), 3, shift=100.0)
     assert (fit(WIDTHS, errors).status, fit(WIDTHS, errors, kind="bias").status) == ("fitted", "too few seeds")

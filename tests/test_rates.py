@@ -72,6 +72,14 @@ def test_a_shift_changes_the_predicted_exponent():
     assert {r.predicted_exponent for r in found} == {-0.5}
 
 
+def test_intervals_of_fluctuations_allow_for_the_bias_that_theory_knows():
+    """As large as the fluctuation at the narrowest width: it steepens the line, so the interval reaches further up."""
+    large = {name: law._replace(bias=np.sqrt(WIDTHS[0]) * law.std) for name, law in prediction().laws.items()}
+    usual, wide = (measure_rates(made_up(), "theory", known, None) for known in (prediction(), Prediction(large)))
+    for small, more in zip(usual, wide, strict=True):
+        assert (more.interval[1] > small.interval[1] + 0.05) == (more.kind == "fluctuation")
+
+
 def test_largest_width_is_too_flat():
     """Against the largest of independent networks the error is A√(1/N + 1/M): the fit does not see −1/2."""
     theory = [r for r in measure_rates(made_up(), "theory", None, None) if r.kind == "fluctuation"]

@@ -83,14 +83,15 @@ def measure_rates(
         for kind in KINDS:
             errors = deviations(dataset, name, selection, reference, kind)
             for index, step in enumerate(int(s) for s in dataset.step.values):
-                predicted = _predicted(prediction, name, selection, kind, index)
+                law = _law(prediction, name, selection, index)
+                predicted = _predicted(law, kind)
                 unstable = unstable_after is not None and step > unstable_after
-                laws = _fits(errors.isel(step=index), floor.isel(step=index), kind, predicted[0], unstable)
-                rates.append(_rate((name, rank, step, kind, used), laws, predicted))
+                fits = _fits(errors.isel(step=index), floor.isel(step=index), kind, law, predicted[0], unstable)
+                rates.append(_rate((name, rank, step, kind, used), fits, predicted))
     return rates
 
 
-def _fits(errors, floor, kind, held, unstable) -> tuple[PowerLaw, PowerLaw]:
+def _fits(errors, floor, kind, law, held, unstable) -> tuple[PowerLaw, PowerLaw]:
     """The free fit, and the one with the exponent held."""
     values = errors.values
     if np.isfinite(values).all() and unstable:
@@ -98,18 +99,26 @@ def _fits(errors, floor, kind, held, unstable) -> tuple[PowerLaw, PowerLaw]:
     if len(errors.width) < FEWEST_WIDTHS:
         return (refused("too few widths"),) * 2
     options = {"kind": kind, "noise_floor": floor.sel(width=errors.width).values}
+    if kind == "fluctuation" and law is not None and law.std > 0 and np.isfinite(law.bias):
+        options["next_order"] = law.bias**2 / law.std**2 / float(errors.width.min())  # of mean squares std²/N + bias²/N²
     free = fit(errors.width.values, values, **options)
     if free.status == "no power law":
         return free, free  # has no prefactor either
     return free, fit(errors.width.values, values, exponent=held, **options)
 
 
-def _predicted(prediction, name, selection, kind, index) -> tuple[float, float]:
+def _law(prediction, name, selection, index) -> Law | None:
+    """Of one component at one measured step; None where nothing is predicted."""
+    if prediction is None or variable(name) not in prediction:
+        return None
+    return Law(*(_component(values[index], selection) for values in prediction[variable(name)]))
+
+
+def _predicted(law, kind) -> tuple[float, float]:
     """(exponent, prefactor ≥ 0), the prefactor NaN where nothing is predicted."""
     usual = -0.5 if kind == "fluctuation" else -1.0
-    if prediction is None or variable(name) not in prediction:
+    if law is None:
         return usual, np.nan
-    law = Law(*(_component(values[index], selection) for values in prediction[variable(name)]))
     if kind == "bias" and law.shift != 0:
         return -0.5, abs(law.shift)
     return usual, law.std if kind == "fluctuation" else abs(law.bias)
