@@ -16,6 +16,7 @@ from comparisons.power_law import FEWEST_WIDTHS, PowerLaw, fit, refused
 from limits.law import Law, Prediction
 
 KINDS = ("fluctuation", "bias")
+SECOND_ORDER = 3.0  # a mean square is std²/N + E(½o'')²/N², the latter at most so often bias² = (½E o'')², if o'' has one sign
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _fits(errors, floor, kind, law, held, unstable) -> tuple[PowerLaw, PowerLaw]
         return (refused("too few widths"),) * 2
     options = {"kind": kind, "noise_floor": floor.sel(width=errors.width).values}
     if kind == "fluctuation" and law is not None and law.std > 0 and np.isfinite(law.bias):
-        options["next_order"] = law.bias**2 / law.std**2 / float(errors.width.min())  # of mean squares std²/N + bias²/N²
+        options["next_order"] = SECOND_ORDER * law.bias**2 / law.std**2 / float(errors.width.min())
     free = fit(errors.width.values, values, **options)
     if free.status == "no power law":
         return free, free  # has no prefactor either
