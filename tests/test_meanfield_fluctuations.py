@@ -78,6 +78,7 @@ def test_laws_are_finite_differences_in_the_masses(options):
     compared = 0
     for name in middle:
         known = np.isfinite(law[name].std)
+        known[0] &= problem.num_outputs == 1 or name not in ("ntk_eigenvalues", "gauss_newton_eigenvalues")  # there they split
         np.testing.assert_allclose(law[name].std[known], np.sqrt(variance[name])[known], rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(law[name].bias[known], second[name][known] / 2, rtol=1e-3, atol=1e-4, err_msg=name)
         compared += name == "hessian_eigenvalues" and known.sum()
@@ -96,13 +97,46 @@ def test_linear_networks_have_the_exact_laws(options):
     assert set(law) == set(exact)
     for name in exact:
         known = np.isfinite(law[name].std) & np.isfinite(exact[name].std)
-        for of in ("std", "bias"):
-            ours, theirs, error = getattr(law[name], of), getattr(exact[name], of), getattr(law[name], f"{of}_error")
+        for of in ("std", "bias", "shift"):
+            ours, theirs = getattr(law[name], of), getattr(exact[name], of)
+            error = np.hypot(getattr(law[name], f"{of}_error"), getattr(exact[name], f"{of}_error"))
             assert np.all((np.abs(ours - theirs) <= 5 * error + 1e-3 * np.abs(theirs) + 1e-9)[known]), (name, of, ours, theirs)
         assert np.all((law[name].std_error <= 0.1 * law[name].std + 1e-9)[known]), name
         if problem.num_outputs == 2 and name in ("ntk_eigenvalues", "gauss_newton_eigenvalues"):
-            assert np.isnan(law[name].std[0]).all(), "at step 0 each is there twice"
+            assert law[name].shift[0, 0] > 0 > law[name].shift[0, 1], "at step 0 each is there twice"
     assert np.isfinite(law["sharpness"].std[-1])
+
+
+@in_float64
+def kernels_at_the_start(problem, width, count):
+    """(NTK, Gauss-Newton matrix) of so many networks, each (count, PC, PC)."""
+    of, population = particles.functions(problem), particles.population(problem, np.full(width, 1 / width))
+    rng, r = np.random.default_rng(5), population.inputs.shape[1]
+
+    def of_network(z):
+        theta = particles.ntk(of, population, z)
+        return theta, particles.gauss_newton(of, population, z, theta)
+
+    drawn = particles.Neurons(rng.normal(size=(count, width, r)), rng.normal(size=(count, width, problem.num_outputs)))
+    return jax.lax.map(of_network, jax.tree.map(jax.numpy.asarray, drawn))
+
+
+@pytest.mark.slow
+def test_eigenvalues_that_are_one_at_step_0_split_as_those_of_networks():
+    """They are one in the limit, exactly; of networks the mean, and the root mean square, of each in order."""
+    problem = a_problem("gelu", C=3, loss="cross_entropy", num_steps=0, measure_every=1, top_k=3)
+    law, centre = meanfield.predict(problem, particles=256, repeats=2, directions=8), meanfield.solve(problem)
+    width, count = 1024, 200
+    for name, copies, matrices in zip(("ntk_eigenvalues", "gauss_newton_eigenvalues"), (3, 2),
+                                      kernels_at_the_start(problem, width, count), strict=True):  # fmt: skip
+        assert np.ptp(centre[name][0, :copies]) < 1e-12
+        assert centre.error(name)[0, 0] < 1e-3
+        error = np.linalg.eigvalsh(np.asarray(matrices))[:, ::-1][:, :copies] - centre[name][0, :copies]
+        std, shift, bias = (getattr(law[name], of)[0, :copies] for of in ("std", "shift", "bias"))
+        assert shift[0] > 0 > shift[-1]
+        slack = 4 * error.std(0) / np.sqrt(count) + 0.05 * std / np.sqrt(width)
+        assert np.all(np.abs(error.mean(0) - shift / np.sqrt(width) - bias / width) < slack)
+        assert np.sqrt(width * (error**2).mean(0)) == pytest.approx(std, rel=0.2)
 
 
 CLASSES = {"activation": "erf", "C": 2, "loss": "cross_entropy", "richness": 0.25, "learning_rate": 1.0}
@@ -124,7 +158,7 @@ def test_laws_describe_sampled_networks(options):
     for name in network:
         error, of = np.asarray(deviations[name]), law[name]
         known, spread = np.isfinite(of.std), error.std(0) / np.sqrt(count)
-        assert known.any() or (problem.num_outputs == 2 and name == "ntk_eigenvalues"), name  # each there twice
+        assert known.any(), name
         squares = width * (error**2).mean(0)
         slack = 5 * width * (error**2).std(0) / np.sqrt(count) + 10 * of.std * of.std_error + 0.05 * squares
         assert np.all((np.abs(squares - of.std**2) <= slack)[known]), (name, squares, of.std**2, slack)

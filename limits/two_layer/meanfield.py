@@ -47,7 +47,7 @@ from limits.two_layer.neuron_blocks import (
     measure,
     observables,
 )
-from limits.two_layer.particles import cloud, functions, path, population, refuses
+from limits.two_layer.particles import cloud, functions, gauss_newton, path, population, refuses, without_ties
 from limits.two_layer.patterns import candidates, edge
 
 SIGNAL = "r"
@@ -105,7 +105,15 @@ def _times(problem, start) -> Iterator[Measurement]:
     network, mass = functions(problem), np.full(len(start.readout), 1 / len(start.readout))
     fixed = population(problem, mass)
     states = path(network, fixed, problem, start)
-    return (measure(network, fixed, jax.tree.map(lambda a: a[t], states)) for t in range(len(problem.steps)))  # noqa: B023
+    for t, step in enumerate(problem.steps):
+        z = jax.tree.map(lambda a: a[t], states)  # noqa: B023
+        measured = measure(network, fixed, z)
+        yield measured if step else _at_the_start(network, fixed, z, measured)
+
+
+def _at_the_start(network, fixed, z, measured) -> Measurement:
+    theta = without_ties(measured.ntk, fixed.targets.shape[1])
+    return measured._replace(ntk=theta, gauss_newton=gauss_newton(network, fixed, z, theta))
 
 
 def _trajectory(problem, times: Iterable[Measurement]) -> Observables:

@@ -16,6 +16,10 @@ An eigenvalue of the Hessian is differentiated as the Rayleigh quotient of its e
 
 Eigenvalues that others are close to, or that lie in the bulk (``limits.two_layer.meanfield``), have no such law: NaN.  Nor do
 networks with a kink from here, as of ReLU: those that a moved neuron crosses are a density that no cloud's derivative contains.
+
+**Split groups.**  At step 0 neurons know no output from another, Θ = K ⊗ 1 with K = Σ_c Θ_cc/C: C eigenvalues are one in the
+limit (of the Gauss-Newton matrix of cross-entropy, C − 1).  A network's split at order N^{-1/2}, into the branches of
+K ⊗ 1 + h Θ'[s] along such directions s, from which law and shift are taken (``limits.law.branches``).
 """
 
 from functools import partial
@@ -29,10 +33,10 @@ from jaxtyping import Array, Bool, Float
 
 from limits.activations import ACTIVATIONS
 from limits.descent import Descent, descent
-from limits.law import Prediction, law_of_draws, second_order
+from limits.law import Group, Prediction, branches, groups, law_of_draws, second_order
 from limits.machine import by_batches, in_float64, require_memory
 from limits.problem import Problem
-from limits.spectra import apart, leading_eigenvalues
+from limits.spectra import apart, largest, leading_eigenvalues
 from limits.theories import insist
 from limits.two_layer import particles as system
 from limits.two_layer.neuron_blocks import IN_BULK, Measurement, diverged, factors, hessian, limit_of_hessian, measure
@@ -40,6 +44,7 @@ from limits.two_layer.particles import Functions, Neurons, Population
 
 APART = 0.02  # of the largest: a cloud splits equal eigenvalues, by about a quarter of that at 1024 particles
 SIDE_BY_SIDE = 8  # sweeps, or directions
+DRAWS = 512  # of a split group, in each cloud: nothing is trained for them
 
 
 class Kind(NamedTuple):
@@ -88,25 +93,33 @@ def predict(
     require_memory(numbers, f"{particles} particles need", "take fewer")
     kind = Kind(system.functions(problem), problem.top_k)
     clouds = [_of_cloud(kind, problem, particles, directions, rng) for rng in np.random.default_rng(seed).spawn(repeats)]
-    variance, second, known = (jax.tree.map(lambda *numbers: np.stack(numbers), *part) for part in zip(*clouds, strict=True))
+    *derivatives, split = zip(*clouds, strict=True)
+    variance, second, known = (jax.tree.map(lambda *numbers: np.stack(numbers), *part) for part in derivatives)
     known = {name: of_clouds.all(0) for name, of_clouds in known.items()}
     laws = {name: law_of_draws(variance[name], np.concatenate(second[name]), known.get(name, True)) for name in variance}
+    _put_split(laws, split)
     laws.setdefault("gauss_newton_eigenvalues", laws["ntk_eigenvalues"])  # of MSE
     return Prediction(laws)
 
 
-def _of_cloud(kind, problem, particles, directions, rng) -> tuple[dict, dict, dict]:
-    """(Var o', o'' along each direction, whether an eigenvalue has a law), by observable."""
+def _of_cloud(kind, problem, particles, directions, rng) -> tuple[dict, dict, dict, dict]:
+    """(Var o', o'' along each direction, whether an eigenvalue has a law), by observable; ``_split_at_the_start``."""
     population, steps = system.population(problem, np.full(particles, 1 / particles)), descent(problem)
     start = jax.tree.map(jnp.asarray, system.cloud(problem, particles, rng))
     states = system.descend(kind.functions, population, steps, start)
     measured = [measure(kind.functions, population, jax.tree.map(lambda a: a[t], states)) for t in range(len(problem.steps))]  # noqa: B023
     roots, known = zip(*(_roots(kind, jax.tree.map(np.asarray, at)) for at in measured), strict=True)
     run = Run(population, steps, start, states, jax.tree.map(lambda *a: jnp.stack(a), *roots))
-    signs = rng.choice([-1.0, 1.0], size=(directions, particles))
-    along = jnp.asarray(signs - signs.mean(1, keepdims=True)) / np.sqrt(particles)
+    along = _directions(directions, particles, rng)
     derivatives = jax.tree.map(np.asarray, (_variances(kind, run), _second_along(kind, run, along)))
-    return *derivatives, {name: np.stack([at_a_step[name] for at_a_step in known]) for name in known[0]}
+    known = {name: np.stack([at_a_step[name] for at_a_step in known]) for name in known[0]}
+    return *derivatives, known, _split_at_the_start(kind, population, start, rng)
+
+
+def _directions(count, particles, rng) -> Float[Array, "count M"]:
+    """Of the masses: random signs, with the covariance of masses drawn at random."""
+    signs = rng.choice([-1.0, 1.0], size=(count, particles))
+    return jnp.asarray(signs - signs.mean(1, keepdims=True)) / np.sqrt(particles)
 
 
 def _roots(kind, measured: Measurement) -> tuple[Roots, dict[str, np.ndarray]]:
@@ -220,3 +233,62 @@ def _edge_of_a_linear_network(network, population, z):
     """The bulk is ±γ0 σ(x̂ᵀr)."""
     mixed = population.richness * population.inputs.T @ system.error_signal(network, population, z)
     return jnp.sqrt(leading_eigenvalues(mixed.T @ mixed, 1)[0])
+
+
+# Groups of eigenvalues that are one at step 0 ---------------------------------------------------------------------------
+
+
+def _split_at_the_start(kind, population, start, rng) -> dict[str, dict[tuple[int, int], tuple]]:
+    """{observable: {(first rank, how many): (λ', λ'') of these branches along each direction}}"""
+    outputs, found = population.targets.shape[1], {}
+    if outputs == 1:
+        return found
+    along = _directions(DRAWS, len(population.mass), rng)
+    for name in ("ntk_eigenvalues",) if kind.functions.ell.quadratic else ("ntk_eigenvalues", "gauss_newton_eigenvalues"):
+        matrix = _kernel(kind.functions, name, population, start, symmetric=True)
+        found[name] = {(group.first, group.shown): tuple(each[:, : group.shown] for each in
+                                                         _branches(kind, name, population, start, group, along))
+                       for group in _groups(np.asarray(matrix), kind.top_k)}  # fmt: skip
+    return found
+
+
+def _groups(matrix, k) -> list[Group]:
+    """Of the k largest, those that are several and apart from all others."""
+    values, one = np.linalg.eigvalsh(matrix)[::-1], np.eye(len(matrix))
+    several = groups(largest(values, k)[None], apart(values, k)[None], lambda _, value: (matrix - value * one, -one))
+    return [group for group in several
+            if np.sum(np.abs(values - group.value) < APART * values[0]) == group.vectors.shape[1]]  # fmt: skip
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _branches(kind, name, population, start, group, along):
+    kernel = partial(_kernel, kind.functions, name)
+    symmetric, own = kernel(population, start, symmetric=True), kernel(population, start)
+
+    def of_direction(direction):
+        def moved(h, rate, v):
+            change = kernel(population._replace(mass=population.mass + h * direction), start) - own
+            return (symmetric + change) @ v - (group.value + h * rate) * v
+
+        return branches(moved, group.vectors, group.inverse)
+
+    return by_batches(of_direction, along, SIDE_BY_SIDE)
+
+
+def _kernel(network, name, population, z, *, symmetric=False):
+    """Θ/P, or BᵀΘB/P; symmetric: with K ⊗ 1 in place of Θ."""
+    theta = system.ntk(network, population, z)
+    if symmetric:
+        theta = system.without_ties(theta, population.targets.shape[1])
+    return theta if name == "ntk_eigenvalues" else system.gauss_newton(network, population, z, theta)
+
+
+def _put_split(laws, clouds) -> None:
+    """What the clouds have of split groups, at the first measured step, where all of them see the same ones."""
+    for name, of_first in clouds[0].items():
+        for at, count in of_first:
+            if all((at, count) in cloud[name] for cloud in clouds):
+                of_clouds = (cloud[name][at, count] for cloud in clouds)
+                first, second = (np.concatenate(derivatives) for derivatives in zip(*of_clouds, strict=True))
+                for values, of_split in zip(laws[name], law_of_draws(first**2, second, shifts=first), strict=True):
+                    values[0, at : at + count] = of_split

@@ -145,6 +145,13 @@ def ntk(network: Functions, population: Population, z: Neurons) -> Float[Array, 
     return ((population.mass * moving) @ moving.T * overlap + features) / P
 
 
+def without_ties(theta: Float[Array, "PC PC"], outputs: int) -> Float[Array, "PC PC"]:
+    """K ⊗ 1, K = Σ_c Θ_cc/C: Θ at step 0, where no neuron knows one output from another, of which a cloud is a sample."""
+    samples = len(theta) // outputs
+    alone = jnp.einsum("pcqc->pq", theta.reshape(samples, outputs, samples, outputs)) / outputs
+    return jnp.kron(alone, jnp.eye(outputs))
+
+
 def gauss_newton(network: Functions, population: Population, z: Neurons, ntk: Float[Array, "PC PC"]) -> Float[Array, "PC PC"]:
     """BᵀΘB/P, of the same nonzero eigenvalues as G."""
     P, C = population.targets.shape
