@@ -44,6 +44,24 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
 
     A diverged network has sizes that are not finite.
     """
+    return _measured(_sizes, problems, networks, keys, precision)
+
+
+def alignment(problems: Sequence[Problem], networks: Sequence[Network], keys: Array, precision: str = "float32"
+              ) -> Mapping[str, Float[np.ndarray, "networks seeds steps"]]:  # fmt: skip
+    """The alignment of each layer's whole update, as in ``measure``, after each of ``num_steps`` full-batch steps."""
+    return _measured(_alignment, problems, networks, keys, precision)
+
+
+def check(network: Network) -> None:
+    """Raises ValueError, in one line, for layers that an architecture does not tell."""
+    if network.architecture.matrices is None or network.architecture.signals is None:
+        raise ValueError("no sizes are known of a network whose architecture has no matrices and signals of its layers: see "
+                         "finite.networks.Architecture")  # fmt: skip
+
+
+def _measured(what, problems, networks, keys, precision):
+    """``what`` of every network and seed: arrays (networks, seeds, …)."""
     first = networks[0]
     check(first)
     if any(n.architecture is not first.architecture for n in networks):
@@ -61,36 +79,53 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
             drawn = jax.tree.map(real, architecture.init(key))
             shape = drawn["readout"].shape[0], READOUTS
             readouts = real(normal(jax.random.fold_in(key, READOUTS), shape))
-            sizes = _of_each(architecture, program, data, stacked, drawn, readouts)
-            found.append(jax.device_get(sizes))
+            found.append(jax.device_get(_of_each(what, architecture, program, data, stacked, drawn, readouts)))
     return jax.tree.map(lambda *seeds: np.stack(seeds, axis=1).astype(np.float64), *found)
 
 
-def check(network: Network) -> None:
-    """Raises ValueError, in one line, for layers that an architecture does not tell."""
-    if network.architecture.matrices is None or network.architecture.signals is None:
-        raise ValueError("no sizes are known of a network whose architecture has no matrices and signals of its layers: see "
-                         "finite.networks.Architecture")  # fmt: skip
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _of_each(what, architecture, program, data, numbers, drawn, readouts):
+    """In every parametrization, one after the other, from the same N(0, 1) draws."""
+    return jax.lax.map(lambda one: what(architecture, program, data, *one, drawn, readouts), numbers)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _of_each(architecture, program, data, numbers, drawn, readouts):
-    """The sizes in every parametrization, one after the other, from the same N(0, 1) draws."""
-    return jax.lax.map(lambda one: _sizes(architecture, program, data, *one, drawn, readouts), numbers)
+def _start(architecture, loss, data, multiplier, init_std, drawn):
+    """(the acting weights, ∂L/∂W of such weights)"""
+    start = by_role({role: multiplier[role] * init_std[role] for role in multiplier}, drawn)
+    return start, jax.grad(lambda params: curvature.loss(architecture.apply, params, *data, loss))
+
+
+def _alignment(architecture, program, data, update: Descent, multiplier, init_std, drawn: Params, _):
+    _, loss, num_steps = program
+    start, slope = _start(architecture, loss, data, multiplier, init_std, drawn)
+    step = _step(slope, update.transformation())
+
+    def aligned(state, _):
+        state = step(state)
+        own, per_entry = _own_change(architecture, architecture.signals(state[0], data[0]),
+                                     jax.tree.map(jnp.subtract, state[0], start))  # fmt: skip
+        return state, {name: own[name] / per_entry[name] for name in own}
+
+    return jax.lax.scan(aligned, (start, update.transformation().init(start)), length=num_steps)[1]
+
+
+def _own_change(architecture, after, moved):
+    """ΔW x of every matrix, and an entry of ΔW times one of x."""
+    matrices = architecture.matrices(moved)
+    return ({name: _rms(after[name].arriving @ w) for name, w in matrices.items()},
+            {name: _rms(after[name].arriving) * _rms(w) for name, w in matrices.items()})  # fmt: skip
 
 
 def _sizes(architecture, program, data, update: Descent, multiplier, init_std, drawn: Params, readouts: Array):
-    (forgets, loss, num_steps), (inputs, targets) = program, data
+    (forgets, loss, num_steps), (inputs, _) = program, data
     acting_std = {role: multiplier[role] * init_std[role] for role in multiplier}
-    start = by_role(acting_std, drawn)
-    slope = jax.grad(lambda params: curvature.loss(architecture.apply, params, inputs, targets, loss))
+    start, slope = _start(architecture, loss, data, multiplier, init_std, drawn)
     end = _trained(slope, update.transformation(), start, num_steps)
     moved, gradient = jax.tree.map(jnp.subtract, end, start), by_role(multiplier, slope(start))
     before, after = architecture.signals(start, inputs), architecture.signals(end, inputs)
     stored = architecture.matrices(by_role({role: 1.0 / number for role, number in multiplier.items()}, moved))
     changes = {name: _rms(after[name].output - s.output) for name, s in before.items()}
-    own = {name: _rms(after[name].arriving @ w) for name, w in architecture.matrices(moved).items()}
-    per_entry = {name: _rms(after[name].arriving) * _rms(w) for name, w in architecture.matrices(moved).items()}
+    own, per_entry = _own_change(architecture, after, moved)
     return {
         "h": {name: _rms(s.output) for name, s in before.items() if name != "readout"},
         "f": {"readout": _rms(before["readout"].arriving @ readouts) * acting_std["readout"]},
@@ -105,13 +140,18 @@ def _sizes(architecture, program, data, update: Descent, multiplier, init_std, d
     }
 
 
-def _trained(slope, optimizer, params: Params, num_steps: int) -> Params:
-    def step(_, state):
+def _step(slope, optimizer):
+    def step(state):
         params, memory = state
         updates, memory = optimizer.update(slope(params), memory, params)
         return jax.tree.map(jnp.add, params, updates), memory
 
-    return jax.lax.fori_loop(0, num_steps, step, (params, optimizer.init(params)))[0]
+    return step
+
+
+def _trained(slope, optimizer, params: Params, num_steps: int) -> Params:
+    step = _step(slope, optimizer)
+    return jax.lax.fori_loop(0, num_steps, lambda _, state: step(state), (params, optimizer.init(params)))[0]
 
 
 def _rms(values: Array) -> Array:

@@ -126,9 +126,14 @@ def test_a_parametrization_of_ones_own(tmp_path, capsys):
     mine = tmp_path / "mine.toml"
     rate = 'learning_rate = "3/2"\n'
     mine.write_text(f'name = "too fast"\nbase = "mup"\n[input]\n{rate}[readout]\n{rate}')
-    options = Options(**SMALL, param=(str(mine), "base=ntp, readout.multiplier=-1"), steps=1, out=tmp_path / "run")
-    checks = [c for c in check(options) if c.quantity == "delta_h" and c.layer == "input"]
-    assert "too fast, sgd: unstable; " in capsys.readouterr().out
+    options = Options(**SMALL, param=(str(mine), "base=ntp, readout.multiplier=-1"), steps=1, along=True, out=tmp_path / "run")
+    checks = check(options)
+    shown = capsys.readouterr().out
+    assert "too fast, sgd: unstable; " in shown
+    aligned = [f"1: {c.exponent:+.3f} [{c.interval[0]:+.3f}, {c.interval[1]:+.3f}]"
+               for c in checks if c.quantity == "alignment"]  # fmt: skip
+    assert re.findall(r"1: [-+].*\]", shown[shown.index("alignment of each layer") :]) == aligned  # after one step
+    checks = [c for c in checks if c.quantity == "delta_h" and c.layer == "input"]
     assert [c.derived for c in checks] == [0.5, -1.0]
     assert [c.exponent for c in checks] == pytest.approx([c.derived for c in checks], abs=0.1)
 

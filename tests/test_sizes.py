@@ -102,6 +102,16 @@ def test_sizes_are_those_of_the_networks_written_out(kind, optimizer, monkeypatc
     jax.clear_caches()  # of so many iterations
 
 
+def test_alignment_along_training_is_that_of_shorter_ones():
+    problem, key = a_problem(optimizer="adam"), jax.random.key(4)
+    network, of = built(problem, "plain"), numbers("mup", "adam", WIDTH, DEPTH, problem.richness)
+    along = sizes.alignment([problem], [network], key[None], precision="float64")
+    for steps in (1, 3):
+        with computing("float64"):
+            expected = written_out(replace(problem, num_steps=steps), network, of, key)["alignment"]
+        assert {layer: e[0, 0, steps - 1] for layer, e in along.items()} == pytest.approx(expected, rel=1e-9)
+
+
 def test_spectra_are_from_below():
     """A few power iterations: never above the largest, and where a gap lies behind it, close to it."""
     jax.clear_caches()

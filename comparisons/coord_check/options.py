@@ -61,6 +61,9 @@ class Options(runs.DataOptions):
     rates: bool = False
     """Print the power of N that each layer's learning rate has without multipliers, as derived and as measured: that with which
     its own updates move its output by as much at every width."""
+    along: bool = False
+    """Measure after every step how far each layer's whole update aligns with what arrives there, N^e: weight decay of decoupled
+    optimisers, which balances it, goes as N^(2e − 1)."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Results; default results/coord_check-MODEL-DIGEST, one folder per set of options."""
 

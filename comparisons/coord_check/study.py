@@ -43,6 +43,7 @@ MORE_SEEDS = 8  # times as many of narrow networks, which are cheap and scatter 
 USUAL = {"plain": (("sp", "ntp", "mup"), (2,)), "residual": (("depth_mup", "alpha1"), (2, 4, 8, 16))}  # and depths
 AT_STEP_0 = ("h", "f", "gradient", "sharpness")
 NOT_COMPARED = "not compared: "
+ALONG = "alignment along training"  # (params, seeds, steps)
 DERIVED, DISAGREES = "derived exponent", "does not agree"  # in the legend
 SHOWN = ("delta_h", "f", "delta_f", "weight_update_spectral", "sharpness")
 LABELS = {
@@ -53,7 +54,7 @@ LABELS = {
 }  # fmt: skip
 
 
-Sizes = Mapping[tuple[str, str], Float[np.ndarray, "params _"]]  # of the quantity of a layer, (params, seeds)
+Sizes = Mapping[tuple[str, str], Float[np.ndarray, "params _ ..."]]  # of the quantity of a layer
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,8 @@ class Job(Work):
         keys = pairs.keys(self.options.seed, cell.width, self.seeds(cell.width), cell.depth)
         networks = [build(problem, cell.width) for problem in problems]
         found = measured_sizes.measure(problems, networks, keys, self.options.precision)
+        if self.options.along:
+            found |= {ALONG: measured_sizes.alignment(problems, networks, keys, self.options.precision)}
         return {f"{quantity}/{layer}": sizes for quantity, layers in found.items() for layer, sizes in layers.items()}
 
 
@@ -188,6 +191,8 @@ def check(options: Options) -> list[Check]:
         print(table(checks, options.every))
         if options.rates:
             print(rates(job, checks))
+        if options.along:
+            print(alignments(job, measured))
         print(f"results in {run.folder}")
     return checks
 
@@ -234,7 +239,7 @@ def checked(job: Job, sweep: Sweep, cells: Sequence[Sizes]) -> Iterator[Check]:
         problem = job.problem(param, sweep.optimizer, sweep.depths[0])
         case, steps = regime.case(problem), job.options.steps
         derived, blow_up = regimes.predicted(case, steps), regimes.blow_up(case, sweep.letter, steps)
-        for quantity, layer in cells[0]:
+        for quantity, layer in (named for named in cells[0] if named[0] != ALONG):
             wanted = float(getattr(_of_layer(derived[quantity], layer), sweep.letter))
             exponent, interval = exponent_of(sweep.growing, [cell[quantity, layer][place] for cell in cells])
             label = param, sweep.optimizer, sweep.letter, sweep.fixed, quantity, layer
@@ -292,6 +297,25 @@ def rates(job: Job, checks: Sequence[Check]) -> str:
             found = f"{power - one.derived:+.2f}  {power - one.exponent:+.3f} [{low:+.3f}, {high:+.3f}]"
             lines.append(f"    {one.parametrization}, {one.optimizer + ',':<15} {one.fixed}  {one.layer:<15}{found}")
     return "\n".join(lines)
+
+
+def alignments(job: Job, measured: Mapping[Cell, Sizes]) -> str:
+    """One line per parametrization, optimiser, layer and step 1, 2, 4, …, the last: e with its 95 % interval."""
+    steps = sorted({min(2**k, job.options.steps) for k in range(job.options.steps.bit_length() + 1)})
+    lines = ["alignment of each layer's whole update with what arrives, e of N^e, after so many steps"]
+    for sweep in (sweep for sweep in job.sweeps if sweep.letter == "N"):
+        cells = [measured[cell] for cell in sweep.cells]
+        for place, param in enumerate(job.params):
+            for layer in (name for quantity, name in cells[0] if quantity == ALONG):
+                told = [_told(step, *exponent_of(sweep.growing, [cell[ALONG, layer][place][:, step - 1] for cell in cells]))
+                        for step in steps]  # fmt: skip
+                label = f"{param}, {sweep.optimizer},"
+                lines.append(f"    {label:<20} {sweep.fixed}  {layer:<15}{'   '.join(told)}")
+    return "\n".join(lines)
+
+
+def _told(step, exponent, interval):
+    return f"{step}: {exponent:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
 def _row(one: Check) -> str:
