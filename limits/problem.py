@@ -43,7 +43,7 @@ from jaxtyping import Float, Int
 
 from limits import losses
 from limits.exponents.algebra import Scaling
-from limits.exponents.parametrization import SAME_EXPONENTS, output_exponent, read_scaling
+from limits.exponents.parametrization import output_exponent, read_scaling, stored_as
 from limits.models import Model, read_model
 from limits.optimizers import OPTIMIZERS
 
@@ -264,7 +264,7 @@ def minibatches(rng: np.random.Generator, num_samples: int, batch_size: int, num
 def _check_parametrization(given, optimizer):
     """It can be read, for one architecture at least."""
     if isinstance(given, Scaling):
-        if SAME_EXPONENTS.get(given.optimizer, given.optimizer) != SAME_EXPONENTS.get(optimizer, optimizer):
+        if stored_as(given.optimizer) != stored_as(optimizer):
             raise ValueError(f"the exponents of {given.name} are for {given.optimizer}, not for {optimizer}")
         return
     try:

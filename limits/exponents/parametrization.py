@@ -52,7 +52,7 @@ def scaling(
     """
     _known("loss", loss, regimes.LOSSES)
     table = _stored(depth == 1, loss)
-    rule = SAME_EXPONENTS.get(optimizer, optimizer)
+    rule = stored_as(optimizer)
     if (name, rule, architecture) not in table:
         _known("parametrization", name, {key[0] for key in table})
         _known("optimizer", optimizer, OPTIMIZERS)
@@ -219,8 +219,10 @@ def rational(where: str, value: Any) -> Fraction:
     return found
 
 
-SAME_EXPONENTS = {name: rule.same_as for name, rule in OPTIMIZERS.items() if rule.same_as}  # stored once
-STORED = tuple(name for name in OPTIMIZERS if name not in SAME_EXPONENTS)
+def stored_as(optimizer: str) -> str:
+    """The optimiser under whose name its exponents are stored: those of several that are the same, once."""
+    rule = OPTIMIZERS.get(optimizer)
+    return rule.same_as or optimizer if rule else optimizer
 
 
 @cache

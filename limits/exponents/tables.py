@@ -8,10 +8,10 @@ from fractions import Fraction
 
 from limits.command.arguments import read, stop
 from limits.exponents import regimes
-from limits.exponents.algebra import COMMON, MUON_SCALES, Power
+from limits.exponents.algebra import COMMON, MUON_SCALES, OPTIMIZERS, Power
 from limits.exponents.derivation import Solution, derive, table
 from limits.exponents.options import PROGRAM, Options
-from limits.exponents.parametrization import QUANTITIES, STORED, Scaling, gauge, rational, read_scaling, rows
+from limits.exponents.parametrization import QUANTITIES, Scaling, gauge, rational, read_scaling, rows, stored_as
 from limits.exponents.requirements import PARAMETRIZATIONS
 
 COLUMNS = ("parametrization", "optimizer", "architecture", "role", *QUANTITIES)
@@ -119,7 +119,8 @@ def _optimizers(c: Options) -> tuple[str, ...]:
     """The rules' names: ``muon`` is one per scale."""
     if c.scale and "muon" not in c.optimizer:
         raise ValueError("--scale is what stands in front of UVᵀ: it wants --optimizer muon")
-    several = {"muon": [f"muon_{scale}" for scale in c.scale or MUON_SCALES], "all": STORED}
+    several = {"muon": [f"muon_{scale}" for scale in c.scale or MUON_SCALES],
+               "all": [name for name in OPTIMIZERS if stored_as(name) == name]}  # fmt: skip
     return tuple(rule for name in c.optimizer or COMMON for rule in several.get(name, [name]))
 
 
