@@ -30,7 +30,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from limits.machine import eigh
 
-BLOCK_ROWS = 16  # of the basis; larger blocks read more unused rows, smaller ones take longer to compile
+BLOCK_ROWS = 16  # of a large basis; larger blocks read more unused rows, smaller ones take longer to compile
+ONE_BLOCK = 2**18  # numbers of a basis that is one block: what is not in use costs less than more blocks to compile
 BREAKDOWN = 50  # a coupling β below so many units of rounding of |A| is noise: the Krylov space is exhausted
 ROUNDING = 8  # no value is claimed to be known better than so many units of rounding of |A|
 LEADING = (16, 64)  # sizes of eigenproblems, tried before the whole: 17 us, 640 us; to larger ones OpenBLAS takes threads
@@ -156,6 +157,7 @@ def extremes(
     atol: float | Array = 0.0,
     max_matvecs: int = 100,
     check_every: int = 4,
+    needed: Bool[Array, " k"] | None = None,
 ) -> Extremes:
     """Eigenvalues at the two ends of the spectrum of ``matvec``, from ``start`` (any length; zero: a random one).
 
@@ -163,16 +165,18 @@ def extremes(
     in a random one and in a ``warm_start``.  Where more than one value is wanted at an end, further runs see to repeated
     ones: about as many as the most frequent value has copies, the last of which excludes more, in 5 to 15 products as a rule.
     A run ends early where its space is exhausted (β at rounding level), else after max_matvecs products.  The residual is
-    tested after a quarter more of them each time, and at least every ``check_every``.
+    tested after a quarter more of them each time, and at least every ``check_every``.  Values that are not ``needed`` (default:
+    all are) may be of any accuracy, and of one that is needed alone at its end no second copy is looked for.
 
     Memory: max_matvecs vectors, and on a CPU the time to clear them.  Compile it (``jax.jit``) with its caller.
     """
     v, unravel, product = _on_vectors(matvec, start)
     ends = _Ends(top, bottom, min(max_matvecs, v.size))
+    idle = jnp.zeros(top + bottom, bool) if needed is None else ~needed
 
     def unfinished(carry):
         state, ritz, accepted = carry
-        open_ = _undecided(state) | ~(ritz.errors <= jnp.maximum(ritz.limits, accepted)).all()
+        open_ = _undecided(state) | ~(idle | (ritz.errors <= jnp.maximum(ritz.limits, accepted))).all()
         return (state.m < ends.size) & (state.cut == 0) & jnp.isfinite(state.alpha).all() & open_
 
     def grow(carry):
@@ -186,12 +190,13 @@ def extremes(
 
     def run(carry):
         state, ritz, _, matvecs, runs = carry
-        accepted = jnp.where(runs > 0, jnp.max(ritz.errors, initial=0.0, where=~jnp.isnan(ritz.errors)), 0)
+        accepted = jnp.where(runs > 0, jnp.max(ritz.errors, initial=0.0, where=~(idle | jnp.isnan(ritz.errors))), 0)
         unknown = ritz._replace(errors=jnp.full_like(ritz.errors, jnp.inf))
         state = _when(runs > 0, lambda state: _restart(state, ritz, runs, ends), state) if ends.repeated else state
         state, ritz, _ = lax.while_loop(unfinished, grow, (state, unknown, accepted))
-        state, matvecs = state._replace(basis=_combine(state, ritz.weights)), matvecs + state.m - state.locked
-        return state, ritz, _judge(state, ritz, runs, ends), matvecs, runs + 1
+        matvecs, order = matvecs + state.m - state.locked, _in_order(_locked(state, ritz, ends))
+        state = state._replace(basis=_combine(state, ritz.weights[:, order]))
+        return state, ritz, _judge(state, ritz, idle, runs, ends), matvecs, runs + 1
 
     state, zero = _begin(v, ends), jnp.zeros((), jnp.int32)
     ritz = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda s: _ritz(s, ends, rtol, atol), state))
@@ -204,7 +209,8 @@ def _found(state, ritz, verdict, matvecs, unravel, ends):
     """What ``extremes`` returns, after the last run."""
     count = jnp.minimum(state.m, ends.kept)
     place, exists = ends.wanted_of(count)[0], jnp.isfinite(ritz.wanted)
-    kept = jnp.concatenate(state.basis[: _blocks(ends.kept)])
+    kept = jnp.concatenate(state.basis[: _blocks(state.basis, ends.kept)])
+    kept = kept[jnp.argsort(_in_order(_locked(state, ritz, ends)))]
     vectors = jnp.where(exists[:, None], kept[place], jnp.nan)
     beyond = (ends.top > 0) * kept[jnp.maximum(count - 1 - ends.top, 0)] + (ends.bottom > 0) * kept[ends.bottom % ends.size]
     beyond = jnp.where(exists.all() & (count > ends.top + ends.bottom), beyond, 0)
@@ -263,7 +269,8 @@ def _on_vectors(matvec, start):
 def _begin(v, ends):
     v = lax.cond(jnp.any(v != 0), lambda v: v, lambda v: random_start(jax.random.key(ends.size), v), v)
     v = v / jnp.linalg.norm(v)
-    rows = [min(BLOCK_ROWS, ends.size - first) for first in range(0, ends.size, BLOCK_ROWS)]
+    most = ends.size if ends.size * v.size <= ONE_BLOCK else BLOCK_ROWS
+    rows = [min(most, ends.size - first) for first in range(0, ends.size, most)]
     first = jnp.zeros((rows[0], v.size), v.dtype).at[0].set(v)
     zeros, k = jnp.zeros(ends.size, v.dtype), len(ends.sign)
     return _State(
@@ -287,11 +294,10 @@ def _begin(v, ends):
 
 def _restart(state, ritz, runs, ends):
     """From a random vector orthogonal to the Ritz vectors kept, which come first and stay."""
-    zeros, written, lock = jnp.zeros_like(state.alpha), _blocks(ends.kept + 1), _locked(state, ritz, ends)
-    count, order = lock.sum(dtype=jnp.int32), jnp.argsort(~lock)
+    zeros, written, lock = jnp.zeros_like(state.alpha), _blocks(state.basis, ends.kept + 1), _locked(state, ritz, ends)
+    count, order = lock.sum(dtype=jnp.int32), _in_order(lock)
     values, residuals = (jnp.where(lock, x, 0)[order] for x in (ritz.values, ritz.residuals))
-    weights = jnp.pad((jnp.eye(ends.kept, dtype=zeros.dtype) * lock)[:, order], ((0, ends.size - ends.kept), (0, 0)))
-    state = state._replace(basis=_combine(state._replace(m=jnp.minimum(state.m, ends.kept)), weights), locked=count)
+    state = state._replace(basis=_cut(state.basis, count, written), locked=count)
     v = random_start(jax.random.key(ends.size + runs), state.current)
     v = lax.fori_loop(0, 2, lambda _, v: _project_out(state, v)[0], v)  # twice, lest little is left
     v = v / jnp.linalg.norm(v)
@@ -327,6 +333,18 @@ def _locked(state, ritz, ends):
     spread = jnp.max(ritz.values) - jnp.min(ritz.values)
     near = ritz.residuals**2 <= spread * jnp.min(ritz.limits, initial=jnp.inf, where=~jnp.isnan(ritz.limits))
     return (wanted | near) & (jnp.arange(ends.kept) < state.m)
+
+
+def _in_order(lock):
+    """(kept,) the Ritz vectors in the order in which they are stored after a run: the locked ones first."""
+    return jnp.argsort(~lock)
+
+
+def _cut(basis, count, written):
+    """With no vectors but so many first ones; of the blocks beyond those that were written nothing is read."""
+    rows = (jnp.arange(len(block)) + j * len(basis[0]) for j, block in enumerate(basis[:written]))
+    cut = (jnp.where(row[:, None] < count, block, 0) for row, block in zip(rows, basis, strict=False))
+    return (*cut, *basis[written:])
 
 
 def _extend(product, sign, state):
@@ -369,8 +387,8 @@ def _project_out(state, w):
 
     def project(carry):
         w, overlaps = carry[0], []
-        for j, block in enumerate(state.basis[: _blocks(kept)]):
-            rows = jnp.arange(len(block)) + j * BLOCK_ROWS
+        for j, block in enumerate(state.basis[: _blocks(state.basis, kept)]):
+            rows = jnp.arange(len(block)) + j * len(state.basis[0])
             overlaps.append(jnp.where(rows < state.locked, block @ w, 0))
             w = w - overlaps[-1] @ block
         return w, jnp.concatenate(overlaps)[:kept]
@@ -379,9 +397,9 @@ def _project_out(state, w):
     return _when(state.locked > 0, project, nothing) if kept else nothing
 
 
-def _blocks(rows):
-    """How many blocks of the basis they are in."""
-    return -(-rows // BLOCK_ROWS)
+def _blocks(basis, rows):
+    """How many blocks of the basis so many rows are in."""
+    return -(-rows // len(basis[0]))
 
 
 def _polynomials(state, sign, alpha, beta):
@@ -424,7 +442,7 @@ def _orthogonalise(basis, w, m, noise):
         w, broken, *_ = carry
         w_removed = w, jnp.zeros((), w.dtype)
         for j, block in enumerate(basis):
-            w_removed = _when(j * BLOCK_ROWS <= m, partial(against, block), w_removed)
+            w_removed = _when(j * len(basis[0]) <= m, partial(against, block), w_removed)
         w, removed = w_removed
         length = jnp.linalg.norm(w)
         lost = ~broken & (length <= noise)
@@ -437,14 +455,14 @@ def _orthogonalise(basis, w, m, noise):
 
 
 def _put(basis, m, v):
-    """Row m of the basis; the first row of a block clears the others.  A while loop writes in place."""
-    row = m % BLOCK_ROWS
+    """Row m of the basis; the first row of a block, but the first one, clears the others.  A while loop writes in place."""
+    row, of_block = m % len(basis[0]), m // len(basis[0])
 
-    def write(block):
-        block = _when(row == 0, jnp.zeros_like, block)
+    def write(j, block):
+        block = _when(row == 0, jnp.zeros_like, block) if j else block
         return lax.dynamic_update_index_in_dim(block, v, row, 0)
 
-    return tuple(_when((m // BLOCK_ROWS == j) & (row < len(block)), write, block) for j, block in enumerate(basis))
+    return tuple(_when((of_block == j) & (row < len(block)), partial(write, j), block) for j, block in enumerate(basis))
 
 
 def _when(condition, function, x):
@@ -454,12 +472,12 @@ def _when(condition, function, x):
 
 def _combine(state, weights):
     """The basis, with these combinations of its vectors in the place of the first ones."""
-    kept, n = weights.shape[1], state.current.size
+    kept, n, most = weights.shape[1], state.current.size, len(state.basis[0])
     vectors = jnp.zeros((kept, n), weights.dtype)
     for j, block in enumerate(state.basis):
-        rows = weights[j * BLOCK_ROWS : (j + 1) * BLOCK_ROWS]
-        vectors = _when(j * BLOCK_ROWS < state.m, lambda y, rows=rows, block=block: y + rows.T @ block, vectors)
-    first = [vectors[j * BLOCK_ROWS :][: len(block)] for j, block in enumerate(state.basis[: _blocks(kept)])]
+        rows = weights[j * most : (j + 1) * most]
+        vectors = _when(j * most < state.m, lambda y, rows=rows, block=block: y + rows.T @ block, vectors)
+    first = [vectors[j * most :][: len(block)] for j, block in enumerate(state.basis[: _blocks(state.basis, kept)])]
     filled = [jnp.pad(rows, ((0, len(block) - len(rows)), (0, 0))) for rows, block in zip(first, state.basis, strict=False)]
     return (*filled, *state.basis[len(filled) :])
 
@@ -506,7 +524,7 @@ def _ritz(state, ends, rtol, atol):
     return _Ritz(values, residuals, weights, wanted, errors, limits)
 
 
-def _judge(state, ritz, runs, ends):
+def _judge(state, ritz, idle, runs, ends):
     """What a run has shown: no further eigenvalue is above the first value, nor above a level whose sum suffices."""
     total, values, complete = state.growth[2], ends.sign * ritz.wanted, state.m == state.current.size
     excluded = (ends.sign[:, None, None] == ends.sign) & (total == jnp.inf)
@@ -516,5 +534,5 @@ def _judge(state, ritz, runs, ends):
     errors = jnp.maximum(ritz.errors, jnp.where(complete, 0, nearest))
     converged = errors <= ritz.limits
     room = (state.m > 0) & (jnp.minimum(state.m, ends.kept) < ends.size) & (runs <= len(ends.sign))
-    more = ~complete & ~converged.all() & (total[1] == -jnp.inf).any() & room & jnp.isfinite(state.alpha).all()
+    more = ~complete & ~(idle | converged).all() & (total[1] == -jnp.inf).any() & room & jnp.isfinite(state.alpha).all()
     return _Verdict(errors, converged, more)

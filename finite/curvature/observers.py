@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from finite.curvature import density, lanczos
@@ -82,12 +83,17 @@ def longest_basis(problem: Problem) -> int:
 
 
 class Operator(NamedTuple):
-    """One Lanczos run: ``matvec()`` builds v → A v; ``like`` is a vector; so many largest and smallest eigenvalues."""
+    """One Lanczos run: ``matvec()`` builds v → A v; ``like`` is a vector; so many largest and smallest eigenvalues.
+
+    Where A is one of the Hessian's ``parts``, numbers (g, r), ``mixed(g, r)`` builds it too: such runs are compiled once.
+    """
 
     matvec: Callable
     like: Params
     top: int
     bottom: int
+    parts: tuple[float, float] | None = None
+    mixed: Callable | None = None
 
 
 class Measured(NamedTuple):
@@ -154,10 +160,10 @@ def observe(program, network, params, acting, inverse_root, data, starts, key):
     One computation after the other (``_after``).
     """
     found, spectra = {}, {}
-    for name, past in starts.items():
-        start = lanczos.warm_start(key, *past)
-        spectra[name] = _extremes(program, operators(program, network, params, inverse_root, data)[name], start)
-        params, acting = _after(spectra[name].matvecs, (params, acting))
+    for names in _together(operators(program, network, params, inverse_root, data)):
+        runs = operators(program, network, params, inverse_root, data)
+        spectra |= _spectra(program, {name: runs[name] for name in names}, starts, key)
+        params, acting = _after(spectra[names[0]].matvecs, (params, acting))
     for observer in OBSERVERS.values():
         if not observer.wanted(program):
             continue
@@ -179,6 +185,12 @@ def operators(program, network, params, inverse_root, data) -> dict[str, Operato
     for observer in OBSERVERS.values():
         runs |= observer.runs(at) if observer.wanted(program) else {}
     return runs
+
+
+def _together(runs) -> list[list[str]]:
+    """The names of the runs, those that are compiled once in one list."""
+    mixed = [name for name, run in runs.items() if run.parts]
+    return [mixed, *([name] for name in runs if name not in mixed)] if mixed else [[name] for name in runs]
 
 
 def lanczos_runs(program: Program, network: Architecture, rows: int) -> int:
@@ -209,7 +221,11 @@ def _hessian_runs(at):
     count, wanted = size(at.params), at.program.observables
     top = at.program.top_k if "hessian_eigenvalues" in wanted else 0
     bottom = int("hessian_min" in wanted and count > top)  # otherwise it is the last of the largest
-    return {"hessian": Operator(partial(_hessian, at), at.params, top, bottom)}
+    return {"hessian": Operator(partial(_hessian, at), at.params, top, bottom, (1.0, 1.0), _mixed(at))}
+
+
+def _mixed(at):
+    return partial(curvature.parts, at.network.apply, at.params, *at.data, at.program.of)
 
 
 def _hessian_eigenvalues(at):
@@ -220,7 +236,7 @@ def _hessian_eigenvalues(at):
 
 def _residual_runs(at):
     matvec = partial(curvature.residual, at.network.apply, at.params, *at.data, at.program.of)
-    return {"residual": Operator(matvec, at.params, 1, 1)}
+    return {"residual": Operator(matvec, at.params, 1, 1, (0.0, 1.0), _mixed(at))}
 
 
 def _residual_eigenvalues(at):
@@ -343,16 +359,36 @@ def _after(result, params):
     return jax.tree.map(lambda leaf: jnp.where(result.astype(leaf.dtype) == -jnp.inf, 0, leaf), params)
 
 
-def _extremes(program, operator, start):
-    return lanczos.extremes(
-        operator.matvec(),
-        start,
-        top=operator.top,
-        bottom=operator.bottom,
-        rtol=program.numerics.rtol,
-        max_matvecs=program.numerics.max_matvecs,
-        check_every=CHECK_EVERY,
-    )
+def _spectra(program, runs, starts, key) -> dict[str, lanczos.Extremes]:
+    """Of one run, or of several that are compiled once, one after the other."""
+    top, bottom = (max(getattr(run, end) for run in runs.values()) for end in ("top", "bottom"))
+
+    def spectrum(matvec, past, needed=None):
+        return lanczos.extremes(
+            matvec,
+            lanczos.warm_start(key, *past),
+            top=top,
+            bottom=bottom,
+            rtol=program.numerics.rtol,
+            max_matvecs=program.numerics.max_matvecs,
+            check_every=CHECK_EVERY,
+            needed=needed,
+        )
+
+    if len(runs) == 1:
+        return {name: spectrum(run.matvec(), starts[name]) for name, run in runs.items()}
+    (first, *_), real = runs.values(), jnp.zeros(()).dtype
+    needed = [np.r_[np.arange(top) < run.top, np.arange(bottom) >= bottom - run.bottom] for run in runs.values()]
+    past = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[name] for name in runs))
+    parts = jnp.array([run.parts for run in runs.values()], real)
+    found = jax.lax.map(lambda row: spectrum(first.mixed(*row[0]), *row[1:]), (parts, past, jnp.array(needed)))
+    return {name: _only(needed[i], jax.tree.map(lambda leaf: leaf[i], found)) for i, name in enumerate(runs)}  # noqa: B023
+
+
+def _only(wanted, spectrum: lanczos.Extremes) -> lanczos.Extremes:
+    """With the values that are."""
+    values, errors, converged, vectors = jax.tree.map(lambda leaf: leaf[np.flatnonzero(wanted)], spectrum[:4])
+    return spectrum._replace(values=values, errors=errors, converged=converged, vectors=vectors)
 
 
 def size(tree) -> int:

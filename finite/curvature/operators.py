@@ -174,6 +174,22 @@ def directional_sharpness(
     return inner(direction, matvec(direction)) / squared_norm(direction)
 
 
+def parts(
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss, g: Array, r: Array
+) -> Matvec:
+    """v → (g G + r R) v, of numbers g and r that may be traced: one compiled program is the product with H, with G and with R.
+
+    The Hessian of (1/P) Σ_p g ℓ(f) + (r − g) <ℓ'(f_0), f> at f_0 = f.
+    """
+    held = of.gradient(apply(params, inputs), targets)
+
+    def mixed(p):
+        outputs = apply(p, inputs)
+        return g * of.mean(outputs, targets) + (r - g) * jnp.sum(held * outputs) / len(inputs)
+
+    return jax.linearize(jax.grad(mixed), params)[1]
+
+
 def preconditioned(matvec: Matvec, inverse_root: Matvec) -> Matvec:
     """v → P^{-1/2} A P^{-1/2} v, where ``inverse_root`` is v → P^{-1/2} v."""
     return lambda v: inverse_root(matvec(inverse_root(v)))

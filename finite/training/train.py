@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from finite.curvature import density, lanczos
+from finite.curvature import density
 from finite.curvature import operators as curvature
 from finite.curvature.observers import DENSITY, check_observers, coordinates, observe, operators, program_of, size
 from finite.networks import Network, Params, by_role
@@ -109,7 +109,7 @@ def _train_chunk(problem, network, program, keys, etas, weights, samples, progre
     etas = jnp.asarray(etas, update.eta.dtype)
     if program.numerics.vectorized:
         weights, keys, etas = _over_devices((weights, keys, etas))
-    state, starts = _begin(program, update, curved, weights, keys)
+    state, starts = _begin(program, update, curved, weights)
     measurements = []
     for index in range(len(steps)):
         if index:
@@ -124,16 +124,15 @@ def _train_chunk(problem, network, program, keys, etas, weights, samples, progre
 
 
 @partial(jax.jit, static_argnums=0)
-def _begin(program, update, curved, weights, keys):
-    """The optimiser's state, and for every Lanczos run three vectors of the past (``lanczos.warm_start``)."""
+def _begin(program, update, curved, weights):
+    """The optimiser's state, and for every Lanczos run three vectors (``lanczos.warm_start``) of a past that it has not."""
 
-    def begin(params, key):
+    def begin(params):
         runs = operators(program, program.architecture, params, lambda v: v, curved)
-        key = _measuring_key(key, 0)
-        starts = {name: (lanczos.random_start(key, run.like),) * 3 for name, run in runs.items()}
+        starts = {name: (jax.tree.map(jnp.zeros_like, run.like),) * 3 for name, run in runs.items()}
         return update.transformation().init(params), starts
 
-    return program.over_networks(begin)(weights, keys)
+    return program.over_networks(begin)(weights)
 
 
 @partial(jax.jit, static_argnums=0)
