@@ -103,6 +103,11 @@ def test_hessian(dense):
     )
 
 
+def test_parts(dense):
+    columns = dense.columns(curvature.parts(*dense.bound, dense.targets, dense.of, *jnp.array([0.3, -2.0])))
+    np.testing.assert_allclose(columns, 0.3 * dense.gauss_newton - 2 * dense.residual, **TOLERANCE)
+
+
 def test_gauss_newton(dense):
     columns = dense.columns(curvature.gauss_newton(*dense.bound, dense.of))
     np.testing.assert_allclose(columns, dense.gauss_newton, **TOLERANCE)

@@ -125,6 +125,17 @@ def test_a_lone_value_needs_no_further_run(name):
     np.testing.assert_allclose(alone.values, three.values[:1], rtol=1e-12)
 
 
+def test_what_is_not_needed_is_not_waited_for():
+    only, options = jnp.array([True, False, False, False, False]), {"top": 3, "bottom": 2, "max_matvecs": 100}
+    matrix = jnp.asarray(dense(np.r_[9.0, SPECTRA["random"][1:]]), "float32")
+    whole, found = (compiled(matrix, jnp.ones(48), **options, needed=needed) for needed in (None, only))
+    assert found.matvecs < whole.matvecs
+    assert found.converged[0]
+    np.testing.assert_allclose(found.values[0], 9, rtol=1e-3)
+    equal = compiled(jnp.eye(48), jnp.ones(48), **options, needed=only)
+    assert equal.matvecs <= 2  # no second copy is looked for
+
+
 def diagonal(n=5000):
     """Of blocks: outliers that occur one to three times at either end, over a bulk; applied in O(n)."""
     bulk = np.random.default_rng(2).uniform(-1, 2, n - 13)
