@@ -41,7 +41,8 @@ import numpy as np
 from tqdm import tqdm
 
 from comparisons import estimate, files, results
-from comparisons.options import JOB_QUEUES, DataOptions
+from comparisons.options import JOB_QUEUES, DataOptions, as_given
+from comparisons.results import page
 from finite.training.side_by_side import Plan
 from limits.machine import one_lapack_thread
 
@@ -263,6 +264,7 @@ class Run:
     work: Work
     store: Store
     engine: Engine
+    command: str
 
     def ensure(self, cells: Sequence[Cell]) -> None:
         """Every one is there.  Raises Failed, after all others are done, where some failed twice, and files.Unwritten."""
@@ -280,6 +282,14 @@ class Run:
             more = f", and {len(failures) - 3} more" if len(failures) > 3 else ""
             raise Failed(f"failed twice: {'; '.join(failures[:3])}{more}; all other cells are kept, "
                          "the same command tries again")  # fmt: skip
+
+    def conclude(self, report: str, made: Mapping[str, str]) -> None:
+        """Prints what was found, and where it is; there a page shows that and all that was written before.
+
+        ``made`` says, among other things, what the numbers were computed with.
+        """
+        page.write(self.folder, self.command, report, {name: made[name] for name in results.provenance()})
+        print(f"{report}\nresults in {self.folder}")
 
 
 @contextmanager
@@ -304,7 +314,7 @@ def begin(
     with results.claim(folder, config):
         for damage in files.damaged(folder):
             store.notice(f"{damage}; it is computed again")
-        yield Run(folder, work, store, engine)
+        yield Run(folder, work, store, engine, as_given(options, program))
 
 
 def _estimate(work, cells, engine) -> estimate.Estimate:

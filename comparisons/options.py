@@ -5,6 +5,7 @@ Nothing here takes long to import, nor does anything in the ``options.py`` of a 
 
 import hashlib
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite, isqrt
@@ -13,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
+from tyro.conf import Positional
 
 from finite.data.named import DATA, Shaped, Wanted, is_folder_of_pictures, load, suffix
 from finite.data.synthetic import Data
@@ -383,3 +385,18 @@ def settings(options: DataOptions) -> dict:
     unrecorded = {*UNRECORDED, *options.without_effect()}
     given = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in unrecorded}
     return given | {name: list(value) for name, value in given.items() if isinstance(value, tuple)}
+
+
+def as_given(options: Any, program: str) -> str:
+    """A command with these options, those that are as usual left out, and where and by whom it is computed."""
+    words = []
+    for field in fields(options):
+        value, name = getattr(options, field.name), field.name.replace("_", "-")
+        if value == field.default or value is None or field.name in UNRECORDED:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            named = [] if Positional in getattr(field.type, "__metadata__", ()) else [f"--{name}"]
+            words += [*named, *map(str, value if isinstance(value, tuple) else (value,))]
+    return f"{program} {shlex.join(words)}".rstrip()

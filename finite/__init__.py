@@ -15,7 +15,7 @@ def _require_our_limits():
     if origin and "superconsistency" in Path(origin).read_text(encoding="utf-8"):
         return
     line = OTHERS.format(origin or "removed")
-    if sys.argv[:1] == ["-m"]:  # a command is being started
+    if sys.argv[:1] == ["-m"] or Path(*sys.argv[:1]).stem == "superconsistency":  # a command is being started
         print(f"{sys.orig_argv[0]}: {line}", file=sys.stderr)
         raise SystemExit(2)
     raise ImportError(line)

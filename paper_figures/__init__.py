@@ -15,6 +15,7 @@ from typing import Annotated
 import tyro
 
 from comparisons import command_line
+from limits.command.start import called
 
 
 @dataclass(frozen=True)
@@ -29,4 +30,4 @@ class Options:
 
 def command(name: str, arguments: Sequence[str] | None = None) -> None:
     """`python -m paper_figures.NAME`; the script itself is imported when the options are read."""
-    command_line.run(Options, f"paper_figures.{name}:draw", f"python -m paper_figures.{name}", arguments)
+    command_line.run(Options, f"paper_figures.{name}:draw", called(f"paper_figures.{name}", f"figures {name}"), arguments)

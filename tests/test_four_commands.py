@@ -2,11 +2,13 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from html import unescape
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from comparisons.convergence import study as convergence
 from comparisons.coord_check import study as coord_check
 from comparisons.landscape import study as landscape
 from comparisons.transfer import study as transfer
+from limits.command.arguments import read
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--samples", "8", "--inputs", "3", "--steps", "4"]
@@ -62,7 +65,7 @@ def numbers(folder):
 def test_every_file_is_there(finished):
     name, _, _, folder = finished
     found = {path.name for path in folder.iterdir()}
-    assert {"config.json", "cells", {"convergence": "rates.json"}.get(name, f"{name}.json")} <= found
+    assert {"config.json", "index.html", "cells", {"convergence": "rates.json"}.get(name, f"{name}.json")} <= found
     assert not list(folder.rglob("*.partial"))
     assert list(files.damaged(folder)) == []
 
@@ -237,6 +240,19 @@ def _workers(children):
         return children.read_text().split()
     except OSError:  # it has just ended
         return []
+
+
+def test_the_page_of_a_run_shows_what_it_printed_and_the_command_that_makes_it(finished, capsys):
+    name, main, arguments, folder = finished
+    main([*arguments, "--out", str(folder)])
+    told, text = capsys.readouterr().out, unescape((folder / "index.html").read_text(encoding="utf-8"))
+    report = told[told.rindex(text.split("<p>")[1].split("</p>")[0]) :].removesuffix(f"\nresults in {folder}\n")
+    assert f"<pre>{report}</pre>" in text
+    assert text.count('src="data:image/png') == len(list(folder.glob("*.png")))
+    module, (command,) = COMMANDS[name][0], re.findall('class="command">(.*)<', text)
+    assert command.startswith(f"python -m comparisons.{name} --")
+    options = read(module.Options, module.PROGRAM, shlex.split(command)[3:])
+    assert files.plain(module.prepare(options).config) == files.read_json(folder / "config.json")
 
 
 def test_the_configuration_of_a_run_is_in_its_results(finished):

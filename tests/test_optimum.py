@@ -87,7 +87,7 @@ def test_what_did_not_run_is_not_what_diverged(tmp_path, capsys):
     same = comparisons.optimum(dict(zip(("width", "lr", "seed", "loss"), zip(*without, strict=True), strict=True))).optima
     assert [list(one.interval) for one in same] == [one["interval"] for one in found["optima"]]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "optimum.json", "optimum.json.sha256", "optimum.png", "optimum.pdf"}  # fmt: skip
+        "optimum.json", "optimum.json.sha256", "optimum.png", "optimum.pdf", "index.html"}  # fmt: skip
 
 
 def test_what_is_above_the_initial_loss_has_diverged(tmp_path):

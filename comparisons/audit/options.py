@@ -6,7 +6,9 @@ from typing import Annotated
 
 import tyro
 
-PROGRAM = "python -m comparisons.audit"
+from limits.command.start import called
+
+PROGRAM = called("comparisons.audit")
 
 
 @dataclass(frozen=True)

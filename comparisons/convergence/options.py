@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 import tyro
 
 from comparisons import options as runs
+from limits.command.start import called
 
-PROGRAM = "python -m comparisons.convergence"
+PROGRAM = called("comparisons.convergence")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ Trains networks of each width, integrates the limit, fits the rates, prints the 
     growth.json          a list of ``comparisons.super_consistency.Growth``
     following.json       a list of ``comparisons.convergence.following.Following``, if the limit crosses the edge of stability
     dynamics, rates, growth, following    .png and .pdf
+    index.html           all of this on one page
 """
 
 import json
@@ -141,8 +142,7 @@ def compare(options: Options) -> list[rates.Rate]:
         if followed:
             files.write_json([one.record() for one in followed], folder / "following.json")
         _draw(comparison, dataset, measured, grown, followed, folder)
-        print(table(measured, grown, followed, comparison, after, shown_steps(dataset)))
-        print(f"results in {folder}")
+        run.conclude(table(measured, grown, followed, comparison, after, shown_steps(dataset)), dataset.attrs)
     return measured
 
 

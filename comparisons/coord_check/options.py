@@ -10,12 +10,13 @@ import tyro
 from comparisons import options as runs
 from limits.activations import ACTIVATIONS
 from limits.command.arguments import OneOf
+from limits.command.start import called
 from limits.exponents.algebra import COMMON
 from limits.losses import LOSSES
 from limits.models import MODELS, read_model
 from limits.optimizers import OPTIMIZERS
 
-PROGRAM = "python -m comparisons.coord_check"
+PROGRAM = called("comparisons.coord_check")
 PIXELS, TOKENS = 64, 6  # of the probes
 SURE = 7 / 8  # the probability of a probe's class
 VOCABULARY = 2  # as few outputs as there can be: of C, sharpness is by (1 + √(C/N))² above its power of N

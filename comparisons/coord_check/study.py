@@ -7,6 +7,7 @@ each size's exponent, and puts it beside the derived one (``limits.exponents.reg
     cells/              one file per finished size of a network, from which an interrupted run goes on
     coord_check.json    a list of ``Check``
     coord_check-OPTIMIZER .png and .pdf
+    index.html          all of this on one page
 
 The fit: least squares of the mean over seeds of log size against log width, with a 95 % interval from the spread over
 seeds.  A check agrees within ``TOLERANCE``; it differs where its whole interval does; between the two it is undecided.
@@ -188,12 +189,10 @@ def check(options: Options) -> list[Check]:
         files.write_json([asdict(one) for one in checks], run.folder / "coord_check.json")
         for optimizer in options.optimizer:
             plots.save(picture(job, optimizer, measured, checks), run.folder / f"coord_check-{optimizer}")
-        print(table(checks, options.every))
-        if options.rates:
-            print(rates(job, checks))
-        if options.along:
-            print(alignments(job, measured))
-        print(f"results in {run.folder}")
+        report = [table(checks, options.every)]
+        report += [rates(job, checks)] if options.rates else []
+        report += [alignments(job, measured)] if options.along else []
+        run.conclude("\n".join(report), run.store.provenance(job.cells))
     return checks
 
 

@@ -11,12 +11,13 @@ from comparisons import options as runs
 from finite.data.arrays import holds_classes
 from finite.data.images import holds_images
 from limits.command.arguments import OneOf
+from limits.command.start import called
 from limits.losses import LOSSES
 from limits.models import MODELS
 from limits.optimizers import OPTIMIZERS
 from limits.trajectory import OBSERVABLES, RANK, stored
 
-PROGRAM = "python -m comparisons.landscape"
+PROGRAM = called("comparisons.landscape")
 
 FOLLOWED = OneOf(OBSERVABLES, only=False, where=lambda row: row.leads and row.stored)
 

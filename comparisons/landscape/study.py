@@ -10,6 +10,7 @@ the same at all sizes: super consistent, see ``comparisons.super_consistency``. 
                      products it took; where it is known its limit, NAME_limit; edge_of_stability (param)
     landscape.json   a list of ``comparisons.landscape.late.Late``
     landscape        .png and .pdf, and density, where it was asked for
+    index.html       all of this on one page
 """
 
 import json
@@ -211,10 +212,8 @@ def landscape(options: Options) -> list[Late]:
         plots.save(picture(dataset, found, sizes.title), run.folder / "landscape")
         if options.density:
             plots.save(density(dataset, sizes.title), run.folder / "density")
-        print(table(found, sizes.title))
-        for line in _without_limit(sizes, run.store) if options.limit else ():
-            print(line)
-        print(f"results in {run.folder}")
+        left_open = _without_limit(sizes, run.store) if options.limit else ()
+        run.conclude("\n".join([table(found, sizes.title), *left_open]), dataset.attrs)
     return found
 
 

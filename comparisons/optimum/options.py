@@ -6,7 +6,9 @@ from typing import Annotated
 
 import tyro
 
-PROGRAM = "python -m comparisons.optimum"
+from limits.command.start import called
+
+PROGRAM = called("comparisons.optimum")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ What ``comparisons.transfer`` says of networks that it trains is said of any los
 
     optimum.json     {"optima": a list of ``minimum.Optimum``, "shifts": a list of ``minimum.Shift``}, sizes by their column
     optimum          .png and .pdf
+    index.html       all of this on one page
 """
 
 from dataclasses import asdict, dataclass
@@ -12,12 +13,14 @@ from typing import Any
 
 import xarray as xr
 
-from comparisons import command_line, files
+from comparisons import command_line, files, results
 from comparisons import style as plots
 from comparisons.optimum.minimum import Optimum, Shift, analyse
 from comparisons.optimum.options import PROGRAM, Options
 from comparisons.optimum.picture import picture, table
 from comparisons.optimum.sweep import dataset_of, rows_of
+from comparisons.options import as_given
+from comparisons.results import page
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Found:
     def __str__(self) -> str:
         return "\n".join([table(self.optima, self.shifts, self.title, self.dataset.attrs["size"]), *self.remarks])
 
-    def save(self, folder: Path | str) -> None:
-        """optimum.json, .png and .pdf.  Raises files.Unwritten."""
+    def save(self, folder: Path | str, command: str = "") -> None:
+        """optimum.json, .png and .pdf, and index.html, which says with which command.  Raises files.Unwritten."""
         folder = Path(folder)
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +50,7 @@ class Found:
                   for one in self.optima]  # fmt: skip
         files.write_json({"optima": optima, "shifts": [asdict(one) for one in self.shifts]}, folder / "optimum.json")
         plots.save(picture(self.dataset, self.optima, self.shifts, self.title), folder / "optimum")
+        page.write(folder, command, str(self), {"superconsistency": results.sources()})
 
 
 def optimum(sweep: Any, *, initial_loss: float | None = None, **columns: str) -> Found:
@@ -75,7 +79,7 @@ def answer(options: Options) -> None:
     found = optimum(options.file, initial_loss=options.initial_loss, **columns)
     print(found)
     if options.out:
-        found.save(options.out)
+        found.save(options.out, as_given(options, PROGRAM))
         print(f"results in {options.out}")
 
 

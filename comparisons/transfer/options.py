@@ -7,8 +7,9 @@ from typing import Annotated
 import tyro
 
 from comparisons import options as runs
+from limits.command.start import called
 
-PROGRAM = "python -m comparisons.transfer"
+PROGRAM = called("comparisons.transfer")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ finite, or larger than it was at the start.  In DIR:
                      measuring error, edge_of_stability and the limit's sharpness_limit; no dimension depth if there is one
     transfer.json    {"optima": a list of ``Optimum``, "shifts": a list of ``Shift``}, both of ``comparisons.optimum.minimum``
     transfer         .png and .pdf
+    index.html       all of this on one page
 """
 
 import json
@@ -117,8 +118,7 @@ def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
         found = {"optima": [asdict(o) for o in optima], "shifts": [asdict(s) for s in shifts]}
         files.write_json(found, run.folder / "transfer.json")
         plots.save(picture(dataset, optima, shifts, sweep.title), run.folder / "transfer")
-        print(table(optima, shifts, sweep.title))
-        print(f"results in {run.folder}")
+        run.conclude(table(optima, shifts, sweep.title), made)
     return optima, shifts
 
 

@@ -72,7 +72,7 @@ def read(options: type[Options], program: str, arguments: Sequence[str] | None =
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            parsed = tyro.cli(_described(options), prog=program, args=arguments, description=_description(options))
+            parsed = tyro.cli(described(options), prog=program, args=arguments, description=_description(options))
             return options(**{field.name: getattr(parsed, field.name) for field in fields(options)})
     except SystemExit as end:
         if not end.code:
@@ -81,7 +81,7 @@ def read(options: type[Options], program: str, arguments: Sequence[str] | None =
     stop(program, f"{statement}{_meant(options, statement)}; see {program} --help")
 
 
-def _described(options):
+def described(options):
     """The same options with help that flows and says no default of None, or of nothing, beside the real one: tyro keeps the
     line breaks of indented docstrings.
     """

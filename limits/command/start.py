@@ -1,4 +1,5 @@
-"""The first moments of a command, `python -m limits.exponents` or another: its imports take seconds, and its surroundings vary.
+"""The first moments of a command, `python -m limits.exponents`, `superconsistency exponents` or another: its imports take
+seconds, and its surroundings vary.
 
 ``limits`` imports this before anything else.  Until the command itself takes over, nothing is computed or written: so an
 interruption may end the process where it stands, in one line, and so does a setting in the environment that a library refuses.
@@ -9,25 +10,40 @@ import os
 import signal
 import sys
 import unicodedata
+from pathlib import Path
 from typing import NoReturn
 
+SCRIPT = "superconsistency"  # all commands, one behind the other's name; `python -m comparisons` is the same
 EQUIVALENTS = {
     "×": "x", "·": "*", "–": "-", "−": "-", "—": "-", "…": "...", "±": "+-", "≈": "~", "∝": "~", "≤": "<=", "≥": ">=",
     "→": "->", "√": "sqrt", "∞": "inf", "∂": "d", "∇": "grad ", "‖": "|", "✓": "yes", "✗": "no", "“": '"', "”": '"', "’": "'",
 }  # fmt: skip
 
 
-def begin() -> None:
-    """Where Python is starting a module (-m): see above.  Elsewhere nothing changes."""
-    if sys.argv[:1] != ["-m"]:  # so it is until that module is found
-        return
-    program = f"python -m {_module(sys.orig_argv)}"
+def begin() -> str:
+    """Where Python is starting a module (-m), or our script: see above.  Elsewhere nothing changes.
+
+    What a person has called, or "" elsewhere.
+    """
+    if sys.argv[:1] == ["-m"]:  # so it is until that module is found
+        program = f"python -m {_module(sys.orig_argv)}"
+    elif Path(*sys.argv[:1]).stem == SCRIPT:
+        program = SCRIPT
+    else:
+        return ""
     os.environ.pop("MPLBACKEND", None)  # pictures go into files: no screen is asked for, so none can be refused
     _spell()
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) is usual:
             signal.signal(number, lambda number, _: _leave(program, "interrupted", 128 + number))
     sys.excepthook = lambda kind, fault, trace: _hook(program, kind, fault, trace)
+    return program
+
+
+def called(module: str, name: str = "") -> str:
+    """How a person calls the command of this module: by its ``name`` (that of the module) where all are called by one."""
+    by_name = BEGUN in (SCRIPT, "python -m comparisons")
+    return f"{BEGUN} {name or module.rpartition('.')[2]}" if by_name else f"python -m {module}"
 
 
 def _spell():
@@ -70,4 +86,4 @@ def _leave(program, line, status) -> NoReturn:
 
 
 codecs.register_error("spelled", _spelled)
-begin()
+BEGUN = begin()

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from limits.command.arguments import OneOf
+from limits.command.start import called
 from limits.losses import LOSSES
 
-PROGRAM = "python -m limits.exponents"
+PROGRAM = called("limits.exponents")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,111 @@
+"""index.html of a folder of results: one page that stands alone, whatever the texts in it; and what it says can be done."""
+
+import base64
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from comparisons import files
+from comparisons.results import page
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
+HOSTILE = "</pre><script>alert('η0')</script> & \"quoted\""
+VOID = {"meta", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """What is on it: tags that are left open or closed twice, addresses, tables' cells, and all text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.addresses, self.cells, self.text = [], [], [], [], ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
+        self.open += [] if tag in VOID else [tag]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        self.cells += [data] if self.open and self.open[-1] in ("td", "th") else []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Results as a command leaves them, with texts that nobody should give."""
+    folder = tmp_path_factory.mktemp("page") / "a<b>"
+    folder.mkdir()
+    files.write_json({"data": HOSTILE, "widths": [8, 16]}, folder / "config.json")
+    rows = [{"layer": HOSTILE, "interval": (-0.512345, np.inf), "late": {"ratio": 2.0, "of": None}, "many": list(range(99)),
+             "verdict": verdict} for verdict in ("agrees", "agrees", HOSTILE)]  # fmt: skip
+    files.write_json({"optima": rows, "shifts": []}, folder / "found.json")
+    files.write(xr.Dataset({"loss": ("step", [1.0, 2.0], {"definition": "of a test"})}), folder / "found.nc")
+    for name in ("one", "two"):
+        (folder / f"{name}.png").write_bytes(PIXEL)
+    made = {"jax": "0.0", "device": "<cpu>"}
+    page.write(folder, f"superconsistency transfer --data '{HOSTILE}'", f"title {HOSTILE}\nverdict", made)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shown(folder):
+    return Page((folder / page.NAME).read_text(encoding="utf-8"))
+
+
+def test_it_needs_nothing_else(shown, folder):
+    """Every address is a picture that it holds, and no style or script asks for more."""
+    assert [base64.b64decode(address.removeprefix("data:image/png;base64,")) for address in shown.addresses] == [PIXEL] * 2
+    assert not {"script", "link", "iframe", "object"} & set(shown.tags)
+    assert not re.search(r"@import|url\(|https?:", (folder / page.NAME).read_text(encoding="utf-8"))
+
+
+def test_texts_are_escaped(shown):
+    assert shown.text.count(HOSTILE) == 9  # title, report, verdicts, a cell per layer and one of a verdict, command, options
+
+
+def test_numbers_stand_in_tables(shown):
+    cells = ["layer", "interval", "late.ratio", "late.of", "many", "verdict",
+             HOSTILE, "[-0.5123, –]", "2", "–", "99 values", "agrees"]  # fmt: skip
+    assert shown.cells[:12] == cells
+    assert shown.cells[-4:] == ["data", HOSTILE, "widths", "[8, 16]"]
+    assert "found: optima: agrees (2); " in shown.text
+
+
+def test_it_says_how_to_load(shown, folder, monkeypatch, capsys):
+    (code,) = re.findall(r"import xarray.*", shown.text, re.DOTALL)
+    monkeypatch.chdir(folder)
+    exec(code, {})
+    assert "loss" in capsys.readouterr().out
+    (folder / "found.nc").rename(folder / "away")
+    (code,) = re.findall(r"import json.*", Page(page._page(folder, "", "", {})).text, re.DOTALL)
+    exec(code, {})
+    (folder / "away").rename(folder / "found.nc")
+    assert "agrees" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome is installed here")
+def test_a_browser_shows_it_without_the_network(folder, tmp_path):
+    """In a window as narrow as a telephone's nothing but tables and what a command prints is wider than it."""
+    probe = tmp_path / "probe.html"
+    told = "document.title = document.documentElement.scrollWidth + ' ' + [...document.images].map(i => i.naturalWidth)"
+    text = (folder / page.NAME).read_text(encoding="utf-8")
+    probe.write_text(text.replace("</body>", f"<script>onload = () => {{ {told} }}</script></body>"), encoding="utf-8")
+    words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
+             f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,800", "--dump-dom", probe.as_uri()]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    (width, pictures) = re.search("<title>(.*)</title>", done.stdout)[1].split()
+    assert int(width) <= 500
+    assert pictures == "1,1"
+    assert "&lt;script&gt;alert" in done.stdout
