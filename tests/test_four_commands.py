@@ -71,7 +71,7 @@ def test_every_file_is_there(finished):
 
 
 def test_the_same_command_computes_nothing_again(finished, monkeypatch, capsys):
-    _, main, arguments, folder = finished
+    name, main, arguments, folder = finished
     ages = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")}
     before = numbers(folder)
     monkeypatch.setattr(cells, "compute", lambda *_: pytest.fail("computed again"))
@@ -81,6 +81,18 @@ def test_the_same_command_computes_nothing_again(finished, monkeypatch, capsys):
     told = capsys.readouterr()
     assert told.out.endswith(f"results in {folder}\n")
     assert told.err == ""
+    _the_page_shows(told.out, folder, *COMMANDS[name])
+
+
+def _the_page_shows(told, folder, module, _):
+    """What the command printed, all pictures, and a command that makes the same."""
+    text = unescape((folder / "index.html").read_text(encoding="utf-8"))
+    report = told[told.rindex(re.search("<p>(.*)</p>", text)[1]) :].removesuffix(f"\nresults in {folder}\n")
+    assert f"<pre>{report}</pre>" in text
+    assert text.count('src="data:image/png') == len(list(folder.glob("*.png"))) > 0
+    (command,) = re.findall('class="command">(.*)<', text)
+    options = read(module.Options, module.PROGRAM, shlex.split(command.removeprefix(module.PROGRAM)))
+    assert files.plain(module.prepare(options).config) == files.read_json(folder / "config.json")
 
 
 @pytest.fixture
@@ -240,19 +252,6 @@ def _workers(children):
         return children.read_text().split()
     except OSError:  # it has just ended
         return []
-
-
-def test_the_page_of_a_run_shows_what_it_printed_and_the_command_that_makes_it(finished, capsys):
-    name, main, arguments, folder = finished
-    main([*arguments, "--out", str(folder)])
-    told, text = capsys.readouterr().out, unescape((folder / "index.html").read_text(encoding="utf-8"))
-    report = told[told.rindex(text.split("<p>")[1].split("</p>")[0]) :].removesuffix(f"\nresults in {folder}\n")
-    assert f"<pre>{report}</pre>" in text
-    assert text.count('src="data:image/png') == len(list(folder.glob("*.png")))
-    module, (command,) = COMMANDS[name][0], re.findall('class="command">(.*)<', text)
-    assert command.startswith(f"python -m comparisons.{name} --")
-    options = read(module.Options, module.PROGRAM, shlex.split(command)[3:])
-    assert files.plain(module.prepare(options).config) == files.read_json(folder / "config.json")
 
 
 def test_the_configuration_of_a_run_is_in_its_results(finished):

@@ -19,7 +19,7 @@ HEAVY = {"jax", "jaxlib", "scipy", "sympy", "pandas", "xarray", "matplotlib", "h
 MODULES = """
 import runpy, sys
 try:
-    runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
+    runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 finally:
     print(*sys.modules)
 """
