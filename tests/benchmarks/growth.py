@@ -129,19 +129,23 @@ def seconds(call, repeats):
     return min(times)
 
 
+def table(names, repeats):
+    print(f"{'':<26}{'exponent':>9}{'asked':>7}   sizes: seconds")
+    for row in (row for name in names for row in ROWS_OF_ALL[name]):
+        found = [seconds(row.prepare(value), repeats) for value in row.values]
+        slope = np.polyfit(np.log(row.values), np.log(found), 1)[0]
+        above = "  <- above" if slope > max(LIMIT, row.asked) else ""
+        sizes = ", ".join(f"{value}: {time:.2g}" for value, time in zip(row.values, found, strict=True))
+        print(f"{f'{row.what}, {row.against}':<26}{slope:>9.2f}{row.asked:>7.0f}   {sizes}   ({row.why}){above}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=ROWS_OF_ALL, default=list(ROWS_OF_ALL))
     given = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-    print(f"{'':<26}{'exponent':>9}{'asked':>7}   sizes: seconds")
-    for row in (row for name in given.only for row in ROWS_OF_ALL[name]):
-        found = [seconds(row.prepare(value), given.repeats) for value in row.values]
-        slope = np.polyfit(np.log(row.values), np.log(found), 1)[0]
-        above = "  <- above" if slope > max(LIMIT, row.asked) else ""
-        sizes = ", ".join(f"{value}: {time:.2g}" for value, time in zip(row.values, found, strict=True))
-        print(f"{f'{row.what}, {row.against}':<26}{slope:>9.2f}{row.asked:>7.0f}   {sizes}   ({row.why}){above}", flush=True)
+    table(given.only, given.repeats)
 
 
 if __name__ == "__main__":
