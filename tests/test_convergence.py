@@ -280,6 +280,7 @@ def test_a_limit_that_does_not_fit_is_refused_before_any_network(monkeypatch):
     assert convergence.prepare(replace(SAMPLED, reference="largest-width", model="linear3")).limit_is_known
 
 
+@pytest.mark.slow
 def test_the_same_exponents_written_out_give_the_same_numbers(finished, tmp_path, capsys):
     """μP in another gauge and as a text: limit, deviations and prediction are those of --param mup."""
     gauge = "input.multiplier=1/2, input.init_std=-1/2, readout.multiplier=-1/2, readout.init_std=-1/2"
@@ -325,7 +326,7 @@ def test_past_the_edge_of_stability_no_exponent(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("param", ["mup", "ntp"])
+@pytest.mark.parametrize("param", ["mup", pytest.param("ntp", marks=pytest.mark.long)])
 def test_main_job_finds_what_theory_predicts(param, tmp_path):
     """The README's command: rms exponents contain −1/2, and prefactors are within 15 % of the prediction (μP)."""
     measured = compare(Options(param=param, out=tmp_path / "main"))

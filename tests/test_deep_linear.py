@@ -239,7 +239,7 @@ def test_large_richness_and_time_lose_the_fixed_point_but_not_the_sweep(richness
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("depth", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_networks_approach_the_limit(depth):
     """Loss and top NTK eigenvalue of trained networks: the distance falls as N^{-1/2}."""
     options = EVERYTHING | {"learning_rate": 0.2, "top_k": 1, "measure_every": 8, "model": f"linear{depth + 1}"}

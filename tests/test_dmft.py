@@ -207,11 +207,12 @@ NETWORKS = {
     "Nesterov, schedule": {"momentum": 0.5, "nesterov": True, "warmup_steps": 3, "schedule": "cosine"},
     "cross-entropy": {"targets": CLASSES, "loss": "cross_entropy", "learning_rate": 0.6},
 }
+LONG = ("tanh", "residual relu", "residual tanh, alpha 1")  # the test above has others of tanh and of residual relu
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [
-    pytest.param(case, marks=[pytest.mark.long] if "alpha 1" in case else []) for case in NETWORKS])  # fmt: skip
+    pytest.param(case, marks=[pytest.mark.long] if case in LONG else []) for case in NETWORKS])  # fmt: skip
 def test_networks_approach_the_limit(case):
     """Loss and leading Gauss-Newton eigenvalue of trained networks: the distance falls as N^{-1/2}."""
     problem = a_problem(**{"num_steps": 6, "measure_every": 6, "top_k": 1, "richness": 0.5} | NETWORKS[case])

@@ -221,7 +221,8 @@ def test_convolutions_of_one_pixel_are_dense():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [{"model": "conv"}, {"model": "convnet", "depth": 5}, {"model": "resconvnet", "depth": 4, "block_size": 2}],
+    [{"model": "conv"}, {"model": "convnet", "depth": 5},
+     pytest.param({"model": "resconvnet", "depth": 4, "block_size": 2}, marks=pytest.mark.long)],
     ids=lambda options: options["model"],
 )
 def test_convolutional_kernels_are_those_of_the_finite_networks(options):

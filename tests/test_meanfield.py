@@ -192,7 +192,8 @@ def test_too_many_particles_are_refused_before_they_are_made():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("activation", "richness", "size"), [("tanh", 0.6, 0.5), ("relu", 1.2, 1.0)])
+@pytest.mark.parametrize(("activation", "richness", "size"), [
+    pytest.param("tanh", 0.6, 0.5, marks=pytest.mark.long), ("relu", 1.2, 1.0)])  # fmt: skip
 def test_networks_approach_the_limit(activation, richness, size):
     """Loss and sharpness of trained networks: the distance falls as N^{-1/2}.  (Larger targets: tanh's bulk takes over.)"""
     problem = a_problem(activation, P=16, richness=richness, momentum=0.3, num_steps=8, measure_every=8, top_k=1)

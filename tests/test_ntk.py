@@ -173,7 +173,7 @@ def distances(problem, widths, num_seeds):
         pytest.param({"model": "resmlp", "activation": "relu", "parametrization": "base=ntp, block.multiplier.L=-1/2"},
                      marks=pytest.mark.long),
         CLASSES | {"C": 3, "learning_rate": 0.5},
-        {"model": "conv", "pooling": "average", "D": 64},
+        pytest.param({"model": "conv", "pooling": "average", "D": 64}, marks=pytest.mark.long),
     ],
     ids=["relu", "tanh", "residual relu", "cross-entropy", "convolutions"],
 )

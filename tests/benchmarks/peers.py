@@ -83,8 +83,7 @@ def curvlinops(data):
     import scipy.sparse.linalg
 
     model, loss, samples, factor = in_torch(data)
-    weights = dict(model.named_parameters())
-    operator = curvlinops.HessianLinearOperator(model, loss, weights, [samples]).to_scipy()
+    operator = curvlinops.HessianLinearOperator(model, loss, list(model.parameters()), [samples]).to_scipy()
 
     def call():
         found = scipy.sparse.linalg.eigsh(operator, lanczos.TOP, which="LA", tol=lanczos.RTOL, return_eigenvectors=False)
