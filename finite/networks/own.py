@@ -5,6 +5,8 @@
 
 ``apply(params, inputs)`` is the network as it is; params are any pytree of arrays, inputs whatever ``apply`` reads: an array, a
 dictionary, tokens.  The adapters know Flax, Equinox, Haiku and PyTorch by what these offer and import them where they are used.
+Of theirs random numbers (dropout) are the same at every step, the key's, and state (a BatchNorm's averages) is as it began; an
+Equinox module that is called with a key or a state wants a ``build`` of its own.
 """
 
 import warnings
@@ -111,7 +113,7 @@ def from_nnx(make: Callable, loss: str | Callable, batch: tuple, name: str = "nn
         from flax import nnx
 
         graph, params, rest = nnx.split(make(width, nnx.Rngs(key)), nnx.Param, ...)
-        return params, lambda params, inputs: nnx.merge(graph, params, rest)(inputs)
+        return params, lambda params, inputs: nnx.merge(graph, params, rest, copy=True)(inputs)  # whose state may change
 
     return Model(build, loss, batch, name)
 
@@ -121,9 +123,14 @@ def from_linen(make: Callable, loss: str | Callable, batch: tuple, name: str = "
 
     def build(width, key):
         module = make(width)
-        variables = dict(module.init(key, batch[0]))
-        params = variables.pop("params")
-        return params, lambda params, inputs: module.apply({"params": params, **variables}, inputs)
+        held = dict(module.init(key, batch[0]))
+        params = held.pop("params")
+
+        def apply(params, inputs):
+            outputs, _ = module.apply({"params": params, **held}, inputs, rngs={"params": key}, mutable=list(held))
+            return outputs
+
+        return params, apply
 
     return Model(build, loss, batch, name)
 
@@ -146,13 +153,14 @@ def from_equinox(make: Callable, loss: str | Callable, batch: tuple, name: str =
 
 
 def from_haiku(make: Callable, loss: str | Callable, batch: tuple, name: str = "haiku") -> Model:
-    """``make(width)`` returns a function of inputs that calls haiku modules, without state and without random numbers."""
+    """``make(width)`` returns a function of inputs that calls haiku modules."""
 
     def build(width, key):
         import haiku
 
-        transformed = haiku.without_apply_rng(haiku.transform(make(width)))
-        return transformed.init(key, batch[0]), transformed.apply
+        transformed = haiku.transform_with_state(make(width))
+        params, state = transformed.init(key, batch[0])
+        return params, lambda params, inputs: transformed.apply(params, state, key, inputs)[0]
 
     return Model(build, loss, batch, name)
 
