@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from finite.networks.own import Model, paths
+from comparisons.audit.verdict import not_understood
+from finite.networks.own import Model, from_haiku, from_linen, from_nnx, paths
 from finite.networks.roles import SCORES, branches, follow, roles, uses_of
 
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
@@ -99,11 +100,80 @@ def test_what_is_not_understood_is_named():
         return params, apply
 
     found = of(make)
+    assert set(found) == {"first", "soft", "low", "rank"}  # what is made of weights is no activation
     assert found["first"][0].name == "input"
     assert found["soft"][0].use.operation not in ("gain", "product")
     assert "not understood" in str(found["soft"][0])
     assert found["low"][0].use.operation == found["rank"][0].use.operation == "dot_general"
     assert found["low"][0].name is None
+
+
+def test_what_normalises_a_weight_is_not_understood():
+    """W/|W| times a gain, which then is none of activations."""
+
+    def make(width):
+        params = {"first": normal(3, width), "gain": jnp.ones(width)}
+        return params, lambda p, x: x @ (p["first"] / jnp.linalg.norm(p["first"], axis=0) * p["gain"])
+
+    assert {role.use.operation for roles in of(make).values() for role in roles} == {"mul", "div"}
+
+
+@pytest.mark.parametrize("kind", ["divided", "in a scan", "linear attention"])
+def test_scores_are_of_queries_and_keys(kind):
+    """They may be divided by their norm, or be brought into a scan; queries and a sum over keys times values make none."""
+
+    def make(width):
+        def apply(p, x):
+            q, k = x @ p["q"], jnp.clip(x @ p["k"], -3.0, 3.0)
+            if kind == "divided":
+                return (q / jnp.linalg.norm(q, axis=-1, keepdims=True)) @ k.T
+            if kind == "in a scan":
+                return lax.map(lambda k: q @ k, k)
+            return q @ (jnp.exp(k).T @ x)
+
+        return {name: normal(3, width) for name in "qk"}, apply
+
+    scores = {path: role for path, (role,) in of(make).items() if role.use.operation == SCORES}
+    assert list(scores) == [{"divided": "q · k", "in a scan": SCORES}.get(kind, "activations")]
+    remarks = [not_understood(role) for role in scores.values()]
+    assert bool(remarks[0]) == (kind == "linear attention"), remarks
+
+
+@pytest.mark.slow
+def test_adapters_take_dropout_and_batch_statistics():
+    """Their random numbers are the same at every call, and the statistics those of the batch."""
+    nnx, linen, haiku = (pytest.importorskip(name) for name in ("flax.nnx", "flax.linen", "haiku"))
+
+    class Nnx(nnx.Module):
+        def __init__(self, width, rngs):
+            self.first, self.last = nnx.Linear(3, width, rngs=rngs), nnx.Linear(width, 2, rngs=rngs)
+            self.norm, self.dropout = nnx.BatchNorm(width, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(self.dropout(self.norm(self.first(x))))
+
+    class Linen(linen.Module):
+        width: int
+
+        @linen.compact
+        def __call__(self, x):
+            x = linen.BatchNorm(use_running_average=False)(linen.Dense(self.width)(x))
+            return linen.Dense(2)(linen.Dropout(0.5, deterministic=False)(x))
+
+    def of_haiku(width):
+        def forward(x):
+            x = haiku.BatchNorm(True, True, 0.9)(haiku.Linear(width)(x), is_training=True)
+            return haiku.Linear(2)(haiku.dropout(haiku.next_rng_key(), 0.5, x))
+
+        return forward
+
+    for model in (from_nnx(Nnx, "mse", BATCH), from_linen(Linen, "mse", BATCH), from_haiku(of_haiku, "mse", BATCH)):
+        found = [role.name for role in roles(model, (8, 16))]
+        assert sorted(found) == ["bias", "bias", "constant", "input", "norm_gain", "readout"], model.name
+        params, apply = model.at(8, KEY)
+        alike = jax.tree.map(lambda leaf: 3 * leaf if leaf.shape == (3, 8) else leaf, params)
+        outputs = jax.jit(apply)
+        np.testing.assert_allclose(outputs(alike, INPUTS), outputs(params, INPUTS), rtol=1e-3, atol=1e-3)
 
 
 def a_network(width, layers):

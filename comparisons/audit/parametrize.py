@@ -106,12 +106,12 @@ def parametrize(
     starts: dict[str, Power] = {}
     for role in roles:
         path, m = role.use.path, Power(N=quarter(role.multiplier))
+        if remark := not_understood(role):
+            raise ValueError(f"nothing is derived for {remark}")
         if role.use.operation == SCORES:
             by = Power(N=quarter(score_exponent(role, table.plain, table.loss))) / m
             _multiplied(multipliers, role.use.site, f"scores of {path}", by)
             continue
-        if remark := not_understood(role):
-            raise ValueError(f"nothing is derived for {remark}")
         wanted, gradient = table.shifted(role, rules[path], m)
         zero = role.name == "constant" or not np.isfinite(stds[path])  # what starts as zeros stays so
         if path in changes:  # acts once more: only what comes out is its own

@@ -20,7 +20,7 @@ import numpy as np
 
 from comparisons.audit.measure import Measured
 from comparisons.power_law import exponent_of
-from finite.networks.roles import BIAS, GAIN, SCORES, UNDERSTOOD, UNUSED, Role
+from finite.networks.roles import ACTIVATIONS, BIAS, GAIN, SCORES, UNDERSTOOD, UNUSED, Role
 from limits.exponents import regimes
 from limits.exponents.algebra import COMMON, OPTIMIZERS, Alignment
 from limits.exponents.parametrization import read_scaling
@@ -131,11 +131,13 @@ def kind_of(entrywise: float, growth: float) -> str:
 
 
 def not_understood(role: Role) -> str:
-    """Why nothing is asked of a use, none of scores; "" where something is."""
+    """Why nothing is asked of a use; "" where something is."""
     operation = role.use.operation
     if operation == UNUSED:
         return f"{role.use.path}: apply never reads it"
-    if operation in UNDERSTOOD and role.name is not None:
+    if role.use.path == ACTIVATIONS:
+        return "activations: contracted over the width, not known to be queries and keys: nothing is asked of what comes out"
+    if operation == SCORES or (operation in UNDERSTOOD and role.name is not None):
         return ""
     fans = f" of fan-in N^{role.fan_in:.2f}, fan-out N^{role.fan_out:.2f}" if operation in UNDERSTOOD else ""
     return f"{role.use.path}: {operation}{fans} is not understood: nothing is asked of it"
@@ -154,7 +156,7 @@ class Findings:
         scores = [role.use.path for role in measured.roles if role.use.operation == SCORES]
         self.of_attention = {path for made_by in scores for path in made_by.split(" · ")}
         for role in measured.roles:
-            self.of_scores(role) if role.use.operation == SCORES else self.of_use(role)
+            self.of_use(role)
         for path in leaves:
             self.of_leaf(path)
         of_outputs = requirements(param, ENTRYWISE, self.loss)[1]
@@ -198,10 +200,15 @@ class Findings:
         return off if verdict == DIFFERS else 0.0
 
     def of_use(self, role: Role) -> None:
-        path, operation, site = role.use.path, role.use.operation, role.use.site
         if remark := not_understood(role):
-            self.remarks.append(remark)
-            return
+            self.remarks += [remark] if remark not in self.remarks else []
+        elif role.use.operation == SCORES:
+            self.of_scores(role)
+        else:
+            self.of_weight(role)
+
+    def of_weight(self, role: Role) -> None:
+        path, operation, site = role.use.path, role.use.operation, role.use.site
         kind = self.kind(path)
         wanted = requirements(self.param, ENTRYWISE if kind == WHOLE else kind, self.loss)[0][role.name]
         size = _times(self.fitted("std", path), role.multiplier)

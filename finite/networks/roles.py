@@ -32,10 +32,13 @@ MOVES = {"reshape", "transpose", "convert_element_type", "squeeze", "broadcast_i
          "stop_gradient", "reduce_precision", "sharding_constraint", "rev", "neg"}  # fmt: skip
 PARTS = {"slice", "dynamic_slice", "split"}  # of an array
 STILL = {"mul", "add", "sub", "select_n", "pad", "gather"}  # with constants they leave a weight what it is
-MIXES = MOVES | PARTS | {"mul", "add", "sub", "concatenate", "pad", "select_n", "dynamic_update_slice"}  # queries stay queries
+MIXES = MOVES | PARTS | {"mul", "div", "add", "sub", "max", "min", "clamp", "concatenate", "pad", "select_n",
+                         "dynamic_update_slice"}  # queries stay queries
 PRODUCT, CONVOLUTION, EMBEDDING, BIAS, GAIN, SCORES, UNUSED = (
     "product", "convolution", "embedding", "bias", "gain", "scores", "unused")  # fmt: skip
 UNDERSTOOD = PRODUCT, CONVOLUTION, EMBEDDING, BIAS, GAIN, SCORES, UNUSED
+ACTIVATIONS = "activations"  # the path of scores of what is not known to be queries and keys
+OUTSIDE = -1  # the source of what a scan is given
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class Use:
     branch: str = ""
     last: bool = False
     repeats: int = 1
+
+    @property
+    def understood(self) -> bool:
+        return self.operation in UNDERSTOOD and self.path != ACTIVATIONS
 
 
 def branches(uses: Sequence[Use]) -> int:
@@ -149,7 +156,7 @@ class Role:
         sizes = f"fan-in {_size(self.use.fan_in, self.fan_in)}, fan-out {_size(self.use.fan_out, self.fan_out)}"
         words = [f"{self.use.path}: {self.use.operation}", sizes, f"copies {self.use.copies}" if self.use.copies > 1 else ""]
         tied = f"tied with its {' and '.join(self.tied)}" if self.tied else ""
-        return ", ".join(filter(None, [*words, tied])) + ("" if self.use.operation in UNDERSTOOD else " (not understood)")
+        return ", ".join(filter(None, [*words, tied])) + ("" if self.use.understood else " (not understood)")
 
 
 def roles(model: Model, widths: Sequence[int] = (64, 128)) -> list[Role]:
@@ -225,6 +232,7 @@ class _Value(NamedTuple):
     sources   uses that it is a mixture of: whose queries or keys it is
     history   uses that it comes from, without those of branches that were added to it; before 0, what a scan begins with
     ends      of these the last ones: what they make is this, times constants
+    derived   of weights alone, by what is not understood: a weight itself, which is no activation
     """
 
     data: Any
@@ -234,6 +242,7 @@ class _Value(NamedTuple):
     sources: frozenset[int] = frozenset()
     history: frozenset[int] = frozenset()
     ends: frozenset[int] = frozenset()
+    derived: bool = False
 
     @property
     def constant(self) -> bool:
@@ -295,14 +304,16 @@ class _Walk:
             for index in value.uses:
                 self.found[index].factors.append(number)
             return [value._replace(data=results[0], factor=value.factor * (1 if value.uses else number))]
-        if name == "dot_general" and not any(value.constant for value in ins):
+        derived = any(value.derived for value in ins)
+        if name == "dot_general" and not derived and not any(value.constant for value in ins):
             return [self.scores(eqn, ins, results[0])]
         if name in MOVES:
             return [ins[0]._replace(data=results[0])]
         sources = frozenset().union(*(value.sources for value in ins)) if name in MIXES else frozenset()
         factor = ins[0].factor if name in PARTS else 1.0
         history, ends = self.added(*ins) if name in ("add", "add_any") else (_histories(ins), frozenset())
-        return [_Value(result, factor=factor, sources=sources, history=history, ends=ends) for result in results]
+        derived = derived and all(value.derived or value.constant for value in ins)
+        return [_Value(result, None, (), factor, sources, history, ends, derived) for result in results]
 
     def added(self, a, b):
         """(history, ends) of a + b: where one is a branch of the other, of that stream, and what the branch ends with."""
@@ -317,9 +328,11 @@ class _Walk:
 
     def scores(self, eqn, ins, result):
         (axes, _), _ = eqn.params["dimension_numbers"]
-        operands = ins[0].sources | ins[1].sources
+        known = ins[0].sources and ins[1].sources
+        operands = (ins[0].sources | ins[1].sources) - {OUTSIDE} if known else frozenset()
         made_by = [self.found[index].use for index in sorted(operands)]
         path = " · ".join(dict.fromkeys(use.path for use in made_by if use.operation != BIAS)) or SCORES
+        path = path if known else ACTIVATIONS
         use = Use(path, SCORES, fan_in=_prod(ins[0], axes), multiplier=ins[0].factor * ins[1].factor)
         return self.record(use, Signal(result, ins[1].data, ins[0].data), result, _histories(ins), operands)
 
@@ -332,13 +345,15 @@ class _Walk:
         still = all(other.constant for other in others) or name in PARTS
         if len(weights) == 1 and (name in MOVES or (still and name in PARTS | STILL)):
             return self.moved(eqn, ins, place, 1.0)
-        kind = _kind(eqn, place, value) if len(weights) == 1 else None
+        alone = len(weights) == 1 and not any(other.derived for other in others)
+        kind = _kind(eqn, place, value) if alone else None
         if kind is None:
             first = len(self.found)
             for index in weights:
                 self.add(ins[index], name)
             history = _histories(ins) | frozenset(range(first, len(self.found)))
-            return [_Value(result, history=history) for result in _bind(eqn, [other.data for other in ins])]
+            derived = all(value.weight or value.derived or value.constant for value in ins)
+            return [_Value(result, history=history, derived=derived) for result in _bind(eqn, [other.data for other in ins])]
         operation, fans = kind
         site = self.site()
         data = self.multiplied(value.data, site)
@@ -443,9 +458,8 @@ class _Walk:
 
         def body(carried, row):
             walk = _Walk(self.factors, self.signals, prefix)
-            tagged = [_Value(data, value.weight and value.weight._replace(initial=start, size=data.size))
-                      for value, (data, start) in zip(sliced, row, strict=True)]  # fmt: skip
-            held = [value._replace(uses=(), sources=frozenset(), ends=frozenset()) for value in consts]
+            tagged = [_within(value, data, start, data.size) for value, (data, start) in zip(sliced, row, strict=True)]
+            held = [_within(value, value.data, value.weight and value.weight.initial) for value in consts]
             outs = walk.run(p["jaxpr"].jaxpr, p["jaxpr"].consts, _begun([*held, *map(_Value, carried), *tagged]))
             uses, signals = walk.finished(self.signals)
             inside[:], histories[:] = uses, [value.history for value in outs]
@@ -473,8 +487,7 @@ class _Walk:
         def branch(which):
             def of(data):
                 walk = _Walk(self.factors, self.signals, f"{site}.{which}.")
-                tagged = [_Value(d, value.weight and value.weight._replace(initial=start))
-                          for value, (d, start) in zip(operands, data, strict=True)]  # fmt: skip
+                tagged = [_within(value, *given) for value, given in zip(operands, data, strict=True)]
                 outs = walk.run(branches[which].jaxpr, branches[which].consts, _begun(tagged))
                 inside[which], signals = walk.finished(self.signals)
                 histories[which] = [value.history for value in outs]
@@ -503,6 +516,13 @@ class _Walk:
 
 def _histories(values) -> frozenset[int]:
     return frozenset().union(*(value.history for value in values))
+
+
+def _within(value, data, initial, size=None) -> _Value:
+    """As a program inside sees it, which numbers its uses anew; of a weight its W_0, and entries if these are others."""
+    weight = value.weight and value.weight._replace(initial=initial, size=size or value.weight.size)
+    sources = frozenset([OUTSIDE] if value.sources else [])
+    return value._replace(data=data, weight=weight, uses=(), sources=sources, ends=frozenset())
 
 
 def _begun(values) -> list[_Value]:
