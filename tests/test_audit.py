@@ -16,7 +16,7 @@ from benchmarks.audit import RIGHT, draw, norm
 
 import comparisons.audit
 from comparisons.audit.command import answer
-from comparisons.audit.measure import Measured
+from comparisons.audit.measure import Measured, _answers
 from comparisons.audit.options import PROGRAM, Options
 from comparisons.audit.verdict import Findings, Suspect, power
 from finite.networks.own import Model
@@ -132,6 +132,14 @@ def test_a_size_that_is_bending_is_undecided():
     assert [row.verdict for row in found.rows] == ["undecided", "differs", "differs"]
 
 
+def test_an_optimizer_that_divides_by_its_gradient():
+    """Of no gradient it makes no number, which is no decay."""
+    unit = optax.stateless(lambda updates, _: [-u / jnp.sqrt(jnp.sum(u**2)) for u in updates])
+    (answer,) = _answers(unit, True, [BATCH[0]], unit.init(None), [BATCH[0]], [BATCH[0]])
+    assert answer["decay"] == 0
+    assert answer["growth"] == pytest.approx(0, abs=1e-5)
+
+
 def test_words():
     assert [power(x) for x in (-0.52, 0.02, 1.0, -0.37, 0.87)] == ["N^-1/2", "N^0", "N^1", "N^-0.37", "N^+0.87"]
     assert str(Suspect(("a", "b"), "learning rate", 0.0, -1.0)) == "a, b: learning rate: N^0 found, N^-1 wanted"
@@ -143,6 +151,13 @@ MISTAKES = {
     "wanted an optax transformation": {"optimizer": 3},
     "unknown parametrization 'mupp'": {"param": "mupp"},
     "it says nothing about a plain network": {"param": "depth_mup"},
+    "at width 16 nothing is finite after 3 steps": {
+        "model": Model(lambda width, key: (np.ones((6, width)), lambda w, x: x @ w), lambda f, y: jnp.sum(f**2), BATCH),
+        "optimizer": optax.sgd(1e30)},
+    "width 16: TypeError: dot_general requires": {"model": Model(build, "mse", (BATCH[0][:, :5], BATCH[1]))},
+    "width 16, optimizer: TypeError: ": {"optimizer": optax.polyak_sgd()},
+    "optimizer at width 16: TypeError: ": {"optimizer": lambda width: optax.adam(1.0 / width) + 1},
+    "build(16, key): ZeroDivisionError: ": {"model": Model(lambda width, key: 1 / 0, "mse", BATCH)},
     "the loss at width 16 is nan at step 0": {"model": Model(build, lambda f, y: jnp.sum(f) / 0 * 0, BATCH)},
 }
 

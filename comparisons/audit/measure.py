@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from finite.networks.from_file import transformation
+from finite.networks.from_file import check, transformation
 from finite.networks.own import Model, paths
 from finite.networks.roles import Role, Use, follow, roles_of, uses_of
 
@@ -58,13 +58,13 @@ def measure(model: Model, optimizer: Any, widths: Sequence[int], *, seeds: int =
     """
     uses, sizes = [], []
     for width in widths:
-        start = model.at(width, jax.random.key(0))
-        uses.append(uses_of(start[1], start[0], model.batch[0]))
+        start, apply = model.at(width, jax.random.key(0))
+        program = _Program(model, width, start, apply, optimizer)
+        uses.append(uses_of(apply, start, model.batch[0]))
         if len(uses) == 2:
             roles_of(uses, widths[:2])  # before all is trained
         rest = [model.at(width, jax.random.key(seed))[0] for seed in range(1, seeds)]
-        program = _Program(model, start[1], transformation(optimizer, width, start[0]))
-        found = [program.sizes(width, params, uses[-1], steps) for params in (start[0], *rest)]
+        found = [program.sizes(params, uses[-1], steps) for params in (start, *rest)]
         sizes.append({name: np.array([one[name] for one in found], dtype=float) for name in found[0]})
     return Measured(tuple(widths), roles_of([uses[0], uses[-1]], [widths[0], widths[-1]]), sizes)
 
@@ -72,19 +72,22 @@ def measure(model: Model, optimizer: Any, widths: Sequence[int], *, seeds: int =
 def answers_of(model: Model, optimizer: Any, width: int) -> dict[str, dict[str, float]]:
     """By path what ``Measured.sizes`` says of a leaf, but not what is compared over steps: of one network, after one step."""
     params, apply = model.at(width, jax.random.key(0))
-    program = _Program(model, apply, transformation(optimizer, width, params))
-    return dict(zip(paths(params), program.asked(width, params, 1)[1], strict=True))
+    program = _Program(model, width, params, apply, optimizer)
+    return dict(zip(paths(params), program.asked(params, 1)[1], strict=True))
 
 
 class _Program:
-    """What is compiled once for all seeds of a width."""
+    """What is compiled once for all seeds of a width.  Raises ValueError, in one line, for what cannot be trained."""
 
-    def __init__(self, model: Model, apply: Callable, optimizer: Any):
-        inputs, targets = jax.tree.map(jnp.asarray, model.batch)
+    def __init__(self, model: Model, width: int, params: Any, apply: Callable, optimizer: Any):
+        self.width, optimizer = width, transformation(optimizer, width, params)
+        batch = jax.tree.map(jnp.asarray, tuple(model.batch))
+
+        def loss_of(params, batch):
+            return model.of_outputs(apply(params, batch[0]), batch[1])
 
         def step(params, state):
-            of = lambda params: model.of_outputs(apply(params, inputs), targets)  # noqa: E731
-            loss, gradient = jax.value_and_grad(of)(params)
+            loss, gradient = jax.value_and_grad(loss_of)(params, batch)
             updates, state = optimizer.update(gradient, state, params)
             return loss, gradient, jax.tree.map(jnp.add, params, updates), state, _rms(updates) > 0
 
@@ -92,12 +95,13 @@ class _Program:
             outputs, _, signals = follow(apply, params, inputs, initial)
             return outputs, signals
 
+        check(loss_of, optimizer, params, batch, width)
         self.init, self.step, walk = jax.jit(optimizer.init), jax.jit(step), jax.jit(walk)
-        self.walk = lambda params, initial: walk(params, initial, inputs)  # as an argument: constants are computed with
+        self.walk = lambda params, initial: walk(params, initial, batch[0])  # as an argument: constants are computed with
         self.answers = jax.jit(lambda *at: _answers(optimizer, *at))
         self.compared = jax.jit(_compared)
 
-    def asked(self, width: int, initial: Any, steps: int) -> tuple[float, list[dict[str, float]], Any, Any]:
+    def asked(self, initial: Any, steps: int) -> tuple[float, list[dict[str, float]], Any, Any]:
         """(loss at step 0, what the optimiser answers leaf by leaf, the params after its first step, and after the last).
 
         Steps that a schedule begins with at rate 0 are not counted; a leaf that has no gradient at first (behind a readout of
@@ -109,7 +113,7 @@ class _Program:
             value, gradient, params, state, moves = self.step(params, state)
             loss.append(float(value))
             if not np.isfinite(loss[0]):
-                raise ValueError(f"the loss at width {width} is {loss[0]} at step 0: nothing can be measured")
+                raise ValueError(f"the loss at width {self.width} is {loss[0]} at step 0: nothing can be measured")
             if first is None and (moves or len(loss) == steps + QUIET):  # or an optimiser that moves nothing
                 first = before[0], self.answers(len(loss) == 1, gradient, *before, initial), params
         late = self.answers(False, gradient, first[0], params, initial)
@@ -117,11 +121,13 @@ class _Program:
                    for early, later in zip(*jax.device_get((first[1], late)), strict=True)]  # fmt: skip
         return loss[0], answers, first[2], params
 
-    def sizes(self, width: int, initial: Any, uses: Sequence[Use], steps: int) -> dict[tuple[str, str], float]:
+    def sizes(self, initial: Any, uses: Sequence[Use], steps: int) -> dict[tuple[str, str], float]:
         """Of one network."""
-        loss, answers, first, params = self.asked(width, initial, steps)
+        loss, answers, first, params = self.asked(initial, steps)
         walked = self.walk(initial, initial), self.walk(first, initial)[1], self.walk(params, initial)
         of_uses, of_outputs, totals = jax.device_get(self.compared(*walked, initial, params))
+        if not np.isfinite([of_outputs["delta_f"], *totals]).all():
+            raise ValueError(f"at width {self.width} nothing is finite after {steps} steps: a smaller learning rate is wanted")
         found = {("loss", ""): loss, **{(name, ""): float(value) for name, value in of_outputs.items()}}
         for path, answer, total in zip(paths(params), answers, totals, strict=True):
             found |= {(name, path): value for name, value in answer.items()} | {("total", path): float(total)}
@@ -147,6 +153,7 @@ def _answers(optimizer, fresh, gradient, state, params, initial) -> list[dict[st
     made = jax.lax.map(update, (times, of_params, jnp.arange(7) == 5))  # compiled once
     answers = []
     for p, g, (d, dd, *rest) in zip(*map(jax.tree.leaves, (initial, gradient)), made, strict=True):
+        d, dd = jnp.nan_to_num(d), jnp.nan_to_num(dd)  # 0/0 of what estimates its own rate
         apart = dd - d  # a decay that is no part of a gradient whose scale is forgotten; without what momentum makes
         plain, twice, large, scaled, heavy = (one - apart for one in rest)
         within = fresh & (_rms(apart) < 0.5 * _rms(d))

@@ -69,6 +69,8 @@ class Suspect:
 
 def power(exponent: float) -> str:
     """"N^-1/2"; what is no quarter within the tolerance, in decimals."""
+    if not isfinite(exponent):
+        return "no power of N"
     nearest = quarter(exponent)
     return f"N^{nearest if abs(exponent - nearest) <= TOLERANCE else format(exponent, '+.2f')}"
 

@@ -1,14 +1,17 @@
 """What a user's files say: a network of theirs, its loss, its data, its optimiser.  FILE.py:NAME is an attribute of a file."""
 
 import importlib.util
+import inspect
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+import jax
 import numpy as np
 
-from finite.networks.own import Model
+from finite.networks.own import Model, theirs
 
 
 def model(text: str, loss: str = "", batch: str = "") -> Model:
@@ -80,13 +83,27 @@ def _batch(text: str) -> tuple[Any, Any]:
 
 def transformation(optimizer: Any, width: int, params: Any) -> Any:
     """The optax transformation at that width.  Raises ValueError for what is none."""
-    for arguments in ((width,), (width, params)):
-        if not hasattr(optimizer, "update") and callable(optimizer):
-            try:
-                found = optimizer(*arguments)
-            except TypeError:
-                continue
-            optimizer = found
+    if not hasattr(optimizer, "update") and callable(optimizer):
+        arguments = (width,) if _takes_one(optimizer) else (width, params)
+        with theirs(f"optimizer at width {width}"):
+            optimizer = optimizer(*arguments)
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(f"optimizer is {type(optimizer).__name__}: wanted an optax transformation, or a function of the width")
     return optimizer
+
+
+def _takes_one(function: Callable) -> bool:
+    """Whether one argument is all that it must be given."""
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    return True
+
+
+def check(objective: Any, optimizer: Any, params: Any, batch: Any, width: int) -> None:
+    """Raises ValueError, in one line, for a network that cannot be trained on this batch with this optimiser; only traced."""
+    with theirs(f"width {width}"):
+        gradient = jax.eval_shape(jax.grad(objective), params, batch)
+    with theirs(f"width {width}, optimizer"):
+        jax.eval_shape(optimizer.update, gradient, jax.eval_shape(optimizer.init, params), params)

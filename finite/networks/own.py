@@ -9,6 +9,7 @@ Of theirs random numbers (dropout) are the same at every step, the key's, and st
 Equinox module that is called with a key or a state wants a ``build`` of its own.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ class Model:
 
     def at(self, width: int, key: Any) -> tuple[Any, Callable]:
         """(params, apply) of that width.  Raises ValueError, in one line, for what is no network of weights."""
-        built = self.build(width, key)
+        with theirs(f"build({width}, key)"):
+            built = self.build(width, key)
         if not (isinstance(built, tuple | list) and len(built) == 2 and callable(built[1])):
             raise ValueError(f"build({width}, key) returned {_kind(built)}: wanted the pair (params, apply)")
         params, apply = built
@@ -74,6 +76,18 @@ class Model:
         if found.size != 1:
             raise ValueError(f"the loss returns an array of shape {found.shape}: wanted one number, a mean over the batch")
         return found.reshape(())
+
+
+@contextlib.contextmanager
+def theirs(what: str):
+    """Whatever a user's function raises becomes a ValueError of one line; what it was is its cause."""
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as fault:
+        kind = "" if isinstance(fault, ValueError) else f"{type(fault).__name__}: "
+        raise ValueError(f"{what}: {kind}{' '.join(str(fault).split())[:300]}") from fault
 
 
 def _ours(name: str, outputs, targets):

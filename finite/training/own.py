@@ -107,15 +107,7 @@ class Program:
         drawn = of_step and minibatches(np.random.default_rng((recipe.seed, 1)), samples, of_step, recipe.num_steps)
         self.batches = drawn if drawn is None else jnp.asarray(drawn, jnp.int32)
         self.vectorized = jax.default_backend() != "cpu"
-        self._check(width)
-
-    def _check(self, width):
-        """Raises ValueError, in one line, for a network that cannot be trained on this batch."""
-        try:
-            jax.eval_shape(jax.grad(self.objective), self.shapes, self.data)
-            jax.eval_shape(self.optimizer.update, self.shapes, jax.eval_shape(self.optimizer.init, self.shapes), self.shapes)
-        except Exception as fault:  # whatever the user's functions make of it
-            raise ValueError(f"width {width}: {type(fault).__name__}: {' '.join(str(fault).split())[:300]}") from None
+        from_file.check(self.objective, self.optimizer, self.shapes, self.data, width)
 
     def over_networks(self, function: Callable) -> Callable:
         return jax.vmap(function) if self.vectorized else partial(in_turn, function)
