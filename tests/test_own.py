@@ -302,3 +302,5 @@ def test_labels_are_classes():
     outputs, labels = normal(4, 5, 3), jnp.asarray(np.random.default_rng(1).integers(3, size=(4, 5)))
     of = a_model(len, "cross_entropy").of_outputs
     np.testing.assert_allclose(of(outputs, labels), of(outputs, jax.nn.one_hot(labels, 3)), rtol=1e-6)
+    assert np.isnan(of(outputs, labels - 1))
+    assert np.isnan(of(outputs, labels + 1))

@@ -102,6 +102,8 @@ def test_critical_sharpness(rate):
     np.testing.assert_allclose(found, 3.5, rtol=1e-5)
     flat = own.Objective(lambda w, x: w, lambda f, y: -jnp.sum(f))
     assert own.critical_sharpness(flat, w, (None, None), jnp.ones(2), rate=rate) == 0
+    for nowhere in (3.5 * w, 0 * w):  # up, and not at all
+        assert np.isnan(own.critical_sharpness(quadratic, w, (None, None), nowhere, rate=rate))
 
 
 def test_cross_entropy_in_chunks():
@@ -111,6 +113,8 @@ def test_cross_entropy_in_chunks():
     np.testing.assert_allclose(chunked(features, readout), plain(features, readout), rtol=1e-12)
     for a, b in zip(*(jax.grad(of, (0, 1))(features, readout) for of in (chunked, plain)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
+    for label in (-1, 10):
+        assert np.isnan(own.cross_entropy_in_chunks(features[0, :1], jnp.asarray(readout), jnp.array([label]), chunk=4))
 
 
 @pytest.mark.parametrize(("size", "basis"), [(60, None), (60, 8), (12, None)])
@@ -144,6 +148,8 @@ def test_products_on_the_host_are_of_anything():
 
 
 def test_mistakes(monkeypatch):
+    with pytest.raises(ValueError, match="top 0: wanted at least 1"):
+        own.sharpness(OBJECTIVE, PARAMS, BATCH, top=0)
     with pytest.raises(ValueError, match="select 'attn' is no leaf's path"):
         own.sharpness(OBJECTIVE, PARAMS, BATCH, select="attn")
     monkeypatch.setattr(own, "physical_memory", lambda: 1000)

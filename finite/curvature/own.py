@@ -23,7 +23,7 @@ from jaxtyping import Array
 from finite.curvature import lanczos
 from finite.curvature.density import Density, spectral_density
 from finite.curvature.operators import inner, preconditioned, signs_like, squared_norm
-from finite.networks.own import Model, paths
+from finite.networks.own import Model, known, paths
 from limits.machine import physical_memory
 
 MATVECS = 100
@@ -68,6 +68,8 @@ def sharpness(
 
     Raises MemoryError, in one line, where not even ``FEWEST`` vectors fit; ValueError where nothing is selected.
     """
+    if top < 1:
+        raise ValueError(f"top {top}: wanted at least 1")
     chosen = _chosen(params, select)
     kept = _basis(params, chosen, top) if basis is None else basis
     whole = kept >= min(MATVECS, sum(leaf.size for leaf in _selected(params, chosen)))
@@ -226,12 +228,13 @@ def critical_sharpness(
     """2/η_c: η_c the smallest step along ``direction`` (an update at learning rate 1) that raises the loss (Kalra et al. 2026).
 
     From ``rate`` on the step is doubled, or halved, until the loss passes its start, then bisected ``halvings`` times: an upper
-    bound within a factor 1 + 2^-halvings.  A few forward passes, no derivative.  0 where no step raises it.
+    bound within a factor 1 + 2^-halvings.  A few forward passes, no derivative.  0 where no step raises it; not a number where
+    none lowers it, as far as rounding tells: an ascent, or weights that have arrived.
     """
     start = of(params, batch)
 
     def raises(step):
-        return ~(of(jax.tree.map(lambda p, d: p + step * d, params, direction), batch) <= start)  # not a number: it does
+        return ~(of(jax.tree.map(lambda p, d: p + step * d, params, direction), batch) < start)  # not a number: it does
 
     first = raises(jnp.asarray(rate, start.dtype))
     factor = jnp.where(first, 0.5, 2.0).astype(start.dtype)
@@ -251,14 +254,14 @@ def critical_sharpness(
         return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
     _, high = jax.lax.fori_loop(0, halvings, halve, (low, high))
-    return jnp.where(high < 1e12, 2 / high, 0.0)
+    return jnp.where(first & (step <= 1e-12), jnp.nan, jnp.where(high < 1e12, 2 / high, 0.0))
 
 
 def cross_entropy_in_chunks(features: Any, readout: Any, labels: Any, *, chunk: int = 8192) -> jax.Array:
     """Mean cross-entropy of the logits ``features @ readout`` (n, vocabulary), a chunk at a time, in derivatives too.
 
-    features (…, n), labels (…): integers.  For an ``apply`` that returns (features, readout):
-    ``loss=lambda outputs, labels: cross_entropy_in_chunks(*outputs, labels)``.
+    features (…, n), labels (…): integers; with one that is no class the mean is not a number.  For an ``apply``
+    that returns (features, readout): ``loss=lambda outputs, labels: cross_entropy_in_chunks(*outputs, labels)``.
     """
     vocabulary = readout.shape[1]
     padded = jnp.pad(readout, ((0, 0), (0, -vocabulary % chunk)))
@@ -271,7 +274,7 @@ def cross_entropy_in_chunks(features: Any, readout: Any, labels: Any, *, chunk: 
         return jnp.logaddexp(total, jax.nn.logsumexp(logits, axis=-1)), None
 
     total, _ = jax.lax.scan(add, jnp.full(labels.shape, -jnp.inf, features.dtype), jnp.arange(0, padded.shape[1], chunk))
-    return jnp.mean(total - of_labels)
+    return jnp.mean(total - known(labels, vocabulary, of_labels))
 
 
 def memory(params: Any, *, select: str | None = None, vectors: int = MATVECS) -> int:

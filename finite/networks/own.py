@@ -94,10 +94,15 @@ def _ours(name: str, outputs, targets):
     """With integer labels of classes only the outputs of the labels are gathered: no one-hot array is made."""
     if LOSSES[name].of_classes and jnp.issubdtype(targets.dtype, jnp.integer) and targets.ndim == outputs.ndim - 1:
         of_label = jnp.take_along_axis(outputs, targets[..., None], axis=-1)[..., 0]
-        return jnp.mean(jax.nn.logsumexp(outputs, axis=-1) - of_label)
+        return jnp.mean(jax.nn.logsumexp(outputs, axis=-1) - known(targets, outputs.shape[-1], of_label))
     if outputs.shape != targets.shape:
         raise ValueError(f"{name}: outputs of shape {outputs.shape} and targets of shape {targets.shape}")
     return LOSSES[name].mean(outputs, targets)
+
+
+def known(labels: Any, classes: int, values: Any) -> jax.Array:
+    """The values of labels, not a number where one is no class: indexing would take another's."""
+    return jnp.where((labels >= 0) & (labels < classes), values, jnp.nan)
 
 
 def paths(tree: Any) -> list[str]:
