@@ -3,6 +3,8 @@
 import finite  # noqa: F401  (before what takes longer: it sees whether ``limits`` is ours; limits/command/start.py)
 import limits  # noqa: F401
 
+__all__ = ["audit", "optimum", "parametrize"]
+
 
 def __getattr__(name: str):
     """``comparisons.audit(model, ...)``, ``parametrize(model, ...)``, ``optimum(sweep)``, imported where they are asked for."""

@@ -253,7 +253,11 @@ def given_outputs(problem: Problem, outputs: Float[np.ndarray, "P C"]) -> Float[
 
 
 def minibatches(rng: np.random.Generator, num_samples: int, batch_size: int, num_steps: int) -> Int[np.ndarray, "T b"]:
-    """Sample indices of ``num_steps`` minibatches: every epoch a fresh shuffle, without its incomplete last batch."""
+    """Sample indices of ``num_steps`` minibatches: every epoch a fresh shuffle, without its incomplete last batch.
+
+    >>> minibatches(np.random.default_rng(0), num_samples=5, batch_size=2, num_steps=3).shape
+    (3, 2)
+    """
     _require(1 <= batch_size <= num_samples, "batch size", batch_size, f"from 1 to the {num_samples} samples")
     per_epoch = num_samples // batch_size
     epochs = -(-num_steps // per_epoch)

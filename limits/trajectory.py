@@ -143,6 +143,10 @@ class Trajectory(Mapping):
     ``products[name]`` counts, at each step, the matrix-vector products that the value took: shared by observables of one
     Lanczos run; absent where there were none.
     ``left_open[name]`` says why a theory does not know an observable.
+
+    >>> found = Trajectory(np.array([0, 10]), {"loss": np.array([0.5, 0.1])})
+    >>> found.steps, found["loss"], list(found)
+    (array([ 0, 10]), array([0.5, 0.1]), ['loss'])
     """
 
     steps: Int[np.ndarray, " T"]

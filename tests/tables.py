@@ -1,11 +1,16 @@
-"""The tables of names in the READMEs, made from the rows: `PYTHONPATH=. python tests/tables.py` writes them anew.
+"""The tables of names in the READMEs, made from the rows, and the examples: `PYTHONPATH=. python tests/tables.py` writes them
+anew.
 
-Each stands between <!-- rows: NAME --> and <!-- end -->.
+Each stands between <!-- rows: NAME -->, or <!-- example: NAME -->, and <!-- end -->.
 """
 
+import ast
 import re
+import textwrap
+from functools import partial
 from pathlib import Path
 
+from comparisons.__main__ import COMMANDS
 from finite.data.named import DATA
 from limits.activations import ACTIVATIONS
 from limits.exponents import algebra
@@ -18,7 +23,8 @@ from limits.trajectory import OBSERVABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = [ROOT / "README.md", *(ROOT / room / "README.md" for room in ("limits", "finite", "comparisons"))]
-MARKED = re.compile(r"(<!-- rows: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+EXAMPLES = sorted((ROOT / "tests" / "examples").glob("*.py"))
+MARKED = re.compile(r"(<!-- (?:rows|example): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 OPTIONS = {"model": MODELS, "pooling": POOLINGS, "optimizer": OPTIMIZERS, "loss": LOSSES, "data": DATA}
 
 
@@ -60,7 +66,31 @@ def _table(head, rows) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
 
 
-PRINTED = {"theories": theories, "options": options, "optimizers": optimizers}
+def commands() -> str:
+    """What each answers."""
+    return _table(("`superconsistency …`", "answers"), [(f"`{row.name}`", row.answers) for row in COMMANDS.values()])
+
+
+def code(path: Path) -> str:
+    """An example, without its first words and what it prints."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)[ast.parse(text).body[0].end_lineno :]
+    return "".join(lines).rpartition("\n\n# ")[0].strip("\n") + "\n"
+
+
+def printed(path: Path) -> str:
+    """What it prints: its last lines."""
+    last = path.read_text(encoding="utf-8").rpartition("\n\n# ")[2]
+    return last.replace("\n# ", "\n")
+
+
+def example(path: Path) -> str:
+    """In a README."""
+    return f"```python\n{code(path)}```\n\n{textwrap.indent(printed(path), '    ')}\n"
+
+
+PRINTED = {"commands": commands, "theories": theories, "options": options, "optimizers": optimizers}
+PRINTED |= {path.stem: partial(example, path) for path in EXAMPLES}
 
 
 def renewed(text: str) -> str:

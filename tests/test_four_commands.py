@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tables
 
 import limits.exponents.tables  # noqa: F401  (before the fork server: importing takes the longest)
 from comparisons import cells, files
@@ -82,6 +84,18 @@ def test_the_same_command_computes_nothing_again(finished, monkeypatch, capsys):
     assert told.out.endswith(f"results in {folder}\n")
     assert told.err == ""
     _the_page_shows(told.out, folder, *COMMANDS[name])
+
+
+def test_results_are_drawn_anew(finished, tmp_path, monkeypatch, capsys):
+    """The example of a newcomer, tests/examples/redraw.py."""
+    name, _, _, folder = finished
+    if name == "convergence":
+        (example,) = (path for path in tables.EXAMPLES if path.stem == "redraw")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(example), str(folder)])
+        runpy.run_path(str(example), run_name="__main__")
+        assert capsys.readouterr().out == tables.printed(example)
+        assert (tmp_path / "redrawn.png").read_bytes().startswith(b"\x89PNG")
 
 
 def _the_page_shows(told, folder, module, _):

@@ -1,39 +1,37 @@
-"""The README is executed: its Python as it stands, its commands through the parsers of the programs they start."""
+"""The READMEs are executed: their Python as it stands, their commands through the parsers of the programs they start, their
+links.
+"""
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import tables
-import tyro
 
-from comparisons.convergence import study as convergence
-from comparisons.coord_check import study as coord_check
-from comparisons.landscape import study as landscape
-from comparisons.transfer import study as transfer
+from comparisons.__main__ import COMMANDS
 from limits.activations import ACTIVATIONS
+from limits.command.arguments import read
 from limits.models import read_model
 from limits.theories import THEORIES
 
 HERE = Path(__file__).resolve().parent.parent
-TEXT = (HERE / "README.md").read_text()
-
-
-PYTHON = [code for text in (TEXT, (HERE / "finite" / "README.md").read_text())
-          for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]  # fmt: skip
-OF_AUDIT = re.search(r"```python\n(.*?)```", (HERE / "comparisons" / "README.md").read_text(), re.DOTALL)[1]
-
-
-def test_the_audit_of_the_readme_names_its_suspect(capsys):
-    exec(compile(OF_AUDIT, "README.md", "exec"), {})
-    assert "suspect: last: readout multiplier: N^-1/2 found, N^-1 wanted\n" in capsys.readouterr().out
+READMES = [*tables.READMES, HERE / "paper_figures" / "README.md"]
+TEXTS = {str(path.relative_to(HERE)): path.read_text(encoding="utf-8") for path in READMES}
+PYTHON = [(name, code) for name, text in TEXTS.items()
+          for code in re.findall(r"```python\n(.*?)```", tables.MARKED.sub("", text), re.DOTALL)]  # fmt: skip
+NAMED = r"(?:python -m (?:comparisons\.|limits\.|(?=paper_figures))|superconsistency )(\w+)(?:\.\w+)?"
+LINES = {line.split("#")[0].strip() for text in TEXTS.values() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+         for line in block.replace("\\\n", " ").splitlines()}  # fmt: skip
+SPOKEN = {code for text in TEXTS.values() for code in re.findall(rf"`({NAMED}[^`]*)`", text)}
 
 
 @pytest.mark.parametrize("code", [
-    pytest.param(code, marks=[pytest.mark.slow] if "comparisons.audit(" in code else []) for code in PYTHON])  # fmt: skip
+    pytest.param(code, id=f"{name}-{place}", marks=[pytest.mark.slow] if re.search(r"\baudit\(|limits\.depth", code) else [])
+    for place, (name, code) in enumerate(PYTHON)])  # fmt: skip
 def test_python_runs(code, capsys):
-    """Audits at fewer widths than there, which say the same."""
+    """Audits at fewer widths than there, which say the same.  (Marked examples run in test_examples.py.)"""
     exec(compile(code.replace("widths=(64, 128, 256, 512)", "widths=(16, 32, 64)"), "README.md", "exec"), {})
     said = capsys.readouterr().out
     assert said
@@ -41,33 +39,75 @@ def test_python_runs(code, capsys):
     assert verdicts == (["fails", "passes"] if "comparisons.audit(" in code else [])
 
 
-PROGRAMS = {"convergence": convergence, "coord_check": coord_check, "landscape": landscape, "transfer": transfer}
-COMMANDS = re.findall(rf"python -m comparisons\.({'|'.join(PROGRAMS)})([^\n#`]*)", TEXT)
+def started(line):
+    """(command, words) of a line that starts one of ours, as a shell has it; None of another."""
+    found = re.search(NAMED, line)
+    name = found and found[1].replace("paper_figures", "figures")
+    return found and (name, shlex.split(line[found.end() :].partition(" && ")[0]))
 
 
-@pytest.mark.parametrize(("program", "arguments"), COMMANDS)
-def test_commands_parse(program, arguments):
-    words = [word for word in shlex.split(arguments) if word != "--help"]
-    options = tyro.cli(PROGRAMS[program].Options, args=words)
-    given = words[words.index("--model") + 1] if "--model" in words else PROGRAMS[program].Options().model
-    assert options.model == given
+@pytest.mark.parametrize("line", sorted(line for line in LINES if started(line)))
+def test_commands_parse(line):
+    name, words = started(line)
+    options = import_module(COMMANDS.find(name).options).Options
+    parsed = read(options, name, [word for word in words if word != "--help"])
+    given = words[words.index("--model") + 1] if "--model" in words else getattr(options(), "model", None)
+    assert getattr(parsed, "model", given) == given or name == "audit"
+
+
+def test_many_commands_are_shown():
+    """What is looked for above is there: lines of every command but the figures."""
+    assert {started(line)[0] for line in LINES if started(line)} >= set(COMMANDS) - {"figures"}
+
+
+def test_other_lines_are_those_of_installing():
+    others = {line for line in LINES if line and not started(line)}
+    assert others == {"pip install uv && uv run pytest"}
+
+
+def test_commands_that_are_spoken_of_exist():
+    named = {name.replace("paper_figures", "figures") for _, name in SPOKEN} - {"COMMAND", "NAME"}
+    assert len(named) > 4
+    assert named <= set(COMMANDS)
 
 
 def test_every_model_that_is_named_exists():
-    named = set(re.findall(r"--model (\w+)(?![\w.])", TEXT)) | set(re.findall(r"`((?:linear|mlp|res)\w+)`", TEXT))
+    whole = "".join(TEXTS.values())
+    named = set(re.findall(r"--model (\w+)(?![\w.])", whole)) | set(re.findall(r"`((?:linear|mlp|res)\d\w*)`", whole))
     assert len(named) > 4
     for model in named:
         read_model(model, activation="linear" if model.startswith("linear") else "tanh", depth=2)
 
 
 def test_both_main_commands_are_there():
-    assert "pip install uv && uv run python -m comparisons.convergence --model linear2 --param mup\n" in TEXT
-    assert "pip install uv && uv run pytest\n" in TEXT
+    text = TEXTS["README.md"]
+    assert "pip install uv && uv run python -m comparisons.convergence --model linear2 --param mup\n" in text
+    assert "pip install uv && uv run pytest\n" in text
 
 
-def test_the_picture_is_there():
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
-        assert (HERE / picture).is_file()
+def anchors(text):
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name):
+    """Within the repository: to a file or folder, and to a heading that is there.  Pictures too."""
+    broken, links = [], re.findall(r"\]\((?!https?:)([^)\s]*)\)", TEXTS[name])
+    for link in links:
+        file, _, anchor = link.partition("#")
+        target = ((HERE / name).parent / file).resolve() if file else HERE / name
+        there = target.exists() and target.is_relative_to(HERE)
+        if not there or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+            broken.append(link)
+    assert not broken
+    assert links or name.startswith("paper_figures")
+
+
+def test_pages_lead_to_every_room():
+    for room in ("limits", "finite", "comparisons", "paper_figures"):
+        assert f"]({room}/README.md)" in TEXTS["README.md"]
 
 
 @pytest.mark.parametrize("room", ["limits", "finite", "comparisons"])

@@ -59,6 +59,13 @@ def optimum(sweep: Any, *, initial_loss: float | None = None, **columns: str) ->
     initial_loss    before training, of a sweep without such a column: what is above it has diverged
     columns         size, learning_rate, seed, loss: the names of columns that are called otherwise
 
+    >>> import numpy as np
+    >>> sizes, rates = np.meshgrid([64, 128, 256, 512, 1024], 2.0 ** -np.arange(8), indexing="ij")
+    >>> losses = 1 + np.log(rates * sizes**0.5) ** 2  # the best rate is size^(-1/2)
+    >>> found = optimum({"width": sizes.ravel(), "lr": rates.ravel(), "loss": losses.ravel()})
+    >>> round(found.shifts[0].exponent, 2), found.shifts[0].verdict
+    (-0.5, 'does not transfer')
+
     Raises ValueError, in one line, for a sweep that cannot be read, or has fewer than two sizes or three learning rates.
     """
     rows = rows_of(sweep)

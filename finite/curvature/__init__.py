@@ -5,6 +5,7 @@ from importlib import import_module
 _OF_OWN = ("Objective", "critical_sharpness", "cross_entropy_in_chunks", "gradient_noise", "ntk", "objective", "sharpness",
            "trace")  # fmt: skip
 _OF_THE_HOST = ("sharpness_of_matvec",)
+__all__ = [*_OF_OWN, *_OF_THE_HOST]
 
 
 def __getattr__(name: str):
