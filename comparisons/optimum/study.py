@@ -60,7 +60,7 @@ def optimum(sweep: Any, *, initial_loss: float | None = None, **columns: str) ->
     columns         size, learning_rate, seed, loss: the names of columns that are called otherwise
 
     >>> import numpy as np
-    >>> sizes, rates = np.meshgrid([64, 128, 256, 512, 1024], 2.0 ** -np.arange(8), indexing="ij")
+    >>> sizes, rates = np.meshgrid([64, 128, 256, 512, 1024], 2.0 ** -np.arange(0, 8, 0.5), indexing="ij")
     >>> losses = 1 + np.log(rates * sizes**0.5) ** 2  # the best rate is size^(-1/2)
     >>> found = optimum({"width": sizes.ravel(), "lr": rates.ravel(), "loss": losses.ravel()})
     >>> round(found.shifts[0].exponent, 2), found.shifts[0].verdict
