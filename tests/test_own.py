@@ -1,5 +1,7 @@
 """Networks that are not ours: what each weight does is read off the program, and is right for twelve that people use."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 from jax import lax
 
 from comparisons.audit.verdict import not_understood
-from finite.networks.own import Model, from_haiku, from_linen, from_nnx, paths
+from finite.networks.own import Model, from_haiku, from_linen, from_nnx, from_torch, paths
 from finite.networks.roles import SCORES, branches, follow, roles, uses_of
+from finite.networks.torchax_compat import load
 
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
 BATCH = INPUTS, jnp.ones((4, 2))
@@ -266,6 +269,15 @@ def test_tied_weights():
 def test_paths():
     tree = {"blocks": [{"w": 1.0}, {"w": 2.0}], "head": (3.0,)}
     assert paths(tree) == ["blocks/0/w", "blocks/1/w", "head/0"]
+
+
+def test_without_pytorch_it_is_said_where_to_have_it(monkeypatch):
+    load.cache_clear()
+    for name in ("torch", "torchax"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError) as mistake:
+        from_torch(lambda width: 1 / 0, "mse", BATCH).at(4, KEY)
+    assert str(mistake.value) == "not installed: torch, torchax; the extra torch of this package has both"
 
 
 def a_model(build, loss="mse", batch=BATCH):

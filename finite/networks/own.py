@@ -192,13 +192,14 @@ def from_torch(make: Callable, loss: str | Callable, batch: tuple, name: str = "
     """
 
     def build(width, key):
-        import torch
-
         from finite.networks.torchax_compat import load
+
+        torchax = load()
+        import torch
 
         torch.manual_seed(int(np.asarray(jax.random.key_data(key)).ravel()[-1]))
         module = make(width).eval()
-        state, function = load().extract_jax(module)
+        state, function = torchax.extract_jax(module)
         asking = {n for n, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
         held = {n: leaf for n, leaf in state.items() if n not in asking}
 

@@ -8,13 +8,16 @@ Its tables of operators name some that PyTorch has since dropped: those of named
 
 import contextlib
 import functools
+import importlib.util
 import types
 from unittest import mock
 
 
 @functools.cache
 def load() -> types.ModuleType:
-    """The module ``torchax``, with its tables made.  Raises ModuleNotFoundError where it is not installed."""
+    """The module ``torchax``, with its tables made.  Raises ModuleNotFoundError, in one line, where it is not installed."""
+    if missing := [name for name in ("torch", "torchax") if not _is_there(name)]:
+        raise ModuleNotFoundError(f"not installed: {', '.join(missing)}; the extra torch of this package has both", name=missing[0])
     import torch
 
     with contextlib.ExitStack() as stack:
@@ -24,6 +27,13 @@ def load() -> types.ModuleType:
 
         torchax.default_env()
     return torchax
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # of a module that is not to be imported
+        return False
 
 
 class _Gone:
