@@ -17,7 +17,7 @@ from unittest import mock
 def load() -> types.ModuleType:
     """The module ``torchax``, with its tables made.  Raises ModuleNotFoundError, in one line, where it is not installed."""
     if missing := [name for name in ("torch", "torchax") if not _is_there(name)]:
-        raise ModuleNotFoundError(f"not installed: {', '.join(missing)}; the extra torch of this package has both", name=missing[0])
+        raise ModuleNotFoundError(f"not installed: {', '.join(missing)}; the extra torch of this package has both")
     import torch
 
     with contextlib.ExitStack() as stack:
