@@ -250,6 +250,13 @@ def test_parametrizations_of_a_perceptron(param, optimizer):
         assert change.rate.N + linear * m == e.learning_rate.N + linear * e.multiplier.N
 
 
+def test_a_weight_that_is_never_read_stays():
+    model = Model(lambda width, key: ({"w": np.ones((6, width)), "unread": np.ones(3)}, lambda p, x: x @ p["w"]),
+                  lambda f, y: jnp.mean(f**2), BATCH)  # fmt: skip
+    mine = comparisons.parametrize(model, optimizer=optax.sgd(0.02), base=8)
+    assert {path: (change.initial.N, change.rate.N) for path, change in mine.changes.items()} == {"w": (0, 1), "unread": (0, 0)}
+
+
 def residual(depth):
     """A scan over residual blocks of two matrices, with gains and biases, between a hidden layer and a last gain; in SP."""
 

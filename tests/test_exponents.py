@@ -577,7 +577,8 @@ def test_command_line(capsys):
     assert re.search(r"block +N\^\(-1/2\) L\^\(-alpha\) +1 +N L\^\(2\*alpha - 1\)", run(capsys, *options))
     assert r"$N^{-1/2} \, L^{-\alpha}$ & $1$ &" in run(capsys, *options, "--format", "latex")
     assert "| block | $N^{-1/2} \\, L^{-\\alpha}$ | $1$ |" in run(capsys, *options, "--format", "markdown")
-    explained = run(capsys, "--param", "mup", "--optimizer", "adam", "--architecture", "plain", "--explain")
+    explained = run(capsys, "--param", "mup", "--optimizer", "adam", "--explain")
+    assert "L^(inf): exponentially with the depth" in explained
     assert re.search(r"hidden: own Δ +N:  a_hidden \+ c_hidden \+ 1 = 0", explained)
     assert "1/2 for W_0 x, 1 for ΔW x" in explained
     assert re.search(r"hidden 2 +N\^\(-1\) +1 +N\^\(1/2\) +N\n", explained)

@@ -28,7 +28,7 @@ from comparisons.audit.measure import answers_of
 from comparisons.audit.verdict import ENTRYWISE, LINEAR, WHOLE, kind_of, not_understood, power, quarter, score_exponent
 from comparisons.power_law import exponent_of
 from finite.networks.own import Model, paths
-from finite.networks.roles import SCORES, Role, branches, follow, roles_of, uses_of
+from finite.networks.roles import SCORES, UNUSED, Role, branches, follow, roles_of, uses_of
 from limits.exponents import algebra, regimes
 from limits.exponents.algebra import ONE, OPTIMIZERS, Exponents, Power
 from limits.exponents.parametrization import read_scaling
@@ -106,6 +106,9 @@ def parametrize(
     starts: dict[str, Power] = {}
     for role in roles:
         path, m = role.use.path, Power(N=quarter(role.multiplier))
+        if role.use.operation == UNUSED:
+            changes[path] = Change(ONE, ONE)
+            continue
         if remark := not_understood(role):
             raise ValueError(f"nothing is derived for {remark}")
         if role.use.operation == SCORES:

@@ -73,7 +73,8 @@ def _other_sizes(s: Solution) -> list[str]:
         rows.append([layer, *(_plain_power(str(found[layer].N), str(found[layer].L)) for found in columns.values())])
     as_what = "the norm of a matrix's gradient" if s.optimizer.whole else "an entry of the gradient"
     balance = "" if s.optimizer.relative else "; λ, decoupled, that keeps outputs where weights sum up with exponent e"
-    return ["", f"Without multipliers: ε, as {as_what}{balance}", *_aligned(rows)]
+    explodes = ["    L^(inf): exponentially with the depth"] if any("inf" in row[1] for row in rows) else []
+    return ["", f"Without multipliers: ε, as {as_what}{balance}", *_aligned(rows), *explodes]
 
 
 def describe(scaling: Scaling, depth: int, block_size: int, loss: str) -> str:
