@@ -59,7 +59,8 @@ class Audit:
         lines += [f"suspect: {suspect}" for suspect in self.suspects]
         if wrong and not self.suspects:
             lines.append("no number of a weight explains it: look at what the network does between its weights")
-        return "\n".join([*lines, *(f"not checked: {remark}" for remark in self.remarks), "passes" if self.ok else "fails"])
+        verdict = ("passes, as far as it is checked" if self.remarks else "passes") if self.ok else "fails"
+        return "\n".join([*lines, *(f"not checked: {remark}" for remark in self.remarks), verdict])
 
     def table(self) -> list[str]:
         """A line for each weight where it acts: exponents of N, found, and after ≠ the one that is wanted."""

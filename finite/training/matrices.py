@@ -9,8 +9,8 @@ their bias, L of GGᵀ and R of GᵀG, λ and μ their eigenvalues, U and V thei
     W ← W − η U ((Uᵀ m̂ V)/p) Vᵀ,    p_ij = ((λ_i + ε)(μ_j + ε))^(1/4)  Shampoo,    √(v̂_ij + ε)  SOAP,  v̂ of (UᵀGV)²
 
 so that P of ``limits.problem`` is diagonal in these bases.  In SOAP's v̂ is of the bases that there were at each step, and m̂ of
-those that are: along a direction that is new m̂/√v̂ may be several times what Adam's ever is.  How often it is does not depend on
-the width, but networks of other seeds scatter, and exponents after a few steps need many (after one there are no others).
+those that are: along a direction that is new m̂/√v̂ may be several times what Adam's ever is (seen: 6 at N = 64, 21 at 256), so
+that networks of other seeds scatter, and exponents after a few steps with them: after one there are no other directions.
 """
 
 from collections.abc import Callable
