@@ -71,7 +71,7 @@ def test_what_is_in_mup_passes(optimizer, tmp_path):
     audit = found(optimizer=optimizer)
     assert audit.ok, audit
     assert str(audit).endswith("\npasses")
-    assert str(replace(audit, remarks=("w: einsum of weights",))).endswith("w: einsum of weights\npasses, as far as it is checked")
+    assert str(replace(audit, remarks=("w: einsum",))).endswith("w: einsum\npasses, as far as it is checked")
     audit.save(tmp_path / "audit.png")
     assert (tmp_path / "audit.png").stat().st_size > 10_000
     audit.assert_ok()
