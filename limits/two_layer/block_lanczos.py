@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from limits.machine import eigh
 
-FEWEST = 8  # vectors of a block: single ones take longer
+FEWEST = 4  # vectors of a block: single ones take longer, and eight for as many values half as long again
 BLOCKS = 18  # of the basis
 KEPT = 9  # after a restart
 CHECK = 3  # blocks between two looks at the residuals; BLOCKS − KEPT is a multiple
@@ -56,7 +56,7 @@ def largest(matvec: Callable[[Array], Array], size: int, k: int) -> Float[Array,
     """The k largest eigenvalues of ``matvec`` on vectors (size,), largest first; zeros beyond the size.
 
     A piece for compiled code, in float64.  NaN where the operator is not finite or, after ``RESTARTS``, a residual exceeds
-    ``REACHED``.  Memory: 19 max(k, 8) vectors; where there are no more dimensions, the whole matrix is decomposed.
+    ``REACHED``.  Memory: 19 max(k, 4) vectors; where there are no more dimensions, the whole matrix is decomposed.
     """
     apply, b = jax.vmap(matvec), max(k, FEWEST)
     if size < (BLOCKS + 1) * b:
