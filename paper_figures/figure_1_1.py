@@ -1,22 +1,20 @@
 """Paper, Figures 1 and 4: SimpleConvNet in μP and in NTP, sharpness and loss against step, final loss against learning rate.
 
-    python -m comparisons.landscape --widths 16 32 64 128 --out results/figure_1_1/landscape && python -m comparisons.transfer --model conv --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128 --learning-rates 0.5 1 2 4 8 16 32 64 128 --seeds 3 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_1_1/transfer
-    python -m paper_figures.figure_1_1
+    python -m paper_figures.all --only 1_1
 
 A row per parametrization.  Titles say whether late sharpness and loss are the same at all widths, and how the best learning
 rate moves.
 
-The paper has CIFAR-10 and 50 epochs of batches of 128; here are 2000 crops of ten photographs (finite/data/patches.py), 256 steps,
-and 128 in the sweep.  With `--data DIR`, without `--samples` and with more `--steps` both commands do the paper's.  The
-figures of its appendix that show the same of other settings are the same script on other results: both commands with
-`--optimizer adam` (and its `--learning-rate`, `--observables loss preconditioned_sharpness`), `--momentum 0.9`, `--loss mse`,
-`--augment`, `--batch-size`, `--trained readout`, `--param mup sp` or `--model gpt --data plays`, then `--results DIR`.
-"""  # noqa: E501  (a command that is to be copied)
+The paper has CIFAR-10 and 50 epochs of batches of 128; here are 2000 crops of ten photographs (finite/data/patches.py), 256
+steps, and 128 in the sweep.  The figures of its appendix that show the same of other settings are this script on other
+results: the rows that name it in paper_figures/rows.py.
+"""
 
 from functools import partial
 from pathlib import Path
 
 from paper_figures import Options, command
+from paper_figures.rows import recipe as recipe_of
 
 NAME = Path(__file__).stem
 main = partial(command, NAME)
@@ -36,20 +34,12 @@ from comparisons.landscape.late import first, followed, growing, statement
 from comparisons.optimum import picture as transfer_plots
 from comparisons.optimum.minimum import analyse
 from limits import OBSERVABLES
-from paper_figures.results import quoted, read, save
+from paper_figures.results import read, save
 
 SHARPNESS = ("hessian_eigenvalues", "preconditioned_sharpness")
 
 
-def recipe(results: Path) -> str:
-    """The shell command that makes the results."""
-    return (
-        f"python -m comparisons.landscape --widths 16 32 64 128 --out {quoted(results)}/landscape &&"
-        " python -m comparisons.transfer --model conv"
-        " --data patches10 --samples 2000 --loss cross_entropy --batch-size 128 --steps 128 --widths 16 32 64 128"
-        " --learning-rates 0.5 1 2 4 8 16 32 64 128 --seeds 3 --richness 1 --sharpness-seeds 0 --no-limit"
-        f" --out {quoted(results)}/transfer"
-    )
+recipe = partial(recipe_of, NAME)
 
 
 def draw(options: Options) -> None:

@@ -1,16 +1,16 @@
 """Paper, appendix: learning-rate transfer and directional sharpness gᵀHg/|g|², μP over width beside Depth-μP over depth.
 
-    python -m comparisons.transfer --model conv --param mup --widths 8 16 32 --learning-rates 0.25 0.5 1 2 4 8 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_36_1/width/transfer && python -m comparisons.landscape --model conv --param mup --widths 8 16 32 --learning-rate 1 --measure-every 4 --observables loss directional_sharpness --curvature-samples 128 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --out results/figure_36_1/width/landscape && python -m comparisons.transfer --model resconvnet --param depth_mup --widths 8 --depths 3 6 12 --learning-rates 0.32 0.64 1.28 2.56 5.12 10.24 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --richness 1 --sharpness-seeds 0 --no-limit --out results/figure_36_1/depth/transfer && python -m comparisons.landscape --model resconvnet --param depth_mup --widths 8 --depths 3 6 12 --learning-rate 0.64 --measure-every 4 --observables loss directional_sharpness --curvature-samples 128 --data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64 --out results/figure_36_1/depth/landscape
-    python -m paper_figures.figure_36_1
+    python -m paper_figures.all --only 36_1
 
 Upper row: final loss against learning rate; lower row: the curvature along the gradient, one product each time, at one
 learning rate, with its edge of stability.  Settings of the paper's figure are not known but for what is shown.
-"""  # noqa: E501  (a command that is to be copied)
+"""
 
 from functools import partial
 from pathlib import Path
 
 from paper_figures import Options, command
+from paper_figures.rows import recipe as recipe_of
 
 NAME = Path(__file__).stem
 main = partial(command, NAME)
@@ -29,28 +29,11 @@ from comparisons.landscape.late import growing, statement
 from comparisons.optimum import picture as transfer_plots
 from comparisons.optimum.minimum import analyse
 from limits import OBSERVABLES
-from paper_figures.results import quoted, read, save
+from paper_figures.results import read, save
 
-COMMON = "--data patches10 --samples 512 --loss cross_entropy --batch-size 64 --seeds 4 --steps 64"
-NETWORKS = {
-    "width": ("--model conv --param mup --widths 8 16 32", "0.25 0.5 1 2 4 8", "1"),
-    "depth": ("--model resconvnet --param depth_mup --widths 8 --depths 3 6 12", "0.32 0.64 1.28 2.56 5.12 10.24", "0.64"),
-}  # what grows: the networks, their learning rates, the one of which the sharpness is followed
+NETWORKS = ("width", "depth")
 SHOWN = "directional_sharpness"
-
-
-def recipe(results: Path) -> str:
-    """The shell command that makes the results."""
-    commands = []
-    for grows, (networks, rates, rate) in NETWORKS.items():
-        out = f"--out {quoted(results)}/{grows}"
-        commands += [
-            f"python -m comparisons.transfer {networks} --learning-rates {rates} {COMMON} --richness 1 --sharpness-seeds 0"
-            f" --no-limit {out}/transfer",
-            f"python -m comparisons.landscape {networks} --learning-rate {rate} --measure-every 4 --observables loss {SHOWN}"
-            f" --curvature-samples 128 {COMMON} {out}/landscape",
-        ]
-    return " && ".join(commands)
+recipe = partial(recipe_of, NAME)
 
 
 def draw(options: Options) -> None:

@@ -1,18 +1,18 @@
 """Paper, Figure 2: a ConvNet without residual branches in μP, eigenvalues of the Hessian and of the NTK against step.
 
-    python -m comparisons.landscape --model convnet --depth 3 --param mup --learning-rate 0.3 --warmup-steps 16 --widths 8 16 32 --samples 1000 --steps 96 --measure-every 12 --curvature-samples 64 --observables loss hessian_eigenvalues ntk_eigenvalues --top-k 10 --out results/figure_3_1
-    python -m paper_figures.figure_3_1
+    python -m paper_figures.all --only 3_1
 
 The first, the fifth and the tenth of each.  Titles say whether they are the same at all widths late in training.
 
 The paper has CIFAR-10, batches of 256, learning rates 0.46 to 0.7 with a warm-up of 100 steps, 10 to 25 epochs, and curvature
 on 1024 samples; assumed are three convolutions (the paper's depth is not known), and everything is smaller here.
-"""  # noqa: E501  (a command that is to be copied)
+"""
 
 from functools import partial
 from pathlib import Path
 
 from paper_figures import Options, command
+from paper_figures.rows import recipe as recipe_of
 
 NAME = Path(__file__).stem
 main = partial(command, NAME)
@@ -28,19 +28,13 @@ from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.landscape import picture as landscape_plots
 from comparisons.landscape.late import statement
-from paper_figures.results import quoted, read, save
+from paper_figures.results import read, save
 
 RANKS = (1, 5, 10)
 ROWS = {"hessian_eigenvalues": r"$\lambda_{%d}(H)$", "ntk_eigenvalues": r"$\lambda_{%d}(\Theta)/P$"}
 
 
-def recipe(results: Path) -> str:
-    """The shell command that makes the results."""
-    return (
-        "python -m comparisons.landscape --model convnet --depth 3 --param mup --learning-rate 0.3 --warmup-steps 16"
-        " --widths 8 16 32 --samples 1000 --steps 96 --measure-every 12 --curvature-samples 64"
-        f" --observables loss hessian_eigenvalues ntk_eigenvalues --top-k 10 --out {quoted(results)}"
-    )
+recipe = partial(recipe_of, NAME)
 
 
 def draw(options: Options) -> None:

@@ -1,23 +1,23 @@
 """Paper, Figure 3: how far networks of each width are from the widest one, against width and against time.
 
-    python -m comparisons.convergence --model conv --data patches10 --samples 64 --loss cross_entropy --learning-rate 0.2 --widths 8 16 32 64 128 --seeds 5 --steps 48 --measure-every 6 --top-k 1 --reference largest-width --out results/figure_3_2
-    python -m paper_figures.figure_3_2
+    python -m paper_figures.all --only 3_2
 
-Columns: loss, sharpness, largest eigenvalue of the NTK; upper row against width with fitted powers N^exponent, lower row against
-step with t^exponent; at last the trace of the Hessian.  Every exponent stands with its 95 % interval, which decides what a
-title says of the gaps.
+Columns: loss, sharpness, largest eigenvalue of the NTK; upper row against width with fitted powers N^exponent, lower row
+against step with t^exponent; at last the trace of the Hessian.  Every exponent stands with its 95 % interval, which decides
+what a title says of the gaps.
 
 Powers of the step are fitted late, to the second half of the steps (``LATE``), as the paper does: a gap that grows is a
 power of the step only where it has left the one it started with, which networks have from their random weights, behind.
 The paper's gaps are those of single networks to the widest one, fitted without intervals; here they are root mean squares over
 seeds, fitted as comparisons/power_law.py says: of independent networks too flat near the widest.  Steps of full batches stand
 for its 25 epochs of batches of CIFAR-10, and SimpleConvNet for its ConvNet, whose depth is not known.
-"""  # noqa: E501  (a command that is to be copied)
+"""
 
 from functools import partial
 from pathlib import Path
 
 from paper_figures import Options, command
+from paper_figures.rows import recipe as recipe_of
 
 NAME = Path(__file__).stem
 main = partial(command, NAME)
@@ -46,19 +46,13 @@ from comparisons.convergence.study import shown_steps
 from comparisons.deviations import deviations
 from comparisons.landscape import picture as landscape_plots
 from limits import OBSERVABLES
-from paper_figures.results import quoted, read, save
+from paper_figures.results import read, save
 
 TRACE = "hessian_trace"
 LATE = 0.5  # of the steps, from which on powers of the step are fitted; the last three, where these are fewer
 
 
-def recipe(results: Path) -> str:
-    """The shell command that makes the results."""
-    return (
-        "python -m comparisons.convergence --model conv --data patches10 --samples 64 --loss cross_entropy"
-        " --learning-rate 0.2 --widths 8 16 32 64 128 --seeds 5 --steps 48 --measure-every 6 --top-k 1"
-        f" --reference largest-width --out {quoted(results)}"
-    )
+recipe = partial(recipe_of, NAME)
 
 
 def draw(options: Options) -> None:
@@ -111,7 +105,7 @@ def _against_width(axis: Axes, errors, found: list[Rate]):
     plots.plain_numbers(axis.yaxis)
 
 
-def against_time(axis: Axes, errors: xr.DataArray, widths: np.ndarray) -> None:
+def against_time(axis: Axes, errors: xr.DataArray, widths: np.ndarray, letter: str = "N") -> None:
     """(width, seed, step): gaps from the first step on, and the powers of the step that fit the late ones."""
     later, laws = errors.isel(step=errors.step.values > 0), []
     late = later.isel(step=slice(-max(int(np.sum(later.step >= LATE * later.step.values.max(initial=0))), 3), None))
@@ -126,9 +120,9 @@ def against_time(axis: Axes, errors: xr.DataArray, widths: np.ndarray) -> None:
         laws.append((width, law, color))
         if law.status == "fitted":
             axis.plot(late.step, law(late.step.values), color=color)
-    _named(axis, [(f"N = {width}", law.exponent, law.interval, color) for width, law, color in laws], "t")
+    _named(axis, [(f"{letter} = {width}", law.exponent, law.interval, color) for width, law, color in laws], "t")
     axis.set(xscale="log", yscale="log", xlabel="step $t$")
-    axis.set_title(said([(width, law.interval) for width, law, _ in laws], "N ="))
+    axis.set_title(said([(width, law.interval) for width, law, _ in laws], f"{letter} ="))
     plots.plain_numbers(axis.xaxis)
     plots.plain_numbers(axis.yaxis)
 

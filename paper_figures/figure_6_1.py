@@ -1,19 +1,19 @@
 """Paper, Figure 5: residual networks of growing depth in Depth-μP, with one convolution per block, with two, and a ViT.
 
-    python -m comparisons.transfer --model resconvnet --param depth_mup --data patches10 --samples 128 --loss cross_entropy --batch-size 64 --richness 1 --widths 8 --depths 3 6 12 --steps 48 --measure-every 12 --learning-rates 0.32 0.64 1.28 2.56 5.12 10.24 20.48 --seeds 4 --no-limit --out results/figure_6_1/k1 && python -m comparisons.transfer --model resconvnet --block-size 2 --param depth_mup --data patches10 --samples 128 --loss cross_entropy --batch-size 64 --richness 1 --widths 8 --depths 3 6 12 --steps 48 --measure-every 12 --learning-rates 0.32 0.64 1.28 2.56 5.12 10.24 20.48 --seeds 4 --no-limit --out results/figure_6_1/k2 && python -m comparisons.transfer --model vit --optimizer adam --param depth_mup --data patches10 --samples 128 --loss cross_entropy --batch-size 64 --richness 1 --widths 8 --depths 2 4 8 --steps 48 --measure-every 12 --learning-rates 0.025 0.05 0.1 0.2 0.4 0.8 1.6 --seeds 4 --no-limit --out results/figure_6_1/vit
-    python -m paper_figures.figure_6_1
+    python -m paper_figures.all --only 6_1
 
 Upper row: final loss against learning rate, a colour per depth; lower row: the sharpness at the optima against step (of Adam
 the preconditioned one), with its edge of stability.
 
 The paper has depths 3 to 192 at one width, batches of 128 of CIFAR-10, 40 epochs (ViT: 6 to 96, batches of 64, 20 epochs);
 here they are what two cores can do in minutes, at width 8.
-"""  # noqa: E501  (a command that is to be copied)
+"""
 
 from functools import partial
 from pathlib import Path
 
 from paper_figures import Options, command
+from paper_figures.rows import recipe as recipe_of
 
 NAME = Path(__file__).stem
 main = partial(command, NAME)
@@ -29,39 +29,34 @@ from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.optimum import picture as transfer_plots
 from comparisons.optimum.minimum import analyse
-from paper_figures.results import quoted, read, save
+from paper_figures.results import read, save
+from paper_figures.rows import ROWS
 
-COLUMNS = {"k1": "one convolution per block", "k2": "two convolutions per block", "vit": "ViT, Adam"}
-COMMON = ("--param depth_mup --data patches10 --samples 128 --loss cross_entropy --batch-size 64 --richness 1 --widths 8"
-          " --depths {depths} --steps 48 --measure-every 12 --learning-rates {rates} --seeds 4 --no-limit --out")  # fmt: skip
-CONVOLUTIONS = COMMON.format(depths="3 6 12", rates="0.32 0.64 1.28 2.56 5.12 10.24 20.48")
-COMMANDS = {
-    "k1": f"--model resconvnet {CONVOLUTIONS}",
-    "k2": f"--model resconvnet --block-size 2 {CONVOLUTIONS}",
-    "vit": f"--model vit --optimizer adam {COMMON.format(depths='2 4 8', rates='0.025 0.05 0.1 0.2 0.4 0.8 1.6')}",
-}
-
-
-def recipe(results: Path) -> str:
-    """The shell command that makes the results."""
-    return " && ".join(f"python -m comparisons.transfer {c} {quoted(results)}/{name}" for name, c in COMMANDS.items())
+COLUMNS = {"k1": "one convolution per block", "k2": "two convolutions per block", "k3": "three convolutions per block",
+           "vit": "ViT, Adam"}  # fmt: skip
+recipe = partial(recipe_of, NAME)
 
 
 def draw(options: Options) -> None:
     """Raises Refused where results are missing, or are not of several depths with their sharpness."""
     results = options.results or Path("results") / NAME
-    runs = {name: read(results / name / "transfer.nc", recipe(results)) for name in COLUMNS}
+    runs = {name: read(results / name / "transfer.nc", recipe(results)) for name in _columns(results)}
     for name, run in runs.items():
         if "depth" not in run.dims or "sharpness" not in run:
             raise Refused(f"{results / name}: not of several depths with their sharpness; make it with: {recipe(results)}")
     save(picture(runs), options.out or results / NAME)
 
 
+def _columns(results):
+    """Those that are there; where there are none, the figure's own."""
+    return [name for name in COLUMNS if (results / name).is_dir()] or list(ROWS.find("6_1").runs)
+
+
 @plots.styled
 def picture(runs: dict[str, xr.Dataset]) -> Figure:
     """A column per network, each with a legend of its own: the depths differ."""
     figure = Figure(figsize=(1.2 * plots.PANEL[0] * len(runs), 2.3 * plots.PANEL[1] + 0.8), layout="constrained")
-    grid = figure.subplots(2, len(runs))
+    grid = figure.subplots(2, len(runs), squeeze=False)
     for column, (name, run) in zip(grid.T, runs.items(), strict=True):
         one, (optima, shifts) = run.isel(param=0), analyse(run)
         transfer_plots.final_losses(column[0], one, transfer_plots.loss_range(run), optima)
@@ -72,7 +67,7 @@ def picture(runs: dict[str, xr.Dataset]) -> Figure:
         plots.plain_numbers(column[1].yaxis)
         sizes = transfer_plots.sizes(run)
         column[1].legend(handles=sizes, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(sizes))
-    plots.legend_below(figure, transfer_plots.marks(runs["k1"]))
-    title = f"{plots.NAMES.get(str(runs['k1'].param.values[0]))}; {runs['k1'].attrs['title']}"
+    plots.legend_below(figure, transfer_plots.marks(run))
+    title = f"{plots.NAMES.get(str(one.param.values))}; {next(iter(runs.values())).attrs['title']}"
     figure.suptitle(plots.wrapped(title, 110), fontsize=9)
     return figure

@@ -1,19 +1,19 @@
 """Paper, Figure 6: two-layer linear networks, top eigenvalues of the Hessian's two parts against step, per width.
 
-    for p in mup ntp; do python -m comparisons.convergence --model linear2 --param $p --inputs 100 --samples 400 --learning-rate 1.5 --widths 64 128 256 512 1024 --seeds 4 --steps 24 --measure-every 4 --top-k 1 --out results/figure_6_2/$p; done
-    python -m paper_figures.figure_6_2
+    python -m paper_figures.all --only 6_2
 
-The first command took 4.4 minutes on two busy cores.  Rows: the Gauss-Newton part G and the residual part R, H = G + R; columns:
+Rows: the Gauss-Newton part G and the residual part R, H = G + R; columns:
 μP and NTP.  Titles say whether they are the same at all widths late in training.
 
 The paper has D = 100, MSE and random data; assumed are P = 400 samples of a linear teacher, full batches, η0 = 1.5, γ0 = 1,
 24 steps and the widths (the paper's may go to 8192).  Dashed is the exact limit, which the paper does not draw.
-"""  # noqa: E501  (a command that is to be copied)
+"""
 
 from functools import partial
 from pathlib import Path
 
 from paper_figures import Options, command
+from paper_figures.rows import recipe as recipe_of
 
 NAME = Path(__file__).stem
 main = partial(command, NAME)
@@ -32,7 +32,7 @@ from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.landscape.late import statement
 from comparisons.style import NAMES
-from paper_figures.results import quoted, read, save
+from paper_figures.results import read, save
 
 PARAMS = ("mup", "ntp")
 ROWS = {
@@ -41,13 +41,7 @@ ROWS = {
 }  # variable: (its component, its label)
 
 
-def recipe(results: Path) -> str:
-    """The shell command that makes the results."""
-    return (
-        "for p in mup ntp; do python -m comparisons.convergence --model linear2 --param $p --inputs 100 --samples 400"
-        " --learning-rate 1.5 --widths 64 128 256 512 1024 --seeds 4 --steps 24 --measure-every 4 --top-k 1"
-        f" --out {quoted(results)}/$p; done"
-    )
+recipe = partial(recipe_of, NAME)
 
 
 def draw(options: Options) -> None:

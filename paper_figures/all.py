@@ -1,0 +1,72 @@
+"""Make and draw all figures of the paper that are missing, and say of each whether it is as the paper claims.
+
+    python -m paper_figures.all --dry-run                      the rows, with minutes
+    python -m paper_figures.all --preset cpu                   makes, draws, says; given again, goes on where it was
+    python -m paper_figures.all --preset tiny --only 19_2 6_2
+
+Results are in DIR/PRESET/ROW; the gallery is DIR/PRESET/README.md with small pictures, or where --gallery says.
+"""
+
+import comparisons  # noqa: F401  (before what takes seconds: limits/command/start.py)
+
+# isort: split
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from comparisons import command_line
+from paper_figures.rows import CIFAR10, PRESETS, ROWS, Row
+
+PROGRAM = "python -m paper_figures.all"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Make and draw the figures of the paper that are missing; then a verdict for each."""
+
+    preset: Literal[PRESETS] = "cpu"
+    """tiny: minutes; cpu: two cores; gpu: the paper's scale."""
+    only: tuple[str, ...] = ()
+    """Names of rows; default all."""
+    cifar10: Path = Path(CIFAR10)
+    """Where CIFAR-10 is, for gpu: the folder of its binary version, or its .tar.gz."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results/paper")
+    """Results, in a folder per preset."""
+    gallery: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where README.md and its pictures go; default the folder of the preset."""
+    dry_run: bool = False
+    """Only list the rows, their minutes and commands."""
+
+
+def main(arguments=None) -> None:
+    command_line.run(Options, "paper_figures.gallery:make", PROGRAM, arguments)
+
+
+def listing(options: Options) -> None:
+    """The rows: what is left to make, about how many minutes that takes."""
+    rows, total = chosen(options), 0.0
+    for row in rows:
+        minutes = row.minutes[PRESETS.index(options.preset)]
+        total += minutes
+        print(f"{row.name:<21} {minutes:>5g} min  {row.setting}: {row.shows}")
+        for words in commands(row, options):
+            print(f"    python -m {shlex.join(words)}")
+    print(f"{len(rows)} rows, about {total:g} minutes in all; and the table of exponents, python -m limits.exponents")
+
+
+def commands(row: Row, options: Options) -> list[list[str]]:
+    """The words of each, after ``python -m``."""
+    found = row.commands(options.preset, options.out / options.preset / row.name)
+    return [[str(options.cifar10) if word == CIFAR10 else word for word in words] for words in found]
+
+
+def chosen(options: Options) -> list[Row]:
+    """Raises ValueError for a name that no row has."""
+    return [ROWS.find(name) for name in options.only] if options.only else list(ROWS.values())
+
+
+if __name__ == "__main__":
+    main()

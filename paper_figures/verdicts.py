@@ -1,0 +1,197 @@
+"""What the results of a row say, against what the paper claims.
+
+A finding is "same" (over all sizes), "moves", "flat" or "grows" (in time), "undecided", or an exponent with its 95 % interval;
+only what both intervals and the claim allow is called as in the paper.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from comparisons.convergence.picture import SHOWN
+from comparisons.deviations import deviations
+from comparisons.files import read
+from comparisons.landscape.late import first, followed, growing, late_agreement
+from comparisons.optimum.minimum import analyse
+from comparisons.super_consistency import verdict as of_agreement
+from paper_figures.rows import Row
+
+SAME, MOVES, UNDECIDED = "same", "moves", "undecided"
+WORDS = {"super consistent": SAME, "grows": MOVES, "falls": MOVES, "accumulates": MOVES, "transfers": SAME,
+         "does not transfer": MOVES}  # fmt: skip
+SHARPNESS = ("hessian_eigenvalues", "preconditioned_sharpness")
+DECIDES = "more seeds and a wider range of sizes would decide"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``found`` of ``what``, and where it is a power of the step its 95 % interval; ``theirs``: the paper's estimator."""
+
+    what: str
+    found: str
+    interval: tuple[float, float] | None = None
+    theirs: float | None = None
+
+    def __str__(self):
+        theirs = "" if self.theirs is None else f" (paper's estimator {self.theirs:+.2f})"
+        return f"{self.what}: {self.found}{theirs}"
+
+    def against(self, claim: str | None) -> bool | None:
+        """Whether it is as claimed; None where it, or the claim, decides nothing."""
+        if claim is None or (self.interval is None and self.found == UNDECIDED):
+            return None
+        if self.interval is None:
+            return self.found == claim
+        low, high = self.interval
+        if not np.isfinite([low, high]).all():
+            return None
+        ends = [float(end) for end in re.findall(r"[+-]\d+\.\d+", claim)]
+        if ends:
+            inside, outside = ends[0] <= low and high <= ends[1], high < ends[0] or low > ends[1]
+            return True if inside else False if outside else None
+        if claim == "grows":
+            return True if low > 0 else False if high < 0 else None
+        return False if low > 0 or high < 0 else None  # flat: no interval shows that it is
+
+
+def said(row: Row, findings: list[Finding]) -> str:
+    """The verdict of a row, in a line."""
+    compared = [finding.against(row.claims.get(finding.what)) for finding in findings]
+    told = "; ".join(map(str, findings))
+    if not row.claims:
+        return f"the paper's claim is not at hand. {told}"
+    if False in compared:
+        head = "not as in the paper: " + ", ".join(f.what for f, one in zip(findings, compared, strict=True) if one is False)
+    elif None in compared or not compared:
+        head = f"undecided: {DECIDES}"
+    else:
+        head = "as in the paper"
+    return f"{head}. {told}"
+
+
+def verdict(row: Row, results: Path) -> str:
+    """Of a row whose results are there."""
+    return said(row, list(OF[row.script](row, results)))
+
+
+def _training(row: Row, results: Path) -> Iterator[Finding]:
+    along, swept = (read(results / name / f"{name}.nc") for name in ("landscape", "transfer"))
+    sharpness, shifts = next(name for name in SHARPNESS if name in followed(along)), analyse(swept)[1]
+    for param in along.param.values:
+        yield agreed(f"sharpness {param}", first(along[sharpness]).sel(param=param))
+        yield from (moved(f"transfer {param}", shift) for shift in shifts if shift.parametrization == param)
+
+
+def agreed(what: str, values: xr.DataArray) -> Finding:
+    late = late_agreement(values)
+    return Finding(what, WORDS.get(of_agreement(late), UNDECIDED if not late.diverged else "diverged"))
+
+
+def moved(what: str, shift) -> Finding:
+    return Finding(what, WORDS.get(shift.verdict, UNDECIDED))
+
+
+def _eigenvalues(row: Row, results: Path) -> Iterator[Finding]:
+    run = read(results / "landscape.nc").isel(param=0)
+    for what in row.claims:
+        name, rank = what.split()
+        yield agreed(what, run[f"{name}_eigenvalues"].sel(rank=int(rank)))
+
+
+def _gaps(row: Row, results: Path) -> Iterator[Finding]:
+    run = read(results / "trajectories.nc")
+    for name, component in SHOWN.items():
+        short = name.removesuffix("_eigenvalues")
+        gaps = deviations(run, name, component, "largest-width", "fluctuation").transpose("width", "seed", "step")
+        yield in_time(f"{short} in time", gaps)
+        if short == "loss":
+            yield in_width(gaps)
+
+
+def in_time(what: str, gaps: xr.DataArray) -> Finding:
+    """Late gaps (size, seed, step) ∝ step^exponent of the widest size that is no reference."""
+    from paper_figures.figure_3_2 import LATE, late_power
+
+    late = gaps.isel(step=(gaps.step.values >= LATE * gaps.step.values.max()) & (gaps.step.values > 0))
+    size = gaps.dims[0]
+    if late.sizes["step"] < 3:
+        return Finding(what, UNDECIDED)
+    law = late_power(late.step.values, late.isel({size: -1}).transpose("step", "seed").values)
+    theirs = linear_fit(late.step.values, np.abs(late.isel({size: -1}).mean("seed").values))
+    return Finding(what, _power(law, "t"), law.interval, theirs)
+
+
+def in_width(gaps: xr.DataArray) -> Finding:
+    """Gaps of the last step ∝ N^exponent."""
+    from comparisons import power_law
+
+    last = gaps.isel(step=-1)
+    law = power_law.fit(last.width.values, last.values)
+    return Finding("loss in width", _power(law, "N"), law.interval,
+                   linear_fit(last.width.values, np.abs(last.mean("seed").values)))  # fmt: skip
+
+
+def _power(law, letter):
+    if law.status != "fitted":
+        return f"no exponent: {law.status}"
+    return f"{letter}^{law.exponent:+.2f} [{law.interval[0]:+.2f}, {law.interval[1]:+.2f}]"
+
+
+def linear_fit(x: np.ndarray, gaps: np.ndarray) -> float:
+    """The paper's estimator: B of gap ≈ A x^B by unweighted least squares, not of logarithms; nan where there is none."""
+    from scipy.optimize import minimize_scalar
+
+    x = x / x.max()
+
+    def misfit(exponent):
+        power = x**exponent
+        return np.sum((gaps - power * (power @ gaps) / (power @ power)) ** 2)
+
+    return float(minimize_scalar(misfit, bounds=(-6, 6), method="bounded").x) if np.isfinite(gaps).all() else np.nan
+
+
+def _gaps_over_depth(row: Row, results: Path) -> Iterator[Finding]:
+    for name, gaps in gaps_over_depth(read(results / "landscape.nc")).items():
+        yield in_time(f"{'loss' if name == 'loss' else 'sharpness'} in time", gaps)
+
+
+def gaps_over_depth(run: xr.Dataset) -> dict[str, xr.DataArray]:
+    """(depth, seed, step): gaps to the deepest network."""
+    run = run.isel(param=0)
+    values = {name: first(run[name]) for name in ("loss", *SHARPNESS) if name in run}
+    return {name: (one.isel(depth=slice(None, -1)) - one.isel(depth=-1, drop=True)).transpose("depth", "seed", "step")
+            for name, one in values.items()}  # fmt: skip
+
+
+def _depths(row: Row, results: Path) -> Iterator[Finding]:
+    for column in row.runs:
+        run = read(results / column / "transfer.nc")
+        yield from (moved(f"transfer {column}", shift) for shift in analyse(run)[1] if shift.size == "depth")
+        yield agreed(f"sharpness {column}", run["sharpness"].isel(param=0))
+
+
+def _parts(row: Row, results: Path) -> Iterator[Finding]:
+    for param in ("mup", "ntp"):
+        run = read(results / param / "trajectories.nc")
+        yield agreed(f"gauss_newton {param}", run["gauss_newton_eigenvalues"].sel(rank=1))
+        yield agreed(f"residual {param}", run["residual_eigenvalues"].sel(edge="upper"))
+
+
+def _rates(row: Row, results: Path) -> Iterator[Finding]:
+    for shift in analyse(read(results / "transfer.nc"))[1]:
+        yield moved(f"transfer {shift.parametrization}", shift)
+
+
+def _directional(row: Row, results: Path) -> Iterator[Finding]:
+    for grows in ("width", "depth"):
+        swept, along = (read(results / grows / name / f"{name}.nc") for name in ("transfer", "landscape"))
+        yield from (moved(f"transfer {grows}", shift) for shift in analyse(swept)[1] if shift.size == grows == growing(along))
+        yield agreed(f"directional {grows}", along["directional_sharpness"].isel(param=0))
+
+
+OF = {"figure_1_1": _training, "figure_3_1": _eigenvalues, "figure_3_2": _gaps, "figure_33_2": _gaps_over_depth,
+      "figure_6_1": _depths, "figure_6_2": _parts, "figure_19_2": _rates, "figure_36_1": _directional}  # fmt: skip

@@ -1,0 +1,120 @@
+"""Every figure of the paper is a row; its commands are valid; what is said of results is what they show."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+import xarray as xr
+from PIL import Image
+
+from comparisons.convergence.options import Options as Convergence
+from comparisons.landscape.options import Options as Landscape
+from comparisons.transfer.options import Options as Transfer
+from paper_figures import all as program
+from paper_figures import gallery, verdicts
+from paper_figures.rows import PRESETS, ROWS
+from paper_figures.verdicts import Finding
+
+OPTIONS = {"comparisons.convergence": Convergence, "comparisons.landscape": Landscape, "comparisons.transfer": Transfer}
+FOLDER = Path(gallery.__file__).parent
+PAPER = ["1_1", "4_1", "3_1", "28_1", "35_1", "3_2", "34_1", "6_1", "32_2", "6_2", "19_2", "33_2", "36_1"]
+STEPS, SIZES = np.arange(0, 41, 4), [8, 16, 32]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_command_is_accepted(preset):
+    for row in ROWS.values():
+        assert row.script in verdicts.OF
+        for module, *arguments in row.commands(preset, Path("a b") / row.name):
+            options = tyro.cli(OPTIONS[module], args=arguments).adapted()
+            assert options.out.parts[:2] == ("a b", row.name)
+
+
+def test_every_figure_is_there():
+    assert len(ROWS) >= 25
+    assert {row.figure for row in ROWS.values()} >= set(PAPER)
+
+
+def test_a_dry_run_lists_them(capsys):
+    program.main(["--dry-run", "--preset", "gpu", "--cifar10", "my data"])
+    printed = capsys.readouterr().out
+    assert re.findall(r"^(\S+) +[\d.]+ min  ", printed, re.MULTILINE) == list(ROWS)
+    assert "--data 'my data'" in printed
+
+
+def test_an_unknown_row_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        program.main(["--dry-run", "--only", "1_7"])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("claim", "interval", "agrees"), [
+    ("+0.58 … +0.88", (0.6, 0.8), True), ("+0.58 … +0.88", (0.1, 0.5), False), ("+0.58 … +0.88", (0.5, 0.8), None),
+    ("-0.77 … -0.47", (-0.7, -0.5), True), ("flat", (0.1, 0.5), False), ("flat", (-0.1, 0.5), None),
+    ("grows", (0.1, 0.5), True), ("grows", (-0.5, -0.1), False), ("grows", (np.nan, np.nan), None),
+])  # fmt: skip
+def test_an_interval_against_a_claim(claim, interval, agrees):
+    assert Finding("loss in time", "", interval).against(claim) is agrees
+
+
+@pytest.mark.parametrize(("mup", "ntp", "says"), [
+    ("same", "moves", "as in the paper"), ("same", "same", "not as in the paper: transfer ntp"),
+    ("undecided", "moves", "undecided"), ("undecided", "same", "not as in the paper: transfer ntp"),
+])  # fmt: skip
+def test_a_verdict_needs_all_findings(mup, ntp, says):
+    found = [Finding("transfer mup", mup), Finding("transfer ntp", ntp)]
+    assert verdicts.said(ROWS["19_2"], found).startswith(says)
+    assert verdicts.said(ROWS["random_features"], found).startswith("the paper's claim is not at hand")
+
+
+def gaps(power, width=0.0):
+    """(width, seed, step) of six seeds."""
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (1, 6, 1)) * (1 + 0.01 * np.arange(6)[:, None])
+    values = signs * np.array(SIZES, float)[:, None, None] ** width * np.maximum(STEPS, 1.0) ** power
+    return xr.DataArray(values, dims=("width", "seed", "step"), coords={"width": SIZES, "step": STEPS})
+
+
+def test_powers_are_found_by_both_estimators():
+    late = verdicts.in_time("loss in time", gaps(0.7))
+    assert late.interval[0] < 0.7 < late.interval[1]
+    assert late.theirs == pytest.approx(0.7, abs=1e-3)
+    assert late.against("+0.58 … +0.88")
+    wide = verdicts.in_width(gaps(0.7, width=-0.6))
+    assert "N^-0.6" in wide.found
+    assert wide.theirs == pytest.approx(-0.6, abs=1e-3)
+
+
+def test_what_agrees_late_is_the_same_and_what_grows_moves():
+    flat = xr.DataArray(np.ones((3, 2, 11)) + 0.001 * np.arange(6).reshape(3, 2, 1), dims=("width", "seed", "step"),
+                        coords={"width": SIZES, "step": STEPS})  # fmt: skip
+    assert verdicts.agreed("sharpness mup", flat).found == "same"
+    assert verdicts.agreed("sharpness ntp", flat * xr.DataArray(SIZES, dims="width")).found == "moves"
+
+
+def test_the_gallery_is_there():
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", page)
+    assert pictures
+    for picture in pictures:
+        assert 0 < (FOLDER / picture).stat().st_size <= gallery.LARGEST
+    assert re.findall(r"^## (\S+):", page, re.MULTILINE) == list(ROWS)
+
+
+def test_pictures_become_small(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (900, 1600, 3), dtype=np.uint8)).save(tmp_path / "large.png")
+    gallery.shrink(tmp_path / "large.png", tmp_path / "small.png")
+    assert (tmp_path / "small.png").stat().st_size <= gallery.LARGEST
+
+
+@pytest.mark.slow
+def test_two_rows_are_made_again(tmp_path, capsys):
+    """And taken as they are the second time."""
+    arguments = ["--preset", "tiny", "--only", "19_2", "6_2", "--out", str(tmp_path)]
+    for _ in range(2):
+        program.main(arguments)
+        printed = capsys.readouterr().out
+        assert re.findall(r"^(19_2|6_2): [\d.]+ min: ", printed, re.MULTILINE) == ["19_2", "6_2"]
+        assert "not made" not in printed
+    assert {path.name for path in (tmp_path / "tiny").glob("*.png")} == {"19_2.png", "6_2.png"}
