@@ -64,7 +64,7 @@ def recipe(name: str, results: Path, preset: str = "cpu") -> str:
 
 
 IMAGES = {"tiny": "--data patches10 --samples 128", "cpu": "--data patches10 --samples 2000", "gpu": f"--data {CIFAR10}"}
-DIGITS, PLAYS = ({preset: f"--data {name}" for preset in PRESETS} for name in ("digits", "plays"))
+DIGITS, PLAYS = dict.fromkeys(PRESETS, "--data digits"), dict.fromkeys(PRESETS, "--data plays")
 FIXED, WIDTHS = "--richness 1", ("8 16 32", "16 32 64 128", "64 128 256 512 1024")
 STEPS = ("32", "256", "19500 --measure-every 500")
 SWEPT = ("32 --seeds 2", "128 --seeds 3", "19500 --seeds 3")  # steps of a sweep
@@ -156,12 +156,11 @@ def _depths(name: str, figure: str, setting: str, columns: tuple[str, ...], minu
                runs={column: COLUMNS[column] for column in columns})  # fmt: skip
 
 
-def _gaps_over_depth(name: str, setting: str, options: str, depths: tuple[str, str, str]) -> Row:
-    adam, data = "adam" in options, IMAGES | {"cpu": "--data patches10 --samples 128"}
+def _gaps_over_depth(name: str, setting: str, options: str, depths: tuple[str, str, str], rate: str = "0.64") -> Row:
+    data = IMAGES | {"cpu": "--data patches10 --samples 128"}
     sizes = _over(data, ("widths", ("8", "8", "64")), ("depths", depths), ("batch-size", ("32", "64", "128")),
                   ("seeds", ("3", "5", "5")), ("curvature-samples", ("32", "64", "1024")),
                   ("steps", ("24 --measure-every 3", "48 --measure-every 4", "15600 --measure-every 390")))  # fmt: skip
-    rate = "0.1" if adam else "0.64"
     return Row(name=name, figure="33_2", script="figure_33_2", setting=setting, minutes=(2, 8, 600),
                shows="gaps to the deepest network of loss and sharpness against time, with their powers",
                claims={"loss in time": "grows"},
@@ -234,7 +233,7 @@ ROWS = Table("figure", [
     _gaps_over_depth("33_2_k1", "residual ConvNet, one convolution per block, Depth-μP", "--model resconvnet", BLOCKS),
     _gaps_over_depth("33_2_k2", "residual ConvNet, two convolutions per block, Depth-μP",
                      "--model resconvnet --block-size 2", BLOCKS),
-    _gaps_over_depth("33_2_vit", "ViT, Adam, Depth-μP", f"--model vit {ADAM}", ("1 2 4 8", "2 4 8 16", "6 12 24 48 96")),
+    _gaps_over_depth("33_2_vit", "ViT, Adam, Depth-μP", f"--model vit {ADAM}", ("1 2 4 8", "2 4 8 16", "6 12 24 48 96"), rate="0.1"),
     _directional(),
     _training("batch_32", VARIANT, "batches of 32", batch=32),
     _training("batch_512", VARIANT, "batches of 512", batch=512,

@@ -18,7 +18,7 @@ from paper_figures.rows import PRESETS, ROWS
 from paper_figures.verdicts import Finding
 
 OPTIONS = {"comparisons.convergence": Convergence, "comparisons.landscape": Landscape, "comparisons.transfer": Transfer}
-FOLDER = Path(gallery.__file__).parent
+FOLDER = Path(gallery.__file__).parent / "gallery"
 PAPER = ["1_1", "4_1", "3_1", "28_1", "35_1", "3_2", "34_1", "6_1", "32_2", "6_2", "19_2", "33_2", "36_1"]
 STEPS, SIZES = np.arange(0, 41, 4), [8, 16, 32]
 
