@@ -109,11 +109,11 @@ def solve(
     for run, rng in _runs(problem, kind, data, samples, repeats, seed):
         curved = hessian and len(of_hessian) < _curved(repeats)
         found, of_curvature = _measured(kind, data, run, rng, problem.top_k * curved)
-        of_runs.append(_observables(kind, data, *found, ranks))
+        of_runs.append(observables(kind, data, *found, ranks))
         of_hessian += [of_curvature] * curved
         total = found if total is None else jax.tree.map(np.add, total, found)
-    values = _observables(kind, data, *(sums / len(of_runs) for sums in total), ranks)
-    errors = {} if kind.exact else errors_of(values, _stacked(of_runs), averaged=repeats)
+    values = observables(kind, data, *(sums / len(of_runs) for sums in total), ranks)
+    errors = {} if kind.exact else errors_of(values, stacked(of_runs), averaged=repeats)
     if hessian:
         coarse = None if kind.exact else _coarse(problem, kind, data, samples, _curved(_curved(repeats)), seed + 1)
         curved, curved_errors = _mean_hessian(of_hessian, coarse)
@@ -143,18 +143,18 @@ def _coarse(problem, kind, data, samples, repeats, seed) -> list[tuple[dict, dic
 
 def _mean_hessian(of_runs, coarse) -> tuple[dict, dict]:
     """(values, errors: bounds of Lanczos' own, and, where it is sampled, the scatter and what fewer samples change)"""
-    of_repeats, bounds = (_stacked(of) for of in zip(*of_runs, strict=True))
+    of_repeats, bounds = (stacked(of) for of in zip(*of_runs, strict=True))
     values = {name: np.mean(of, 0) for name, of in of_repeats.items()}
     bounds = {name: np.max(of, 0) for name, of in bounds.items()}
     if coarse is None:
         return values, bounds
-    of_coarse = _stacked([run for run, _ in coarse])
+    of_coarse = stacked([run for run, _ in coarse])
     spread = errors_of(values, of_repeats, averaged=1)
     change = {name: np.mean(of_coarse[name], 0) - of for name, of in values.items()}
     return values, {name: np.sqrt(spread[name] ** 2 + change[name] ** 2 + bounds[name] ** 2) for name in values}
 
 
-def _stacked(of):
+def stacked(of):
     return {name: np.stack([one[name] for one in of]) for name in of[0]}
 
 
@@ -246,44 +246,44 @@ def _read(problem, samples, repeats) -> tuple[Kind, Data]:
     model, scaling = problem.network, gauge(problem.scaling())
     kind = Kind(model.activation, problem.loss, model.architecture == "residual", problem.nesterov)
     if not kind.exact:
-        _check_sampling(samples, repeats)
+        check_sampling(samples, repeats)
     names = "input", "block" if kind.residual else "hidden", "readout"
-    of_depth = [_of_depth(scaling.roles.get(name, Exponents()), model.depth) for name in names]
+    of_depth = [of_depth(scaling.roles.get(name, Exponents()), model.depth) for name in names]
     data = Data(
         coordinates(problem).scaled,
         problem.targets,
-        _shares(problem),
+        shares(problem),
         problem.step_sizes,
         problem.momentum,
         problem.weight_decay,
         problem.richness,
         scales=np.array([multiplier for multiplier, _ in of_depth]),
         rates=np.array([multiplier * multiplier * rate for multiplier, rate in of_depth]),
-        space=Space(1.0, EXACT_TOLERANCE) if kind.exact else Space(1.0 / samples, TOLERANCE * _motion(problem)),
+        space=Space(1.0, EXACT_TOLERANCE) if kind.exact else Space(1.0 / samples, TOLERANCE * motion(problem)),
     )
     return kind, jax.tree.map(jnp.asarray, data)
 
 
-def _check_sampling(samples, repeats):
+def check_sampling(samples, repeats):
     if samples < 4 or samples & (samples - 1):
         raise ValueError(f"{samples} samples: wanted a power of two, at least 4")
     if repeats < 2:
         raise ValueError(f"{repeats} repeats: wanted at least 2, for their spread is the error")
 
 
-def _of_depth(exponents, depth) -> tuple[float, float]:
+def of_depth(exponents, depth) -> tuple[float, float]:
     """(multiplier, learning rate) of a role, without their powers of the width."""
     return exponents.multiplier(1, depth), exponents.learning_rate(1, depth)
 
 
-def _motion(problem) -> float:
+def motion(problem) -> float:
     """How far fields move, at most one: f is their motion over γ0, so what is left out must be small beside that."""
     errors = LOSSES[problem.loss].gradient(jnp.zeros(problem.targets.shape), jnp.asarray(problem.targets))
     size = problem.richness * float(jnp.sqrt(jnp.mean(errors**2)))
     return min(1.0, size) if size > 0 else 1.0
 
 
-def _shares(problem) -> Float[np.ndarray, "T P"]:
+def shares(problem) -> Float[np.ndarray, "T P"]:
     """How much of each step's batch each sample is."""
     P = problem.num_samples
     if problem.batches is None:
@@ -326,10 +326,10 @@ def _measured(kind, data, run, rng, k) -> tuple[tuple[np.ndarray, np.ndarray], t
         found.append(jax.device_get((state.now.outputs, _ntk(kind, data, state.now))))
         of_hessian.append(curvature.observables(kind, data, rng, state, k) if k else ({}, {}))
     outputs_and_ntk = tuple(np.stack(parts) for parts in zip(*found, strict=True))
-    return outputs_and_ntk, tuple(_stacked(of) for of in zip(*of_hessian, strict=True))
+    return outputs_and_ntk, tuple(stacked(of) for of in zip(*of_hessian, strict=True))
 
 
-def _observables(kind, data, outputs, ntk, top_k) -> dict[str, np.ndarray]:
+def observables(kind, data, outputs, ntk, top_k) -> dict[str, np.ndarray]:
     """Over all samples; not a number after a divergence."""
     found = jax.device_get(_measure(kind, data, outputs, ntk, top_k))
     gone = ~np.isfinite(found["loss"])

@@ -16,6 +16,9 @@ inverted, and x in the span of the b_j costs as many products as there are b_j. 
 
 Fresh fields are made orthogonal to what they must not correlate with: η_j to the e_k, ξ_k to the b_j met before.  In exact
 coordinates they are; of samples it takes the noise that would otherwise enter where a response is still zero.
+
+Fields below may be of K times as many neurons, as the patches are that a convolution acts on.  Held over √K, their products
+are means like all others; then W has entries N(0, 1/N), and the ξ_k are of the norm √K.
 """
 
 from typing import NamedTuple
@@ -53,7 +56,7 @@ class Space(NamedTuple):
 class GaussianMatrix(NamedTuple):
     """Rooms for n fields below and m above; those in use come first, the rest of ``below`` and ``above`` is zero.
 
-    below, above      (n, S) b_j, (m, S) e_k
+    below, above      (n, S) b_j, (m, S) e_k; KS instead of S below where fields are of K times as many neurons there
     sent, returned    (n, S) η_j, (m, S) ξ_k, drawn before they are used
     forward, backward (m, n) F and B, zero for the pairs of the other order
     num_below, num_above   fields in use
@@ -83,6 +86,27 @@ def unmet(sent: Float[Array, "*stack n S"], returned: Float[Array, "*stack m S"]
     return GaussianMatrix(jnp.zeros_like(sent), jnp.zeros_like(returned), sent, returned, nothing, nothing, none, none)
 
 
+def with_more(
+    matrix: GaussianMatrix, sent: Float[Array, "*stack n T"], returned: Float[Array, "*stack m T"]
+) -> GaussianMatrix:
+    """The same with room for as many more fields; draws that bring coordinates of their own make all fields longer."""
+    n, m = sent.shape[-2], returned.shape[-2]
+    s, t = (new.shape[-1] - old.shape[-1] for new, old in ((sent, matrix.sent), (returned, matrix.returned)))
+    return matrix._replace(
+        below=longer(matrix.below, n, t),
+        above=longer(matrix.above, m, s),
+        sent=jnp.concatenate([longer(matrix.sent, s), sent], -2),
+        returned=jnp.concatenate([longer(matrix.returned, t), returned], -2),
+        forward=longer(matrix.forward, m, n),
+        backward=longer(matrix.backward, m, n),
+    )
+
+
+def longer(array: Array, *by: int) -> Array:
+    """With so many zeros behind its last axes."""
+    return jnp.pad(array, [(0, 0)] * (array.ndim - len(by)) + [(0, more) for more in by])
+
+
 def has_room(matrix: GaussianMatrix, below: int, above: int):
     """Whether so many more fields can be met on either side."""
     n, m = matrix.below.shape[-2], matrix.above.shape[-2]
@@ -105,7 +129,8 @@ def send(
     start = matrix.num_below
     fresh = jax.lax.dynamic_slice_in_dim(matrix.sent, start, len(new))
     fresh = space.beyond(fresh, matrix.above)
-    fresh = fresh / jnp.where(space.normed, space.norms(fresh), 1.0)[:, None]
+    per_sample = max(1.0, matrix.sent.shape[-1] / matrix.returned.shape[-1])
+    fresh = fresh / jnp.where(space.normed, space.norms(fresh) / np.sqrt(per_sample), 1.0)[:, None]
     sent = jax.lax.dynamic_update_slice(matrix.sent, fresh, (start, 0))
     seen = jnp.arange(len(matrix.returned)) < matrix.num_above
     responses = jnp.where(seen[:, None], space.products(matrix.returned, new), 0.0)

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Int
 from scipy.special import ndtri
 
 from limits.activations import ACTIVATIONS
-from limits.deep.gaussian_matrix import GaussianMatrix, Space, has_room, meet, send, send_back, unmet
+from limits.deep.gaussian_matrix import GaussianMatrix, Space, has_room, longer, meet, send, send_back, unmet, with_more
 from limits.descent import heavy_ball
 from limits.losses import LOSSES
 
@@ -157,13 +157,13 @@ def _met_first(kind, rng, sizes, samples):
     r, P, C, H = sizes
     below, above = [r, *[P] * H], [*[P * C] * H, C]
     if kind.residual:
-        fields = _parts(_quasi_gaussians(rng, sum(below + above), samples), below + above)
+        fields = _parts(quasi_gaussians(rng, sum(below + above), samples), below + above)
         return fields[: H + 1], fields[H + 1 :]
-    pairs = [_parts(_quasi_gaussians(rng, b + a, samples), [b, a]) for b, a in zip(below, above, strict=True)]
+    pairs = [_parts(quasi_gaussians(rng, b + a, samples), [b, a]) for b, a in zip(below, above, strict=True)]
     return zip(*pairs, strict=True)
 
 
-def _quasi_gaussians(rng, count, samples) -> Float[np.ndarray, "count S"]:
+def quasi_gaussians(rng, count, samples) -> Float[np.ndarray, "count S"]:
     """Scrambled Sobol points turned normal; pseudo-random beyond the last Sobol sequence."""
     from scipy.stats import qmc  # takes a second to import
 
@@ -198,7 +198,7 @@ def advance(kind, data, state, until) -> State:
     def step(state):
         matrices, h, below = forward(kind, data, state.weights, state.matrices)
         last = state.weights.last
-        last = jax.lax.cond(state.step == 0, lambda: _without_outputs(kind, data, h[-1], last), lambda: last)
+        last = jax.lax.cond(state.step == 0, lambda: without_outputs(data.space, kind.activated(h[-1])[0], last), lambda: last)
         weights = state.weights._replace(last=last)
         matrices, now = backward(kind, data, weights, matrices, h, below)
         weights, velocity = descend(kind, data, state.step, weights, state.velocity, now)
@@ -238,12 +238,11 @@ def backward(kind, data, weights, matrices, h, below) -> tuple[GaussianMatrix, F
     return matrices, Fields(weights, outputs, h, features, jnp.concatenate([g[None], before]), below, above)
 
 
-def _without_outputs(kind, data, h, last) -> Float[Array, "C S"]:
+def without_outputs(space, features: Float[Array, "q S"], last: Float[Array, "C S"]) -> Float[Array, "C S"]:
     """The last weights, of the same norm, but orthogonal to these features: f = 0."""
-    features, _ = kind.activated(h)
-    met, *_ = meet(data.space, jnp.zeros_like(features), jnp.zeros((), int), features)
-    rest = data.space.beyond(last, met)
-    return rest * (data.space.norms(last) / data.space.norms(rest))[:, None]
+    met, *_ = meet(space, jnp.zeros_like(features), jnp.zeros((), int), features)
+    rest = space.beyond(last, met)
+    return rest * (space.norms(last) / space.norms(rest))[:, None]
 
 
 def descend(kind, data, step, weights, velocity, now) -> tuple[Weights, Weights]:
@@ -288,11 +287,6 @@ def widened(weights: Weights, n: int, m: int, s: int) -> Weights:
     return weights._replace(first=first, trained=longer(weights.trained, m, n), last=last)
 
 
-def longer(array: Array, *by: int) -> Array:
-    """With so many zeros behind its last axes."""
-    return jnp.pad(array, [(0, 0)] * (array.ndim - len(by)) + [(0, more) for more in by])
-
-
 @jax.jit
 def grown(state, sent, returned) -> State:
     """The same with room for as many more fields; Gaussians that bring coordinates of their own make all fields longer."""
@@ -301,15 +295,7 @@ def grown(state, sent, returned) -> State:
     def wider(weights):
         return widened(weights, n, m, s)
 
-    old, now = state.matrices, state.now
-    matrices = old._replace(
-        below=longer(old.below, n, s),
-        above=longer(old.above, m, s),
-        sent=jnp.concatenate([longer(old.sent, s), sent], 1),
-        returned=jnp.concatenate([longer(old.returned, s), returned], 1),
-        forward=longer(old.forward, m, n),
-        backward=longer(old.backward, m, n),
-    )
+    matrices, now = with_more(state.matrices, sent, returned), state.now
     h, features, gradients = (longer(of, s) for of in (now.h, now.features, now.gradients))
     now = Fields(wider(now.weights), now.outputs, h, features, gradients, longer(now.below, n), longer(now.above, m))
     return State(state.step, wider(state.weights), wider(state.velocity), matrices, now)
