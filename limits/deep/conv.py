@@ -43,6 +43,8 @@ from limits.repeats import errors_of, first_ranks
 from limits.theories import features_stay, insist, other_powers, unknown_to_all
 from limits.trajectory import Trajectory, hessian_left_open
 
+SAMPLES, REPEATS = 2048, 4
+FAMILY = "conv"  # of ``limits.models``
 SIDE = 3  # pixels of a kernel
 STRIDES = 2, 4
 MEASURING = 2**31  # of a run's random streams, behind all that training may spawn
@@ -105,7 +107,7 @@ def pooled(x: Map, pooling: str) -> Map:
 
 def neighbourhoods(x: Map, stride: int) -> Float[Array, "PY KS"]:
     """The patches of 3×3 pixels, over √9, without the pixels that are beyond the border in all of them ("SAME" in XLA)."""
-    P, rows, columns, S = x.shape
+    _, rows, columns, S = x.shape
     borders = jax.lax.padtype_to_pads((rows, columns), (SIDE, SIDE), (stride, stride), "SAME")
     padded = jnp.pad(x, ((0, 0), *borders, (0, 0)))
     down, across = (-(-side // stride) * stride for side in (rows, columns))
@@ -207,9 +209,7 @@ def cotangents(kind, data, matrix, now, signal: Float[Array, "P C"]) -> tuple[Ga
 def ntk(kind, data, matrix, now, sent, returned) -> Float[Array, "P C P C"]:
     """Σ over the matrices of a²r <∂f ∂f>; these draws make room for the gradients of all outputs."""
     (P, C), rows = data.targets.shape, len(now.below)
-    now = now._replace(
-        weights=widened(now.weights, len(sent), len(returned), 0), below=longer(now.below, len(sent))
-    )
+    now = now._replace(weights=widened(now.weights, len(sent), len(returned), 0), below=longer(now.below, len(sent)))
 
     def of_output(matrix, signal):
         matrix, g, above = cotangents(kind, data, matrix, now, jnp.broadcast_to(signal, (P, C)))
@@ -235,3 +235,119 @@ def grown(state, sent, returned) -> State:
     weights, velocity, at = (widened(of, n, m, 0) for of in (state.weights, state.velocity, state.now.weights))
     now = state.now._replace(weights=at, below=longer(state.now.below, n))
     return State(state.step, weights, velocity, with_more(state.matrix, sent, returned), now)
+
+
+@in_float64
+def solve(
+    problem: Problem, *, samples: int = SAMPLES, repeats: int = REPEATS, seed: int = 0, hessian: bool = True
+) -> Trajectory:
+    """The limit of SimpleConvNet: loss, NTK and Gauss-Newton eigenvalues and the trace of the Hessian at the measured steps.
+
+    samples   S, a power of two
+    repeats   independent runs, whose mean outputs and NTK the values are of.  Errors are their scatter
+              (``limits.repeats``) and, in squares, what is changed by half as many samples, in half as many runs
+
+    The Hessian's other observables are left open.  Raises ValueError, in one line, for what has no such limit, and
+    MemoryError for what does not fit this machine: at once, or later if fields need more room than usual.
+    """
+    insist_on_room(problem, samples, repeats, hessian=hessian)
+    kind, data = _read(problem, samples, repeats)
+    halved = data._replace(space=data.space._replace(copies=jnp.asarray(2)))
+    fine = _measured(problem, kind, data, samples, repeats, seed)
+    coarse = _measured(problem, kind, halved, samples, _fewer(repeats), seed + 1)
+    ranks = problem.top_k + problem.num_outputs
+    values, of_coarse = (_of_mean(kind, data, runs, ranks) for runs in (fine, coarse))
+    spread = errors_of(values, stacked([observables(kind, data, *run, ranks) for run in fine]), averaged=repeats)
+    errors = {name: np.hypot(of, of_coarse[name] - values[name]) for name, of in spread.items()}
+    values, errors = (first_ranks(of, problem.top_k) for of in (values, errors))
+    open_ = hessian_left_open("the limit of convolutions is known of the Gauss-Newton part only")
+    return Trajectory(problem.steps, values, errors, left_open=open_)
+
+
+def _fewer(repeats):
+    return max(2, repeats // 2)
+
+
+def _of_mean(kind, data, runs, ranks):
+    return observables(kind, data, *(np.mean(of, 0) for of in zip(*runs, strict=True)), ranks)
+
+
+def work(problem: Problem, samples: int = SAMPLES, repeats: int = REPEATS, *, hessian: bool = True) -> tuple[float, float]:
+    """(multiplications, numbers held at once) of ``solve``, to a factor of about three.  In T steps a matrix meets about 2√T
+    times the fields of one."""
+    kind, (P, C), T = _kind(problem), problem.targets.shape, int(problem.steps[-1]) + 1
+    (Y, K, _), X, patch = kind.counts, prod(kind.places[0]), SIDE**2 * kind.image[2]
+    met, measured = P * Y * min(T, 2 * np.sqrt(T)), len(problem.steps)
+    step = 30 * K * met * P * Y * samples + 4 * P * X * patch * samples
+    room = 2 * max(ROOM, met)
+    numbers = (3 * (K + 1) * (room + P * Y * C) + 8 * P * X + P * C * patch) * samples
+    return (repeats + _fewer(repeats)) * step * (T + C * measured), numbers
+
+
+def insist_on_room(problem: Problem, samples: int = SAMPLES, repeats: int = REPEATS, *, hessian: bool = True) -> None:
+    """Raises MemoryError, in one line, for what ``solve`` would not begin."""
+    multiplications, numbers = work(problem, samples, repeats, hessian=hessian)
+    require_room(numbers, f"this limit takes about {multiplications / RATE / 60:.2g} minutes and needs")
+
+
+def refuses(problem: Problem) -> str | None:
+    """Why there is no such limit."""
+    if refusal := unknown_to_all(problem) or other_powers(problem.scaling()) or features_stay(problem):
+        return refusal
+    if problem.network.family != FAMILY:
+        return f"no limit is known for {problem.model} in {problem.scaling().name}"
+    return None
+
+
+def _kind(problem):
+    model = problem.network
+    return Kind(model.activation, problem.loss, model.pooling, problem.image, problem.nesterov)
+
+
+def _read(problem, samples, repeats) -> tuple[Kind, Data]:
+    """The problem as it is computed; refuses what has no such limit."""
+    insist(refuses(problem))
+    check_sampling(samples, repeats)
+    roles, depth = gauge(problem.scaling()).roles, problem.network.depth
+    powers = [of_depth(roles.get(name, Exponents()), depth) for name in ("input", "hidden", "readout")]
+    images = problem.inputs.reshape(-1, *problem.image) * fan_in_multiplier(problem.image[2])
+    data = Data(
+        neighbourhoods(images, STRIDES[0]),
+        problem.targets,
+        shares(problem),
+        problem.step_sizes,
+        problem.momentum,
+        problem.weight_decay,
+        problem.richness,
+        scales=np.array([multiplier for multiplier, _ in powers]),
+        rates=np.array([multiplier * multiplier * rate for multiplier, rate in powers]),
+        space=Space(1.0 / samples, TOLERANCE * motion(problem)),
+    )
+    return _kind(problem), jax.tree.map(jnp.asarray, data)
+
+
+def _measured(problem, kind, data, samples, repeats, seed) -> list[tuple[np.ndarray, np.ndarray]]:
+    """f (T, P, C) and Θ (T, P, C, P, C) of independent runs.  What measuring draws, training does not see."""
+    found = []
+    for of_run in np.random.SeedSequence(seed).spawn(repeats):
+        of_measuring = np.random.SeedSequence(of_run.entropy, spawn_key=(*of_run.spawn_key, MEASURING))
+        rng, copies = np.random.default_rng(of_measuring), int(data.space.copies)
+        gradients, of_steps = data.targets.size * kind.counts[0], []
+        for state in run(problem, kind, data, samples, np.random.default_rng(of_run)):
+            theta = ntk(kind, data, state.matrix, state.now, *more_draws(kind, rng, 0, gradients, samples, copies))
+            of_steps.append(jax.device_get((state.now.outputs, theta)))
+        found.append(tuple(np.stack(of) for of in zip(*of_steps, strict=True)))
+    return found
+
+
+def run(problem, kind, data, samples, rng) -> Iterator[State]:
+    """Behind each measured step, with its fields."""
+    (P, C), copies = problem.targets.shape, int(data.space.copies)
+    n = m = max(ROOM, 4 * P * kind.counts[0])
+    state = begin(kind, data, *first_draws(kind, rng, (data.inputs.shape[1], P, C, n, m), samples, copies))
+    for step in problem.steps:
+        while (state := advance(kind, data, state, step + 1)).step <= step:
+            n, m = len(state.matrix.sent), len(state.matrix.returned)
+            require_room(3 * 2 * (n + m) * (kind.counts[1] + 1) * samples)
+            state = grown(state, *more_draws(kind, rng, n, m, samples, copies))
+        yield state

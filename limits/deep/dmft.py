@@ -248,7 +248,7 @@ def _read(problem, samples, repeats) -> tuple[Kind, Data]:
     if not kind.exact:
         check_sampling(samples, repeats)
     names = "input", "block" if kind.residual else "hidden", "readout"
-    of_depth = [of_depth(scaling.roles.get(name, Exponents()), model.depth) for name in names]
+    powers = [of_depth(scaling.roles.get(name, Exponents()), model.depth) for name in names]
     data = Data(
         coordinates(problem).scaled,
         problem.targets,
@@ -257,8 +257,8 @@ def _read(problem, samples, repeats) -> tuple[Kind, Data]:
         problem.momentum,
         problem.weight_decay,
         problem.richness,
-        scales=np.array([multiplier for multiplier, _ in of_depth]),
-        rates=np.array([multiplier * multiplier * rate for multiplier, rate in of_depth]),
+        scales=np.array([multiplier for multiplier, _ in powers]),
+        rates=np.array([multiplier * multiplier * rate for multiplier, rate in powers]),
         space=Space(1.0, EXACT_TOLERANCE) if kind.exact else Space(1.0 / samples, TOLERANCE * motion(problem)),
     )
     return kind, jax.tree.map(jnp.asarray, data)

@@ -79,11 +79,12 @@ class GaussianMatrix(NamedTuple):
         )
 
 
-def unmet(sent: Float[Array, "*stack n S"], returned: Float[Array, "*stack m S"]) -> GaussianMatrix:
+def unmet(sent: Float[Array, "*stack n S"], returned: Float[Array, "*stack m KS"]) -> GaussianMatrix:
     """A matrix that has met nothing, with these draws in store."""
-    *stack, n, _ = sent.shape
-    nothing, none = jnp.zeros((*stack, returned.shape[-2], n)), jnp.zeros(stack, int)
-    return GaussianMatrix(jnp.zeros_like(sent), jnp.zeros_like(returned), sent, returned, nothing, nothing, none, none)
+    (*stack, n, S), (*_, m, KS) = sent.shape, returned.shape
+    nothing, none = jnp.zeros((*stack, m, n)), jnp.zeros(stack, int)
+    below, above = jnp.zeros((*stack, n, KS)), jnp.zeros((*stack, m, S))
+    return GaussianMatrix(below, above, sent, returned, nothing, nothing, none, none)
 
 
 def with_more(
