@@ -49,7 +49,7 @@ SIDE = 3  # pixels of a kernel
 STRIDES = 2, 4
 MEASURING = 2**31  # of a run's random streams, behind all that training may spawn
 
-Map = Float[Array, "P rows columns S"]
+Map = Float[Array, "P _ _ S"]  # rows and columns
 
 
 class Kind(NamedTuple):
@@ -105,7 +105,7 @@ def pooled(x: Map, pooling: str) -> Map:
     return POOLINGS[pooling].of(windows, axis=(2, 4))
 
 
-def neighbourhoods(x: Map, stride: int) -> Float[Array, "PY KS"]:
+def neighbourhoods(x: Map, stride: int) -> Float[Array, "_ _"]:
     """The patches of 3×3 pixels, over √9, without the pixels that are beyond the border in all of them ("SAME" in XLA)."""
     _, rows, columns, S = x.shape
     borders = jax.lax.padtype_to_pads((rows, columns), (SIDE, SIDE), (stride, stride), "SAME")
@@ -310,7 +310,7 @@ def _read(problem, samples, repeats) -> tuple[Kind, Data]:
     check_sampling(samples, repeats)
     roles, depth = gauge(problem.scaling()).roles, problem.network.depth
     powers = [of_depth(roles.get(name, Exponents()), depth) for name in ("input", "hidden", "readout")]
-    images = problem.inputs.reshape(-1, *problem.image) * fan_in_multiplier(problem.image[2])
+    images = jnp.asarray(problem.inputs).reshape(-1, *problem.image) * fan_in_multiplier(problem.image[2])
     data = Data(
         neighbourhoods(images, STRIDES[0]),
         problem.targets,

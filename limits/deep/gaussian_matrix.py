@@ -88,7 +88,7 @@ def unmet(sent: Float[Array, "*stack n S"], returned: Float[Array, "*stack m KS"
 
 
 def with_more(
-    matrix: GaussianMatrix, sent: Float[Array, "*stack n T"], returned: Float[Array, "*stack m T"]
+    matrix: GaussianMatrix, sent: Float[Array, "*stack n S"], returned: Float[Array, "*stack m KS"]
 ) -> GaussianMatrix:
     """The same with room for as many more fields; draws that bring coordinates of their own make all fields longer."""
     n, m = sent.shape[-2], returned.shape[-2]
@@ -117,7 +117,7 @@ def has_room(matrix: GaussianMatrix, below: int, above: int):
 def send(
     space: Space,
     matrix: GaussianMatrix,
-    fields: Float[Array, "p S"],
+    fields: Float[Array, "p KS"],
     decay: Float[Array, ""],
     trained: Float[Array, "m n"],
     combine: Float[Array, "q p"] | None = None,
@@ -149,7 +149,7 @@ def image(
 
 def send_back(
     space: Space, matrix: GaussianMatrix, fields: Float[Array, "p S"], decay: Float[Array, ""], trained: Float[Array, "m n"]
-) -> tuple[GaussianMatrix, Float[Array, "p S"], Float[Array, "p m"]]:
+) -> tuple[GaussianMatrix, Float[Array, "p KS"], Float[Array, "p m"]]:
     """The same with the transpose: (the matrix, W(t)ᵀ fields, <e_k x>)."""
     matrix, out, coordinates = send(space, matrix.transposed, fields, decay, trained.T)
     return matrix.transposed, out, coordinates
