@@ -11,6 +11,7 @@ _HOMES = {  # of what is offered here, each imported where it is first asked for
     "Problem": "limits.problem:Problem",
     "Scaling": "limits.exponents.algebra:Scaling",
     "Trajectory": "limits.trajectory:Trajectory",
+    "conv": "limits.deep.conv",
     "curvature": "limits.two_layer.linear_curvature",
     "deep_linear": "limits.deep.linear",
     "depth": "limits.deep.infinite_depth",

@@ -1,5 +1,7 @@
 """SimpleConvNet at N = ∞: real matrices in its place, dense networks, the kernel limit, and trained networks."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,9 @@ from comparisons.power_law import fit
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem, minibatches
-from limits.deep import conv, network
+from limits.deep import conv, dmft, network
 from limits.deep.gaussian_matrix import unmet
+from limits.exponents.parametrization import interpolated
 from limits.kernel import ntk
 from limits.losses import LOSSES
 from limits.machine import in_float64
@@ -81,3 +84,62 @@ def test_a_network_in_place_of_the_infinite_one_trains_as_it_does(options):
             params[role] = params[role] - problem.learning_rate * velocity[role]
         state = conv.advance(kind, data, state, t + 2)
     assert np.abs(state.now.outputs).max() > 0.05
+
+
+# Other limits
+
+
+@in_float64
+def test_one_pixel_is_a_perceptron():
+    """Of images of one pixel only the middle of a kernel is left, over 3: mlp3, step by step with the same Gaussians."""
+    problem = a_problem(9 * X[:, :2], np.abs(Y[:, :1]) + 1, image_shape=(1, 1, 2), learning_rate=1.0)
+    kind, data = conv._read(problem, 512, 2)
+    first, *in_store, last = conv.first_draws(kind, np.random.default_rng(0), (2, 3, 1, 32, 32), 512)
+    ours = conv.begin(kind, data, first, *in_store, last)
+    perceptron = network.Kind("relu", "mse", False, False)
+    data_of_it = data._replace(scales=data.scales / np.array([1, 3, 1]), rates=data.rates / np.array([1, 9, 1]))
+    theirs = network.begin(perceptron, data_of_it, first, *(of[None] for of in in_store), last)
+    ours, theirs = conv.advance(kind, data, ours, 5), network.advance(perceptron, data_of_it, theirs, 5)
+    assert int(ours.step) == int(theirs.step) == 5
+    np.testing.assert_allclose(ours.now.outputs, theirs.now.outputs, rtol=1e-9)
+    assert np.abs(ours.now.outputs).min() > 0.01
+    theta = conv.ntk(kind, data, ours.matrix, ours.now, *conv.more_draws(kind, RNG, 0, 3, 512))
+    np.testing.assert_allclose(theta, dmft._ntk(perceptron, data_of_it, theirs.now), rtol=1e-8)
+
+
+def test_little_richness_is_the_kernel_limit():
+    """Of average pooling, which has an analytic kernel."""
+    problem = a_problem(richness=0.01, pooling="average")
+    lazy = ntk.solve(replace(problem, parametrization=interpolated(0.25)))
+    limit = conv.solve(problem, samples=1024)
+    for name in ("loss", "ntk_eigenvalues"):
+        assert (np.abs(limit[name] - lazy[name]) < 3 * limit.error(name) + 1e-4).all(), name
+        assert limit.error(name).max() < 0.03 * lazy[name].max()
+    assert np.ptp(lazy["loss"]) > 10 * limit.error("loss").max()
+
+
+# Networks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [{"momentum": 0.5, "batches": OPTIMISER["batches"]}, {"pooling": "average", "targets": CLASSES, "loss": "cross_entropy"}],
+    ids=["max", "average"],
+)
+def test_networks_approach_the_limit(options):
+    """Loss and largest NTK eigenvalue: the distance falls as N^{-1/2}."""
+    problem = a_problem(**{"num_steps": 4, "measure_every": 4, "top_k": 1, "learning_rate": 0.6} | options)
+    limit, names = conv.solve(problem), ("loss", "ntk_eigenvalues")
+    widths, distances = (32, 64, 128, 256, 512), {name: [] for name in names}
+    for width in widths:
+        networks = train(problem, build(problem, width), jax.random.split(jax.random.key(width), 24), observables=names)
+        for name in names:
+            distances[name].append([np.ravel(one[name] - limit[name])[-1] for one in networks])
+    for name, errors in distances.items():
+        error = float(np.ravel(limit.error(name))[-1])
+        law = fit(widths, np.array(errors), noise_floor=error)
+        print(name, law, np.mean(errors, 1), np.std(errors, 1), error, limit[name])
+        assert law.interval[0] <= -0.5 <= law.interval[1], (name, law)
+        assert law.interval[1] < -0.2  # a wrong limit would leave a distance that does not fall
+        assert abs(np.mean(errors[-1])) < 3 * np.hypot(np.std(errors[-1]) / np.sqrt(24), error)

@@ -15,6 +15,8 @@ What training needs of the outputs is their sum Σ_c π_p Δ_pc g_pc, one cotang
 the NTK pulls each output back, and training does not see what it meets.  Optimiser and conventions are those of
 ``limits.deep.network``.
 
+No command asks for this limit yet, nor does ``limits.solve``: it is asked here.
+
 Cost: a step at which the matrix has met n patches and m gradients takes about 15 (n K + m K) P Y S multiplications, Y the
 places of h².  The error is the spread of independent repeats and the step from S/2 to S.
 """
@@ -243,15 +245,22 @@ def solve(
 ) -> Trajectory:
     """The limit of SimpleConvNet: loss, NTK and Gauss-Newton eigenvalues and the trace of the Hessian at the measured steps.
 
-    samples   S, a power of two
+    samples   S, a power of two; gradients that were met leave S less their number of directions to new ones: of SimpleConvNet
+              on 8 photographs 1000 were met in 64 steps at S = 1024, and the loss moved by 5 % from half of that S
     repeats   independent runs, whose mean outputs and NTK the values are of.  Errors are their scatter
               (``limits.repeats``) and, in squares, what is changed by half as many samples, in half as many runs
+
+    >>> images, classes = np.random.default_rng(0).normal(size=(2, 64)), np.eye(2)
+    >>> problem = Problem(images, classes, model="conv", learning_rate=0.2, num_steps=2, measure_every=2)
+    >>> limit = solve(problem, samples=128, repeats=2)
+    >>> [bool(loss > 0) for loss in limit["loss"]], limit["ntk_eigenvalues"].shape
+    ([True, True], (2, 3))
 
     The Hessian's other observables are left open.  Raises ValueError, in one line, for what has no such limit, and
     MemoryError for what does not fit this machine: at once, or later if fields need more room than usual.
     """
-    insist_on_room(problem, samples, repeats, hessian=hessian)
     kind, data = _read(problem, samples, repeats)
+    insist_on_room(problem, samples, repeats, hessian=hessian)
     halved = data._replace(space=data.space._replace(copies=jnp.asarray(2)))
     fine = _measured(problem, kind, data, samples, repeats, seed)
     coarse = _measured(problem, kind, halved, samples, _fewer(repeats), seed + 1)
@@ -273,11 +282,11 @@ def _of_mean(kind, data, runs, ranks):
 
 
 def work(problem: Problem, samples: int = SAMPLES, repeats: int = REPEATS, *, hessian: bool = True) -> tuple[float, float]:
-    """(multiplications, numbers held at once) of ``solve``, to a factor of about three.  In T steps a matrix meets about 2√T
-    times the fields of one."""
+    """(multiplications, numbers held at once) of ``solve``, to a factor of about three.  Fields of kinks do not repeat: in T
+    steps a matrix meets T times the patches of one."""
     kind, (P, C), T = _kind(problem), problem.targets.shape, int(problem.steps[-1]) + 1
     (Y, K, _), X, patch = kind.counts, prod(kind.places[0]), SIDE**2 * kind.image[2]
-    met, measured = P * Y * min(T, 2 * np.sqrt(T)), len(problem.steps)
+    met, measured = P * Y * T, len(problem.steps)
     step = 30 * K * met * P * Y * samples + 4 * P * X * patch * samples
     room = 2 * max(ROOM, met)
     numbers = (3 * (K + 1) * (room + P * Y * C) + 8 * P * X + P * C * patch) * samples
