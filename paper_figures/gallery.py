@@ -32,7 +32,7 @@ def make(options: Options) -> None:
         began = time.perf_counter()
         try:
             found[row.name] = one(row, options, folder / row.name, gallery / f"{row.name}.png")
-        except (Refused, Damaged) as refusal:
+        except (Refused, Damaged, ValueError, MemoryError) as refusal:  # of this row; the others are made all the same
             found[row.name] = f"not made: {refusal}"
         print(f"{row.name}: {(time.perf_counter() - began) / 60:.1f} min: {found[row.name]}", flush=True)
         (gallery / "README.md").write_text(page(options.preset, found), encoding="utf-8")

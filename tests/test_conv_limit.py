@@ -139,7 +139,6 @@ def test_networks_approach_the_limit(options):
     for name, errors in distances.items():
         error = float(np.ravel(limit.error(name))[-1])
         law = fit(widths, np.array(errors), noise_floor=error)
-        print(name, law, np.mean(errors, 1), np.std(errors, 1), error, limit[name])
         assert law.interval[0] <= -0.5 <= law.interval[1], (name, law)
         assert law.interval[1] < -0.2  # a wrong limit would leave a distance that does not fall
         assert abs(np.mean(errors[-1])) < 3 * np.hypot(np.std(errors[-1]) / np.sqrt(24), error)
