@@ -73,7 +73,7 @@ def store(tmp_path):
 
 
 def ensured(store, work, wanted=ALL, engine=Engine()):  # noqa: B008
-    Run(store.folder, work, store, engine).ensure(wanted)
+    Run(store.folder, work, store, engine, "test").ensure(wanted)
 
 
 def contents(folder):

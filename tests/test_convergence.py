@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -71,14 +70,6 @@ def test_trajectories_are_labelled(finished):
     assert (files.read(finished / "trajectories.nc")["seconds"] > 0).all()
     difference = dataset["loss"] - dataset["loss_limit"]
     np.testing.assert_allclose(difference.transpose("width", "seed", "step"), dataset["loss_deviation"], atol=1e-14)
-
-
-def test_the_lines_that_load_a_folder(finished, capsys):
-    """Those of comparisons/README.md."""
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "comparisons" / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    (code,) = (example for example in examples if "results/DIR" in example)
-    exec(compile(code.replace("results/DIR", str(finished)), "README.md", "exec"), {})
-    assert numbers(finished)["loss"].attrs["definition"] in capsys.readouterr().out
 
 
 def test_what_is_subtracted_says_what_it_is(finished):

@@ -176,7 +176,8 @@ def test_blocks_that_are_equal_count_as_often_as_they_occur(counts, gaps, seed):
     found = solve(np.diag(spectrum), "float64", seed=seed, top=12, bottom=0, check_every=1)
     true = np.sort(spectrum)[::-1][:12]
     assert (np.abs(found.values - true) <= found.errors + 1e-14).all()
-    assert found.converged.all() or len(outliers) < 12  # the bulk's own values have no gaps
+    undecided = int(np.sum(~found.converged))  # a last copy may be found and not be known to be there
+    assert undecided <= 1 or len(outliers) < 12  # the bulk's own values have no gaps
 
 
 def test_copies_that_are_not_excluded_widen_the_error():

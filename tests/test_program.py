@@ -56,6 +56,7 @@ def test_a_row_starts_what_it_names(monkeypatch, capsys):
 
 
 def test_of_the_figures_the_one_that_is_named(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "paper_figures.figure_6_2", raising=False)  # of another test
     status, told = said(monkeypatch, capsys, "figures", "figure_6_2", "--reslts", "x")
     assert (status, told.count("\n")) == (2, 1)
     assert "did you mean --results?" in told

@@ -39,7 +39,7 @@ def final_losses(there, param, width) -> xr.DataArray:
     """(seed, learning_rate) of one size, trained."""
     store, rates = cells.Store(there.options.out, "test"), list(there.work.rates)
     one_size = [cell for cell in there.cells if (cell.param, cell.width) == (param, width)]
-    cells.Run(store.folder, there.work, store, cells.Engine()).ensure(one_size)
+    cells.Run(store.folder, there.work, store, cells.Engine(), "test").ensure(one_size)
     losses = [[store.read(Cell(param, width, 1, rate, seed))["loss"][-1] for rate in rates] for seed in there.seeds]
     return xr.DataArray(losses, {"seed": list(there.seeds), "learning_rate": rates}, ("seed", "learning_rate"))
 

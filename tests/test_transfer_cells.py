@@ -28,7 +28,7 @@ def store(tmp_path):
 
 
 def ensured(work, store, wanted):
-    cells.Run(store.folder, work, store, cells.Engine()).ensure(wanted)
+    cells.Run(store.folder, work, store, cells.Engine(), "test").ensure(wanted)
 
 
 def contents(store):
