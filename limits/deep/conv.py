@@ -32,11 +32,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from limits.activations import ACTIVATIONS
-from limits.deep.dmft import RATE, ROOM, TOLERANCE, check_sampling, motion, observables, of_depth, require_room, shares, stacked
+from limits.deep.dmft import RATE, ROOM, TOLERANCE, check_sampling, data_of, motion, observables, require_room, stacked
 from limits.deep.gaussian_matrix import GaussianMatrix, Space, has_room, longer, send, send_back, unmet, with_more
 from limits.deep.network import Data, Weights, moved, quasi_gaussians, scaled, widened, without_outputs
-from limits.exponents.algebra import Exponents
-from limits.exponents.parametrization import fan_in_multiplier, gauge
+from limits.exponents.parametrization import fan_in_multiplier
 from limits.losses import LOSSES
 from limits.machine import in_float64
 from limits.models import POOLINGS
@@ -317,22 +316,9 @@ def _read(problem, samples, repeats) -> tuple[Kind, Data]:
     """The problem as it is computed; refuses what has no such limit."""
     insist(refuses(problem))
     check_sampling(samples, repeats)
-    roles, depth = gauge(problem.scaling()).roles, problem.network.depth
-    powers = [of_depth(roles.get(name, Exponents()), depth) for name in ("input", "hidden", "readout")]
     images = jnp.asarray(problem.inputs).reshape(-1, *problem.image) * fan_in_multiplier(problem.image[2])
-    data = Data(
-        neighbourhoods(images, STRIDES[0]),
-        problem.targets,
-        shares(problem),
-        problem.step_sizes,
-        problem.momentum,
-        problem.weight_decay,
-        problem.richness,
-        scales=np.array([multiplier for multiplier, _ in powers]),
-        rates=np.array([multiplier * multiplier * rate for multiplier, rate in powers]),
-        space=Space(1.0 / samples, TOLERANCE * motion(problem)),
-    )
-    return _kind(problem), jax.tree.map(jnp.asarray, data)
+    space = Space(1.0 / samples, TOLERANCE * motion(problem))
+    return _kind(problem), data_of(problem, neighbourhoods(images, STRIDES[0]), "hidden", space)
 
 
 def _measured(problem, kind, data, samples, repeats, seed) -> list[tuple[np.ndarray, np.ndarray]]:

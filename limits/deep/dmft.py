@@ -243,25 +243,31 @@ def refuses(problem: Problem) -> str | None:
 def _read(problem, samples, repeats) -> tuple[Kind, Data]:
     """The problem as it is computed; refuses what has no such limit."""
     insist(refuses(problem))
-    model, scaling = problem.network, gauge(problem.scaling())
+    model = problem.network
     kind = Kind(model.activation, problem.loss, model.architecture == "residual", problem.nesterov)
     if not kind.exact:
         check_sampling(samples, repeats)
-    names = "input", "block" if kind.residual else "hidden", "readout"
-    powers = [of_depth(scaling.roles.get(name, Exponents()), model.depth) for name in names]
+    space = Space(1.0, EXACT_TOLERANCE) if kind.exact else Space(1.0 / samples, TOLERANCE * motion(problem))
+    return kind, data_of(problem, coordinates(problem).scaled, "block" if kind.residual else "hidden", space)
+
+
+def data_of(problem: Problem, inputs: Float[Array, "_ r"], between: str, space: Space) -> Data:
+    """The problem in the numbers that the sweeps take; ``between``: the role of matrices behind the first, before the last."""
+    roles, depth = gauge(problem.scaling()).roles, problem.network.depth
+    powers = [_of_depth(roles.get(name, Exponents()), depth) for name in ("input", between, "readout")]
     data = Data(
-        coordinates(problem).scaled,
+        inputs,
         problem.targets,
-        shares(problem),
+        _shares(problem),
         problem.step_sizes,
         problem.momentum,
         problem.weight_decay,
         problem.richness,
         scales=np.array([multiplier for multiplier, _ in powers]),
         rates=np.array([multiplier * multiplier * rate for multiplier, rate in powers]),
-        space=Space(1.0, EXACT_TOLERANCE) if kind.exact else Space(1.0 / samples, TOLERANCE * motion(problem)),
+        space=space,
     )
-    return kind, jax.tree.map(jnp.asarray, data)
+    return jax.tree.map(jnp.asarray, data)
 
 
 def check_sampling(samples, repeats):
@@ -271,7 +277,7 @@ def check_sampling(samples, repeats):
         raise ValueError(f"{repeats} repeats: wanted at least 2, for their spread is the error")
 
 
-def of_depth(exponents, depth) -> tuple[float, float]:
+def _of_depth(exponents, depth) -> tuple[float, float]:
     """(multiplier, learning rate) of a role, without their powers of the width."""
     return exponents.multiplier(1, depth), exponents.learning_rate(1, depth)
 
@@ -283,7 +289,7 @@ def motion(problem) -> float:
     return min(1.0, size) if size > 0 else 1.0
 
 
-def shares(problem) -> Float[np.ndarray, "T P"]:
+def _shares(problem) -> Float[np.ndarray, "T P"]:
     """How much of each step's batch each sample is."""
     P = problem.num_samples
     if problem.batches is None:
