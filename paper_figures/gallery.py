@@ -27,7 +27,8 @@ def make(options: Options) -> None:
     gallery = options.gallery or folder
     gallery.mkdir(parents=True, exist_ok=True)
     drawn = [row for row in ROWS.values() if (folder / row.name / f"{row.name}.png").exists()]
-    found = {row.name: verdict(row, folder / row.name) for row in drawn if (gallery / f"{row.name}.png").exists()}
+    drawn = [row for row in drawn if (gallery / f"{row.name}.png").exists()]
+    found = {row.name: verdict(row, folder / row.name, options.preset) for row in drawn}
     for row in rows:
         began = time.perf_counter()
         try:
@@ -47,7 +48,7 @@ def one(row: Row, options: Options, results: Path, picture: Path) -> str:
     with contextlib.redirect_stdout(io.StringIO()):
         pkgutil.resolve_name(f"paper_figures.{row.script}:draw")(Drawing(results, results / row.name))
     shrink(results / f"{row.name}.png", picture)
-    return verdict(row, results)
+    return verdict(row, results, options.preset)
 
 
 def shrink(path: Path, to: Path) -> None:

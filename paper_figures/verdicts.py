@@ -24,6 +24,7 @@ SAME, MOVES, UNDECIDED = "same", "moves", "undecided"
 WORDS = {"super consistent": SAME, "grows": MOVES, "falls": MOVES, "accumulates": MOVES, "transfers": SAME,
          "does not transfer": MOVES}  # fmt: skip
 SHARPNESS = ("hessian_eigenvalues", "preconditioned_sharpness")
+SMALL = "tiny"  # the preset whose figures show how, not what
 DECIDES = "more seeds and a wider range of sizes would decide"
 
 
@@ -58,13 +59,15 @@ class Finding:
         return False if low > 0 or high < 0 else None  # flat: no interval shows that it is
 
 
-def said(row: Row, findings: list[Finding]) -> str:
-    """The verdict of a row, in a line."""
+def said(row: Row, findings: list[Finding], small: bool = False) -> str:
+    """The verdict of a row, in a line; of networks too small to judge by, what was found only."""
     compared = [finding.against(row.claims.get(finding.what)) for finding in findings]
     told = "; ".join(map(str, findings))
     if not row.claims:
         return f"the paper's claim is not at hand. {told}"
-    if False in compared:
+    if small:
+        head = "too small to judge"
+    elif False in compared:
         head = "not as in the paper: " + ", ".join(f.what for f, one in zip(findings, compared, strict=True) if one is False)
     elif None in compared or not compared:
         head = f"undecided: {DECIDES}"
@@ -73,9 +76,9 @@ def said(row: Row, findings: list[Finding]) -> str:
     return f"{head}. {told}"
 
 
-def verdict(row: Row, results: Path) -> str:
+def verdict(row: Row, results: Path, preset: str) -> str:
     """Of a row whose results are there."""
-    return said(row, list(OF[row.script](row, results)))
+    return said(row, list(OF[row.script](row, results)), small=preset == SMALL)
 
 
 def _training(row: Row, results: Path) -> Iterator[Finding]:

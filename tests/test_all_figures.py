@@ -54,6 +54,7 @@ def test_an_unknown_row_is_one_line(capsys):
     ("+0.58 … +0.88", (0.6, 0.8), True), ("+0.58 … +0.88", (0.1, 0.5), False), ("+0.58 … +0.88", (0.5, 0.8), None),
     ("-0.77 … -0.47", (-0.7, -0.5), True), ("flat", (0.1, 0.5), False), ("flat", (-0.1, 0.5), None),
     ("grows", (0.1, 0.5), True), ("grows", (-0.5, -0.1), False), ("grows", (np.nan, np.nan), None),
+    ("grows", (-0.1, 0.5), None),
 ])  # fmt: skip
 def test_an_interval_against_a_claim(claim, interval, agrees):
     assert Finding("loss in time", "", interval).against(claim) is agrees
@@ -67,6 +68,7 @@ def test_a_verdict_needs_all_findings(mup, ntp, says):
     found = [Finding("transfer mup", mup), Finding("transfer ntp", ntp)]
     assert verdicts.said(ROWS["19_2"], found).startswith(says)
     assert verdicts.said(ROWS["random_features"], found).startswith("the paper's claim is not at hand")
+    assert verdicts.said(ROWS["19_2"], found, small=True).startswith("too small to judge. transfer mup: ")
 
 
 def gaps(power, width=0.0):
