@@ -29,6 +29,7 @@ STYLE = {
 }  # fmt: skip
 EDGE = {"color": "firebrick", "linewidth": 0.9, "label": "edge of stability"}
 LIMIT = {"color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 5}
+OF_LIMIT = "twice the limit's own error"
 PANEL = (2.9, 2.7)  # inches
 HUGE = 1e100  # what is larger has diverged; from 1e300 on matplotlib's own arithmetic overflows
 DECADES = 30  # of a logarithmic axis below where its lines start, at most: there is rounding
@@ -176,6 +177,20 @@ def against_step(axis: Axes, values: xr.DataArray, **style) -> None:
     axis.plot(values.step, values, marker="o" if lone else None, markersize=3.5, **style)
     if lone and (last := int(values.step[-1])) > 0:
         axis.set_xlim(-0.02 * last, 1.02 * last)
+
+
+def limit(axis: Axes, values: xr.DataArray, error: xr.DataArray | None = None, **style) -> None:
+    """Dashed, against step; a sampled one within twice its own error."""
+    style = LIMIT | style
+    if error is not None and (error > 0).any():
+        axis.fill_between(values.step, values - 2 * error, values + 2 * error, color=style["color"], alpha=0.25, linewidth=0,
+                          label=banded(OF_LIMIT))  # fmt: skip
+    against_step(axis, values, label="limit", **style)
+
+
+def limit_handles() -> list[Artist]:
+    """Of the limit and of its error, in a legend."""
+    return [Line2D([], [], label="limit", **LIMIT), band(OF_LIMIT)]
 
 
 def logarithmic(axis: Axes, bottom: float = 0.0) -> None:

@@ -1,5 +1,6 @@
 """What the scripts share: results on disk, and where a picture goes."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -21,6 +22,13 @@ def read(path: Path, recipe: str) -> xr.Dataset | list:
         return files.read_json(path) if path.suffix == ".json" else files.read(path)
     except files.Damaged as damage:
         raise files.Refused(f"{damage}; make the results with: {recipe}") from None
+
+
+def said_of_limits(run: xr.Dataset) -> str:
+    """What a caption adds where limits are drawn."""
+    if not any(str(name).endswith("_limit") for name in run):
+        return ""
+    return f"; dashed: the limit, on the same {json.loads(run.attrs['configuration'])['samples']} samples"
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -330,15 +330,16 @@ def table(
             lines.append(f"{_short_name(growth.observable):<16}× {picture.largest(growth):<22} {late:<26} {growth.verdict}")
     if unstable_after is not None:
         lines += ["", f"the limit crosses the edge of stability at step {unstable_after}: no exponents after it"]
-    lines += [line for one in followed for line in _followed(one)]
+    lines += [line for one in followed for line in _followed(one, int(comparison.problem.steps[-1]))]
     return "\n".join(lines)
 
 
-def _followed(one: Following):
-    """How long networks follow the limit beyond the edge."""
+def _followed(one: Following, last: int):
+    """How long networks follow the limit beyond the edge; the end is the last step, or that until which it is known."""
     rate, (low, high) = one.rate, one.interval
     grows = f"; if log N/(2r), r = {rate:.3g} [{low:.3g}, {high:.3g}] per step" if isfinite(rate) else ""
-    yield f"{one.observable} within {one.tolerance:.0%} of it for so many steps: {one.law}{grows}"
+    known = "" if one.until == last else f"; behind step {one.until} its own error is too large to say"
+    yield f"{one.observable} within {one.tolerance:.0%} of it for so many steps: {one.law}{grows}{known}"
     columns = one.widths, one.steps, one.intervals, one.predicted or [np.nan] * len(one.widths), one.to_the_end
     for width, steps, (low, high), predicted, to_the_end in zip(*columns, strict=True):
         theory = f"theory {predicted:.1f}" if isfinite(predicted) else ""
