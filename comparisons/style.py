@@ -155,9 +155,9 @@ def banded(what: str) -> str:
     return f"band: {what}"
 
 
-def band(what: str) -> Patch:
+def band(what: str, color: str = "gray") -> Patch:
     """Its handle."""
-    return Patch(facecolor="gray", alpha=0.3, linewidth=0, label=banded(what))
+    return Patch(facecolor=color, alpha=0.3, linewidth=0, label=banded(what))
 
 
 def widths(dataset: xr.Dataset) -> list[Line2D]:
@@ -183,14 +183,14 @@ def limit(axis: Axes, values: xr.DataArray, error: xr.DataArray | None = None, *
     """Dashed, against step; a sampled one within twice its own error."""
     style = LIMIT | style
     if error is not None and (error > 0).any():
-        axis.fill_between(values.step, values - 2 * error, values + 2 * error, color=style["color"], alpha=0.25, linewidth=0,
+        axis.fill_between(values.step, values - 2 * error, values + 2 * error, color=style["color"], alpha=0.3, linewidth=0,
                           label=banded(OF_LIMIT))  # fmt: skip
     against_step(axis, values, label="limit", **style)
 
 
 def limit_handles() -> list[Artist]:
     """Of the limit and of its error, in a legend."""
-    return [Line2D([], [], label="limit", **LIMIT), band(OF_LIMIT)]
+    return [Line2D([], [], label="limit", **LIMIT), band(OF_LIMIT, LIMIT["color"])]
 
 
 def logarithmic(axis: Axes, bottom: float = 0.0) -> None:
