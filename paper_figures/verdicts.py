@@ -101,9 +101,9 @@ def beside_limits(along: xr.Dataset) -> Iterator[Finding]:
         if limit is None or not np.isfinite(limit.values[-1]):
             continue
         last, at = first(widest[name]).isel(step=-1), float(limit[-1])
-        off = {"networks": float(last.std("seed", ddof=1)) / last.sizes["seed"] ** 0.5,
-               "limit": 0.0 if error is None else float(error[-1])}  # fmt: skip
-        doubt = np.hypot(*off.values()) / abs(at)
+        of_networks = float(last.std("seed", ddof=1)) / np.sqrt(last.sizes["seed"])
+        of_limit = 0.0 if error is None else np.nan_to_num(float(error[-1]))  # not a number beside others, where it is exact
+        doubt = np.hypot(of_networks, of_limit) / abs(at)
         yield Finding(f"{name} beside its limit in {along.param.item()}",
                       f"N = {int(widest[growing(along)])} off by {float(last.mean()) / at - 1:+.1%} ± {doubt:.1%}")  # fmt: skip
 
