@@ -118,11 +118,12 @@ def _broken(text, room) -> float:
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Of what is drawn (``drawn``); under all panels, in as many columns as the figure is wide.
+    """Of what is drawn (``drawn``), as ``all_below`` has it."""
+    all_below(figure, drawn(figure, handles))
 
-    The figure grows by all rows but the first.
-    """
-    handles = drawn(figure, handles)
+
+def all_below(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Under all panels, in as many columns as the figure is wide.  The figure grows by all rows but the first."""
     if not handles:
         return
     for columns in range(len(handles), 0, -1):

@@ -72,7 +72,7 @@ def picture(along: xr.Dataset, swept: xr.Dataset) -> Figure:
         axis.set_xlabel("")
     handles = plots.drawn(figure, [*landscape_plots.sizes(along), *plots.limit_handles(), plots.edge_handle()])
     handles += [transfer_plots.OPTIMUM, plots.band(f"{landscape_plots.RANGE}; of final losses, {transfer_plots.OF_LOSSES}")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7))
+    plots.all_below(figure, handles)
     title = f"{along.attrs['title']}; final loss after {int(swept.step[-1])} steps{said_of_limits(along)}"
     figure.suptitle(plots.wrapped(title, 120), fontsize=9)
     return figure

@@ -59,8 +59,7 @@ def picture(run: xr.Dataset) -> Figure:
     for axis in grid[-1]:
         axis.set_xlabel("step")
     handles = [*landscape_plots.sizes(run), *plots.limit_handles(), plots.edge_handle(), plots.band(landscape_plots.RANGE)]
-    handles = plots.drawn(figure, handles)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7))
+    plots.legend_below(figure, handles)
     name = plots.NAMES.get(str(run.param.values), str(run.param.values))
     figure.suptitle(plots.wrapped(f"{run.attrs['title']}, {name}{said_of_limits(run)}", 110), fontsize=9)
     return figure
