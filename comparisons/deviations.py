@@ -52,5 +52,13 @@ def deviations(dataset: xr.Dataset, name: str, selection: dict, reference: str, 
 
 def limit_component(dataset: xr.Dataset, name: str, selection: dict) -> xr.DataArray | None:
     """The limit of one component against step, where it is stored."""
-    stored = f"{variable(name)}_limit"
-    return dataset[stored].sel(selection) if stored in dataset else None
+    return _stored(dataset, f"{variable(name)}_limit", selection)
+
+
+def limit_error(dataset: xr.Dataset, name: str, selection: dict) -> xr.DataArray | None:
+    """The own error of that, where it is sampled and stored."""
+    return _stored(dataset, f"{variable(name)}_error_limit", selection)
+
+
+def _stored(dataset, variable, selection):
+    return dataset[variable].sel(selection) if variable in dataset else None

@@ -25,7 +25,7 @@ from finite.training.own import KEPT, Recipe
 from finite.training.own import program_of as program_of_own
 from finite.training.side_by_side import HOST_MEMORY, footprint
 from limits import theories
-from limits.machine import physical_memory
+from limits.machine import physical_memory, two_digits
 from limits.problem import Problem
 from limits.trajectory import storable
 
@@ -108,14 +108,14 @@ class Estimate:
 
     def __str__(self):
         count = f"{self.cells} cells" if self.cells != 1 else "1 cell"
-        return f"{count}, about {_digits(self.seconds / 60)} minutes, {_digits(self.bytes / 2**30)} GiB"
+        return f"{count}, about {two_digits(self.seconds / 60)} minutes, {two_digits(self.bytes / 2**30)} GiB"
 
 
 def warn(takes: Estimate, program: str) -> None:
     """Before a long or large job, on standard error."""
     there = memory()
     if takes.seconds > LONG or takes.bytes > LARGE * there:
-        print(f"{program}: {takes} of {_digits(there / 2**30)}; --dry-run only says this", file=sys.stderr, flush=True)
+        print(f"{program}: {takes} of {two_digits(there / 2**30)}; --dry-run only says this", file=sys.stderr, flush=True)
 
 
 def estimated(job: Iterable[Networks | Own | Limit], workers: int = 1, elsewhere: bool = False, parts: int = 0) -> Estimate:
@@ -255,8 +255,3 @@ def memory() -> float | int:
     """Bytes of the device, or of this machine."""
     stats = jax.devices()[0].memory_stats()
     return stats["bytes_limit"] if stats else physical_memory()
-
-
-def _digits(value: float | int) -> str:
-    """Two of them, without a power of ten."""
-    return f"{float(f'{value:.2g}'):,.10g}".replace(",", " ")

@@ -39,22 +39,24 @@ def keys(seed: int, width: int, seeds: int, depth: int | None = None) -> Array:
     return found if depth is None else jax.vmap(lambda key: jax.random.fold_in(key, depth))(found)
 
 
-def limit_is_known(problem: Problem) -> bool:
-    """Whether a theory knows the limit."""
-    try:
-        limit.theory(problem)
-    except ValueError:
-        return False
-    return True
+def refused(problem: Problem, *, hessian: bool = True, times: int = 1) -> str | None:
+    """The line that says why no theory finds it, or so many like it: unknown, too long or too large; None where one does.
 
-
-def why_no_limit(problem: Problem, *, hessian: bool = True) -> str | None:
-    """The line that says why there is none to be drawn beside networks: unknown, too large, or a package is not installed."""
+    Raises ImportError where the theory's package is not installed.
+    """
     try:
-        limit.insist_on_room(problem, hessian=hessian)
-    except (ValueError, MemoryError, ImportError) as refusal:
+        limit.insist_on_room(problem, hessian=hessian, times=times)
+    except (ValueError, MemoryError) as refusal:
         return str(refusal)
     return None
+
+
+def why_no_limit(problem: Problem, *, hessian: bool = True, times: int = 1) -> str | None:
+    """The line that says why there is none to be drawn beside networks: refused, or a package is not installed."""
+    try:
+        return refused(problem, hessian=hessian, times=times)
+    except ImportError as lacking:
+        return str(lacking)
 
 
 def matching_limits(problem: Problem, width: int, keys: Array, typical: Trajectory) -> list[Trajectory]:

@@ -29,6 +29,7 @@ STYLE = {
 }  # fmt: skip
 EDGE = {"color": "firebrick", "linewidth": 0.9, "label": "edge of stability"}
 LIMIT = {"color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 5}
+OF_LIMIT = "twice the limit's own error"
 PANEL = (2.9, 2.7)  # inches
 HUGE = 1e100  # what is larger has diverged; from 1e300 on matplotlib's own arithmetic overflows
 DECADES = 30  # of a logarithmic axis below where its lines start, at most: there is rounding
@@ -117,11 +118,12 @@ def _broken(text, room) -> float:
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Of what is drawn (``drawn``); under all panels, in as many columns as the figure is wide.
+    """Of what is drawn (``drawn``), as ``all_below`` has it."""
+    all_below(figure, drawn(figure, handles))
 
-    The figure grows by all rows but the first.
-    """
-    handles = drawn(figure, handles)
+
+def all_below(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Under all panels, in as many columns as the figure is wide.  The figure grows by all rows but the first."""
     if not handles:
         return
     for columns in range(len(handles), 0, -1):
@@ -154,9 +156,9 @@ def banded(what: str) -> str:
     return f"band: {what}"
 
 
-def band(what: str) -> Patch:
+def band(what: str, color: str = "gray") -> Patch:
     """Its handle."""
-    return Patch(facecolor="gray", alpha=0.3, linewidth=0, label=banded(what))
+    return Patch(facecolor=color, alpha=0.3, linewidth=0, label=banded(what))
 
 
 def widths(dataset: xr.Dataset) -> list[Line2D]:
@@ -176,6 +178,20 @@ def against_step(axis: Axes, values: xr.DataArray, **style) -> None:
     axis.plot(values.step, values, marker="o" if lone else None, markersize=3.5, **style)
     if lone and (last := int(values.step[-1])) > 0:
         axis.set_xlim(-0.02 * last, 1.02 * last)
+
+
+def limit(axis: Axes, values: xr.DataArray, error: xr.DataArray | None = None, **style) -> None:
+    """Dashed, against step; a sampled one within twice its own error."""
+    style = LIMIT | style
+    if error is not None and (error > 0).any():
+        axis.fill_between(values.step, values - 2 * error, values + 2 * error, color=style["color"], alpha=0.3, linewidth=0,
+                          label=banded(OF_LIMIT))  # fmt: skip
+    against_step(axis, values, label="limit", **style)
+
+
+def limit_handles() -> list[Artist]:
+    """Of the limit and of its error, in a legend."""
+    return [Line2D([], [], label="limit", **LIMIT), band(OF_LIMIT, LIMIT["color"])]
 
 
 def logarithmic(axis: Axes, bottom: float = 0.0) -> None:

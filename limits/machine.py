@@ -16,6 +16,7 @@ import scipy.linalg  # noqa: F401  loads the BLAS that JAX calls, before its thr
 from threadpoolctl import ThreadpoolController
 
 PRECISIONS = {"float32": False, "float64": True}
+RATE = 1e10  # multiplications a second in float64 of the usual machine, two cores, about
 QUICKLY = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}  # compiled, on a CPU
 
 
@@ -117,6 +118,15 @@ def by_batches(function, rows, most: int):
 def physical_memory() -> int:
     """Bytes that this machine has."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def two_digits(value: float | int) -> str:
+    """Without a power of ten.
+
+    >>> two_digits(61234), two_digits(0.0123)
+    ('61 000', '0.012')
+    """
+    return f"{float(f'{value:.2g}'):,.10g}".replace(",", " ")
 
 
 def require_memory(numbers: float, what: str = "this limit needs", advice: str = "") -> None:

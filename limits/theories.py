@@ -17,10 +17,16 @@ from limits.exponents.algebra import Scaling
 from limits.exponents.parametrization import output_exponent
 from limits.law import Prediction
 from limits.losses import LOSSES
+from limits.machine import RATE, physical_memory, two_digits
 from limits.optimizers import OPTIMIZERS
 from limits.problem import Problem, given_outputs
 from limits.rows import Table
 from limits.trajectory import OBSERVABLES, Trajectory, storable
+
+# As ``work`` and the usual machine have it.  A command draws a limit unasked, so that is minutes, never a job of hours; who
+# waits longer asks the theory itself, which knows no such bound.
+LONGEST = 60.0  # minutes
+UNITS = ("days", 1440.0), ("hours", 60.0), ("minutes", 1.0)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,10 @@ THEORIES = Table("theory", (
     Theory("meanfield", _one_layer, "limits.two_layer.meanfield", "limits.two_layer.meanfield_law",
            networks="`mlp2`, any activation and loss, μP",
            has="everything that has a limit, from clouds of particles, sharpness by a secular equation; laws without a kink"),
+    # sampled, images
+    Theory("conv", lambda problem: problem.network.family in ("conv", "convnet"), "limits.deep.conv", dear=True,
+           networks="`conv`, max or average pooling, μP",
+           has="loss, NTK and Gauss-Newton eigenvalues, sampled, with errors; of as many samples as an hour is enough for"),
     # sampled; exact for linear activations
     Theory("dmft", lambda problem: True, "limits.deep.dmft", "limits.deep.dmft", dear=True,
            networks="`mlp3`, …, `resmlp`, μP and its powers of the depth",
@@ -118,8 +128,8 @@ def solve(
 
     In NTP, where f(0) stays random, the loss is the mean over initialisations; with ``initial_outputs``, f(0), it is that
     of networks which start there.  Without ``hessian`` its observables are left open where they take minutes.  Raises
-    ValueError, in one line, where no limit is known or f(0) must vanish; MemoryError where it does not fit this machine;
-    both before anything is computed.
+    ValueError, in one line, where no limit is known, f(0) must vanish, or it takes more than ``LONGEST``; MemoryError where
+    it does not fit this machine; both before anything is computed.
 
     >>> problem = Problem([[1.0, 0.0], [0.0, 2.0]], [1.0, -1.0], learning_rate=0.2, num_steps=8, measure_every=4)
     >>> solve(problem)["loss"].round(4), solve(problem)["sharpness"].round(3)
@@ -127,6 +137,7 @@ def solve(
     """
     row = _row(problem)
     of = import_module(row.home)
+    insist_on_room(problem, hessian=hessian)
     if initial_outputs is not None:
         return of.solve(problem, initial_outputs=given_outputs(problem, initial_outputs))
     limit = of.solve(problem, hessian=hessian) if row.dear else of.solve(problem)
@@ -148,11 +159,47 @@ def work(problem: Problem, *, hessian: bool = True) -> tuple[float, float]:
     return import_module(row.home).work(problem, hessian=hessian) if row.dear else (0.0, 0.0)
 
 
-def insist_on_room(problem: Problem, *, hessian: bool = True) -> None:
-    """Raises MemoryError, in one line, where ``solve`` would for want of room, as far as that is known before it begins."""
+def insist_on_room(problem: Problem, *, hessian: bool = True, times: int = 1) -> None:
+    """Raises what ``solve`` would, as far as that is known before it begins: ValueError where there is no limit, or so many
+    like it take longer than ``LONGEST``, MemoryError where there is not enough memory."""
     row = _row(problem)
     if row.dear:
+        insist(_too_long(row, problem, hessian, times))
         import_module(row.home).insist_on_room(problem, hessian=hessian)
+
+
+def _too_long(row, problem, hessian, times) -> str | None:
+    """What it would take, and of how many samples it is waited for."""
+    minutes, gibibytes = _takes(row, problem, hessian, times)
+    if minutes <= LONGEST:
+        return None
+    what = "the limit" if times == 1 else f"{times} limits"
+    what += f" of {problem.model} in {problem.scaling().name} on {problem.num_samples} samples"
+    enough = _enough(row, problem, hessian, times)
+    return (f"{what} would take about {_lasting(minutes)} and {two_digits(gibibytes)} GiB, and at most {_lasting(LONGEST)} are"
+            f" waited for: {enough or f'{row.home}.solve waits longer'}")  # fmt: skip
+
+
+def _takes(row, problem, hessian, times):
+    """(minutes, GiB)"""
+    multiplications, numbers = import_module(row.home).work(problem, hessian=hessian)
+    return times * multiplications / RATE / 60, 8 * numbers / 2**30
+
+
+def _enough(row, problem, hessian, times) -> str | None:
+    """The largest power of two of samples that would not be refused."""
+    for power in reversed(range((problem.num_samples - 1).bit_length())):
+        first = slice(2**power)
+        fewer = replace(problem, inputs=problem.inputs[first], targets=problem.targets[first], batches=None)
+        minutes, gibibytes = _takes(row, fewer, hessian, times)
+        if minutes <= LONGEST and gibibytes * 2**30 <= physical_memory():
+            return f"on {2**power} it takes {_lasting(minutes)}"
+    return None
+
+
+def _lasting(minutes):
+    unit, length = next(one for one in UNITS if minutes >= 2 * one[1] or one == UNITS[-1])
+    return f"{two_digits(minutes / length)} {unit}"
 
 
 def predict(problem: Problem) -> Prediction | None:

@@ -7,6 +7,7 @@ are missing, it says with which command they are made.
 import comparisons  # noqa: F401  (before what takes seconds: limits/command/start.py)
 
 # isort: split
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,13 @@ def read(path: Path, recipe: str):
         return files.read_json(path) if path.suffix == ".json" else files.read(path)
     except files.Damaged as damage:
         raise files.Refused(f"{damage}; make the results with: {recipe}") from None
+
+
+def said_of_limits(run) -> str:
+    """What a caption adds where limits are drawn."""
+    if not any(str(name).endswith("_limit") for name in run):
+        return ""
+    return f"; dashed: the limit, on the same {json.loads(run.attrs['configuration'])['samples']} samples"
 
 
 def save(figure, path: Path) -> None:

@@ -34,7 +34,7 @@ from comparisons.landscape.late import first, followed, growing, statement
 from comparisons.optimum import picture as transfer_plots
 from comparisons.optimum.minimum import analyse
 from limits import OBSERVABLES
-from paper_figures import read, save
+from paper_figures import read, said_of_limits, save
 
 SHARPNESS = ("hessian_eigenvalues", "preconditioned_sharpness")
 
@@ -70,10 +70,10 @@ def picture(along: xr.Dataset, swept: xr.Dataset) -> Figure:
         axis.set_xlabel("step")
     for axis in grid[:-1, 2]:
         axis.set_xlabel("")
-    handles = plots.drawn(figure, [*landscape_plots.sizes(along), plots.edge_handle()])
+    handles = plots.drawn(figure, [*landscape_plots.sizes(along), *plots.limit_handles(), plots.edge_handle()])
     handles += [transfer_plots.OPTIMUM, plots.band(f"{landscape_plots.RANGE}; of final losses, {transfer_plots.OF_LOSSES}")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    title = f"{along.attrs['title']}; final loss after {int(swept.step[-1])} steps"
+    plots.all_below(figure, handles)
+    title = f"{along.attrs['title']}; final loss after {int(swept.step[-1])} steps{said_of_limits(along)}"
     figure.suptitle(plots.wrapped(title, 120), fontsize=9)
     return figure
 
@@ -81,7 +81,8 @@ def picture(along: xr.Dataset, swept: xr.Dataset) -> Figure:
 def _row(row, along, swept, shown, optima):
     sharpness = next(name for name in SHARPNESS if name in along)
     for axis, name in zip(row, (sharpness, "loss"), strict=False):
-        landscape_plots.panel(axis, first(along[name]), landscape_plots.edge_of(along, name))
+        limit = landscape_plots.limit_of(along, name)
+        landscape_plots.panel(axis, first(along[name]), landscape_plots.edge_of(along, name), *limit)
         axis.set(ylabel=OBSERVABLES[name].symbol.replace("_k", "_1"), xlim=(0, int(along.step[-1])))
         axis.set_title(statement(first(along[name])))
     transfer_plots.final_losses(row[2], swept, shown, optima)

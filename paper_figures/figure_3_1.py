@@ -28,7 +28,7 @@ from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.landscape import picture as landscape_plots
 from comparisons.landscape.late import statement
-from paper_figures import read, save
+from paper_figures import read, said_of_limits, save
 
 RANKS = (1, 5, 10)
 ROWS = {"hessian_eigenvalues": r"$\lambda_{%d}(H)$", "ntk_eigenvalues": r"$\lambda_{%d}(\Theta)/P$"}
@@ -54,12 +54,12 @@ def picture(run: xr.Dataset) -> Figure:
     for row, (name, label) in zip(grid, ROWS.items(), strict=True):
         for axis, rank in zip(row, RANKS, strict=True):
             edge = landscape_plots.edge_of(run, name) if rank == 1 else float("nan")
-            landscape_plots.panel(axis, run[name].sel(rank=rank), edge)
+            landscape_plots.panel(axis, run[name].sel(rank=rank), edge, *landscape_plots.limit_of(run, name, rank))
             axis.set(ylabel=label % rank, xlim=(0, int(run.step[-1])), title=statement(run[name].sel(rank=rank)))
     for axis in grid[-1]:
         axis.set_xlabel("step")
-    handles = plots.drawn(figure, [*landscape_plots.sizes(run), plots.edge_handle(), plots.band(landscape_plots.RANGE)])
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    handles = [*landscape_plots.sizes(run), *plots.limit_handles(), plots.edge_handle(), plots.band(landscape_plots.RANGE)]
+    plots.legend_below(figure, handles)
     name = plots.NAMES.get(str(run.param.values), str(run.param.values))
-    figure.suptitle(plots.wrapped(f"{run.attrs['title']}, {name}", 110), fontsize=9)
+    figure.suptitle(plots.wrapped(f"{run.attrs['title']}, {name}{said_of_limits(run)}", 110), fontsize=9)
     return figure

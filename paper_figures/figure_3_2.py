@@ -46,7 +46,7 @@ from comparisons.convergence.study import shown_steps
 from comparisons.deviations import deviations
 from comparisons.landscape import picture as landscape_plots
 from limits import OBSERVABLES
-from paper_figures import read, save
+from paper_figures import read, said_of_limits, save
 
 TRACE = "hessian_trace"
 LATE = 0.5  # of the steps, from which on powers of the step are fitted; the last three, where these are fewer
@@ -80,15 +80,21 @@ def picture(run: xr.Dataset, rates: list[Rate], configuration: dict) -> Figure:
         against_time(column[1], errors, run.width.values)
         column[0].set_ylabel(f"gap of {OBSERVABLES[name].label}")
         column[1].set_ylabel(f"gap of {OBSERVABLES[name].label}")
-    landscape_plots.panel(grid[0, 3], run[TRACE])
+    landscape_plots.panel(grid[0, 3], run[TRACE], np.nan, *landscape_plots.limit_of(run, TRACE))
     grid[0, 3].set(xlabel="step", ylabel=OBSERVABLES[TRACE].symbol)
     grid[1, 3].axis("off")
-    grid[1, 3].legend(handles=landscape_plots.sizes(run), loc="center", title="trace")
+    handles = plots.drawn(figure, [*landscape_plots.sizes(run), *plots.limit_handles()])
+    grid[1, 3].legend(handles=handles, loc="center", title="trace")
     c = configuration
     title = (f"{c['model']}, {c['data']}, {c['loss']}, P = {c['samples']}, {plots.NAMES.get(c['param'], c['param'])}, η0 = "
-             f"{c['learning_rate']:g}, {run.sizes['seed']} seeds; gaps to the {reference}, root mean square over seeds")
+             f"{c['learning_rate']:g}, {run.sizes['seed']} seeds; gaps to the {_said_of(reference)}, root mean square over"
+             f" seeds{said_of_limits(run)}")
     figure.suptitle(plots.wrapped(title, 130), fontsize=9)
     return figure
+
+
+def _said_of(reference):
+    return "limit" if reference == "theory" else reference
 
 
 def _of_steps(steps):

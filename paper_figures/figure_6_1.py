@@ -29,7 +29,7 @@ from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.optimum import picture as transfer_plots
 from comparisons.optimum.minimum import analyse
-from paper_figures import read, save
+from paper_figures import read, said_of_limits, save
 from paper_figures.rows import ROWS
 
 COLUMNS = {"k1": "one convolution per block", "k2": "two convolutions per block", "k3": "three convolutions per block",
@@ -68,6 +68,7 @@ def picture(runs: dict[str, xr.Dataset]) -> Figure:
         sizes = transfer_plots.sizes(run)
         column[1].legend(handles=sizes, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(sizes))
     plots.legend_below(figure, transfer_plots.marks(run))
-    title = f"{plots.NAMES.get(str(one.param.values))}; {next(iter(runs.values())).attrs['title']}"
+    first = next(iter(runs.values()))
+    title = f"{plots.NAMES.get(str(one.param.values))}; {first.attrs['title']}{said_of_limits(first)}"
     figure.suptitle(plots.wrapped(title, 110), fontsize=9)
     return figure

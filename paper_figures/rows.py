@@ -63,9 +63,13 @@ def recipe(name: str, results: Path, preset: str = "cpu") -> str:
     return " && ".join(f"python -m {shlex.join(words)}" for words in row.commands(preset, results))
 
 
+PHOTOGRAPHS = {preset: f"--data patches10 --samples {few} --batch-size all"
+               for preset, few in zip(PRESETS, (4, 8, 8), strict=True)}  # as many as sampled limits carry
 IMAGES = {"tiny": "--data patches10 --samples 128", "cpu": "--data patches10 --samples 2000", "gpu": f"--data {CIFAR10}"}
 DIGITS, PLAYS = dict.fromkeys(PRESETS, "--data digits"), dict.fromkeys(PRESETS, "--data plays")
 FIXED, WIDTHS = "--richness 1", ("8 16 32", "16 32 64 128", "64 128 256 512 1024")
+BESIDE_LIMIT = "8 16 32", "16 64 256", "64 128 256 512 1024"  # widths
+SHORT = "8 --measure-every 4", "24 --measure-every 6", "64 --measure-every 8"  # steps
 STEPS = ("32", "256", "19500 --measure-every 500")
 SWEPT = ("32 --seeds 2", "128 --seeds 3", "19500 --seeds 3")  # steps of a sweep
 FEW, MANY = "0.5 2 8 32", "0.5 1 2 4 8 16 32 64 128"
@@ -101,6 +105,32 @@ def _training(
                runs={"landscape": followed, "transfer": swept})  # fmt: skip
 
 
+def _beside_limit(
+    name: str, setting: str, options: str = "", *, param: str = "mup ntp", minutes: tuple[float, float, float]
+) -> Row:
+    """Figure 1 of so few samples that the limit is known.  The sweep has none: it would be as many limits as rates."""
+    common = f"--model conv --param {param} --loss cross_entropy {options}"
+    followed = _over(PHOTOGRAPHS, ("widths", BESIDE_LIMIT), ("steps", SHORT))
+    swept = _over(PHOTOGRAPHS, ("widths", BESIDE_LIMIT), ("learning-rates", (FEW, MANY, MANY)),
+                  ("steps", ("8 --seeds 2", "24 --seeds 3", "64 --seeds 3")))  # fmt: skip
+    claims = {f"{what} {one}": "same" if one == "mup" else "moves"
+              for one in param.split() for what in ("sharpness", "transfer")}  # fmt: skip
+    return Row(name=name, figure="1_1", script="figure_1_1", setting=setting, minutes=minutes, claims=claims,
+               shows="sharpness and loss against step beside their limit, final loss against learning rate, per width",
+               runs={"landscape": Run("comparisons.landscape", common, followed),
+                     "transfer": Run("comparisons.transfer", f"{common} {FIXED} --sharpness-seeds 0 --no-limit",
+                                     swept)})  # fmt: skip
+
+
+def _eigenvalues_beside_limit() -> Row:
+    options = ("--model conv --param mup --learning-rate 0.3 --observables loss hessian_eigenvalues ntk_eigenvalues --top-k 10")
+    return Row(name="3_1_limit", figure="3_1", script="figure_3_1", setting="SimpleConvNet, μP, few photographs, full batches",
+               shows="first, fifth and tenth eigenvalue of Hessian and NTK against step beside their limit, per width",
+               claims={f"{of} {rank}": "same" for of in ("hessian", "ntk") for rank in (1, 5, 10)}, minutes=(2, 15, 60),
+               runs={"": Run("comparisons.landscape", options,
+                             _over(PHOTOGRAPHS, ("widths", BESIDE_LIMIT), ("steps", SHORT)))})  # fmt: skip
+
+
 def _eigenvalues(name: str, figure: str, setting: str, rate: float, batch: int) -> Row:
     options = (f"--model convnet --depth 3 --param mup --learning-rate {rate:g} --observables loss hessian_eigenvalues"
                " ntk_eigenvalues --top-k 10 --no-limit")  # fmt: skip
@@ -112,6 +142,16 @@ def _eigenvalues(name: str, figure: str, setting: str, rate: float, batch: int) 
     return Row(name=name, figure=figure, script="figure_3_1", setting=setting, minutes=(2, 3, 240), claims=claims,
                shows="first, fifth and tenth eigenvalue of Hessian and NTK against step, per width",
                runs={"": Run("comparisons.landscape", options, sizes)})  # fmt: skip
+
+
+def _gaps_to_limit() -> Row:
+    sizes = _over(PHOTOGRAPHS, ("widths", ("8 16 32 64", "16 32 64 128 256", BESIDE_LIMIT[2])), ("seeds", ("6", "8", "16")),
+                  ("steps", SHORT))  # fmt: skip
+    return Row(name="3_2_limit", figure="3_2", script="figure_3_2", setting="SimpleConvNet, μP, few photographs, full batches",
+               shows="gaps to the limit against width and time, with their powers", minutes=(2, 15, 60),
+               claims={"sharpness in time": "flat", "loss in width": "-0.77 … -0.47"},
+               runs={"": Run("comparisons.convergence", "--model conv --loss cross_entropy --learning-rate 0.2 --top-k 1"
+                             " --reference theory", sizes)})  # fmt: skip
 
 
 def _gaps(name: str, figure: str, setting: str, options: str) -> Row:
@@ -236,11 +276,16 @@ VARIANT = "17_1–19_1, 29_1–33_1"
 ADAM = "--optimizer adam"
 ROWS = Table("figure", [
     _training("1_1", "1_1", "SimpleConvNet, cross-entropy, batch 128"),
+    _beside_limit("1_1_limit", "SimpleConvNet with average pooling, few photographs, full batches", "--pooling average",
+                  minutes=(2, 15, 60)),
+    _beside_limit("1_1_limit_max", "SimpleConvNet, few photographs, full batches", param="mup", minutes=(2, 15, 60)),
     _training("4_1", "4_1", "SimpleConvNet, cross-entropy, batch 128, augmented", "--augment"),
     _eigenvalues("3_1", "3_1", "ConvNet of three layers, μP, batch 256", 0.3, 256),
+    _eigenvalues_beside_limit(),
     _eigenvalues("28_1", "28_1", "ConvNet of three layers, μP, batch 256, η0 = 0.46", 0.46, 256),
     _eigenvalues("35_1", "35_1", "ConvNet of three layers, μP, batch 128, η0 = 0.7", 0.7, 128),
     _gaps("3_2", "3_2", "SimpleConvNet, μP", "--model conv"),
+    _gaps_to_limit(),
     _gaps("34_1", "34_1", "ConvNet of three layers, μP", "--model convnet --depth 3"),
     _depths("6_1", "6_1", "residual ConvNets, one and two convolutions per block; ViT, Adam",
             ("k1", "k2", "vit"), (4, 13, 1500)),

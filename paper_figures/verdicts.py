@@ -4,6 +4,7 @@ A finding is "same" (over all sizes), "moves", "flat" or "grows" (in time), "und
 only what both intervals and the claim allow is called as in the paper.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from comparisons.convergence.picture import SHOWN
 from comparisons.deviations import deviations
 from comparisons.files import read, read_json
 from comparisons.landscape.late import first, followed, growing, late_agreement
+from comparisons.landscape.picture import limit_of
 from comparisons.optimum.minimum import analyse
 from comparisons.super_consistency import verdict as of_agreement
 from paper_figures.rows import Row
@@ -62,14 +64,15 @@ class Finding:
 
 def said(row: Row, findings: list[Finding], small: bool = False) -> str:
     """The verdict of a row, in a line; of networks too small to judge by, what was found only."""
-    compared = [finding.against(row.claims.get(finding.what)) for finding in findings]
+    claimed = [finding for finding in findings if finding.what in row.claims]
+    compared = [finding.against(row.claims[finding.what]) for finding in claimed]
     told = "; ".join(map(str, findings))
     if not row.claims:
         return f"the paper's claim is not at hand. {told}"
     if small:
         head = "too small to judge"
     elif False in compared:
-        head = "not as in the paper: " + ", ".join(f.what for f, one in zip(findings, compared, strict=True) if one is False)
+        head = "not as in the paper: " + ", ".join(f.what for f, one in zip(claimed, compared, strict=True) if one is False)
     elif None in compared or not compared:
         head = f"undecided: {DECIDES}"
     else:
@@ -88,6 +91,22 @@ def _training(row: Row, results: Path) -> Iterator[Finding]:
     for param in along.param.values:
         yield agreed(f"sharpness {param}", first(along[sharpness]).sel(param=param))
         yield from (moved(f"transfer {param}", shift) for shift in shifts if shift.parametrization == param)
+        yield from beside_limits(along.sel(param=param))
+
+
+def beside_limits(along: xr.Dataset) -> Iterator[Finding]:
+    """How far the mean of the widest networks is off the limit of one parametrization, at the last step."""
+    widest = along.isel({growing(along): -1})
+    for name in followed(along):
+        limit, error = limit_of(widest, name)
+        if limit is None or not np.isfinite(limit.values[-1]):
+            continue
+        last, at = first(widest[name]).isel(step=-1), float(limit[-1])
+        of_networks = float(last.std("seed", ddof=1)) / np.sqrt(last.sizes["seed"])
+        of_limit = 0.0 if error is None else np.nan_to_num(float(error[-1]))  # not a number beside others, where it is exact
+        doubt = np.hypot(of_networks, of_limit) / abs(at)
+        yield Finding(f"{name} beside its limit in {along.param.item()}",
+                      f"N = {int(widest[growing(along)])} off by {float(last.mean()) / at - 1:+.1%} ± {doubt:.1%}")  # fmt: skip
 
 
 def agreed(what: str, values: xr.DataArray) -> Finding:
@@ -110,14 +129,18 @@ def _gaps(row: Row, results: Path) -> Iterator[Finding]:
     run = read(results / "trajectories.nc")
     for name, component in SHOWN.items():
         short = name.removesuffix("_eigenvalues")
-        gaps = deviations(run, name, component, "largest-width", "fluctuation").transpose("width", "seed", "step")
+        gaps = deviations(run, name, component, _reference(run), "fluctuation").transpose("width", "seed", "step")
         yield in_time(f"{short} in time", gaps)
         if short == "loss":
             yield in_width(gaps)
 
 
+def _reference(run):
+    return json.loads(run.attrs["configuration"])["reference"]
+
+
 def in_time(what: str, gaps: xr.DataArray) -> Finding:
-    """Late gaps (size, seed, step) ∝ step^exponent of the widest size that is no reference."""
+    """Late gaps (size, seed, step) ∝ step^exponent of the widest size that is not the reference."""
     from paper_figures.figure_3_2 import LATE, late_power
 
     late = gaps.isel(step=(gaps.step.values >= LATE * gaps.step.values.max()) & (gaps.step.values > 0))

@@ -1,5 +1,6 @@
 """Every figure of the paper is a row; its commands are valid; what is said of results is what they show."""
 
+import json
 import re
 from pathlib import Path
 
@@ -88,6 +89,31 @@ def test_powers_are_found_by_both_estimators():
     wide = verdicts.in_width(gaps(0.7, width=-0.6))
     assert "N^-0.6" in wide.found
     assert wide.theirs == pytest.approx(-0.6, abs=1e-3)
+
+
+def test_gaps_are_those_to_the_reference_of_the_run(monkeypatch):
+    """Against theory the widest networks have one too, and networks may be anything else alike."""
+    run = {name: gaps(2.0) for name in ("loss", "hessian_eigenvalues", "ntk_eigenvalues")}
+    run |= {f"{name}_deviation": gaps(0.7, width=-0.5) for name in run}
+    run = {name: values.expand_dims(rank=[1]) if "eigen" in name else values for name, values in run.items()}
+    dataset = xr.Dataset(run, attrs={"configuration": json.dumps({"reference": "theory"})})
+    monkeypatch.setattr(verdicts, "read", lambda path: dataset)
+    found = {one.what: one.found for one in verdicts.OF["figure_3_2"](ROWS["3_2_limit"], Path("there"))}
+    assert found["loss in width"].startswith("N^-0.5")
+    assert found["loss in time"].startswith("t^+0.70")
+
+
+def test_how_far_the_widest_are_off_their_limit():
+    """In percent of the limit, with the error of both; of what has none nothing is said, and no claim hangs on it."""
+    values = xr.DataArray(np.ones((3, 4, 11)), dims=("width", "seed", "step"), coords={"width": SIZES, "step": STEPS})
+    values[2, :, -1] = [1.9, 2.1, 2.3, 2.1]
+    along = xr.Dataset({"loss": values, "loss_limit": ("step", np.full(11, 2.0)), "ntk_eigenvalues": values,
+                        "loss_error_limit": ("step", np.full(11, 0.08))}, {"param": "mup"})  # fmt: skip
+    (found,) = verdicts.beside_limits(along)
+    doubt = 100 * np.hypot(0.04, np.std([1.9, 2.1, 2.3, 2.1], ddof=1) / 4)
+    assert str(found) == f"loss beside its limit in mup: N = 32 off by +5.0% ± {doubt:.1f}%"
+    agreed = [Finding(what, said) for what, said in ROWS["1_1_limit"].claims.items()]
+    assert verdicts.said(ROWS["1_1_limit"], [*agreed, found]).startswith("as in the paper. ")
 
 
 def test_what_agrees_late_is_the_same_and_what_grows_moves():

@@ -548,7 +548,7 @@ SQUARE, ODD = images(8), (np.ones((3, 60)), np.ones((3, 2)))
         (lambda: vit(Problem(*SQUARE, "mup"), 8, 1, patch=3), "images of 8×8 pixels do not fall into patches of 3×3"),
         (lambda: build(Problem(*SQUARE, "depth_mup", model="convnet"), 4), "depth_mup is about residual blocks"),
         (lambda: vit(Problem(*SQUARE, OWN), 8, 1), "mine has no exponents for embedding, norm_gain"),
-        (lambda: limit.theory(Problem(*SQUARE, model="conv")), "no limit is known for conv in mup"),
+        (lambda: limit.theory(Problem(*SQUARE, model="vit")), "no limit is known for vit in mup"),
         (lambda: coord_check.prepare(Options(model="conv", depths=(3,))), "conv has 2 hidden layers: no other depths"),
     ],
 )

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -173,7 +174,7 @@ MISTAKES = {
     "too many digits": (["--data", "digits", "--samples", "5000", "--inputs", "64"], "5000 samples"),
     "unknown data": (["--data", "cifar"], "unknown data 'cifar'"),
     "missing file": (["--data", "nowhere.npz"], "nowhere.npz: no such file"),
-    "theory where there is none": (["--model", "mlp3", "--param", "sp", "--reference", "theory"], "no limit is known for mlp3"),
+    "theory where there is none": (["--model", "mlp3", "--param", "sp", "--reference", "theory"], "limit is known for it; or"),
     "measured after the end": (["--measure-every", "5"], "measure-every 5: there are 4 steps"),
     "width beyond 32 bits": (["--widths", "8", "16", "4294967296"], "widths 4294967296: wanted a number below 2^31"),
     "not finite": (["--weight-decay", "nan"], "weight-decay nan: wanted a finite number"),
@@ -258,14 +259,19 @@ def test_other_comparisons(case, tmp_path, capsys):
 SAMPLED = Options(model="mlp3", activation="tanh", widths=(4, 8, 16, 32), seeds=2, samples=8, steps=2)
 
 
-def test_a_limit_that_does_not_fit_is_refused_before_any_network(monkeypatch):
-    """And none is found beside networks that are held against the widest, where that takes minutes."""
+def test_where_a_limit_does_not_fit_the_widest_stands_for_it(monkeypatch):
+    """Who wants the theory is refused; and none is found beside the widest, where that takes minutes."""
     assert convergence.prepare(SAMPLED).limit_is_known
     monkeypatch.setattr(machine, "physical_memory", lambda: 2**20)
-    with pytest.raises(ValueError, match=r"minutes and needs about .* GiB, more than .*; or take --reference largest-width"):
-        convergence.prepare(SAMPLED)
+    told = r"minutes and needs about .* GiB, more than .*"
+    by_default = convergence.prepare(SAMPLED)
+    assert by_default.reference == "largest-width"
+    assert re.search(told, by_default.why_largest_width)
+    with pytest.raises(ValueError, match=f"{told}; or take --reference largest-width"):
+        convergence.prepare(replace(SAMPLED, reference="theory"))
     against_widest = convergence.prepare(replace(SAMPLED, reference="largest-width"))
     assert not against_widest.limit_is_known
+    assert against_widest.why_largest_width is None  # it was asked for
     monkeypatch.undo()
     assert not against_widest.limit_is_known
     assert convergence.prepare(replace(SAMPLED, reference="largest-width", model="linear3")).limit_is_known

@@ -16,6 +16,7 @@ from finite.curvature import operators as curvature
 from finite.curvature.observers import OBSERVERS, Observer
 from finite.networks.build import build
 from limits import Problem
+from limits.machine import two_digits
 from limits.trajectory import OBSERVABLES, Observable
 
 P, COMMANDS = 64, {
@@ -140,7 +141,7 @@ def test_workers_share_a_machine_or_have_one_each():
 
 
 def test_numbers_have_two_digits_and_no_power_of_ten():
-    assert [estimate._digits(value) for value in (0.0123, 1.26, 61234.0, 0.0)] == ["0.012", "1.3", "61 000", "0"]
+    assert [two_digits(value) for value in (0.0123, 1.26, 61234.0, 0.0)] == ["0.012", "1.3", "61 000", "0"]
 
 
 def test_limits_that_are_sampled_are_counted_and_others_are_not():

@@ -80,6 +80,21 @@ def test_what_does_not_depend_on_the_width_has_no_law():
     assert np.isnan(rate)
 
 
+@pytest.mark.parametrize(("error", "until"), [(0.0, 200), (0.04, 200), (0.06, 0), (lambda t: 0.004 * t, 12)])
+def test_of_a_limit_that_is_not_known_nothing_is_said(error, until):
+    """Relative errors; a quarter of the tolerance is 0.05.  The law is read at the same steps."""
+    values = synthetic(GROWTHS["log N"])
+    relative = error(STEPS) if callable(error) else np.full(len(STEPS), error)
+    values["loss_error_limit"] = "step", 3 * relative
+    (loss, sharpness) = measure_following(values, law_of(GROWTHS["log N"]), crossing=2)
+    assert loss.until == until
+    assert sharpness.until == 200
+    whole = measure_following(synthetic(GROWTHS["log N"]), law_of(GROWTHS["log N"]), crossing=2)[0]
+    assert max(loss.steps) <= until
+    assert (loss.steps == whole.steps) == (until == 200)
+    np.testing.assert_array_equal(np.array(loss.predicted) <= until, True)
+
+
 def test_a_divergence_is_off_and_the_picture_is_drawn():
     values = synthetic(GROWTHS["log N"], seeds=8)
     np.testing.assert_allclose(relative_deviations(values, "loss"), abs(values["loss"] / 3 - 1), atol=1e-12)

@@ -185,9 +185,11 @@ def test_limits_are_dashed_where_they_are_known(tmp_path, capsys):
 def test_what_has_no_limit_says_why(tmp_path, monkeypatch):
     convolutions = prepare(Options(samples=64))
     assert convolutions.limits == []
-    assert study._without_limit(convolutions, Store(tmp_path, "test")) == [
-        "no limit is drawn in mup: no limit is known for conv in mup",
-        "no limit is drawn in ntp: max pooling has no analytic kernel: average pooling has one"]  # fmt: skip
+    in_mup, in_ntp = study._without_limit(convolutions, Store(tmp_path, "test"))
+    assert in_mup.startswith("no limit is drawn in mup: the limit of conv in mup on 64 samples would take about ")
+    assert in_ntp == "no limit is drawn in ntp: max pooling has no analytic kernel: average pooling has one"
+    few = prepare(Options(samples=4, steps=8, param=("mup",)))
+    assert [str(cell) for cell in few.limits] == ["mup L = 2 limit"]
     problem = prepare(small(**LINEAR)).problems["ntp", 1]
     observables = ("loss", "hessian_eigenvalues", "ntk_eigenvalues")
     assert list(infinite.left_out(problem, observables, 6)) == ["hessian_eigenvalues", "ntk_eigenvalues"]

@@ -1,11 +1,13 @@
 """The front door: which theory is asked, and what it says in the end."""
 
+import re
+
 import numpy as np
 import pytest
 
 import limits
-from limits import Problem
-from limits.deep import dmft
+from limits import Problem, theories
+from limits.deep import conv, dmft
 from limits.deep import linear as deep_linear
 from limits.kernel import ntk
 from limits.theories import outputs_are_random, predict, solve, theory
@@ -32,6 +34,9 @@ def a_problem(param="mup", model="linear2", targets=Y, **options):
         ("mup", "mlp2", {}, meanfield),
         ("mup", "linear2", {"loss": "cross_entropy", "targets": CLASSES}, meanfield),
         ("mup", "mlp3", {"activation": "relu"}, dmft),
+        ("mup", "conv", {"image_shape": (3, 1, 1)}, conv),
+        ("mean_field", "conv", {"pooling": "average", "image_shape": (3, 1, 1)}, conv),
+        ("mup", "conv", {"image_shape": (3, 1, 1), "trained": "readout", "pooling": "average"}, ntk),
         ("depth_mup", "resmlp", {}, dmft),
         ("alpha1", "resmlp", {"activation": "linear"}, dmft),
         ("ntp", "linear3", {}, ntk),
@@ -58,7 +63,7 @@ def test_which_theory(param, model, options, module):
         ("mup", {"optimizer": "adam"}, "^no limit is known with adam: only of networks trained by sgd$"),
         ("ntp", {"optimizer": "adamw", "model": "mlp3"}, "^no limit is known with adamw: only"),
         ("readout.multiplier=-5/4, input.learning_rate=3/2, readout.learning_rate=3/2", {}, "a limit exists for 0"),
-        ("mup", {"model": "conv", "image_shape": (3, 1, 1)}, "no limit is known for conv in mup"),
+        ("mup", {"model": "convnet", "image_shape": (3, 1, 1)}, "no limit is known for convnet in mup"),
         ("ntp", {"model": "conv", "image_shape": (3, 1, 1)}, "max pooling has no analytic kernel"),
         ("ntp", {"model": "mlp3", "weight_decay": 0.1}, "weight decay shrinks the kernel"),
         ("depth_mup", {"model": "resmlp", "block_size": 2}, "no limit of blocks of 2 matrices is known"),
@@ -137,3 +142,41 @@ def test_what_a_theory_leaves_open_it_says(param, model, options, name, why):
 
 def test_it_is_the_packages_own_door():
     assert limits.solve is solve
+
+
+# What takes too long --------------------------------------------------------------------------------------------------
+
+
+def photographs(samples, **options):
+    """As large as the networks' own, SimpleConvNet's 32×32 in colour."""
+    images = np.zeros((samples, 3072))
+    usual = {"model": "conv", "loss": "cross_entropy", "num_steps": 64, "measure_every": 8, "learning_rate": 0.5}
+    return Problem(images, np.eye(10)[np.arange(samples) % 10], **usual | options)
+
+
+def test_a_limit_of_hours_is_refused_in_one_line_that_says_what_is_waited_for():
+    line = r"^the limit of conv in mup on 64 samples would take about [\d.]+ (hours|days) and [\d.]+ GiB, and at most 60 min"
+    with pytest.raises(ValueError, match=line) as refusal:
+        solve(photographs(64))
+    (samples, minutes) = re.search(r"are waited for: on (\d+) it takes ([\d.]+) minutes$", str(refusal.value)).groups()
+    assert float(minutes) <= theories.LONGEST
+    theories.insist_on_room(photographs(int(samples)))
+    with pytest.raises(ValueError, match=f"on {2 * int(samples)} samples would take"):
+        theories.insist_on_room(photographs(2 * int(samples)))
+    with pytest.raises(ValueError, match=r"^100 limits of conv in mup on 4 samples would take"):
+        theories.insist_on_room(photographs(4), times=100)
+
+
+def test_what_is_too_long_for_one_sample_names_the_theory_that_waits():
+    with pytest.raises(ValueError, match=r"are waited for: limits\.deep\.conv\.solve waits longer$"):
+        theories.insist_on_room(photographs(2, num_steps=10**5, measure_every=10**4))
+
+
+def test_fewer_samples_are_not_promised_where_memory_is_short(monkeypatch):
+    monkeypatch.setattr(theories, "physical_memory", lambda: 8 * theories.work(photographs(2))[1])
+    with pytest.raises(ValueError, match="on 2 it takes"):
+        theories.insist_on_room(photographs(64))
+
+
+def test_exact_limits_take_no_time():
+    theories.insist_on_room(a_problem(num_steps=10**6, measure_every=10**6), times=10**6)

@@ -3,6 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -41,7 +42,8 @@ def measured(kinds, seed):
     with np.errstate(all="ignore"):
         deviations = (values - 1).rename({name: f"{name}_deviation" for name in values.data_vars})
     limit = labelled.from_trajectories(trajectories(1)).isel(width=0, seed=0, drop=True)
-    limit = limit.rename({name: f"{name}_limit" for name in limit.data_vars})
+    errors = (1e-9 * abs(limit)).rename({name: f"{name}_error_limit" for name in limit.data_vars})
+    limit = limit.rename({name: f"{name}_limit" for name in limit.data_vars}).merge(errors)
     return values.merge(deviations).merge(limit).assign_attrs(epsilon=1e-7)
 
 
@@ -222,3 +224,15 @@ def test_what_diverges_at_once_is_a_point():
         points = [line for line in axis.lines if line.get_marker() == "o"]
         assert len(points) == len(WIDTHS) + 1, "and the limit's"
         assert axis.get_xlim()[1] >= STEPS[-1]
+
+
+def test_a_sampled_limit_is_drawn_within_twice_its_own_error():
+    axis, limit = Figure().subplots(), xr.DataArray([1.0, 2.0, 3.0], {"step": STEPS}, ["step"])
+    plots.limit(axis, limit, 0 * limit)
+    assert not axis.collections
+    plots.limit(axis, limit, 0.1 * limit)
+    (band,) = axis.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (pytest.approx(0.8), pytest.approx(3.6))
+    assert {line.get_linestyle() for line in axis.lines} == {"--"}
+    assert [handle.get_label() for handle in plots.limit_handles()] == [axis.lines[0].get_label(), band.get_label()]

@@ -309,8 +309,8 @@ def test_a_toy_theory(add):
     assert (solve(toy)["loss"] == 7).all()
     assert predict(toy) is None
     assert refused(a_problem(momentum=0.5, richness=2.0)) == "the toy wants richness 1"
-    assert pairs.limit_is_known(toy)
-    assert not pairs.limit_is_known(a_problem(momentum=0.5, richness=2.0))
+    assert pairs.refused(toy) is None
+    assert pairs.refused(a_problem(momentum=0.5, richness=2.0)) == "the toy wants richness 1"
     assert "f(0) stays random, as in ntp" in refused(a_problem(momentum=0.5, parametrization="ntp"))
     assert theory(a_problem()).__name__ == "limits.two_layer.linear"
     assert "sharpness" in predict(a_problem())

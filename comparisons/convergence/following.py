@@ -11,6 +11,9 @@ The law of the deviations says it without a network.  Where one direction has ou
 is std(t) z/√N with the same z ~ N(0, 1), so that with M(t) the largest std(s)/|o_∞(s)| of s ≤ t
 
     mean = Σ_t P(|z| M(t) ≤ TOLERANCE √N)        over the measured steps but the last, times the steps from one to the next
+
+A limit that is sampled is off by an error of its own, which grows as the networks' deviations do: nothing is said of what lies
+behind the step at which it is ``OWN`` of the tolerance.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,12 +23,13 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from scipy.special import erf, stdtrit
 
-from comparisons.deviations import deviations, limit_component, variable
+from comparisons.deviations import deviations, limit_component, limit_error, variable
 from comparisons.power_law import FEWEST_WIDTHS
 from limits.law import Prediction
 
 FOLLOWED = ("loss", "sharpness")
 TOLERANCE = 0.2
+OWN = 0.25  # of the tolerance: twice the error, with which it lies in 95 % of draws, is half of it
 SHAPES = {"log N": np.log, "√N": np.sqrt}
 DECISIVE = 4.0  # by so much must χ² of the other shape be larger: a likelihood of one seventh
 TOP = {"rank": 1}
@@ -42,7 +46,8 @@ class Following:
 
     steps, intervals    mean over seeds, 95 % (Student's t, cut at the first and the last step); those that follow to the end
                         count as far as the last step
-    to_the_end          the share of networks that do
+    until               the last step at which the limit is known well enough
+    to_the_end          the share of networks that follow it so far
     predicted           mean of the law of the deviations; None where there is none
     law                 what the medians of the widths of which most do not grow like: "log N" or "√N", "log N or √N" where
                         both fit; "to the end" where too few are left, and of the widest most do; else "undecided"
@@ -52,6 +57,7 @@ class Following:
     observable: str
     tolerance: float
     crossing: int
+    until: int
     widths: list[int]
     steps: list[float]
     intervals: list[tuple[float, float]]
@@ -126,7 +132,17 @@ def _line(x, y, error) -> tuple[float, float, float]:
     return np.sum(weights * beside**2), slope, 1 / np.sqrt(np.sum(weights * x**2))
 
 
+def until_unknown(dataset: xr.Dataset, name: str) -> xr.Dataset:
+    """The steps before the first at which the limit's own error is too large a part of its value."""
+    limit, error = (of(dataset, name, selection_of(name)) for of in (limit_component, limit_error))
+    if limit is None or error is None:
+        return dataset
+    lost = np.logical_or.accumulate((error > OWN * TOLERANCE * abs(limit)).values)
+    return dataset.isel(step=slice(None, max(int(np.sum(~lost)), 1)))
+
+
 def _following(dataset, name, prediction, crossing):
+    dataset = until_unknown(dataset, name)
     widths, steps = dataset.width.values, dataset.step.values
     off = relative_deviations(dataset, name).values > TOLERANCE
     values, to_the_end = followed_steps(off, steps), 1 - off.any(axis=-1).mean(axis=1)
@@ -134,7 +150,7 @@ def _following(dataset, name, prediction, crossing):
     reach = stdtrit(values.shape[1] - 1, 0.975) * values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
     mean = values.mean(axis=1)
     return Following(
-        name, TOLERANCE, crossing, widths.tolist(), mean.tolist(),
+        name, TOLERANCE, crossing, int(steps[-1]), widths.tolist(), mean.tolist(),
         [tuple(ends) for ends in np.clip([mean - reach, mean + reach], 0, np.ptp(steps)).T.tolist()], to_the_end.tolist(),
         _predicted(dataset, name, prediction), law, float(rate), tuple(float(end) for end in interval),
     )  # fmt: skip
@@ -158,5 +174,5 @@ def relative_std(dataset: xr.Dataset, name: str, prediction: Prediction | None) 
     if prediction is None or variable(name) not in prediction or limit is None:
         return None
     with np.errstate(all="ignore"):
-        relative = prediction[name].std / np.abs(limit.values)
+        relative = prediction[name].std[: limit.sizes["step"]] / np.abs(limit.values)
     return relative if np.isfinite(relative).all() else None

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullFormatter
 from comparisons import style as plots
 from comparisons.convergence.following import Following, relative_deviations
 from comparisons.convergence.rates import Rate
-from comparisons.deviations import deviations, limit_component, reference_of, variable
+from comparisons.deviations import deviations, limit_component, limit_error, reference_of, variable
 from comparisons.super_consistency import GROWN, Growth
 from limits import OBSERVABLES
 
@@ -38,7 +38,7 @@ def dynamics(dataset: xr.Dataset, edge_of_stability: float, title: str) -> Figur
                               label=plots.banded(SPREAD))  # fmt: skip
         limit = limit_component(dataset, name, selection)
         if limit is not None:
-            plots.against_step(axis, limit, label="limit", **plots.LIMIT)
+            plots.limit(axis, limit, limit_error(dataset, name, selection))
         axis.set(xlabel="step", ylabel=_label(name), title=OBSERVABLES[name].label)
         if name == "loss":
             lowest = values.mean("seed").where(lambda mean: mean > 0).min()  # the spread may reach below any loss
@@ -46,8 +46,8 @@ def dynamics(dataset: xr.Dataset, edge_of_stability: float, title: str) -> Figur
         elif plots.spans(axis, plots.WIDE):
             plots.logarithmic(axis)
     plots.mark_edge(axes[1], edge_of_stability)
-    limit = Line2D([], [], label="limit", **plots.LIMIT)
-    plots.legend_below(figure, [*plots.widths(dataset), limit, plots.edge_handle(), plots.band(SPREAD)])
+    handles = [*plots.widths(dataset), *plots.limit_handles(), plots.edge_handle(), plots.band(SPREAD)]
+    plots.legend_below(figure, handles)
     figure.suptitle(title, fontsize=9)
     return figure
 
@@ -116,7 +116,7 @@ def following(dataset: xr.Dataset, found: Sequence[Following], edge_of_stability
         plots.against_step(off, rms.sel(width=width), color=color, label=f"N = {width}")
     limit = limit_component(dataset, "sharpness", {"rank": 1})
     if limit is not None:
-        plots.against_step(sharp, limit, label="limit", **plots.LIMIT)
+        plots.limit(sharp, limit, limit_error(dataset, "sharpness", {"rank": 1}))
     plots.mark_edge(sharp, edge_of_stability)
     sharp.set(xlabel="step", ylabel=_label("sharpness"), title="one network of each width")
     plots.logarithmic(off)
@@ -130,7 +130,7 @@ def following(dataset: xr.Dataset, found: Sequence[Following], edge_of_stability
     when.xaxis.set_minor_formatter(NullFormatter())
     handles = [Line2D([], [], color=color, marker="o", linestyle="", label=f"{one.observable} follows")
                for one, color in zip(found, ("tab:blue", "tab:orange"), strict=False)]  # fmt: skip
-    handles += [Line2D([], [], label="limit", **plots.LIMIT), plots.edge_handle(),
+    handles += [*plots.limit_handles(), plots.edge_handle(),
                 Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label=TO_THE_END),
                 Line2D([], [], color="gray", linewidth=0.9, label=TOLERATED),
                 Line2D([], [], color="gray", linestyle=":", label="predicted")]  # fmt: skip

@@ -84,6 +84,11 @@ class Comparison(Work):
         return self.against_theory or limit.work(self.problem, hessian=False) == (0.0, 0.0)
 
     @property
+    def why_largest_width(self) -> str | None:
+        """Why the limit, which nobody declined, is not what is subtracted; None where it is."""
+        return None if self.options.reference or self.against_theory else pairs.refused(self.problem)
+
+    @property
     def against_theory(self) -> bool:
         """Or against the largest width; then the Hessian's limit, which may take minutes, is not asked for."""
         return self.reference == "theory"
@@ -158,22 +163,20 @@ def prepare(options: Options) -> Comparison:
         raise ValueError(f"measure-every {options.measure_every}: there are {options.steps} steps")
     problem = options.problem(parametrization=options.param, top_k=1 if options.top_k is None else options.top_k)
     problem = replace(problem, parametrization=problem.scaling())  # a file is read once
-    known = pairs.limit_is_known(problem)
-    reference = options.reference or ("theory" if known else "largest-width")
-    if reference == "theory" and not known:
-        raise ValueError(f"no limit is known for {options.model} in {problem.scaling().name}: take --reference largest-width")
-    fewest = 3 if reference == "theory" else 4
-    if len(widths) < fewest:
-        why = "" if known else f" (no limit is known for {options.model} in {problem.scaling().name})"
-        raise ValueError(f"{len(widths)} widths: a fit against {reference}{why} needs at least {fewest}")
-    smallest = min(widths) * (problem.num_inputs + problem.num_outputs)
+    smallest = min(widths, default=1) * (problem.num_inputs + problem.num_outputs)
     if options.top_k is None:
         options = replace(options, top_k=min(3, smallest))
         problem = replace(problem, top_k=options.top_k)
     if options.top_k > smallest:
         raise ValueError(f"top-k {options.top_k}: a network of width {min(widths)} has only {smallest} parameters")
-    if reference == "theory" and (why := pairs.why_no_limit(problem)):
-        raise ValueError(f"{why}; or take --reference largest-width")
+    refusal = pairs.refused(problem)
+    reference = options.reference or ("largest-width" if refusal else "theory")
+    if reference == "theory" and refusal:
+        raise ValueError(f"{refusal}; or take --reference largest-width")
+    fewest = 3 if reference == "theory" else 4
+    if len(widths) < fewest:
+        why = f" ({refusal})" if refusal else ""
+        raise ValueError(f"{len(widths)} widths: a fit against {reference}{why} needs at least {fewest}")
     settings = {"reference": reference, "exponents": parametrization.rows(problem.scaling())}
     config = runs.config(options, problem.inputs, problem.targets) | settings
     return Comparison(options, problem, reference, config)
@@ -309,6 +312,8 @@ def table(
     lines = [comparison.title, f"error = prefactor · N^exponent, reference: {comparison.reference}"]
     stood_in_for = [rate.observable for rate in measured if rate.reference != comparison.reference]
     left_open = {_short_name(name) for name in stood_in_for if name in picture.SHOWN}
+    if comparison.why_largest_width:
+        lines.append(f"the largest width stands for the limit: {comparison.why_largest_width}")
     lines += [f"{name}: the limit leaves it open, the largest width stands for it" for name in sorted(left_open)]
     if not any(isfinite(rate.predicted_prefactor or np.nan) for rate in measured):
         lines.append("no law of the deviations is known here (limits.predict is None): prefactors have no theory beside them")
@@ -325,15 +330,16 @@ def table(
             lines.append(f"{_short_name(growth.observable):<16}× {picture.largest(growth):<22} {late:<26} {growth.verdict}")
     if unstable_after is not None:
         lines += ["", f"the limit crosses the edge of stability at step {unstable_after}: no exponents after it"]
-    lines += [line for one in followed for line in _followed(one)]
+    lines += [line for one in followed for line in _followed(one, int(comparison.problem.steps[-1]))]
     return "\n".join(lines)
 
 
-def _followed(one: Following):
-    """How long networks follow the limit beyond the edge."""
+def _followed(one: Following, last: int):
+    """How long networks follow the limit beyond the edge; the end is the last step, or that until which it is known."""
     rate, (low, high) = one.rate, one.interval
     grows = f"; if log N/(2r), r = {rate:.3g} [{low:.3g}, {high:.3g}] per step" if isfinite(rate) else ""
-    yield f"{one.observable} within {one.tolerance:.0%} of it for so many steps: {one.law}{grows}"
+    known = "" if one.until == last else f"; behind step {one.until} its own error is too large to say"
+    yield f"{one.observable} within {one.tolerance:.0%} of it for so many steps: {one.law}{grows}{known}"
     columns = one.widths, one.steps, one.intervals, one.predicted or [np.nan] * len(one.widths), one.to_the_end
     for width, steps, (low, high), predicted, to_the_end in zip(*columns, strict=True):
         theory = f"theory {predicted:.1f}" if isfinite(predicted) else ""

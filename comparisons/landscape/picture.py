@@ -29,20 +29,21 @@ def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
     for row, name in zip(grid, names, strict=True):
         for axis, param in zip(row, params, strict=True):
             one = dataset.sel(param=param)
-            panel(axis, first(one[name]), edge_of(one, name), limit_of(one, name))
+            panel(axis, first(one[name]), edge_of(one, name), *limit_of(one, name))
             axis.set_title(f"{plots.NAMES.get(param, param)}: late {_ratio(said[param, name])}, {said[param, name].verdict}")
         row[0].set_ylabel(OBSERVABLES[name].symbol.replace("_k", "_1"))
     for axis in grid[-1]:
         axis.set(xlabel="step", xlim=(0, int(dataset.step[-1])))
-    limit = Line2D([], [], label="limit", **plots.LIMIT)
-    plots.legend_below(figure, [*sizes(dataset), limit, plots.edge_handle(), plots.band(RANGE)])
+    plots.legend_below(figure, [*sizes(dataset), *plots.limit_handles(), plots.edge_handle(), plots.band(RANGE)])
     figure.suptitle(title, fontsize=9)
     return figure
 
 
-def limit_of(one: xr.Dataset, name: str) -> xr.DataArray | None:
-    """(step) or (depth, step), of one parametrization; None where it is known nowhere."""
-    return first(one[f"{name}_limit"]) if f"{name}_limit" in one else None
+def limit_of(one: xr.Dataset, name: str, rank: int = 1) -> tuple[xr.DataArray | None, xr.DataArray | None]:
+    """(limit, its own error), each (step) or (depth, step), of one parametrization; None where it is known nowhere."""
+    found = (one.get(f"{name}_limit"), one.get(f"{name}_error_limit"))
+    found = (values if values is None or "rank" not in values.dims else values.sel(rank=rank) for values in found)
+    return tuple(None if values is None else first(values) for values in found)
 
 
 def sizes(dataset: xr.Dataset) -> list[Line2D]:
@@ -61,10 +62,13 @@ def edge_of(one: xr.Dataset, name: str) -> float:
     return float(one[edges[name]]) if name in edges else np.nan
 
 
-def panel(axis: Axes, values: xr.DataArray, edge: float = np.nan, limit: xr.DataArray | None = None) -> None:
+def panel(
+    axis: Axes, values: xr.DataArray, edge: float = np.nan,
+    limit: xr.DataArray | None = None, error: xr.DataArray | None = None,
+) -> None:  # fmt: skip
     """(width or depth, seed, step) against step: mean over the seeds and their range, a colour per size, a line at the edge.
 
-    The limit dashed; those of several depths in the colours of their networks.
+    The limit dashed, within its own error; those of several depths in the colours of their networks.
     """
     letter = growing(values)
     for size, color in plots.colors(values[letter].values):
@@ -74,9 +78,9 @@ def panel(axis: Axes, values: xr.DataArray, edge: float = np.nan, limit: xr.Data
         plots.against_step(axis, mean, color=color, label=_named(letter, size))
         axis.fill_between(values.step, low, high, color=color, alpha=0.2, linewidth=0, label=plots.banded(RANGE))
         if limit is not None and letter in limit.dims:
-            plots.against_step(axis, limit.sel({letter: size}), label="limit", **plots.LIMIT | {"color": color})
+            plots.limit(axis, *(of if of is None else of.sel({letter: size}) for of in (limit, error)), color=color)
     if limit is not None and letter not in limit.dims:
-        plots.against_step(axis, limit, label="limit", **plots.LIMIT)
+        plots.limit(axis, limit, error)
     if ((values > 0) | values.isnull()).all() and values.notnull().any():
         plots.logarithmic(axis)
     plots.mark_edge(axis, edge)

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import product
+from functools import cache, cached_property
 
 import numpy as np
 from jaxtyping import Array, Int
@@ -88,9 +87,24 @@ class Networks(Work):
         own = [param for param in params if results.slug(param) != param]
         regime.announce(self.problem(param, self.depths[0]) for param in own)
 
-    def limits(self, params: Sequence[str]) -> list[Limit]:
-        """Those that are known."""
-        return [Limit(*key) for key in product(params, self.depths) if pairs.limit_is_known(self.problem(*key))]
+    @cached_property
+    def no_limits(self) -> dict[tuple[str, int], str | None]:
+        """Of every parametrization and depth, why no limits are drawn; None where they are."""
+        return {key: self._why_not(Limit(*key)) for key in self.scalings}
+
+    def _why_not(self, cell):
+        one = pairs.refused(self.problem(cell.param, cell.depth), hessian=self.limits_follow)
+        return one or pairs.refused(self.at_the_end(cell), hessian=False, times=len(self.rates))
+
+    def at_the_end(self, cell: Limit, learning_rate: float | None = None) -> Problem:
+        """Measured there only; but of linear2 another schedule takes longer to compile than all that it saves."""
+        problem = self.problem(cell.param, cell.depth, learning_rate)
+        return problem if theory(problem) is linear2 else replace(problem, measure_every=self.base.num_steps)
+
+    @property
+    def limits_follow(self) -> bool:
+        """Whether limits have their sharpness followed too."""
+        return bool(self.followed) and sharpness(self.base) == "hessian_eigenvalues"
 
     @property
     def of_loss(self) -> dict[str, str]:
@@ -123,10 +137,12 @@ class Networks(Work):
         """Networks of one size."""
         return (cell,) if isinstance(cell, Limit) else (cell.param, cell.width, cell.depth, cell.sharpness)
 
-    def networks(self, cells: Sequence[Cell | Limit]) -> list[estimate.Networks]:
+    def networks(self, cells: Sequence[Cell | Limit]) -> list[estimate.Networks | estimate.Limit]:
         first = cells[0]
         if isinstance(first, Limit):
-            return []
+            swept = estimate.Limit(self.at_the_end(first), hessian=False, networks=len(self.rates))
+            curve = estimate.Limit(self.problem(first.param, first.depth), cells=0)
+            return [swept, curve] if self.limits_follow else [swept]
         problem, observables = self.problem(first.param, first.depth), self.observables(first)
         return [estimate.Networks(problem, first.width, len(cells), observables, self.samples, len(cells))]
 
@@ -154,13 +170,10 @@ class Networks(Work):
 
         Not numbers where the limit leaves the sharpness open.
         """
-        problem, steps = self.problem(cell.param, cell.depth), self.base.num_steps
-        # measured at the end only; but of linear2 another schedule takes longer to compile than all that it saves
-        every = self.base.measure_every if theory(problem) is linear2 else steps
-        found = [solve(replace(problem, learning_rate=rate, measure_every=every))["loss"][-1] for rate in self.rates]
+        found = [solve(self.at_the_end(cell, rate), hessian=False)["loss"][-1] for rate in self.rates]
         best = self.rates[int(np.nanargmin([one if np.isfinite(one) else np.inf for one in found]))]
         curve = np.full(len(self.base.steps), np.nan)
-        if self.followed and sharpness(self.base) == "hessian_eigenvalues":
+        if self.limits_follow:
             trajectory = solve(self.problem(cell.param, cell.depth, best))
             if "sharpness" in trajectory and np.isfinite(trajectory.error("sharpness")).all():
                 curve = trajectory["sharpness"]

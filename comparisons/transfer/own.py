@@ -44,8 +44,9 @@ class OwnNetworks(Work):
     def announce(self, params: Sequence[str]) -> None:
         """Nothing: no exponents are known."""
 
-    def limits(self, params: Sequence[str]) -> list:
-        return []
+    @property
+    def no_limits(self) -> dict:
+        return {}
 
     @property
     def of_loss(self) -> dict[str, str]:

@@ -69,7 +69,13 @@ class Sweep:
     @property
     def limits(self) -> list[Limit]:
         """Those that are known, and wanted."""
-        return self.work.limits(self.options.param) if self.options.limit else []
+        return [Limit(*key) for key, why in self.work.no_limits.items() if self.options.limit and why is None]
+
+    @property
+    def without_limit(self) -> list[str]:
+        """A line for each parametrization that has none, which nobody declined: why."""
+        lines = [f"no limit is drawn in {param}: {why}" for (param, _), why in self.work.no_limits.items() if why]
+        return list(dict.fromkeys(lines)) if self.options.limit else []
 
     def followed(self, rates: list[float]) -> list[Cell]:
         """The cells that follow the sharpness, at a learning rate for each size."""
@@ -118,7 +124,7 @@ def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
         found = {"optima": [asdict(o) for o in optima], "shifts": [asdict(s) for s in shifts]}
         files.write_json(found, run.folder / "transfer.json")
         plots.save(picture(dataset, optima, shifts, sweep.title), run.folder / "transfer")
-        run.conclude(table(optima, shifts, sweep.title), made)
+        run.conclude("\n".join([table(optima, shifts, sweep.title), *sweep.without_limit]), made)
     return optima, shifts
 
 

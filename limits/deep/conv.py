@@ -15,8 +15,6 @@ What training needs of the outputs is their sum Σ_c π_p Δ_pc g_pc, one cotang
 the NTK pulls each output back, and training does not see what it meets.  Optimiser and conventions are those of
 ``limits.deep.network``.
 
-No command asks for this limit yet, nor does ``limits.solve``: it is asked here.
-
 Cost: a step at which the matrix has met n patches and m gradients takes about 15 (n K + m K) P Y S multiplications, Y the
 places of h².  The error is the spread of independent repeats and the step from S/2 to S.
 """

@@ -36,7 +36,7 @@ from limits.exponents.algebra import Exponents
 from limits.exponents.parametrization import gauge
 from limits.law import Prediction
 from limits.losses import LOSSES
-from limits.machine import in_float64, require_memory
+from limits.machine import RATE, in_float64, require_memory, two_digits
 from limits.problem import Problem
 from limits.repeats import errors_of, first_ranks
 from limits.spectra import leading_eigenvalues
@@ -47,7 +47,6 @@ TOLERANCE = 1e-3  # what is left out of sampled fields, where they move by one: 
 EXACT_TOLERANCE = 1e-10
 MEASURING = 2**31  # of a run's random streams, behind all that training may spawn
 PRODUCTS = 15  # of a measurement of the Hessian, about
-RATE = 1e10  # multiplications a second of the usual machine, about
 ROOM = 64  # fields that a matrix has room for at first (and at least four steps' worth); then it doubles
 
 require_room = partial(require_memory, advice="fewer samples or steps")
@@ -223,7 +222,7 @@ def work(problem: Problem, samples: int = 8192, repeats: int = 8, *, hessian: bo
 def insist_on_room(problem: Problem, samples: int = 8192, repeats: int = 8, *, hessian: bool = True) -> None:
     """Raises MemoryError, in one line, for what ``solve`` would not begin."""
     multiplications, numbers = work(problem, samples, repeats, hessian=hessian)
-    require_room(numbers, f"this limit takes about {multiplications / RATE / 60:.2g} minutes and needs")
+    require_room(numbers, f"this limit takes about {two_digits(multiplications / RATE / 60)} minutes and needs")
 
 
 def refuses(problem: Problem) -> str | None:
