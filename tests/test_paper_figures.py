@@ -16,6 +16,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from comparisons import command_line, files, labelled
+from comparisons.convergence import rates
 from comparisons.convergence import study as convergence
 from comparisons.coord_check import study as coord_check
 from comparisons.landscape import study as landscape
@@ -33,6 +34,7 @@ from paper_figures import (
     figure_33_2,
     figure_36_1,
 )
+from paper_figures.results import said_of_limits
 
 TINY = ["--widths", "8", "16", "32", "--seeds", "2", "--steps", "2", "--samples", "8", "--inputs", "3"]
 DIGITS = ["--data", "digits", "--samples", "12", "--outputs", "2", "--model", "mlp", "--seeds", "2", "--steps", "2"]
@@ -44,13 +46,13 @@ FIGURES = [figure_1_1, figure_3_1, figure_3_2, figure_6_1, figure_6_2, figure_19
 PROGRAMS = {"landscape": landscape, "transfer": transfer, "convergence": convergence, "coord_check": coord_check}
 
 
-def exact_run(param) -> xr.Dataset:
+def exact_run(param, widths=(8, 16)) -> xr.Dataset:
     """What a convergence run leaves that Figure 6 reads, from the exact recursion, in which nothing is compiled anew."""
     rng = np.random.default_rng(0)
     problem = Problem(rng.standard_normal((8, 3)), rng.standard_normal(8), param, num_steps=4, top_k=1)
     keys = jax.random.split(jax.random.key(0), 2)
     networks = {width: [linear2.solve(problem, width=width, gram=linear2.sample_gram(key, problem, width=width))
-                        for key in keys] for width in (8, 16)}  # fmt: skip
+                        for key in keys] for width in widths}  # fmt: skip
     limit = labelled.from_trajectories({8: [linear2.solve(problem)]}).isel(width=0, seed=0, drop=True)
     configuration = {"param": param, "data": "gaussian", "inputs": 3, "samples": 8, "learning_rate": 0.5, "richness": 1.0}
     dataset = labelled.from_trajectories(networks).merge(limit.rename({name: f"{name}_limit" for name in limit}))
@@ -221,6 +223,20 @@ def test_results_of_something_else_are_refused(figure, at, change, complains, re
     changed = change(files.read(path))
     files.write(changed, path)
     assert complains in complaint(figure, ["--results", str(tmp_path / "there")], capsys)
+
+
+def test_gaps_to_the_limit_are_drawn_as_such():
+    """The title says of how many samples; the trace has its limit dashed."""
+    run = exact_run("mup", widths=(8, 16, 32))
+    off = {f"{name}_deviation": run[name] - run[f"{name}_limit"] for name in run if f"{name}_limit" in run}
+    run = run.assign(off).assign_attrs(epsilon=1e-16)
+    found, configuration = rates.measure_rates(run, "theory", None, None), json.loads(run.attrs["configuration"])
+    picture = figure_3_2.picture(run, found, configuration | {"model": "linear2", "loss": "mse", "reference": "theory"})
+    title = picture.get_suptitle().replace("\n", " ")
+    assert "gaps to the limit, root mean square over seeds; dashed: the limit, on the same 8 samples" in title
+    (dashed,) = [line for axis in picture.axes for line in axis.lines if line.get_label() == "limit"]
+    np.testing.assert_array_equal(dashed.get_ydata(), run["hessian_trace_limit"])
+    assert said_of_limits(run.drop_vars([name for name in run if name.endswith("_limit")])) == ""
 
 
 def test_gaps_that_drift_together_are_not_said_to_grow():
