@@ -14,6 +14,7 @@ import pytest
 import tyro
 import xarray as xr
 from matplotlib.figure import Figure
+from paper_figures.results import said_of_limits
 
 from comparisons import command_line, files, labelled
 from comparisons.convergence import rates
@@ -34,7 +35,6 @@ from paper_figures import (
     figure_33_2,
     figure_36_1,
 )
-from paper_figures.results import said_of_limits
 
 TINY = ["--widths", "8", "16", "32", "--seeds", "2", "--steps", "2", "--samples", "8", "--inputs", "3"]
 DIGITS = ["--data", "digits", "--samples", "12", "--outputs", "2", "--model", "mlp", "--seeds", "2", "--steps", "2"]
