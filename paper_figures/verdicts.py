@@ -72,7 +72,9 @@ def said(row: Row, findings: list[Finding], small: bool = False) -> str:
     if small:
         head = "too small to judge"
     elif False in compared:
-        head = "not as in the paper, at this size: " + ", ".join(f.what for f, one in zip(claimed, compared, strict=True) if one is False)
+        head = "not as in the paper, at this size: " + ", ".join(
+            f.what for f, one in zip(claimed, compared, strict=True) if one is False
+        )
     elif None in compared or not compared:
         head = f"undecided: {DECIDES}"
     else:
