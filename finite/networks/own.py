@@ -72,7 +72,10 @@ class Model:
         """The loss of these outputs; traceable.  Raises ValueError where it is not one number."""
         if isinstance(self.loss, str):
             return _ours(self.loss, outputs, targets)
-        found = jnp.asarray(self.loss(outputs, targets))
+        found = self.loss(outputs, targets)
+        if not _is_array(found):
+            raise ValueError(f"the loss returns {_kind(found)}: wanted one number")
+        found = jnp.asarray(found)
         if found.size != 1:
             raise ValueError(f"the loss returns an array of shape {found.shape}: wanted one number, a mean over the batch")
         return found.reshape(())
@@ -92,17 +95,21 @@ def theirs(what: str):
 
 def _ours(name: str, outputs, targets):
     """With integer labels of classes only the outputs of the labels are gathered: no one-hot array is made."""
+    if not _is_array(outputs):
+        raise ValueError(f"{name}: apply returns {_kind(outputs)}: wanted one array; or write a loss of (outputs, targets)")
+    outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
     if LOSSES[name].of_classes and jnp.issubdtype(targets.dtype, jnp.integer) and targets.ndim == outputs.ndim - 1:
-        of_label = jnp.take_along_axis(outputs, targets[..., None], axis=-1)[..., 0]
-        return jnp.mean(jax.nn.logsumexp(outputs, axis=-1) - known(targets, outputs.shape[-1], of_label))
+        return jnp.mean(cross_entropies(outputs, targets))
     if outputs.shape != targets.shape:
         raise ValueError(f"{name}: outputs of shape {outputs.shape} and targets of shape {targets.shape}")
     return LOSSES[name].mean(outputs, targets)
 
 
-def known(labels: Any, classes: int, values: Any) -> jax.Array:
-    """The values of labels, not a number where one is no class: indexing would take another's."""
-    return jnp.where((labels >= 0) & (labels < classes), values, jnp.nan)
+def cross_entropies(logits: Any, labels: Any) -> jax.Array:
+    """Of logits (…, C) at integer labels (…); not a number where one is no class: indexing would take another's."""
+    of_label = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    is_class = (labels >= 0) & (labels < logits.shape[-1])
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.where(is_class, of_label, jnp.nan)
 
 
 def paths(tree: Any) -> list[str]:
@@ -116,9 +123,15 @@ def _path(keys) -> str:
     return "/".join(words[:-1] if of_variable else words) or "params"
 
 
+def _is_array(thing) -> bool:
+    return isinstance(thing, jax.Array | np.ndarray | np.generic | float)
+
+
 def _kind(thing) -> str:
     if isinstance(thing, tuple | list):
         return f"{type(thing).__name__} of {len(thing)}"
+    if isinstance(thing, dict):
+        return f"dict of {', '.join(map(str, list(thing)[:4]))}"
     return type(thing).__name__
 
 
