@@ -191,7 +191,7 @@ def _answers(optimizer, fresh, gradient, state, params, initial) -> list[dict[st
 
 
 def _which_are_weights(optimizer, params) -> list[jax.Array | None]:
-    """Of every leaf of the optimiser's state, whether it is one of the weights, as schedule-free methods keep; None: no real."""
+    """Of each leaf of an optimiser's state, whether it is a weight (schedule-free methods keep some); None: no real."""
     begun, moved = (jax.tree.leaves(optimizer.init(at)) for at in (params, jax.tree.map(lambda p: p + 1, params)))
     return [jnp.all(jnp.abs(b - a - 1) < 1e-3) if jnp.issubdtype(a.dtype, jnp.floating) else None
             for a, b in zip(begun, moved, strict=True)]  # fmt: skip
