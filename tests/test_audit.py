@@ -214,7 +214,10 @@ MISTAKES = {
         "model": Model(lambda width, key: build(width**2 // 64, key), "mse", BATCH)
     },
     "an interval wants at least three": {"widths": (16, 32)},
+    "widths [0, 16, 32]: an interval wants at least three, positive, none twice": {"widths": (0, 16, 32)},
     "an interval wants at least two": {"seeds": 1},
+    "the loss at width 16 is nan at step 0: nothing can be measured (labels lie from -1 to 2)": {
+        "model": Model(build, "cross_entropy", (BATCH[0], np.arange(16) % 4 - 1))},
     "wanted an optax transformation": {"optimizer": 3},
     "unknown parametrization 'mupp'": {"param": "mupp"},
     "it says nothing about a plain network": {"param": "depth_mup"},

@@ -167,6 +167,13 @@ def test_mistakes(monkeypatch):
         own.sharpness(OBJECTIVE, PARAMS, BATCH, top=0)
     with pytest.raises(ValueError, match="select 'attn' is no leaf's path"):
         own.sharpness(OBJECTIVE, PARAMS, BATCH, select="attn")
+    with pytest.raises(ValueError, match=r"batch is dict: wanted the pair \(inputs, targets\)"):
+        own.sharpness(OBJECTIVE, PARAMS, BATCH[0])
+    with pytest.raises(ValueError, match="unknown loss 'l2'; known: mse"):
+        own.Objective(apply, "l2")
+    with pytest.raises(ValueError, match=r"the loss returns an array of shape \(5,\): wanted one number"):
+        own.trace(own.Objective(apply, lambda f, y: f[:, 0]), PARAMS, BATCH, jax.random.key(0))
+    assert own.Objective(apply, "cross_entropy")(PARAMS, BATCH) == OBJECTIVE(PARAMS, BATCH)
     monkeypatch.setattr(own, "physical_memory", lambda: 1000)
     with pytest.raises(MemoryError, match="a Lanczos basis of 8 vectors and what surrounds it take"):
         own.sharpness(OBJECTIVE, PARAMS, BATCH)

@@ -102,6 +102,9 @@ class _Program:
 
         _refuse_half_precision(params)
         check(loss_of, optimizer, params, batch, width)
+        labels = np.asarray(model.batch[1]) if model.loss == "cross_entropy" else np.zeros(0)
+        of_integers = labels.size and np.issubdtype(labels.dtype, np.integer)
+        self.told_of_labels = f" (labels lie from {labels.min()} to {labels.max()})" if of_integers else ""
         self.init, self.step, walk = jax.jit(optimizer.init), jax.jit(step), jax.jit(walk)
         self.walk = lambda params, initial: walk(params, initial, batch[0])  # as an argument: constants are computed with
         self.answers = jax.jit(lambda *at: _answers(optimizer, *at))
@@ -119,7 +122,8 @@ class _Program:
             value, gradient, params, state, moves = self.step(params, state)
             loss.append(float(value))
             if not np.isfinite(loss[0]):
-                raise ValueError(f"the loss at width {self.width} is {loss[0]} at step 0: nothing can be measured")
+                what = f"the loss at width {self.width} is {loss[0]} at step 0"
+                raise ValueError(f"{what}: nothing can be measured{self.told_of_labels}")
             if first is None and (moves or len(loss) == steps + QUIET):  # or an optimiser that moves nothing
                 first = before[0], self.answers(len(loss) == 1, gradient, *before, initial), params
         late = self.answers(False, gradient, first[0], params, initial)

@@ -23,7 +23,7 @@ from jaxtyping import Array
 from finite.curvature import lanczos
 from finite.curvature.density import Density, spectral_density
 from finite.curvature.operators import inner, preconditioned, signs_like, squared_norm
-from finite.networks.own import Model, cross_entropies, paths
+from finite.networks.own import Model, cross_entropies, loss_of, paths, require_known
 from limits.machine import physical_memory
 
 MATVECS = 100
@@ -34,7 +34,7 @@ BESIDE = 7, 14  # vectors: weights, a product and what makes it, half a large le
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """What is differentiated; programs are kept by the object, so make one and keep it.
+    """What is differentiated; programs are kept by the object, so make one and keep it.  The loss as in a ``Model``.
 
     >>> objective = Objective(lambda w, x: x @ w, lambda f, y: jnp.mean((f - y) ** 2) / 2)
     >>> x = jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -43,11 +43,16 @@ class Objective:
     """
 
     apply: Callable
-    loss: Callable
+    loss: str | Callable
+
+    def __post_init__(self):
+        require_known(self.loss)
 
     def __call__(self, params: Any, batch: Any) -> jax.Array:
-        inputs, targets = batch
-        return self.loss(self.apply(params, inputs), targets)
+        """Raises ValueError where the batch is no pair, or the loss not one number."""
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(f"batch is {type(batch).__name__}: wanted the pair (inputs, targets)")
+        return loss_of(self.loss, self.apply(params, batch[0]), batch[1])
 
 
 def objective(model: Model, apply: Callable) -> Objective:
