@@ -163,6 +163,23 @@ def test_products_of_the_hessian_are_those_of_autodiff(options):
             np.testing.assert_allclose(sum(both), ours, atol=1e-12)
 
 
+# Parts of the Hessian
+
+
+@pytest.mark.parametrize("options", [{}, NETWORKS["average"]], ids=["max", "average"])
+@in_float64
+def test_gauss_newton_part_alone_has_the_eigenvalues_of_the_kernel(options):
+    """Of one run: Lanczos on fields, and the matrix over samples and outputs."""
+    problem = a_problem(num_steps=2, **options)
+    kind, data = conv._read(problem, 256, 2)
+    *_, state = conv.run(problem, kind, data, 256, np.random.default_rng(0))
+    more = conv_network.more_draws(kind, RNG, [(0, 2 * rows) for rows in kind.rows(data)], 256)
+    theta = conv_network.ntk(kind, data, state.matrices, state.now, *more)
+    exact = dmft.observables(kind, data, state.now.outputs[None], theta[None], 3)["gauss_newton_eigenvalues"][0]
+    found = lanczos.spectrum(kind, data, np.random.default_rng(1), state, 3, 2, lanczos.GAUSS_NEWTON)
+    np.testing.assert_allclose(found.values[:3], exact, atol=2e-3 * exact[0])
+
+
 # Other limits
 
 
@@ -215,9 +232,9 @@ def test_little_richness_is_the_kernel_limit():
     ids=["max", "average"],
 )
 def test_networks_approach_the_limit(options):
-    """Loss and largest NTK eigenvalue: the distance falls as N^{-1/2}."""
+    """Loss, largest NTK eigenvalue and sharpness: the distance falls as N^{-1/2}."""
     problem = a_problem(**{"num_steps": 4, "measure_every": 4, "top_k": 1, "learning_rate": 0.6} | options)
-    limit, names = conv.solve(problem), ("loss", "ntk_eigenvalues")
+    limit, names = conv.solve(problem), ("loss", "ntk_eigenvalues", "hessian_eigenvalues")
     widths, distances = (32, 64, 128, 256, 512), {name: [] for name in names}
     for width in widths:
         networks = train(problem, build(problem, width), jax.random.split(jax.random.key(width), 24), observables=names)

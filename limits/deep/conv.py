@@ -23,7 +23,6 @@ from limits.deep.dmft import (
     MEASURING,
     RATE,
     ROOM,
-    TOLERANCE,
     check_sampling,
     data_of,
     left_open,
@@ -44,6 +43,10 @@ from limits.theories import features_stay, insist, other_powers, unknown_to_all
 from limits.trajectory import Trajectory
 
 SAMPLES, REPEATS = 2048, 4
+# What is left out of fields, where they move by one, is missed by kernels in squares.  Of SimpleConvNet on 8 photographs 952,
+# 447, 176 patches were kept of 2080 at 0.01, 0.03, 0.1 and S = 512, in a third of the time that 0.001 takes (1934); the loss
+# of one run stayed within its scatter.  Gradients all bring something new: a kink turns one neuron in a hundred a step.
+TOLERANCE = 0.03
 FAMILIES = "conv", "convnet"  # of ``limits.models``
 STAGES = 3  # of the deep ones
 PRODUCTS = 12  # of a measurement of the Hessian, about
