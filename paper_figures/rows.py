@@ -4,8 +4,8 @@
 
 Presets: ``tiny`` (minutes; the figures then show how, not what), ``cpu`` (two cores), ``gpu`` (the paper's own scale: CIFAR-10,
 widths to 4096 in units of γ², 40 to 50 epochs).  Minutes of cpu are those of the scripts' own figures on two cores, and for
-variants those of the figure they vary; those of gpu are reckoned from steps and sizes and were never run.  Those of rows beside a
-limit are what the commands estimate (--dry-run), on two cores.
+variants those of the figure they vary; those of gpu are reckoned from steps and sizes and were never run.  Those of rows beside
+a limit are what their commands estimate (--dry-run), on two cores.
 
 Which of the numbers 17_1 … 19_1 and 29_1 … 33_1 of the paper's appendix is which variant of Figure 1 we do not know: these rows
 are named after their setting.
