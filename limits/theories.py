@@ -92,8 +92,8 @@ THEORIES = Table("theory", (
            has="everything that has a limit, from clouds of particles, sharpness by a secular equation; laws without a kink"),
     # sampled, images
     Theory("conv", lambda problem: layers_of(problem.model).pools, "limits.deep.conv", dear=True,
-           networks="`conv`, max or average pooling, μP",
-           has="loss, NTK and Gauss-Newton eigenvalues, sampled, with errors; of as many samples as an hour is enough for"),
+           networks="`conv`, `convnet`, `resconvnet`, max or average pooling, μP and its powers of the depth",
+           has="loss, kernels and the Hessian's outliers, sampled, with errors; of as many samples as an hour is enough for"),
     # sampled; exact for linear activations
     Theory("dmft", lambda problem: True, "limits.deep.dmft", "limits.deep.dmft", dear=True,
            networks="`mlp3`, …, `resmlp`, μP and its powers of the depth",

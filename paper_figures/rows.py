@@ -4,7 +4,8 @@
 
 Presets: ``tiny`` (minutes; the figures then show how, not what), ``cpu`` (two cores), ``gpu`` (the paper's own scale: CIFAR-10,
 widths to 4096 in units of γ², 40 to 50 epochs).  Minutes of cpu are those of the scripts' own figures on two cores, and for
-variants those of the figure they vary; those of gpu are reckoned from steps and sizes and were never run.
+variants those of the figure they vary; those of gpu are reckoned from steps and sizes and were never run.  Those of rows beside
+a limit are what their commands estimate (--dry-run), on two cores.
 
 Which of the numbers 17_1 … 19_1 and 29_1 … 33_1 of the paper's appendix is which variant of Figure 1 we do not know: these rows
 are named after their setting.
@@ -126,7 +127,7 @@ def _eigenvalues_beside_limit() -> Row:
     options = ("--model conv --param mup --learning-rate 0.3 --observables loss hessian_eigenvalues ntk_eigenvalues --top-k 10")
     return Row(name="3_1_limit", figure="3_1", script="figure_3_1", setting="SimpleConvNet, μP, few photographs, full batches",
                shows="first, fifth and tenth eigenvalue of Hessian and NTK against step beside their limit, per width",
-               claims={f"{of} {rank}": "same" for of in ("hessian", "ntk") for rank in (1, 5, 10)}, minutes=(2, 15, 60),
+               claims={f"{of} {rank}": "same" for of in ("hessian", "ntk") for rank in (1, 5, 10)}, minutes=(1, 11, 70),
                runs={"": Run("comparisons.landscape", options,
                              _over(PHOTOGRAPHS, ("widths", BESIDE_LIMIT), ("steps", SHORT)))})  # fmt: skip
 
@@ -145,10 +146,10 @@ def _eigenvalues(name: str, figure: str, setting: str, rate: float, batch: int) 
 
 
 def _gaps_to_limit() -> Row:
-    sizes = _over(PHOTOGRAPHS, ("widths", ("8 16 32 64", "16 32 64 128 256", BESIDE_LIMIT[2])), ("seeds", ("6", "8", "16")),
-                  ("steps", SHORT))  # fmt: skip
+    sizes = _over(PHOTOGRAPHS, ("widths", ("8 16 32 64", "16 32 64 128", BESIDE_LIMIT[2])), ("seeds", ("5", "6", "8")),
+                  ("steps", ("8 --measure-every 2", "20 --measure-every 4", SHORT[2])))  # fmt: skip
     return Row(name="3_2_limit", figure="3_2", script="figure_3_2", setting="SimpleConvNet, μP, few photographs, full batches",
-               shows="gaps to the limit against width and time, with their powers", minutes=(2, 15, 60),
+               shows="gaps to the limit against width and time, with their powers", minutes=(2, 11, 120),
                claims={"sharpness in time": "flat", "loss in width": "-0.77 … -0.47"},
                runs={"": Run("comparisons.convergence", "--model conv --loss cross_entropy --learning-rate 0.2 --top-k 1"
                              " --reference theory", sizes)})  # fmt: skip
@@ -277,8 +278,8 @@ ADAM = "--optimizer adam"
 ROWS = Table("figure", [
     _training("1_1", "1_1", "SimpleConvNet, cross-entropy, batch 128"),
     _beside_limit("1_1_limit", "SimpleConvNet with average pooling, few photographs, full batches", "--pooling average",
-                  minutes=(2, 15, 60)),
-    _beside_limit("1_1_limit_max", "SimpleConvNet, few photographs, full batches", param="mup", minutes=(2, 15, 60)),
+                  minutes=(2, 13, 80)),
+    _beside_limit("1_1_limit_max", "SimpleConvNet, few photographs, full batches", param="mup", minutes=(2, 12, 70)),
     _training("4_1", "4_1", "SimpleConvNet, cross-entropy, batch 128, augmented", "--augment"),
     _eigenvalues("3_1", "3_1", "ConvNet of three layers, μP, batch 256", 0.3, 256),
     _eigenvalues_beside_limit(),

@@ -93,6 +93,9 @@ def test_of_a_limit_that_is_not_known_nothing_is_said(error, until):
     assert max(loss.steps) <= until
     assert (loss.steps == whole.steps) == (until == 200)
     np.testing.assert_array_equal(np.array(loss.predicted) <= until, True)
+    figure = picture.following(values, [loss], 4.9, "a title")
+    known = [line.get_xdata()[0] for axis in figure.axes for line in axis.lines if line.get_label() == picture.KNOWN]
+    assert known == [until] * (until < 200)
 
 
 def test_a_divergence_is_off_and_the_picture_is_drawn():

@@ -19,7 +19,8 @@ from limits import OBSERVABLES
 
 SHOWN = {"loss": {}, "sharpness": {"rank": 1}, "ntk_eigenvalues": {"rank": 1}}  # observable → its component
 SPREAD, SLOPES = "standard deviation over seeds", "95 % of its exponent"  # what the bands of dynamics, rates are
-TOLERATED, TO_THE_END = "tolerance", "some to the end"
+TOLERATED, TO_THE_END, KNOWN = "tolerance", "some to the end", "the limit is known so far"
+UNTIL = {"color": "gray", "linewidth": 0.9, "linestyle": "-."}
 UNFITTED = "no exponent: the table says why"
 
 
@@ -121,6 +122,8 @@ def following(dataset: xr.Dataset, found: Sequence[Following], edge_of_stability
     sharp.set(xlabel="step", ylabel=_label("sharpness"), title="one network of each width")
     plots.logarithmic(off)
     off.axhline(tolerance, color="gray", linewidth=0.9, label=TOLERATED)
+    if found[-1].until < dataset.step.values[-1]:
+        off.axvline(found[-1].until, label=KNOWN, **UNTIL)
     off.set(xlabel="step", ylabel=f"rms relative deviation of {_label(last)}", title=f"tolerated: {tolerance:g}")
     for one, color in zip(found, ("tab:blue", "tab:orange"), strict=False):
         draw_following(when, one, color)
@@ -132,10 +135,11 @@ def following(dataset: xr.Dataset, found: Sequence[Following], edge_of_stability
                for one, color in zip(found, ("tab:blue", "tab:orange"), strict=False)]  # fmt: skip
     handles += [*plots.limit_handles(), plots.edge_handle(),
                 Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label=TO_THE_END),
-                Line2D([], [], color="gray", linewidth=0.9, label=TOLERATED),
+                Line2D([], [], color="gray", linewidth=0.9, label=TOLERATED), Line2D([], [], label=KNOWN, **UNTIL),
                 Line2D([], [], color="gray", linestyle=":", label="predicted")]  # fmt: skip
     plots.legend_below(figure, [*plots.widths(dataset), *handles])
-    figure.suptitle(f"{title}; the limit crosses the edge of stability at step {found[0].crossing}", fontsize=9)
+    crosses = "networks of the largest width cross" if limit is None else "the limit crosses"
+    figure.suptitle(f"{title}; {crosses} the edge of stability at step {found[0].crossing}", fontsize=9)
     return figure
 
 

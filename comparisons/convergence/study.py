@@ -329,7 +329,8 @@ def table(
             late = f"late × {_number(growth.late.ratio, '.3g')}, ∝ N^{_number(growth.late.exponent, '+.2f')}"
             lines.append(f"{_short_name(growth.observable):<16}× {picture.largest(growth):<22} {late:<26} {growth.verdict}")
     if unstable_after is not None:
-        lines += ["", f"the limit crosses the edge of stability at step {unstable_after}: no exponents after it"]
+        crosses = "networks of the largest width cross" if "sharpness" in left_open else "the limit crosses"
+        lines += ["", f"{crosses} the edge of stability at step {unstable_after}: no exponents after it"]
     lines += [line for one in followed for line in _followed(one, int(comparison.problem.steps[-1]))]
     return "\n".join(lines)
 
