@@ -2,13 +2,19 @@
 
 import numpy as np
 import pytest
+from benchmarks.coverage import NETWORK_WIDTHS, SETTING, network_row, network_tasks
+from benchmarks.coverage import networks as exact
+from scipy.linalg import block_diag
+from scipy.stats import wishart
 
 from comparisons import files, labelled
 from comparisons.convergence import rates
 from comparisons.convergence.rates import measure_rates, noise_floor
+from comparisons.convergence.study import prepare
 from comparisons.deviations import components, deviations
 from comparisons.super_consistency import measure_growth
-from limits import Trajectory
+from limits import Trajectory, linear2
+from limits.coordinates import coordinates
 from limits.law import Law, Prediction
 
 WIDTHS, SEEDS, STEPS = (50, 100, 200, 400, 800), 40, np.array([0, 4, 8])
@@ -155,3 +161,17 @@ def test_what_was_recorded_is_read_back(tmp_path):
     again = [rates.Rate.of(one) for one in files.read_json(tmp_path / "rates.json")]
     np.testing.assert_equal([rate.record() for rate in again], [rate.record() for rate in found])
     assert any(np.isnan(rate.exponent) for rate in again)
+
+
+@pytest.mark.slow
+def test_exponents_of_the_main_job_s_own_networks_are_covered():
+    """A small run of tests/benchmarks/coverage.py: its networks are ``linear2.solve``'s; of 8 sets a step, few miss −1/2."""
+    problem, width = prepare(SETTING).problem, NETWORK_WIDTHS[0]
+    basis = block_diag(coordinates(problem).basis, np.eye(problem.num_outputs))
+    gram = basis @ wishart.rvs(width, np.eye(len(basis)), random_state=np.random.default_rng(width)) @ basis.T / width
+    network, found = linear2.solve(problem, width=width, gram=gram), exact(problem, width, 1)
+    for name, values in found.items():
+        np.testing.assert_allclose(values[0], network[name].reshape(len(problem.steps), -1)[:, 0], rtol=1e-9)
+    rows = np.array([network_row(task) for task in network_tasks(8, 0) if task[0] == "loss"])
+    assert rows[:, 1].mean() > 0.9
+    assert rows[:, 4].max() < 0.6

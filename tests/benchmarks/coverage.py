@@ -186,15 +186,19 @@ def print_fits(sets):
 # Networks of the main job: how often −1/2 is in the interval of a fluctuation's exponent, fitted as the command fits it.
 
 SETTING = Options(model="linear2", param="mup")
-NETWORK_WIDTHS = np.sort(SETTING.widths)
+NETWORK_WIDTHS = sorted(SETTING.widths)
 FOLLOWED = ("loss", "sharpness", "ntk_eigenvalues")
 
 
 @in_float64
 def networks(problem: Problem, width: int, count: int) -> dict[str, Float[np.ndarray, "count T"]]:
-    """``FOLLOWED``, of eigenvalues the largest, along the exact trajectories of linear2 from Wishart's Gram matrices."""
-    n, data, steps, scales = problem.num_inputs + 1, coordinates(problem), descent(problem), linear.scales(problem, width)
-    grams = wishart.rvs(width, np.eye(n), size=count, random_state=np.random.default_rng(width)) / width
+    """``FOLLOWED``, of eigenvalues the largest, along the exact trajectories of linear2 from Wishart's Gram matrices.
+
+    These are in the basis of ``coordinates``: their law knows none.
+    """
+    data, steps, scales = coordinates(problem), descent(problem), linear.scales(problem, width)
+    n = sum(data.optimum.shape)
+    grams = wishart.rvs(width, np.eye(n), size=count, random_state=np.random.default_rng(width)).reshape(-1, n, n) / width
 
     def one(X0):
         states = linear.descend(data, scales, X0, steps)
