@@ -222,6 +222,14 @@ def test_little_richness_is_the_kernel_limit():
     assert np.ptp(lazy["loss"]) > 10 * limit.error("loss").max()
 
 
+def test_a_step_must_leave_directions_to_the_next():
+    problem = a_problem(X, model="convnet", depth=3)
+    with pytest.raises(ValueError, match=r"^128 samples: a step brings a matrix 150 gradients, wanted at least 1024 samples$"):
+        conv.solve(problem, samples=128)
+    with pytest.raises(ValueError, match=r"no limit of blocks of 2 convolutions is known: block_size 1 only"):
+        conv.solve(a_problem(X, param="depth_mup", model="resconvnet", block_size=2))
+
+
 # Networks
 
 
