@@ -222,19 +222,29 @@ def test_little_richness_is_the_kernel_limit():
     assert np.ptp(lazy["loss"]) > 10 * limit.error("loss").max()
 
 
+def test_a_step_must_leave_directions_to_the_next():
+    problem = a_problem(X, model="convnet", depth=3)
+    with pytest.raises(ValueError, match=r"^128 samples: a step brings a matrix 150 gradients, wanted at least 1024 samples$"):
+        conv.solve(problem, samples=128)
+    with pytest.raises(ValueError, match=r"no limit of blocks of 2 convolutions is known: block_size 1 only"):
+        conv.solve(a_problem(X, param="depth_mup", model="resconvnet", block_size=2))
+
+
 # Networks
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("names", [
+    pytest.param(("loss", "ntk_eigenvalues"), marks=pytest.mark.slow),
+    pytest.param(("hessian_eigenvalues",), marks=pytest.mark.long)], ids=["loss", "sharpness"])  # fmt: skip
 @pytest.mark.parametrize(
     "options",
     [{"momentum": 0.5, "batches": OPTIMISER["batches"]}, {"pooling": "average", "targets": CLASSES, "loss": "cross_entropy"}],
     ids=["max", "average"],
 )
-def test_networks_approach_the_limit(options):
+def test_networks_approach_the_limit(options, names):
     """Loss, largest NTK eigenvalue and sharpness: the distance falls as N^{-1/2}."""
     problem = a_problem(**{"num_steps": 4, "measure_every": 4, "top_k": 1, "learning_rate": 0.6} | options)
-    limit, names = conv.solve(problem), ("loss", "ntk_eigenvalues", "hessian_eigenvalues")
+    limit = conv.solve(problem, hessian="hessian_eigenvalues" in names)
     widths, distances = (32, 64, 128, 256, 512), {name: [] for name in names}
     for width in widths:
         networks = train(problem, build(problem, width), jax.random.split(jax.random.key(width), 24), observables=names)

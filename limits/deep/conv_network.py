@@ -113,8 +113,7 @@ class Kind(NamedTuple):
     def linearised(self, data, now, matrices):
         """With the gradient of L, of all samples."""
         signal = LOSSES[self.loss].gradient(now.outputs, data.targets) * data.richness / len(data.targets)
-        matrices, now = backward(self, data, now, matrices, signal)
-        return matrices, now
+        return backward(self, data, now, matrices, signal)
 
     def pulled_back(self, data, now, matrices, signals: Float[Array, "b P C"]):
         return pulled_back(self, data, now, matrices, signals)
@@ -420,7 +419,7 @@ def _moved_backward(kind, data, now, matrices, u, dh, change) -> tuple[tuple[Gau
         matrix, out, above = _sent_back(data, matrices[layer], dg, left, trained)
         out += now.above[layer] @ u.trained[layer] @ matrix.below
         before = image(matrix.transposed, now.above[layer], left, trained.T)
-        past = _all_through(partial(kind.past, layer), now.maps[layer], dg) if kind.residual else 0.0
+        past = 0.0
         if kind.residual:
             past = pulled(partial(kind.past, layer), now.maps[layer], now.gradients[layer + 1], dh[layer], dg)
         dg = pulled(partial(kind.seen, layer), now.maps[layer], before, dh[layer], out) + past

@@ -1,13 +1,8 @@
 """The Hessian of an infinitely wide network: what its products are (``limits.deep.lanczos`` finds eigenvalues with them).
 
-A direction in weight space is held as the weights of ``limits.deep.network`` are: first (r, S), trained (H, m, n) in the
-orthonormal fields e_k above and b_j below of each matrix, last (C, S).  With r, C and coordinates of an orthonormal family
-on the other side, and <·> the mean over neurons,
-
-    <v, v'> = <first first'> + Σ_l Σ_kj A^l_kj A'^l_kj + <last last'>,      v = M^{-½} δw,     M = a²r of each matrix,
-
-and H = γ² M^½ (∂²L) M^½ is symmetric.  H v takes one more pass forward and one backward (u = M^½ v, δ the derivative along
-u, ρ_p = ∂ℓ_p/∂f/P):
+With tangents v and the inner product of ``limits.deep.lanczos``, H v takes one more pass forward and one backward (M = a²r of
+each matrix, u = M^½ v, δ the derivative along u, ρ_p = ∂ℓ_p/∂f/P; r, C and coordinates of an orthonormal family on the other
+side):
 
     δh^{l+1} = [δh^l] + W φ'(h^l)δh^l + Σ_kj u_kj e_k <b_j φ(h^l)>                                          [ ] if residual
     δf       = (<u φ(h^L)> + <V φ'(h^L)δh^L>)/γ0
