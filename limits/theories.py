@@ -18,6 +18,7 @@ from limits.exponents.parametrization import output_exponent
 from limits.law import Prediction
 from limits.losses import LOSSES
 from limits.machine import RATE, physical_memory, two_digits
+from limits.models import layers_of
 from limits.optimizers import OPTIMIZERS
 from limits.problem import Problem, given_outputs
 from limits.rows import Table
@@ -90,9 +91,9 @@ THEORIES = Table("theory", (
            networks="`mlp2`, any activation and loss, μP",
            has="everything that has a limit, from clouds of particles, sharpness by a secular equation; laws without a kink"),
     # sampled, images
-    Theory("conv", lambda problem: problem.network.family in ("conv", "convnet"), "limits.deep.conv", dear=True,
-           networks="`conv`, max or average pooling, μP",
-           has="loss, NTK and Gauss-Newton eigenvalues, sampled, with errors; of as many samples as an hour is enough for"),
+    Theory("conv", lambda problem: layers_of(problem.model).pools, "limits.deep.conv", dear=True,
+           networks="`conv`, `convnet`, `resconvnet`, max or average pooling, μP and its powers of the depth",
+           has="loss, kernels and the Hessian's outliers, sampled, with errors; of as many samples as an hour is enough for"),
     # sampled; exact for linear activations
     Theory("dmft", lambda problem: True, "limits.deep.dmft", "limits.deep.dmft", dear=True,
            networks="`mlp3`, …, `resmlp`, μP and its powers of the depth",

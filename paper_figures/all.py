@@ -54,7 +54,7 @@ def listing(options: Options) -> None:
         print(f"{row.name:<21} {minutes:>5g} min  {row.setting}: {row.shows}")
         for words in commands(row, options):
             print(f"    python -m {shlex.join(words)}")
-    print(f"{len(rows)} rows, about {total:g} minutes in all; and the table of exponents, python -m limits.exponents")
+    print(f"{len(rows)} rows, about {total:g} minutes in all")
 
 
 def commands(row: Row, options: Options) -> list[list[str]]:

@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before what takes seconds to import
 from comparisons.files import Refused
 from comparisons.optimum.minimum import analyse
 from comparisons.optimum.picture import picture
-from paper_figures.results import read, save
+from paper_figures import read, save
 
 recipe = partial(recipe_of, NAME)
 

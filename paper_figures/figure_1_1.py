@@ -34,7 +34,7 @@ from comparisons.landscape.late import first, followed, growing, statement
 from comparisons.optimum import picture as transfer_plots
 from comparisons.optimum.minimum import analyse
 from limits import OBSERVABLES
-from paper_figures.results import read, said_of_limits, save
+from paper_figures import read, said_of_limits, save
 
 SHARPNESS = ("hessian_eigenvalues", "preconditioned_sharpness")
 

@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from comparisons import style as plots
 from comparisons.files import Refused
 from limits import OBSERVABLES
+from paper_figures import read, save
 from paper_figures.figure_3_2 import against_time
-from paper_figures.results import read, save
 from paper_figures.verdicts import gaps_over_depth
 
 recipe = partial(recipe_of, ROW)

@@ -29,7 +29,7 @@ from comparisons.landscape.late import growing, statement
 from comparisons.optimum import picture as transfer_plots
 from comparisons.optimum.minimum import analyse
 from limits import OBSERVABLES
-from paper_figures.results import read, save
+from paper_figures import read, save
 
 NETWORKS = ("width", "depth")
 SHOWN = "directional_sharpness"

@@ -28,7 +28,7 @@ from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.landscape import picture as landscape_plots
 from comparisons.landscape.late import statement
-from paper_figures.results import read, said_of_limits, save
+from paper_figures import read, said_of_limits, save
 
 RANKS = (1, 5, 10)
 ROWS = {"hessian_eigenvalues": r"$\lambda_{%d}(H)$", "ntk_eigenvalues": r"$\lambda_{%d}(\Theta)/P$"}

@@ -46,7 +46,7 @@ from comparisons.convergence.study import shown_steps
 from comparisons.deviations import deviations
 from comparisons.landscape import picture as landscape_plots
 from limits import OBSERVABLES
-from paper_figures.results import read, said_of_limits, save
+from paper_figures import read, said_of_limits, save
 
 TRACE = "hessian_trace"
 LATE = 0.5  # of the steps, from which on powers of the step are fitted; the last three, where these are fewer

@@ -29,7 +29,7 @@ from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.optimum import picture as transfer_plots
 from comparisons.optimum.minimum import analyse
-from paper_figures.results import read, said_of_limits, save
+from paper_figures import read, said_of_limits, save
 from paper_figures.rows import ROWS
 
 COLUMNS = {"k1": "one convolution per block", "k2": "two convolutions per block", "k3": "three convolutions per block",

@@ -32,7 +32,7 @@ from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.landscape.late import statement
 from comparisons.style import NAMES
-from paper_figures.results import read, save
+from paper_figures import read, save
 
 PARAMS = ("mup", "ntp")
 ROWS = {

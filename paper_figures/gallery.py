@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import json
 import pkgutil
 import time
 from pathlib import Path
 
+import limits
 from comparisons.command_line import stop
 from comparisons.files import Damaged, Refused
 from paper_figures import Options as Drawing
@@ -15,6 +17,7 @@ from paper_figures.verdicts import verdict
 
 LARGEST = 100 * 1024  # bytes of a picture
 WIDEST = 1200  # pixels
+KEPT = "made.json"
 
 
 def make(options: Options) -> None:
@@ -26,18 +29,33 @@ def make(options: Options) -> None:
     folder = options.out / options.preset
     gallery = options.gallery or folder
     gallery.mkdir(parents=True, exist_ok=True)
-    drawn = [row for row in ROWS.values() if (folder / row.name / f"{row.name}.png").exists()]
-    drawn = [row for row in drawn if (gallery / f"{row.name}.png").exists()]
-    found = {row.name: verdict(row, folder / row.name, options.preset) for row in drawn}
-    for row in rows:
-        began = time.perf_counter()
-        try:
-            found[row.name] = one(row, options, folder / row.name, gallery / f"{row.name}.png")
-        except (Refused, Damaged, ValueError, MemoryError) as refusal:  # of this row; the others are made all the same
-            found[row.name] = f"not made: {refusal}"
-        print(f"{row.name}: {(time.perf_counter() - began) / 60:.1f} min: {found[row.name]}", flush=True)
-        (gallery / "README.md").write_text(page(options.preset, found), encoding="utf-8")
-    print("\n".join(["", *(f"{row.name:<21} {found[row.name]}" for row in rows), f"gallery in {gallery}/README.md"]))
+    said = {row.name: _made(row, options, folder / row.name, gallery) for row in rows}
+    print("\n".join(["", *(f"{name:<21} {line}" for name, line in said.items()), f"gallery in {gallery}/README.md"]))
+
+
+def _made(row, options, results, gallery) -> str:
+    """The verdict of one row, which the gallery has then; or why it could not be made: then the gallery keeps what it has."""
+    began = time.perf_counter()
+    try:
+        verdict = one(row, options, results, gallery / f"{row.name}.png")
+    except (Refused, Damaged, ValueError, MemoryError) as refusal:  # of this row; the others are made all the same
+        verdict = f"not made: {refusal}"
+    else:
+        made = kept(gallery) | {row.name: {"preset": options.preset, "version": limits.__version__, "verdict": verdict}}
+        (gallery / KEPT).write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (gallery / "README.md").write_text(page(kept(gallery)), encoding="utf-8")
+    print(f"{row.name}: {(time.perf_counter() - began) / 60:.1f} min: {verdict}", flush=True)
+    return verdict
+
+
+def kept(gallery: Path) -> dict[str, dict[str, str]]:
+    """Of each row that was made, now or by an earlier command: its preset, the version of this package, the verdict."""
+    try:
+        return json.loads((gallery / KEPT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        stop(PROGRAM, f"{gallery / KEPT}: not what this command wrote; move it away, and its rows are made again")
 
 
 def one(row: Row, options: Options, results: Path, picture: Path) -> str:
@@ -65,17 +83,33 @@ def shrink(path: Path, to: Path) -> None:
     stop(PROGRAM, f"{to}: more than {LARGEST} bytes")
 
 
-def page(preset: str, found: dict[str, str]) -> str:
-    """The gallery, in Markdown: the verdicts of the rows that were made, and the others."""
+def page(made: dict[str, dict[str, str]]) -> str:
+    """The gallery, in Markdown: a table of verdicts, then each row with its picture."""
     lines = ["# The paper's figures", "",
-             f"Made by `python -m paper_figures.all --preset {preset}`; the verdicts are computed from its results"
-             f" (`verdicts.py`), at the sizes of that preset (`rows.py`), not the paper's: {len(found)} of {len(ROWS)} rows"
-             " are made here.  The table of exponents (tables_21_1) is `python -m limits.exponents`.", ""]  # fmt: skip
+             "Made by `python -m paper_figures.all`.  Verdicts are computed from the results (`verdicts.py`), at the sizes of"
+             " the preset (`rows.py`): `tiny` shows how a figure is made, `cpu` is what two cores can do, `gpu` the paper's own"
+             f" scale.  {len(made)} of {len(ROWS)} rows are made.", "",
+             "| row | preset | verdict |", "| --- | --- | --- |"]  # fmt: skip
     for row in ROWS.values():
-        here = found.get(row.name, f"not made: python -m paper_figures.all --preset {preset} --only {row.name}")
-        lines += [f"## {row.name}: {row.setting}", "", f"Paper's figure {row.figure}: {row.shows}.", ""]
+        cells = (made[row.name]["preset"], made[row.name]["verdict"].split(". ")[0]) if row.name in made else ("", "not made")
+        lines.append(f"| [{row.name}](#{_anchor(row)}) | {cells[0]} | {cells[1]} |")
+    for row in ROWS.values():
+        lines += ["", f"## {_title(row)}", "", f"Paper's figure {row.figure}: {row.shows}."]
         if row.claims:
-            lines += ["Paper: " + "; ".join(f"{what}: {said}" for what, said in row.claims.items()) + ".", ""]
-        lines += [f"Here: {here}.", ""]
-        lines += [] if here.startswith("not made") else [f"![{row.setting}]({row.name}.png)", ""]
-    return "\n".join(lines)
+            lines += ["", "Paper: " + "; ".join(f"{what}: {said}" for what, said in row.claims.items()) + "."]
+        if row.name in made:
+            of = made[row.name]
+            lines += ["", f"Here (`{of['preset']}`, version {of['version']}): {of['verdict']}.", "",
+                      f"![{row.setting}]({row.name}.png)"]  # fmt: skip
+        else:
+            lines += ["", f"Not made: `python -m paper_figures.all --only {row.name}`."]
+    return "\n".join([*lines, ""])
+
+
+def _title(row):
+    return f"{row.name}: {row.setting}"
+
+
+def _anchor(row):
+    """As GitHub makes it of a heading."""
+    return "".join(c for c in _title(row).lower().replace(" ", "-") if c.isalnum() or c in "-_")

@@ -257,6 +257,22 @@ def _linear2() -> list[Row]:
     ]  # fmt: skip
 
 
+def _exponents() -> Row:
+    plain = (
+        "--model mlp --param sp ntp mup",
+        {"tiny": "--widths 32 64 128 --seeds 2", "cpu": "", "gpu": "--widths 64 128 256 512 1024 2048 4096"},
+    )
+    residual = (
+        "--model resmlp --param depth_mup alpha1",
+        {"tiny": "--widths 32 64 128 --depths 4 8 16 --seeds 2", "cpu": "", "gpu": "--depths 4 8 16 32 64 128"},
+    )
+    return Row(name="21_1", figure="tables_21_1", script="figure_21_1", minutes=(1.5, 4, 6),
+               setting="MLP: SP, NTP, μP; residual MLP: Depth-μP, α = 1; SGD, Adam",
+               shows="table of scaling exponents of width and depth", claims={"exponents": "as derived"},
+               runs={name: Run("comparisons.coord_check", *options)
+                     for name, options in (("plain", plain), ("residual", residual))})  # fmt: skip
+
+
 VARIANT = "17_1–19_1, 29_1–33_1"
 ADAM = "--optimizer adam"
 ROWS = Table("figure", [
@@ -282,6 +298,7 @@ ROWS = Table("figure", [
     _gaps_over_depth("33_2_vit", "ViT, Adam, Depth-μP", f"--model vit {ADAM}",
                      ("1 2 4 8", "2 4 8 16", "6 12 24 48 96"), rate="0.1"),
     _directional(),
+    _exponents(),
     _training("batch_32", VARIANT, "batches of 32", batch=32),
     _training("batch_512", VARIANT, "batches of 512", batch=512,
               data=IMAGES | {"tiny": "--data patches10 --samples 256"}),

@@ -15,7 +15,7 @@ import xarray as xr
 
 from comparisons.convergence.picture import SHOWN
 from comparisons.deviations import deviations
-from comparisons.files import read
+from comparisons.files import read, read_json
 from comparisons.landscape.late import first, followed, growing, late_agreement
 from comparisons.landscape.picture import limit_of
 from comparisons.optimum.minimum import analyse
@@ -32,16 +32,17 @@ DECIDES = "more seeds and a wider range of sizes would decide"
 
 @dataclass(frozen=True)
 class Finding:
-    """``found`` of ``what``, and where it is a power of the step its 95 % interval; ``theirs``: the paper's estimator."""
+    """``found`` of ``what``; of a power of the step its 95 % interval, and ``theirs``, the paper's estimator; more to say."""
 
     what: str
     found: str
     interval: tuple[float, float] | None = None
     theirs: float | None = None
+    more: str = ""
 
     def __str__(self):
         theirs = "" if self.theirs is None else f" (paper's estimator {self.theirs:+.2f})"
-        return f"{self.what}: {self.found}{theirs}"
+        return f"{self.what}: {self.found}{theirs}" + (f" ({self.more})" if self.more else "")
 
     def against(self, claim: str | None) -> bool | None:
         """Whether it is as claimed; None where it, or the claim, decides nothing."""
@@ -71,7 +72,9 @@ def said(row: Row, findings: list[Finding], small: bool = False) -> str:
     if small:
         head = "too small to judge"
     elif False in compared:
-        head = "not as in the paper: " + ", ".join(f.what for f, one in zip(claimed, compared, strict=True) if one is False)
+        head = "not as in the paper, at this size: " + ", ".join(
+            f.what for f, one in zip(claimed, compared, strict=True) if one is False
+        )
     elif None in compared or not compared:
         head = f"undecided: {DECIDES}"
     else:
@@ -219,5 +222,15 @@ def _directional(row: Row, results: Path) -> Iterator[Finding]:
         yield agreed(f"directional {grows}", along["directional_sharpness"].isel(param=0))
 
 
+def _exponents(row: Row, results: Path) -> Iterator[Finding]:
+    """Of those that are compared, whether all agree."""
+    checks = [one for run in row.runs for one in read_json(results / run / "coord_check.json")]
+    said = [one["verdict"] for one in checks if not one["verdict"].startswith("not compared")]
+    agree, differ = said.count("agrees"), said.count("differs")
+    found = "as derived" if agree == len(said) else f"{differ} differ" if differ else UNDECIDED
+    yield Finding("exponents", found, more=f"{agree} of {len(said)} agree")
+
+
 OF = {"figure_1_1": _training, "figure_3_1": _eigenvalues, "figure_3_2": _gaps, "figure_33_2": _gaps_over_depth,
-      "figure_6_1": _depths, "figure_6_2": _parts, "figure_19_2": _rates, "figure_36_1": _directional}  # fmt: skip
+      "figure_6_1": _depths, "figure_6_2": _parts, "figure_19_2": _rates, "figure_36_1": _directional,
+      "figure_21_1": _exponents}  # fmt: skip

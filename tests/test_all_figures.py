@@ -11,6 +11,7 @@ import xarray as xr
 from PIL import Image
 
 from comparisons.convergence.options import Options as Convergence
+from comparisons.coord_check.options import Options as CoordCheck
 from comparisons.landscape.options import Options as Landscape
 from comparisons.transfer.options import Options as Transfer
 from paper_figures import all as program
@@ -18,9 +19,10 @@ from paper_figures import gallery, verdicts
 from paper_figures.rows import PRESETS, ROWS
 from paper_figures.verdicts import Finding
 
-OPTIONS = {"comparisons.convergence": Convergence, "comparisons.landscape": Landscape, "comparisons.transfer": Transfer}
+OPTIONS = {"comparisons.convergence": Convergence, "comparisons.landscape": Landscape, "comparisons.transfer": Transfer,
+           "comparisons.coord_check": CoordCheck}  # fmt: skip
 FOLDER = Path(gallery.__file__).parent / "gallery"
-PAPER = ["1_1", "4_1", "3_1", "28_1", "35_1", "3_2", "34_1", "6_1", "32_2", "6_2", "19_2", "33_2", "36_1"]
+PAPER = ["tables_21_1", "1_1", "4_1", "3_1", "28_1", "35_1", "3_2", "34_1", "6_1", "32_2", "6_2", "19_2", "33_2", "36_1"]
 STEPS, SIZES = np.arange(0, 41, 4), [8, 16, 32]
 
 
@@ -62,8 +64,8 @@ def test_an_interval_against_a_claim(claim, interval, agrees):
 
 
 @pytest.mark.parametrize(("mup", "ntp", "says"), [
-    ("same", "moves", "as in the paper"), ("same", "same", "not as in the paper: transfer ntp"),
-    ("undecided", "moves", "undecided"), ("undecided", "same", "not as in the paper: transfer ntp"),
+    ("same", "moves", "as in the paper"), ("same", "same", "not as in the paper, at this size: transfer ntp"),
+    ("undecided", "moves", "undecided"), ("undecided", "same", "not as in the paper, at this size: transfer ntp"),
 ])  # fmt: skip
 def test_a_verdict_needs_all_findings(mup, ntp, says):
     found = [Finding("transfer mup", mup), Finding("transfer ntp", ntp)]
@@ -128,6 +130,31 @@ def test_the_gallery_is_there():
     for picture in pictures:
         assert 0 < (FOLDER / picture).stat().st_size <= gallery.LARGEST
     assert re.findall(r"^## (\S+):", page, re.MULTILINE) == list(ROWS)
+    assert page == gallery.page(gallery.kept(FOLDER))
+
+
+def test_a_gallery_keeps_what_it_has(tmp_path, monkeypatch, capsys):
+    """Rows of other presets stay, and so does what a row had where it cannot be made again."""
+    (tmp_path / "made.json").write_text('{"19_2": {"preset": "gpu", "version": "0", "verdict": "as in the paper. T"}}')
+    monkeypatch.setattr(gallery, "one", lambda row, *_: "undecided. S" if row.name == "6_2" else refuse())
+    program.main(["--preset", "cpu", "--only", "19_2", "6_2", "--out", str(tmp_path / "results"), "--gallery", str(tmp_path)])
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| \[(.*?)\]\(.*?\) (\|.*\|)$", page, re.MULTILINE))
+    assert table["19_2"] == "| gpu | as in the paper |"
+    assert table["6_2"] == "| cpu | undecided |"
+    assert sum("not made" in cells for cells in table.values()) == len(ROWS) - 2
+    assert "19_2: 0.0 min: not made: no room" in capsys.readouterr().out
+
+
+def refuse():
+    raise MemoryError("no room")
+
+
+def test_what_no_command_wrote_is_no_gallery(tmp_path, capsys):
+    (tmp_path / "made.json").write_text("mine")
+    with pytest.raises(SystemExit):
+        gallery.kept(tmp_path)
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_pictures_become_small(tmp_path):

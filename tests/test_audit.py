@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,8 +16,8 @@ import pytest
 from benchmarks.audit import RIGHT, draw, norm
 
 import comparisons.audit
-from comparisons.audit.command import answer
-from comparisons.audit.measure import Measured, _answers
+from comparisons.audit.command import answer, refuse_unwritable
+from comparisons.audit.measure import Measured, _answers, answers_of
 from comparisons.audit.options import PROGRAM, Options
 from comparisons.audit.verdict import Findings, Suspect, power
 from finite.networks.own import Model
@@ -142,20 +143,88 @@ def test_an_optimizer_that_divides_by_its_gradient():
     assert answer["growth"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize(("averaged", "plain", "decay"), [
+    (optax.contrib.schedule_free_adamw(0.02), optax.adam(0.02, b1=0.0), 0.0),
+    (optax.contrib.schedule_free_adamw(0.02, weight_decay=0.1), optax.adam(0.02, b1=0.0), 0.002),
+    (optax.contrib.schedule_free_sgd(0.02), optax.sgd(0.02), 0.0),
+])  # fmt: skip
+def test_an_optimizer_that_keeps_weights_of_its_own(averaged, plain, decay):
+    """What brings the weights back to those is no decay: it answers as the optimiser within."""
+    answers = answers_of(MODEL, averaged, 16), answers_of(MODEL, plain, 16)
+    for path, of_plain in answers[1].items():
+        for name in ("update", "update_of_large", "growth", "muted"):
+            assert answers[0][path][name] == pytest.approx(of_plain[name], rel=0.02, abs=0.01), (path, name)
+        if path != "bias":  # which starts as zeros
+            assert answers[0][path]["decay"] == pytest.approx(decay, abs=1e-5)
+
+
+def test_momentum_that_a_warm_up_has_gathered_is_linear():
+    warm = optax.sgd(optax.linear_schedule(0.0, 0.02, 2), 0.9)
+    for of_weight in answers_of(MODEL, warm, 16).values():
+        assert of_weight["growth"] == pytest.approx(1, abs=1e-3)
+        assert of_weight["noise"] == 0
+
+
+@pytest.mark.slow
+def test_noise_is_no_decay():
+    """Of SGD with noise the learning rates are SGD's; that there is noise is said."""
+    audit = found(optimizer=optax.noisy_sgd(0.02, eta=0.01, key=jax.random.key(1)))
+    assert [one.split(":")[0].split(",")[0] for one in audit.remarks] == ["noise"]
+    assert {str(one) for one in audit.suspects} == {f"{name} learning rate: N^0 found, N^1 wanted" for name in (
+        "first: input", "bias: bias", "gain: norm_gain", "last: readout")}  # fmt: skip
+
+
 def test_words():
     assert [power(x) for x in (-0.52, 0.02, 1.0, -0.37, 0.87)] == ["N^-1/2", "N^0", "N^1", "N^-0.37", "N^+0.87"]
     assert str(Suspect(("a", "b"), "learning rate", 0.0, -1.0)) == "a, b: learning rate: N^0 found, N^-1 wanted"
 
 
+def mine(learning_rate):
+    return optax.sgd(learning_rate)
+
+
+def wrapped(wrap, loss="mse"):
+    """The perceptron with (params, apply) made into others."""
+    return Model(lambda width, key: wrap(*build(width, key)), loss, BATCH)
+
+
+def stored_as(dtype):
+    return wrapped(lambda params, apply: (jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params), apply))
+
+
+def returning(wrap, loss="mse"):
+    return wrapped(lambda params, apply: (params, lambda p, x: wrap(apply(p, x))), loss)
+
+
 MISTAKES = {
+    "optimizer is the function optax.adamw itself: wanted what it returns, optax.adamw(1e-3), say": {"optimizer": optax.adamw},
+    "optimizer is the function optax.sgd itself": {"optimizer": lambda width: partial(optax.sgd, momentum=0.9)},
+    "optimizer is the function mine itself": {"optimizer": mine},
+    "bias is stored as float16, of which rounding leaves too little": {"model": stored_as(jnp.float16)},
+    "bias is stored as bfloat16": {"model": stored_as(jnp.bfloat16)},
+    "mse: apply returns tuple of 2: wanted one array": {"model": returning(lambda f: (f, f))},
+    "mse: apply returns dict of logits: wanted one array": {"model": returning(lambda f: {"logits": f})},
+    "the loss returns an array of shape (16,): wanted one number, a mean over the batch": {
+        "model": returning(lambda f: f, lambda f, y: jnp.mean((f - y) ** 2, axis=-1))
+    },
+    "the loss returns tuple of 2: wanted one number": {
+        "model": returning(lambda f: f, lambda f, y: (jnp.mean((f - y) ** 2), f))
+    },
+    "no fan of a weight grows as the width N, second's as N^2.00: does build(width, key) read": {
+        "model": Model(lambda width, key: build(width**2 // 64, key), "mse", BATCH)
+    },
     "an interval wants at least three": {"widths": (16, 32)},
+    "widths [0, 16, 32]: an interval wants at least three, positive, none twice": {"widths": (0, 16, 32)},
     "an interval wants at least two": {"seeds": 1},
+    "the loss at width 16 is nan at step 0: nothing can be measured (labels lie from -1 to 2)": {
+        "model": Model(build, "cross_entropy", (BATCH[0], np.arange(16) % 4 - 1))},
     "wanted an optax transformation": {"optimizer": 3},
     "unknown parametrization 'mupp'": {"param": "mupp"},
     "it says nothing about a plain network": {"param": "depth_mup"},
     "at width 16 nothing is finite after 3 steps": {
         "model": Model(lambda width, key: (np.ones((6, width)), lambda w, x: x @ w), lambda f, y: jnp.sum(f**2), BATCH),
-        "optimizer": optax.sgd(1e30)},
+        "optimizer": optax.sgd(1e30),
+    },
     "width 16: TypeError: dot_general requires": {"model": Model(build, "mse", (BATCH[0][:, :5], BATCH[1]))},
     "width 16, optimizer: TypeError: ": {"optimizer": optax.polyak_sgd()},
     "optimizer at width 16: TypeError: ": {"optimizer": lambda width: optax.adam(1.0 / width) + 1},
@@ -170,6 +239,32 @@ def test_mistakes_end_in_one_line(line):
         found(**MISTAKES[line])
     assert line in str(mistake.value)
     assert "\n" not in str(mistake.value)
+
+
+def test_a_key_that_changes_nothing_is_said():
+    """Seeds are then no repeats: what is chance is not known, and the last line says so."""
+    audit = found(Model(lambda width, key: build(width, jax.random.key(0)), "mse", BATCH))
+    assert [one.split(":")[0] for one in audit.remarks] == ["chance"]
+    assert str(audit).endswith("passes, as far as it is checked")
+
+
+@pytest.mark.parametrize(("out", "line"), [
+    ("audit.pgn", "--out audit.pgn: wanted a picture, .png or .pdf"),
+    ("mine.py/audit.png", "--out mine.py/audit.png: cannot be written: "),
+    ("folder.png", "--out folder.png: cannot be written: Is a directory"),
+])  # fmt: skip
+def test_a_picture_that_cannot_be_written_is_found_before_all_else(out, line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FILE)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(SystemExit):
+        answer(Options("nowhere.py:build", out=Path(out)))
+    assert capsys.readouterr().err.startswith(f"{PROGRAM}: {line}")
+
+
+def test_a_picture_has_its_folder_made(tmp_path):
+    refuse_unwritable(tmp_path / "new" / "audit.png")
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 MODULES = """
@@ -208,6 +303,8 @@ def test_the_command(tmp_path):
     (("mine.py:build",), "mine.py:build has no loss: give --loss, or a Model"),
     (("mine.py:build", "--loss", "mse", "--batch", "mine.csv"), "mine.csv: wanted FILE.npz or FILE.py:NAME"),
     (("mine.py:MODEL",), '--optimizer is missing: "optax.adamw(1e-3)", say'),
+    (("mine.py:MODEL", "--optimizer", "optax.adamw"),
+     "optimizer is the function optax.adamw itself: wanted what it returns, optax.adamw(1e-3), say"),
     (("mine.py:MODEL", "--optimizer", "optax.adamm"), "--optimizer 'optax.adamm': module 'optax' has no attribute 'adamm'"),
 ])  # fmt: skip
 def test_mistakes_of_the_command(words, line, tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from comparisons.power_law import fit
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem, minibatches
-from limits.deep import conv, dmft, network
+from limits.deep import conv, conv_network, curvature, dmft, lanczos, network
 from limits.deep.gaussian_matrix import unmet
 from limits.exponents.parametrization import interpolated
 from limits.kernel import ntk
@@ -33,20 +33,36 @@ def a_problem(inputs=X, targets=Y, param="mup", **options):
 # A matrix that has met everything is a real one
 
 
-def in_place_of_infinite(problem, params, N):
-    """(kind, data, state before step 0) whose neurons are those of a network of width N, and whose matrix is its kernel."""
+def kernels_of(problem, params, N):
+    """Of the convolutions behind the first, without the pixels that are beyond the border wherever the kernel is (KN, N)."""
+    kind = conv.kind_of(problem)
+    kernels = params["block" if kind.residual else "hidden"].reshape(-1, 3, 3, N, N)
+    left = [kind._left(layer, sides) for layer, sides in enumerate(kind.places[:-1])]
+    seen = [np.ix_(*(conv_network.taps(side, kind.stride) for side in sides)) for sides in left]
+    return [kernel[pixels].reshape(-1, N) for kernel, pixels in zip(kernels, seen, strict=True)]
+
+
+def in_place_of_infinite(problem, params, N, tangents=1):
+    """(kind, data, state before step 0) whose neurons are those of a network of width N, and whose matrices are its kernels."""
     kind, data = conv._read(problem, 4, 2)
-    data = data._replace(space=data.space._replace(weight=1.0 / N))
-    (Y, K, Z), (P, C) = kind.counts, problem.targets.shape
-    # of the 3 × 3 pixels those at the right are beyond the border, or those at the left, wherever the kernel is
-    hidden = params["hidden"].reshape(3, 3, N, N)[:, conv._taps(2, 4)].reshape(K * N, N)
-    rooms = np.random.default_rng(1).normal(size=(P * Y, K * N))
-    matrix = unmet(jnp.concatenate([hidden, rooms[:, :N]]), jnp.concatenate([hidden.T, rooms]))
-    below, above = (np.sqrt(N) * jnp.eye(n + P * Y, n) for n in (K * N, N))
-    matrix = matrix._replace(below=below, above=above, num_below=jnp.asarray(K * N), num_above=jnp.asarray(N))
-    last = params["readout"].T.reshape(C, Z * N)
-    state = conv.begin(kind, data, params["input"], matrix.sent, matrix.returned, last)
-    return kind, data, jax.tree.map(jnp.copy, state._replace(matrix=matrix))
+    data = data._replace(space=data.space._replace(weight=1.0 / N, normed=jnp.asarray(False)))
+    matrices, rng = [], np.random.default_rng(1)
+    for kernel, rows in zip(kernels_of(problem, params, N), kind.rows(data), strict=True):
+        room = rng.normal(size=(tangents * rows, len(kernel)))
+        matrix = unmet(jnp.concatenate([kernel, room[:, :N]]), jnp.concatenate([kernel.T, room]))
+        below, above = (np.sqrt(N) * jnp.eye(n + len(room), n) for n in (len(kernel), N))
+        count = jnp.asarray(len(kernel)), jnp.asarray(N)
+        matrices.append(matrix._replace(below=below, above=above, num_below=count[0], num_above=count[1]))
+    last = params["readout"].T.reshape(problem.num_outputs, -1)
+    sent, returned = (tuple(getattr(matrix, name) for matrix in matrices) for name in ("sent", "returned"))
+    state = conv_network.begin(kind, data, params["input"], sent, returned, last)
+    return kind, data, jax.tree.map(jnp.copy, state._replace(matrices=tuple(matrices)))
+
+
+def a_network(problem, N):
+    """(network, its weights)"""
+    net = build(problem, N)
+    return net, jax.tree.map(lambda of: of.astype(float), net.init(jax.random.key(0)))
 
 
 def dense_ntk(net, params, inputs):
@@ -55,26 +71,33 @@ def dense_ntk(net, params, inputs):
     return sum(rates[role] * jnp.tensordot(J, J, [tuple(range(2, J.ndim))] * 2) for role, J in jacobian.items())
 
 
-@pytest.mark.parametrize(
-    "options",
-    [OPTIMISER, {"pooling": "average", "loss": "cross_entropy", "targets": CLASSES}],
-    ids=["max", "average"],
-)
+SMALL = {"inputs": 9 * RNG.normal(size=(2, 64)), "image_shape": (8, 8, 1), "targets": CLASSES[:2], "loss": "cross_entropy",
+         "num_steps": 2, "learning_rate": 5.0}  # fmt: skip
+NETWORKS = {
+    "max": OPTIMISER,
+    "average": {"pooling": "average", "loss": "cross_entropy", "targets": CLASSES},
+    "convnet": SMALL | {"model": "convnet", "depth": 3, "pooling": "average"},
+    "resconvnet": SMALL | {"model": "resconvnet", "depth": 4, "param": "depth_mup"},
+}
+for_each_network = pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
+
+
+@for_each_network
 @in_float64
 def test_a_network_in_place_of_the_infinite_one_trains_as_it_does(options):
     N, problem = 6, a_problem(richness=0.7, **options)
-    net = build(problem, N)
-    params = jax.tree.map(lambda of: of.astype(float), net.init(jax.random.key(0)))
+    (net, params), (P, C) = a_network(problem, N), problem.targets.shape
     kind, data, state = in_place_of_infinite(problem, params, N)
-    state = conv.advance(kind, data, state, 1)
+    state = conv_network.advance(kind, data, state, 1)
     # the limit starts at f = 0: so does the network
-    params["readout"] = state.now.weights.last.reshape(2, -1).T
+    params["readout"] = state.now.weights.last.reshape(C, -1).T
     inputs, targets = jnp.asarray(problem.inputs), jnp.asarray(problem.targets)
     rates, velocity = net.numbers("learning_rate"), jax.tree.map(jnp.zeros_like, params)
     gradients = jax.jit(jax.grad(lambda params, x, y: LOSSES[problem.loss].mean(net.apply(params, x), y)))
+    more = conv_network.more_draws(kind, RNG, [(0, C * rows) for rows in kind.rows(data)], N)
     for t in range(problem.num_steps):
-        rows = np.arange(3) if problem.batches is None else problem.batches[t]
-        theta = conv.ntk(kind, data, state.matrix, state.now, *conv.more_draws(kind, RNG, 0, 6 * kind.counts[0], N))
+        rows = np.arange(P) if problem.batches is None else problem.batches[t]
+        theta = conv_network.ntk(kind, data, state.matrices, state.now, *more)
         np.testing.assert_allclose(state.now.outputs, net.apply(params, inputs), atol=1e-10)
         np.testing.assert_allclose(theta, dense_ntk(net, params, inputs), atol=1e-10)
         gradient = gradients(params, inputs[rows], targets[rows])
@@ -82,8 +105,79 @@ def test_a_network_in_place_of_the_infinite_one_trains_as_it_does(options):
             step = rates[role] * gradient[role] + problem.weight_decay * params[role]
             velocity[role] = problem.momentum * velocity[role] + step
             params[role] = params[role] - problem.learning_rate * velocity[role]
-        state = conv.advance(kind, data, state, t + 2)
-    assert np.abs(state.now.outputs).max() > 0.05
+        state = conv_network.advance(kind, data, state, t + 2)
+    assert np.abs(state.now.outputs).max() > 0.01
+
+
+@for_each_network
+@in_float64
+def test_products_of_the_hessian_are_those_of_autodiff(options):
+    """Behind a training step, for two tangents at once; and the eigenvalues that Lanczos finds with them are its."""
+    N, problem = 6, a_problem(richness=0.7, **options | {"num_steps": 1, "batches": None})
+    (net, params), C = a_network(problem, N), problem.num_outputs
+    kind, data, state = in_place_of_infinite(problem, params, N, tangents=2)
+    state = conv_network.advance(kind, data, state, 2)
+    rates, layers = net.numbers("learning_rate"), len(state.matrices)
+    counts = [(int(matrix.num_below), N) for matrix in state.matrices]
+
+    def real(tangent):
+        """In orthonormal coordinates of the kernels that ``kernels_of`` has."""
+        trained = [A[:N, :n].T for A, (n, _) in zip(tangent.trained, counts, strict=True)]
+        return [tangent.first / np.sqrt(N), *trained, tangent.last / np.sqrt(N)]
+
+    left, now = state.now.weights.left, state.now
+    weights = real(now.weights._replace(first=now.weights.first * np.sqrt(N), last=now.weights.last * np.sqrt(N)))
+    scale = data.scales[1]
+    initial = kernels_of(problem, params, N)
+    weights[1:-1] = [(left * W / np.sqrt(N) + A) * np.sqrt(N) / scale for W, A in zip(initial, weights[1:-1], strict=True)]
+    role = "block" if kind.residual else "hidden"
+    everywhere = [jax.linear_transpose(lambda kernel, l=l: kernels_of(problem, {role: kernel}, N)[l], params[role]) for l in
+                  range(layers)]  # fmt: skip
+
+    def loss(weights):
+        first, *kernels, last = weights
+        whole = sum(put(kernel)[0] for put, kernel in zip(everywhere, kernels, strict=True))
+        given = {"input": first, role: whole, "readout": last.reshape(C, -1).T}
+        return LOSSES[problem.loss].mean(net.apply(given, jnp.asarray(problem.inputs)), jnp.asarray(problem.targets))
+
+    metric = [rates["input"], *[rates[role]] * layers, rates["readout"]]
+    hessian = jax.jit(lambda along: jax.jvp(jax.grad(loss), (weights,), (along,))[1])
+
+    def expected(v):
+        along = hessian([np.sqrt(rate) * of for rate, of in zip(metric, v, strict=True)])
+        return [np.sqrt(rate) * of for rate, of in zip(metric, along, strict=True)]
+
+    matrices, linearised = kind.linearised(data, now, state.matrices)
+    draw = np.random.default_rng(2).normal
+    tangents = jax.tree.map(lambda of: jnp.asarray(draw(size=(2, *of.shape))), now.weights)
+    met = [(np.arange(A.shape[1])[:, None] < m) & (np.arange(A.shape[2]) < n)
+           for A, (n, m) in zip(tangents.trained, counts, strict=True)]  # fmt: skip
+    tangents = tangents._replace(trained=tuple(A * of for A, of in zip(tangents.trained, met, strict=True)))
+    products = {parts: kind.product(data, linearised, matrices, tangents, parts)[1] for parts in
+                (lanczos.HESSIAN, lanczos.GAUSS_NEWTON, lanczos.RESIDUAL)}  # fmt: skip
+    for i in range(2):
+        v, whole, *parts = (real(jax.tree.map(lambda of, i=i: of[i], each)) for each in (tangents, *products.values()))
+        for ours, theirs, *both in zip(whole, expected(v), *parts, strict=True):
+            assert np.abs(theirs).max() > 1e-3
+            np.testing.assert_allclose(ours, theirs, atol=1e-10)
+            np.testing.assert_allclose(sum(both), ours, atol=1e-12)
+
+
+# Parts of the Hessian
+
+
+@pytest.mark.parametrize("options", [{}, NETWORKS["average"]], ids=["max", "average"])
+@in_float64
+def test_gauss_newton_part_alone_has_the_eigenvalues_of_the_kernel(options):
+    """Of one run: Lanczos on fields, and the matrix over samples and outputs."""
+    problem = a_problem(num_steps=2, **options)
+    kind, data = conv._read(problem, 256, 2)
+    *_, state = conv.run(problem, kind, data, 256, np.random.default_rng(0))
+    more = conv_network.more_draws(kind, RNG, [(0, 2 * rows) for rows in kind.rows(data)], 256)
+    theta = conv_network.ntk(kind, data, state.matrices, state.now, *more)
+    exact = dmft.observables(kind, data, state.now.outputs[None], theta[None], 3)["gauss_newton_eigenvalues"][0]
+    found = lanczos.spectrum(kind, data, np.random.default_rng(1), state, 3, 2, lanczos.GAUSS_NEWTON)
+    np.testing.assert_allclose(found.values[:3], exact, atol=2e-3 * exact[0])
 
 
 # Other limits
@@ -94,24 +188,34 @@ def test_one_pixel_is_a_perceptron():
     """Of images of one pixel only the middle of a kernel is left, over 3: mlp3, step by step with the same Gaussians."""
     problem = a_problem(9 * X[:, :2], np.abs(Y[:, :1]) + 1, image_shape=(1, 1, 2), learning_rate=1.0)
     kind, data = conv._read(problem, 512, 2)
-    first, *in_store, last = conv.first_draws(kind, np.random.default_rng(0), (2, 3, 1, 32, 32), 512)
-    ours = conv.begin(kind, data, first, *in_store, last)
+    data = data._replace(space=data.space._replace(tolerance=jnp.asarray(1e-10)))  # of sums, as ours are, it is another
+    first, sent, returned, last = conv_network.first_draws(kind, np.random.default_rng(0), (2, 3, 1), [(64, 64)], 512)
+    ours = conv_network.begin(kind, data, first, sent, returned, last)
     perceptron = network.Kind("relu", "mse", False, False)
     data_of_it = data._replace(scales=data.scales / np.array([1, 3, 1]), rates=data.rates / np.array([1, 9, 1]))
-    theirs = network.begin(perceptron, data_of_it, first, *(of[None] for of in in_store), last)
-    ours, theirs = conv.advance(kind, data, ours, 5), network.advance(perceptron, data_of_it, theirs, 5)
+    theirs = network.begin(perceptron, data_of_it, first, sent[0][None], returned[0][None], last)
+    ours, theirs = conv_network.advance(kind, data, ours, 5), network.advance(perceptron, data_of_it, theirs, 5)
     assert int(ours.step) == int(theirs.step) == 5
     np.testing.assert_allclose(ours.now.outputs, theirs.now.outputs, rtol=1e-9)
     assert np.abs(ours.now.outputs).min() > 0.01
-    theta = conv.ntk(kind, data, ours.matrix, ours.now, *conv.more_draws(kind, RNG, 0, 3, 512))
+    theta = conv_network.ntk(kind, data, ours.matrices, ours.now, *conv_network.more_draws(kind, RNG, [(0, 3)], 512))
     np.testing.assert_allclose(theta, dmft._ntk(perceptron, data_of_it, theirs.now), rtol=1e-8)
+    signals = jnp.asarray(RNG.normal(size=(1, 3, 1)))
+    tridiagonal = []
+    for model, at, state in ((kind, data, ours), (curvature.Perceptron(perceptron), data_of_it, theirs)):
+        matrices, now, krylov = lanczos.begin(model, at, state.now, state.matrices, signals, 6)
+        for _ in range(6):
+            matrices, krylov = lanczos.extended(model, at, jnp.asarray(lanczos.HESSIAN), now, matrices, krylov)
+        tridiagonal.append(krylov.matrix)
+    np.testing.assert_allclose(*tridiagonal, atol=1e-9 * np.abs(tridiagonal[0]).max())
+    assert np.abs(tridiagonal[0][1, 0]) > 1e-3 * np.abs(tridiagonal[0]).max()
 
 
 def test_little_richness_is_the_kernel_limit():
     """Of average pooling, which has an analytic kernel."""
     problem = a_problem(richness=0.01, pooling="average")
     lazy = ntk.solve(replace(problem, parametrization=interpolated(0.25)))
-    limit = conv.solve(problem, samples=1024)
+    limit = conv.solve(problem, samples=1024, hessian=False)
     for name in ("loss", "ntk_eigenvalues"):
         assert (np.abs(limit[name] - lazy[name]) < 3 * limit.error(name) + 1e-4).all(), name
         assert limit.error(name).max() < 0.03 * lazy[name].max()
@@ -128,9 +232,9 @@ def test_little_richness_is_the_kernel_limit():
     ids=["max", "average"],
 )
 def test_networks_approach_the_limit(options):
-    """Loss and largest NTK eigenvalue: the distance falls as N^{-1/2}."""
+    """Loss, largest NTK eigenvalue and sharpness: the distance falls as N^{-1/2}."""
     problem = a_problem(**{"num_steps": 4, "measure_every": 4, "top_k": 1, "learning_rate": 0.6} | options)
-    limit, names = conv.solve(problem), ("loss", "ntk_eigenvalues")
+    limit, names = conv.solve(problem), ("loss", "ntk_eigenvalues", "hessian_eigenvalues")
     widths, distances = (32, 64, 128, 256, 512), {name: [] for name in names}
     for width in widths:
         networks = train(problem, build(problem, width), jax.random.split(jax.random.key(width), 24), observables=names)

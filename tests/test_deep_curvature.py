@@ -10,7 +10,7 @@ import pytest
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem, minibatches
-from limits.deep import curvature, dmft, network
+from limits.deep import curvature, dmft, lanczos, network
 from limits.deep import linear as deep_linear
 from limits.deep.bulk_edge import bulk_edge
 from limits.deep.gaussian_matrix import GaussianMatrix, Space
@@ -65,7 +65,7 @@ def test_gauss_newton_part_alone_has_the_kernels_eigenvalues(model, loss):
     exact = dmft.solve(problem, hessian=False)["gauss_newton_eigenvalues"]
     kind, data, run = states(problem)
     for t, state in enumerate(run):
-        found = curvature.spectrum(kind, data, np.random.default_rng(1), state, 5, 3, curvature.GAUSS_NEWTON)
+        found = lanczos.spectrum(curvature.Perceptron(kind), data, np.random.default_rng(1), state, 5, 3, lanczos.GAUSS_NEWTON)
         np.testing.assert_allclose(found.values[:5], exact[t], rtol=1e-8, atol=1e-10)
 
 
@@ -114,7 +114,7 @@ def test_products_are_those_of_autodiff_where_matrices_are_real(activation, resi
     v = network.Weights(rng.normal(size=(2, 3, N)), np.zeros(2), rng.normal(size=(2, H, m, n)) * (met & (np.arange(n) < N)),
                         rng.normal(size=(2, C, N)))  # fmt: skip
     products = {}
-    for parts in (curvature.HESSIAN, curvature.GAUSS_NEWTON, curvature.RESIDUAL):
+    for parts in (lanczos.HESSIAN, lanczos.GAUSS_NEWTON, lanczos.RESIDUAL):
         matrices, products[parts] = curvature.product(kind, data, now, state.matrices, jax.tree.map(jnp.asarray, v), parts)
 
     def real(tangent, i):
@@ -127,10 +127,10 @@ def test_products_are_those_of_autodiff_where_matrices_are_real(activation, resi
         along = [r * of for r, of in zip(root, real(v, i), strict=True)]
         _, change = jax.jvp(gradient, (at,), (along,))
         expected = [size * r * of for size, r, of in zip(sizes, root, change, strict=True)]
-        for ours, theirs in zip(real(products[curvature.HESSIAN], i), expected, strict=True):
+        for ours, theirs in zip(real(products[lanczos.HESSIAN], i), expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-10)
-        of_parts = [real(products[parts], i) for parts in (curvature.GAUSS_NEWTON, curvature.RESIDUAL)]
-        for whole, *both in zip(real(products[curvature.HESSIAN], i), *of_parts, strict=True):
+        of_parts = [real(products[parts], i) for parts in (lanczos.GAUSS_NEWTON, lanczos.RESIDUAL)]
+        for whole, *both in zip(real(products[lanczos.HESSIAN], i), *of_parts, strict=True):
             np.testing.assert_allclose(sum(both), whole, atol=1e-12)
 
 
@@ -140,13 +140,13 @@ def test_errors_of_outlying_ritz_values_are_bounds_and_far_below_their_residuals
     Q = np.linalg.qr(np.stack([np.linalg.matrix_power(A, j) @ np.ones(size) for j in range(steps)], 1))[0]
     values, vectors = np.linalg.eigh(Q.T @ A @ Q)
     residuals = np.linalg.norm(A @ Q @ vectors - Q @ vectors * values, axis=0)
-    bounds = curvature._bounds(values, residuals)
+    bounds = lanczos._bounds(values, residuals)
     assert (np.abs(values[[0, -1]] - [-3.0, 4.0]) <= bounds[[0, -1]] + 1e-12).all()
     assert (bounds[[0, -1]] < 0.1 * residuals[[0, -1]]).all()
     nearest = np.abs(values[:, None] - np.diag(A)).min(1)
     assert (nearest <= residuals + 1e-12).all()
     assert (bounds <= residuals).all()
-    np.testing.assert_allclose(curvature._bounds(np.ones(2), np.array([1e-3, 0.0])), [1e-3, 0.0])  # one eigenvalue, twice
+    np.testing.assert_allclose(lanczos._bounds(np.ones(2), np.array([1e-3, 0.0])), [1e-3, 0.0])  # one eigenvalue, twice
 
 
 # The bulk of linear networks

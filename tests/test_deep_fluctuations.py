@@ -13,7 +13,7 @@ from trained import train
 from finite.networks.build import build
 from limits import Problem, minibatches, predict
 from limits.coordinates import coordinates
-from limits.deep import curvature, dmft, network
+from limits.deep import curvature, dmft, lanczos, network
 from limits.deep import linear as deep_linear
 from limits.deep import linear_law as deep_fluctuations
 from limits.machine import computing, in_float64
@@ -99,10 +99,11 @@ def test_two_hidden_layers_at_a_width_are_a_network():
     step = jax.jit(partial(deep_fluctuations._step, kind, data, None))
     for _ in range(3):
         state = step(state)
-    krylov, matrices = curvature.begin(kind, data, state.now, data.targets[None], deep_fluctuations.PRODUCTS), state.matrices
-    for _ in range(deep_fluctuations.PRODUCTS):
-        parts = jnp.asarray(curvature.HESSIAN)
-        matrices, krylov = curvature.extended(kind, data, parts, state.now, matrices, krylov)
+    perceptron, parts = curvature.Perceptron(kind), jnp.asarray(lanczos.HESSIAN)
+    products = deep_fluctuations.PRODUCTS
+    matrices, _, krylov = lanczos.begin(perceptron, data, state.now, state.matrices, data.targets[None], products)
+    for _ in range(products):
+        matrices, krylov = lanczos.extended(perceptron, data, parts, state.now, matrices, krylov)
 
     met = jax.tree.map(lambda of: of[0], matrices)
     unseen = met.returned * (jnp.arange(sizes.m) < met.num_above)[:, None]

@@ -1,6 +1,7 @@
 """Networks that are not ours: what each weight does is read off the program, and is right for twelve that people use."""
 
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from jax import lax
 
 from comparisons.audit.verdict import not_understood
-from finite.networks.own import Model, from_haiku, from_linen, from_nnx, from_torch, paths
+from finite.networks.own import Model, _made, from_haiku, from_linen, from_nnx, from_torch, paths
 from finite.networks.roles import SCORES, branches, follow, roles, uses_of
 from finite.networks.torchax_compat import load
 
@@ -284,6 +285,22 @@ def a_model(build, loss="mse", batch=BATCH):
     return Model(build, loss, batch)
 
 
+class Module:
+    def __init__(self, width, *, key=None, rngs=None):
+        self.width, self.random = width, (key, rngs)
+
+    def __call__(self, x):
+        return x
+
+
+def test_what_makes_a_network_is_given_random_numbers_by_their_name():
+    """As flax.nnx has it, ``__init__(self, width, *, rngs)``; or where there is no such name, after the width."""
+    assert _made(Module, 8, rngs="some").random == (None, "some")
+    assert _made(partial(Module), 8, key="a key").random == ("a key", None)
+    assert _made(lambda width, other: (width, other), 8, rngs="some") == (8, "some")
+    assert _made(lambda width: width, 8) == 8
+
+
 KEY = jax.random.key(0)
 MISTAKES = {
     "returned ndarray": lambda: a_model(lambda width, key: np.ones(3)).at(4, KEY),
@@ -296,6 +313,9 @@ MISTAKES = {
         {"w": jnp.ones((3, width)), **({"b": jnp.ones(width)} if width > 64 else {})},
         lambda p, x: x @ p["w"] + p.get("b", 0.0)))),
     "unknown loss 'l2'": lambda: a_model(len, "l2"),
+    "labels of classes are integers, these are float32": lambda: a_model(len, "cross_entropy").of_outputs(INPUTS, jnp.ones(4)),
+    "make is one Module, of one width: wanted what makes it of any, lambda width: Module(width), say": lambda: from_linen(
+        Module(8), "mse", BATCH).at(8, KEY),
     "wanted the pair (inputs, targets)": lambda: a_model(len, batch=(INPUTS, INPUTS, INPUTS)),
     "array of shape (4,): wanted one number": lambda: a_model(len, lambda f, y: f[:, 0]).of_outputs(*BATCH),
     "outputs of shape (4, 3) and targets of shape (4, 2)": lambda: a_model(len).of_outputs(*BATCH),

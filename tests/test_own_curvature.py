@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import finite.curvature
 from finite.curvature import host, own
-from finite.networks.own import Model
+from finite.networks.own import Model, cross_entropies
 from limits.machine import computing
 
 RNG = np.random.default_rng(0)
@@ -106,15 +106,30 @@ def test_critical_sharpness(rate):
         assert np.isnan(own.critical_sharpness(quadratic, w, (None, None), nowhere, rate=rate))
 
 
-def test_cross_entropy_in_chunks():
+@pytest.mark.parametrize("chunk", [1, 4, 6, 256])
+def test_cross_entropy_in_chunks(chunk):
     features, readout, labels = RNG.normal(size=(2, 3, 4)), RNG.normal(size=(4, 10)), RNG.integers(10, size=(2, 3))
     plain = lambda f, r: -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(f @ r), labels[..., None], -1))  # noqa: E731
-    chunked = lambda f, r: own.cross_entropy_in_chunks(f, r, labels, chunk=4)  # noqa: E731
+    chunked = lambda f, r: own.cross_entropy_in_chunks(f, r, labels, chunk=chunk)  # noqa: E731
     np.testing.assert_allclose(chunked(features, readout), plain(features, readout), rtol=1e-12)
     for a, b in zip(*(jax.grad(of, (0, 1))(features, readout) for of in (chunked, plain)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
     for label in (-1, 10):
-        assert np.isnan(own.cross_entropy_in_chunks(features[0, :1], jnp.asarray(readout), jnp.array([label]), chunk=4))
+        assert np.isnan(own.cross_entropy_in_chunks(features[0, :1], jnp.asarray(readout), jnp.array([label]), chunk=chunk))
+
+
+@pytest.mark.parametrize(("places", "share"), [(128, 1.02), (2048, 0.6)])
+def test_chunks_take_no_more_memory_than_all_logits(places, share):
+    """What XLA plans for a product with the Hessian, of a tied vocabulary of 50,304 as GPT-2's; nothing is computed."""
+    embedding, places = jax.ShapeDtypeStruct((50_304, 768), jnp.float32), jax.ShapeDtypeStruct((places,), jnp.int32)
+
+    def planned(cross_entropy):
+        loss = lambda e, x, y: cross_entropy(jnp.tanh(e[x]), e.T, y)  # noqa: E731
+        product = lambda e, v, x, y: jax.jvp(jax.grad(lambda e: loss(e, x, y)), (e,), (v,))[1]  # noqa: E731
+        return jax.jit(product).lower(embedding, embedding, places, places).compile().memory_analysis().temp_size_in_bytes
+
+    whole = planned(lambda features, readout, labels: jnp.mean(cross_entropies(features @ readout, labels)))
+    assert planned(finite.curvature.cross_entropy_in_chunks) <= share * whole
 
 
 @pytest.mark.parametrize(("size", "basis"), [(60, None), (60, 8), (12, None)])
@@ -152,6 +167,13 @@ def test_mistakes(monkeypatch):
         own.sharpness(OBJECTIVE, PARAMS, BATCH, top=0)
     with pytest.raises(ValueError, match="select 'attn' is no leaf's path"):
         own.sharpness(OBJECTIVE, PARAMS, BATCH, select="attn")
+    with pytest.raises(ValueError, match=r"batch is dict: wanted the pair \(inputs, targets\)"):
+        own.sharpness(OBJECTIVE, PARAMS, BATCH[0])
+    with pytest.raises(ValueError, match="unknown loss 'l2'; known: mse"):
+        own.Objective(apply, "l2")
+    with pytest.raises(ValueError, match=r"the loss returns an array of shape \(5,\): wanted one number"):
+        own.trace(own.Objective(apply, lambda f, y: f[:, 0]), PARAMS, BATCH, jax.random.key(0))
+    assert own.Objective(apply, "cross_entropy")(PARAMS, BATCH) == OBJECTIVE(PARAMS, BATCH)
     monkeypatch.setattr(own, "physical_memory", lambda: 1000)
     with pytest.raises(MemoryError, match="a Lanczos basis of 8 vectors and what surrounds it take"):
         own.sharpness(OBJECTIVE, PARAMS, BATCH)

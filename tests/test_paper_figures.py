@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,10 +14,12 @@ import pytest
 import tyro
 import xarray as xr
 from matplotlib.figure import Figure
+from paper_figures.results import said_of_limits
 
 from comparisons import command_line, files, labelled
 from comparisons.convergence import rates
 from comparisons.convergence import study as convergence
+from comparisons.coord_check import study as coord_check
 from comparisons.landscape import study as landscape
 from comparisons.transfer import study as transfer
 from limits import Problem
@@ -27,10 +31,10 @@ from paper_figures import (
     figure_6_1,
     figure_6_2,
     figure_19_2,
+    figure_21_1,
     figure_33_2,
     figure_36_1,
 )
-from paper_figures.results import said_of_limits
 
 TINY = ["--widths", "8", "16", "32", "--seeds", "2", "--steps", "2", "--samples", "8", "--inputs", "3"]
 DIGITS = ["--data", "digits", "--samples", "12", "--outputs", "2", "--model", "mlp", "--seeds", "2", "--steps", "2"]
@@ -38,8 +42,8 @@ WIDE, DEEP = ["--widths", "8", "16"], ["--widths", "8", "--depths", "1", "2"]
 FOLLOWED = ["--observables", "loss", "hessian_eigenvalues", "ntk_eigenvalues", "directional_sharpness", "--top-k", "10",
             "--measure-every", "1", "--batch-size", "4", "--curvature-samples", "6", "--learning-rate", "0.5"]  # fmt: skip
 RATES = ["--learning-rates", "0.3", "1", "3", "--no-limit"]
-FIGURES = [figure_1_1, figure_3_1, figure_3_2, figure_6_1, figure_6_2, figure_19_2, figure_33_2, figure_36_1]
-PROGRAMS = {"landscape": landscape, "transfer": transfer, "convergence": convergence}
+FIGURES = [figure_1_1, figure_3_1, figure_3_2, figure_6_1, figure_6_2, figure_19_2, figure_21_1, figure_33_2, figure_36_1]
+PROGRAMS = {"landscape": landscape, "transfer": transfer, "convergence": convergence, "coord_check": coord_check}
 
 
 def exact_run(param, widths=(8, 16)) -> xr.Dataset:
@@ -55,6 +59,14 @@ def exact_run(param, widths=(8, 16)) -> xr.Dataset:
     return dataset.assign_attrs(configuration=json.dumps(configuration))
 
 
+def checks(param, letter) -> list[dict]:
+    """What coord_check leaves of a parametrization, one that is not compared among it."""
+    check = partial(coord_check.Check, param, "sgd", letter, "", quantity="h", layer="input")
+    found = ((0.02, 0.0, "agrees"), (-0.9, -0.5, "differs"), (2.0, np.nan, "not compared: "))
+    return [asdict(check(exponent=exponent, interval=(exponent - 0.1, exponent + 0.1), derived=derived, verdict=verdict))
+            for exponent, derived, verdict in found]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """One folder per figure, as its command makes it, but small."""
@@ -62,6 +74,9 @@ def results(tmp_path_factory):
     for param in ("mup", "ntp"):
         (folder / "figure_6_2" / param).mkdir(parents=True)
         files.write(exact_run(param), folder / "figure_6_2" / param / "trajectories.nc")
+    for run, of in (("plain", ("mup", "N")), ("residual", ("depth_mup", "L"))):
+        (folder / "figure_21_1" / run).mkdir(parents=True)
+        files.write_json(checks(*of), folder / "figure_21_1" / run / "coord_check.json")
     transfer.main([*TINY, *RATES, "--out", str(folder / "figure_19_2")])
     landscape.main([*DIGITS, *WIDE, *FOLLOWED, "--out", str(folder / "figure_1_1" / "landscape")])
     transfer.main([*DIGITS, *WIDE, *RATES, "--sharpness-seeds", "0", "--out", str(folder / "figure_1_1" / "transfer")])

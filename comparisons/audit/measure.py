@@ -17,6 +17,7 @@ from finite.networks.own import Model, paths
 from finite.networks.roles import Role, Use, follow, roles_of, uses_of
 
 QUIET = 4  # more steps than asked for that a schedule may warm up from 0 for
+SLIGHT = 1e-3  # times an update: less is no answer to a gradient, but to momentum
 LARGE = 1e4  # times a gradient: an optimiser's ε is then nothing
 
 Sizes = Mapping[tuple[str, str], np.ndarray]  # (quantity, path or site) → (seeds,)
@@ -27,6 +28,7 @@ class Measured:
     """Of all widths.
 
     roles    of the uses, at the two ends of the widths
+    drawn    whether other keys make other weights
     sizes    width by width:
              h, delta_h, own_change     of a use (by site): its output at step 0, its change, the part (W_T − W_0) x
              own_per_input              of the first step alone, over what arrives
@@ -36,6 +38,7 @@ class Measured:
              total                      W_T − W_0
              decay                      of the update what is there without a gradient, over the stored weights
              drowned                    cosine of the update and of decay alone, of a decay within the gradient
+             noise                      of the first update what is there without a gradient and without weights, over the rest
              growth                     log2 of how an update grows with twice the gradient: 1 linear, 0 forgets the scale
              entrywise                  relative change of the update when each entry is scaled by itself: 0 for Adam's
              relative                   change of the update with twice the weights, without decay: 1 if in units of them
@@ -46,6 +49,7 @@ class Measured:
     widths: tuple[int, ...]
     roles: list[Role]
     sizes: list[Sizes]
+    drawn: bool = True
 
     def of(self, quantity: str, name: str = "") -> list[np.ndarray]:
         return [sizes[quantity, name] for sizes in self.sizes]
@@ -56,7 +60,7 @@ def measure(model: Model, optimizer: Any, widths: Sequence[int], *, seeds: int =
 
     optimizer   an optax transformation, or a function of the width, or of (width, params), that returns one
     """
-    uses, sizes = [], []
+    uses, sizes, drawn = [], [], False
     for width in widths:
         start, apply = model.at(width, jax.random.key(0))
         program = _Program(model, width, start, apply, optimizer)
@@ -64,9 +68,10 @@ def measure(model: Model, optimizer: Any, widths: Sequence[int], *, seeds: int =
         if len(uses) == 2:
             roles_of(uses, widths[:2])  # before all is trained
         rest = [model.at(width, jax.random.key(seed))[0] for seed in range(1, seeds)]
+        drawn = drawn or not all(map(np.array_equal, jax.tree.leaves(start), jax.tree.leaves(rest[0])))
         found = [program.sizes(params, uses[-1], steps) for params in (start, *rest)]
         sizes.append({name: np.array([one[name] for one in found], dtype=float) for name in found[0]})
-    return Measured(tuple(widths), roles_of([uses[0], uses[-1]], [widths[0], widths[-1]]), sizes)
+    return Measured(tuple(widths), roles_of([uses[0], uses[-1]], [widths[0], widths[-1]]), sizes, drawn)
 
 
 def answers_of(model: Model, optimizer: Any, width: int) -> dict[str, dict[str, float]]:
@@ -95,7 +100,11 @@ class _Program:
             outputs, _, signals = follow(apply, params, inputs, initial)
             return outputs, signals
 
+        _refuse_half_precision(params)
         check(loss_of, optimizer, params, batch, width)
+        labels = np.asarray(model.batch[1]) if model.loss == "cross_entropy" else np.zeros(0)
+        of_integers = labels.size and np.issubdtype(labels.dtype, np.integer)
+        self.told_of_labels = f" (labels lie from {labels.min()} to {labels.max()})" if of_integers else ""
         self.init, self.step, walk = jax.jit(optimizer.init), jax.jit(step), jax.jit(walk)
         self.walk = lambda params, initial: walk(params, initial, batch[0])  # as an argument: constants are computed with
         self.answers = jax.jit(lambda *at: _answers(optimizer, *at))
@@ -113,7 +122,8 @@ class _Program:
             value, gradient, params, state, moves = self.step(params, state)
             loss.append(float(value))
             if not np.isfinite(loss[0]):
-                raise ValueError(f"the loss at width {self.width} is {loss[0]} at step 0: nothing can be measured")
+                what = f"the loss at width {self.width} is {loss[0]} at step 0"
+                raise ValueError(f"{what}: nothing can be measured{self.told_of_labels}")
             if first is None and (moves or len(loss) == steps + QUIET):  # or an optimiser that moves nothing
                 first = before[0], self.answers(len(loss) == 1, gradient, *before, initial), params
         late = self.answers(False, gradient, first[0], params, initial)
@@ -140,31 +150,55 @@ class _Program:
         return found
 
 
+def _refuse_half_precision(params: Any) -> None:
+    for path, leaf in zip(paths(params), jax.tree.leaves(params), strict=True):
+        if jnp.finfo(leaf.dtype).bits < 32:
+            why = "of which rounding leaves too little of an optimiser's steps"
+            raise ValueError(f"{path} is stored as {leaf.dtype}, {why}: build it in float32, and let apply cast it")
+
+
 def _answers(optimizer, fresh, gradient, state, params, initial) -> list[dict[str, jax.Array]]:
     """Leaf by leaf: what the optimiser makes of the network's gradient, and of others; ``fresh``: in its first state."""
+    held, structure = jax.tree.flatten(state)
+    are_weights = _which_are_weights(optimizer, initial)
     others = jax.tree.map(lambda g: 1.5 + jnp.cos(jnp.arange(g.size, dtype=g.dtype)).reshape(g.shape), gradient)
 
     def update(asked):
         times, of_params, apart = asked
         scaled = jax.tree.map(lambda g, other: g * times * jnp.where(apart, other, 1), gradient, others)
-        return jax.tree.leaves(optimizer.update(scaled, state, jax.tree.map(lambda p: p * of_params, params))[0])
+        of_state = structure.unflatten([jnp.where(is_weight, leaf * of_params, leaf).astype(leaf.dtype) if is_weight is not None
+                                        else leaf for leaf, is_weight in zip(held, are_weights, strict=True)])  # fmt: skip
+        return jax.tree.leaves(optimizer.update(scaled, of_state, jax.tree.map(lambda p: p * of_params, params))[0])
 
-    times, of_params = jnp.array([0.0, 0.0, 1.0, 2.0, LARGE, LARGE, LARGE]), jnp.array([1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 2.0])
-    made = jax.lax.map(update, (times, of_params, jnp.arange(7) == 5))  # compiled once
+    times = jnp.array([0.0, 0.0, 0.0, 1.0, 2.0, LARGE, LARGE, LARGE])
+    of_params = jnp.array([0.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 2.0])
+    made = jax.lax.map(update, (times, of_params, jnp.arange(8) == 6))  # compiled once
     answers = []
-    for p, g, (d, dd, *rest) in zip(*map(jax.tree.leaves, (initial, gradient)), made, strict=True):
-        d, dd = jnp.nan_to_num(d), jnp.nan_to_num(dd)  # 0/0 of what estimates its own rate
+    for p, g, (still, *made_of) in zip(*map(jax.tree.leaves, (initial, gradient)), made, strict=True):
+        still = jnp.nan_to_num(still)  # 0/0 of what estimates its own rate
+        noise, momentum = jnp.where(fresh, still, 0.0), jnp.where(fresh, 0.0, still)  # neither of gradients nor of weights
+        d, dd, *rest = (one - noise for one in made_of)
+        d, dd = jnp.nan_to_num(d), jnp.nan_to_num(dd)
         apart = dd - d  # a decay that is no part of a gradient whose scale is forgotten; without what momentum makes
         plain, twice, large, scaled, heavy = (one - apart for one in rest)
+        answered = _rms(plain - momentum) > SLIGHT * _rms(plain)
         within = fresh & (_rms(apart) < 0.5 * _rms(d))
         answers.append({
             "std": _rms(p), "gradient": _rms(g), "update": _rms(plain), "update_of_large": _rms(large),
             "decay": _rms(apart) / _rms(p),
             "drowned": jnp.where(within, jnp.abs(jnp.mean(rest[0] * d)) / (_rms(rest[0]) * _rms(d)), 0.0),
-            "growth": jnp.log2(_rms(twice) / _rms(plain)), "muted": _rms(plain) / _rms(large),
+            "growth": jnp.where(answered, jnp.log2(_rms(twice - momentum) / _rms(plain - momentum)), 0.0),
+            "muted": _rms(plain) / _rms(large), "noise": _rms(noise) / _rms(plain),
             "entrywise": _rms(scaled - large) / _rms(large), "relative": _rms(heavy - large - apart) / _rms(large),
         })  # fmt: skip
     return answers
+
+
+def _which_are_weights(optimizer, params) -> list[jax.Array | None]:
+    """Of each leaf of an optimiser's state, whether it is a weight (schedule-free methods keep some); None: no real."""
+    begun, moved = (jax.tree.leaves(optimizer.init(at)) for at in (params, jax.tree.map(lambda p: p + 1, params)))
+    return [jnp.all(jnp.abs(b - a - 1) < 1e-3) if jnp.issubdtype(a.dtype, jnp.floating) else None
+            for a, b in zip(begun, moved, strict=True)]  # fmt: skip
 
 
 def _compared(start, after_one, end, initial, params):

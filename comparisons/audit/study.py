@@ -97,8 +97,8 @@ def audit(
 
     Raises ValueError, in one line, for a model, an optimiser or widths that cannot be measured.
     """
-    if len(widths) < 3 or len(set(widths)) < len(widths):
-        raise ValueError(f"widths {list(widths)}: an interval wants at least three, none twice")
+    if min(widths, default=0) < 1 or len(widths) < 3 or len(set(widths)) < len(widths):
+        raise ValueError(f"widths {list(widths)}: an interval wants at least three, positive, none twice")
     if seeds < 2:
         raise ValueError(f"{seeds} seeds: an interval wants at least two")
     if steps < 1:

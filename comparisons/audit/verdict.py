@@ -161,6 +161,10 @@ class Findings:
             self.of_use(role)
         for path in leaves:
             self.of_leaf(path)
+        if noisy := [path for path in leaves if self.typical("noise", path) > SMALL]:
+            self.remarks.append(f"noise, which the optimizer adds to updates of {', '.join(noisy)}: nothing is derived for it")
+        if not measured.drawn:
+            self.remarks.append("chance: build(width, key) makes the same weights of every key, so that seeds are no repeats")
         of_outputs = requirements(param, ENTRYWISE, self.loss)[1]
         self.size("outputs", "", "f", "", of_outputs["f"], at_most=True)
         self.size("outputs", "", "delta_f", "", of_outputs["delta_f"])

@@ -100,12 +100,19 @@ def _fits(errors, floor, kind, law, held, unstable) -> tuple[PowerLaw, PowerLaw]
     if len(errors.width) < FEWEST_WIDTHS:
         return (refused("too few widths"),) * 2
     options = {"kind": kind, "noise_floor": floor.sel(width=errors.width).values}
-    if kind == "fluctuation" and law is not None and law.std > 0 and np.isfinite(law.bias):
-        options["next_order"] = SECOND_ORDER * law.bias**2 / law.std**2 / float(errors.width.min())
+    if kind == "fluctuation":
+        options["next_order"] = allowance(law, float(errors.width.min()))
     free = fit(errors.width.values, values, **options)
     if free.status == "no power law":
         return free, free  # has no prefactor either
     return free, fit(errors.width.values, values, exponent=held, **options)
+
+
+def allowance(law: Law | None, narrowest: float) -> bool | float:
+    """The next order that a theory of one number allows its fluctuation: ``next_order`` of ``power_law.fit``."""
+    if law is None or not law.std > 0 or not np.isfinite(law.bias):
+        return True
+    return SECOND_ORDER * float(law.bias**2 / law.std**2) / narrowest
 
 
 def _law(prediction, name, selection, index) -> Law | None:

@@ -24,6 +24,8 @@ TOLERATED = FLAT  # an optimum that moves no faster than that transfers
 NEAR = 0.5  # the fit sees losses up to e^0.5 times the lowest, and two learning rates on either side
 DEGREE = 4  # of the polynomial: lower where fewer than two points would be left to say how well it fits
 FEWEST_POINTS = 4
+CONFIDENCE = 0.95  # of the intervals
+EQUIVALENCE = 0.90  # two tests, one on each side, at 5 % each (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15, 657)
 FAR_OFF = 5  # so many times the seeds' error is the polynomial's own
 RESAMPLES = 1000
 
@@ -51,6 +53,7 @@ class Shift:
     """best learning rate ∝ size^exponent, with its 95 % interval; not a number where an optimum is off the grid.
 
     size     "width", or "depth" where there are several; with several of both, each at a fixed other one (``size_names``)
+    verdict  what ``verdict`` says: "transfers" where the 90 % interval is within what is tolerated
     """
 
     parametrization: str
@@ -373,17 +376,23 @@ def _shifts(param, names, sizes, best, draws, doubts, together) -> list[Shift]:
 def _shift(param, size, slopes, best, draws, doubt, together):
     if not np.isfinite(draws).all():
         return Shift(param, size, np.nan, (np.nan, np.nan), "undecided: an optimum is off the grid")
-    if together:
-        exponent, interval = together.slope(slopes)
-    else:
-        low, high = (float(q) for q in np.quantile(slopes @ draws, (0.025, 0.975)) + np.array([-1, 1]) * abs(doubt))
-        exponent, interval = float(slopes @ best), (low, high)
-    return Shift(param, size, exponent, interval, verdict(interval))
+
+    def interval(confidence):
+        if together:
+            return together.slope(slopes, confidence)[1]
+        ends = np.quantile(slopes @ draws, ((1 - confidence) / 2, (1 + confidence) / 2))
+        return tuple(float(end) for end in ends + np.array([-1, 1]) * abs(doubt))
+
+    exponent = together.slope(slopes)[0] if together else float(slopes @ best)
+    return Shift(param, size, exponent, interval(CONFIDENCE), verdict(interval(CONFIDENCE), interval(EQUIVALENCE)))
 
 
-def verdict(interval: tuple[float, float]) -> str:
-    """Whether an optimum ∝ N^exponent, with this interval, stays where it is."""
-    low, high = interval
-    if max(-low, high) <= TOLERATED:
+def verdict(interval: tuple[float, float], narrower: tuple[float, float]) -> str:
+    """Whether an optimum ∝ N^exponent, with this 95 % interval and this 90 % one, stays where it is.
+
+    "transfers" is to be false in at most 5 %: the exponent is tested against the tolerated one on either side.
+    """
+    if max(-narrower[0], narrower[1]) <= TOLERATED:
         return "transfers"
+    low, high = interval
     return "does not transfer" if low > TOLERATED or high < -TOLERATED else "undecided"

@@ -183,7 +183,7 @@ def table(optima: list[Optimum], shifts: list[Shift], title: str, size: str = "w
         final = f"{o.final_loss:.3g}" if np.isfinite(o.final_loss) else "diverged"
         of, (low, high) = [o.width or "∞", *([o.depth] if deep else [])], o.interval
         lines.append(form(o.parametrization, *of, f"{o.best_learning_rate:.3g}", f"[{low:.3g}, {high:.3g}]", final))
-    lines += ["", f"best η0 ∝ size^exponent; it transfers where the exponent's whole interval lies within ±{TOLERATED:g}"]
+    lines += ["", f"best η0 ∝ size^exponent [95 % interval]; it transfers where the 90 % interval lies within ±{TOLERATED:g}"]
     for s in shifts:
         exponent = f"{_symbol(s.size)}^{s.exponent:+z.3f} [{s.interval[0]:+z.3f}, {s.interval[1]:+z.3f}]  "
         said = exponent if np.isfinite(s.exponent) else f"{_symbol(s.size)}: "

@@ -8,6 +8,9 @@ where f, a spline through as many values as the grid has points, is common to al
 curve may bend more than another, and lean over, without its minimum having moved.  Least squares.  Whether that is all in which
 the curves differ is tested.  Where nothing moves it is right whatever f is; where something does, as far as a spline can follow
 f between the points.
+
+A curve that leans over pulls its shift along by as much as u³ is not how it leans.  So other ways of differing are fitted too,
+and the interval reaches as far as those that explain the curves put the shift, in so far as that is more than chance.
 """
 
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from scipy.special import stdtrit
 LEVEL = 0.02  # of the test
 DEGREE = 3  # of the spline
 POWERS = (2, 3)  # by which shapes may differ: fewer on a grid of less than five points
-ONE_MORE = (2, 3, 4)  # what another power has elsewhere is doubtful: shapes differ as they like
+ELSEWHERE = (2, 3, 4), (2, 2.5)  # what these have elsewhere is doubtful: one more power, and a leaning that far out is less
 FLIPS = 1000
 STEPS, PRECISION = 20, 1e-5
 
@@ -31,23 +34,35 @@ class Translation:
 
     of_seeds     (Z, Z, S) what each seed of each size, the second axis, adds to each shift; linearised
     of_misfit    (Z, Z) covariance of the shifts by how much more the points scatter about the fit than the seeds explain
-    doubts       (2, Z) by how much a spline of one degree less, and one more power in which shapes differ, have them elsewhere
+    doubts       (3, Z) by how much a spline of one degree less, and the powers ``ELSEWHERE``, have them elsewhere
+    of_doubts    (3, Z, Z, S) and what each seed adds to that
     """
 
     shifts: Float[np.ndarray, " Z"]
     of_seeds: Float[np.ndarray, "Z Z S"]
     of_misfit: Float[np.ndarray, "Z Z"]
-    doubts: Float[np.ndarray, "2 Z"]
+    doubts: Float[np.ndarray, "3 Z"]
+    of_doubts: Float[np.ndarray, "3 Z Z S"]
 
-    def slope(self, contrast: Float[np.ndarray, " Z"]) -> tuple[float, tuple[float, float]]:
-        """contrast @ shifts, and its 95 % interval: Student's t, with degrees of freedom after Welch (1947), and a doubt."""
-        parts = np.einsum("z,zws->ws", contrast, self.of_seeds)
-        seeds, variances = parts.shape[1], parts.var(axis=1, ddof=1) * parts.shape[1]
+    def slope(self, contrast: Float[np.ndarray, " Z"], confidence: float = 0.95) -> tuple[float, tuple[float, float]]:
+        """contrast @ shifts, and its interval: Student's t, with degrees of freedom after Welch (1947), and the doubts.
+
+        Of a doubt d with the variance v by chance remains d (1 − v/d²), nothing where v is more (James & Stein 1961).
+        """
+        seeds, variances = self.of_seeds.shape[-1], _variances(contrast, self.of_seeds)
         total = variances.sum()
         freedom = (seeds - 1) * (total**2 / np.sum(variances**2) if total else 1)
-        reach = stdtrit(freedom, 0.975) * np.sqrt(total + contrast @ self.of_misfit @ contrast)
-        slope, reach = float(contrast @ self.shifts), float(reach + np.abs(self.doubts @ contrast).max())
-        return slope, (slope - reach, slope + reach)
+        reach = stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(total + contrast @ self.of_misfit @ contrast)
+        slope, doubts = float(contrast @ self.shifts), self.doubts @ contrast
+        chance = _variances(contrast, self.of_doubts).sum(axis=-1)
+        moved = -doubts * np.maximum(1 - chance / np.maximum(doubts**2, np.finfo(float).tiny), 0)
+        return slope, (float(slope + min(0, *moved) - reach), float(slope + max(0, *moved) + reach))
+
+
+def _variances(contrast, of_seeds):
+    """(…, Z): by the seeds of each size, of a contrast of what they add, (…, Z, Z, S)."""
+    parts = np.einsum("z,...zws->...ws", contrast, of_seeds)
+    return parts.var(axis=-1, ddof=1) * parts.shape[-1]
 
 
 def translation(x: Float[np.ndarray, " L"], losses: Float[np.ndarray, "Z S L"]) -> Translation | None:
@@ -64,20 +79,24 @@ def translation(x: Float[np.ndarray, " L"], losses: Float[np.ndarray, "Z S L"]) 
     weight = np.tile(1 / np.sqrt(np.mean(own**2, axis=(0, 1)) + np.finfo(float).tiny), sizes)
     weight /= weight.max()
     degree = min(DEGREE, points - 1)
-    ways = [(degree, POWERS), (max(degree - 1, 2), POWERS), (degree, ONE_MORE)]
+    ways = [(degree, POWERS), (max(degree - 1, 2), POWERS), *((degree, powers) for powers in ELSEWHERE)]
     fits = [_fit(x, np.log(mean), weight, degree, powers[: points - 3]) for degree, powers in ways]
     if None in fits:
         return None
-    (shifts, gain, off), *others = fits
     flips = np.random.default_rng(0).choice([-1.0, 1.0], size=(FLIPS, sizes, seeds)) * np.sqrt(seeds / (seeds - 1))
     flipped = np.einsum("bzs,zsl->bzl", flips, shares).reshape(FLIPS, -1)
-    beside, misfit = (np.sum((values @ off.T * weight) ** 2, axis=-1) for values in (flipped, np.log(mean).ravel()))
-    if np.mean(beside >= misfit) <= LEVEL:
+    besides, misfits = (np.array([np.sum((values @ off.T * weight) ** 2, axis=-1) for *_, off in fits])
+                        for values in (flipped, np.log(mean).ravel()))  # fmt: skip
+    possible = np.mean(besides >= misfits[:, None], axis=1) > LEVEL
+    if not possible[0]:
         return None
-    unexplained = max(misfit - beside.mean(), 0) / np.trace(off)
-    of_seeds = np.einsum("zwl,wsl->zws", gain.reshape(sizes, sizes, points), shares)
-    doubts = shifts - np.array([elsewhere for elsewhere, *_ in others])
-    return Translation(shifts, of_seeds, unexplained * (gain / weight**2) @ gain.T, doubts)
+    (shifts, gain, off), possible[1] = fits[0], True  # a spline that is rougher tells about the better one
+    unexplained = max(misfits[0] - besides[0].mean(), 0) / np.trace(off)
+    gains = np.reshape([by for _, by, _ in fits], (-1, sizes, sizes, points))
+    of_seeds, *of_others = np.einsum("kzwl,wsl->kzws", gains, shares)
+    doubts = possible[1:, None] * (shifts - np.array([places for places, *_ in fits[1:]]))
+    of_doubts = of_seeds - np.array(of_others)
+    return Translation(shifts, of_seeds, unexplained * (gain / weight**2) @ gain.T, doubts, of_doubts)
 
 
 def _fit(x, y, weight, degree, powers):
@@ -93,10 +112,10 @@ def _fit(x, y, weight, degree, powers):
     for _ in range(STEPS):
         at = np.tile(x, sizes) - own @ moved
         u = at - lowest
-        linear = np.concatenate([spline(at), own, *(u[:, None] ** power * own for power in powers)], axis=1)
+        linear = np.concatenate([spline(at), own, *(_power(u, power)[:, None] * own for power in powers)], axis=1)
         values = np.linalg.lstsq(weight[:, None] * linear, weight * y.ravel())[0]
         changes = [change @ own.T for change in np.split(values[points:], 1 + len(powers))[1:]]
-        of_changes = sum(power * u ** (power - 1) * change for power, change in zip(powers, changes, strict=True))
+        of_changes = sum(power * _power(u, power - 1) * change for power, change in zip(powers, changes, strict=True))
         curve = BSpline(spline.t, spline.c @ values[:points], degree)
         design = np.concatenate([-(curve.derivative()(at) + of_changes)[:, None] * own, linear], axis=1)
         inverse = np.linalg.pinv(weight[:, None] * design) * weight
@@ -111,3 +130,8 @@ def _fit(x, y, weight, degree, powers):
             gain = inverse[: sizes - 1] + np.outer(inverse[: sizes - 1] @ (of_changes + np.zeros_like(at)), of_lowest)
             return no_sum @ moved, no_sum @ gain, np.eye(sizes * points) - design @ inverse
     return None
+
+
+def _power(u, power):
+    """|u|^power, with the sign that the next whole power has."""
+    return np.abs(u) ** power * np.sign(u) ** np.ceil(power)

@@ -23,7 +23,7 @@ from jaxtyping import Array
 from finite.curvature import lanczos
 from finite.curvature.density import Density, spectral_density
 from finite.curvature.operators import inner, preconditioned, signs_like, squared_norm
-from finite.networks.own import Model, known, paths
+from finite.networks.own import Model, cross_entropies, loss_of, paths, require_known
 from limits.machine import physical_memory
 
 MATVECS = 100
@@ -34,7 +34,7 @@ BESIDE = 7, 14  # vectors: weights, a product and what makes it, half a large le
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """What is differentiated; programs are kept by the object, so make one and keep it.
+    """What is differentiated; programs are kept by the object, so make one and keep it.  The loss as in a ``Model``.
 
     >>> objective = Objective(lambda w, x: x @ w, lambda f, y: jnp.mean((f - y) ** 2) / 2)
     >>> x = jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -43,11 +43,16 @@ class Objective:
     """
 
     apply: Callable
-    loss: Callable
+    loss: str | Callable
+
+    def __post_init__(self):
+        require_known(self.loss)
 
     def __call__(self, params: Any, batch: Any) -> jax.Array:
-        inputs, targets = batch
-        return self.loss(self.apply(params, inputs), targets)
+        """Raises ValueError where the batch is no pair, or the loss not one number."""
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(f"batch is {type(batch).__name__}: wanted the pair (inputs, targets)")
+        return loss_of(self.loss, self.apply(params, batch[0]), batch[1])
 
 
 def objective(model: Model, apply: Callable) -> Objective:
@@ -257,24 +262,21 @@ def critical_sharpness(
     return jnp.where(first & (step <= 1e-12), jnp.nan, jnp.where(high < 1e12, 2 / high, 0.0))
 
 
-def cross_entropy_in_chunks(features: Any, readout: Any, labels: Any, *, chunk: int = 8192) -> jax.Array:
-    """Mean cross-entropy of the logits ``features @ readout`` (n, vocabulary), a chunk at a time, in derivatives too.
+def cross_entropy_in_chunks(features: Any, readout: Any, labels: Any, *, chunk: int = 256) -> jax.Array:
+    """Mean cross-entropy of the logits ``features @ readout`` (n, vocabulary), of so many places at a time, in derivatives too.
 
     features (…, n), labels (…): integers; with one that is no class the mean is not a number.  For an ``apply``
-    that returns (features, readout): ``loss=lambda outputs, labels: cross_entropy_in_chunks(*outputs, labels)``.
+    that returns (features, readout): ``loss=lambda outputs, labels: cross_entropy_in_chunks(*outputs, labels)``.  A chunk's
+    logits are computed again for its derivative; no more places than one chunk are as they are without.
     """
-    vocabulary = readout.shape[1]
-    padded = jnp.pad(readout, ((0, 0), (0, -vocabulary % chunk)))
-    of_labels = jnp.sum(features * jnp.moveaxis(readout[:, labels], 0, -1), axis=-1)
-
-    @jax.checkpoint
-    def add(total, place):
-        logits = features @ jax.lax.dynamic_slice_in_dim(padded, place, chunk, axis=1)
-        logits = jnp.where(place + jnp.arange(chunk) < vocabulary, logits, -jnp.inf)
-        return jnp.logaddexp(total, jax.nn.logsumexp(logits, axis=-1)), None
-
-    total, _ = jax.lax.scan(add, jnp.full(labels.shape, -jnp.inf, features.dtype), jnp.arange(0, padded.shape[1], chunk))
-    return jnp.mean(total - known(labels, vocabulary, of_labels))
+    rows, count = (features.reshape(-1, features.shape[-1]), labels.reshape(-1)), labels.size
+    of_places = lambda features, labels: cross_entropies(features @ readout, labels)  # noqa: E731
+    if count <= chunk:
+        return jnp.mean(of_places(*rows))
+    of_places, whole = jax.checkpoint(of_places), count - count % chunk
+    chunks = [one[:whole].reshape(-1, chunk, *one.shape[1:]) for one in rows]
+    begin = jnp.sum(of_places(*(one[whole:] for one in rows)))  # what is left over
+    return jax.lax.scan(lambda total, places: (total + jnp.sum(of_places(*places)), None), begin, chunks)[0] / count
 
 
 def memory(params: Any, *, select: str | None = None, vectors: int = MATVECS) -> int:

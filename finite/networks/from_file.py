@@ -83,13 +83,29 @@ def _batch(text: str) -> tuple[Any, Any]:
 
 def transformation(optimizer: Any, width: int, params: Any) -> Any:
     """The optax transformation at that width.  Raises ValueError for what is none."""
+    _refuse_uncalled(optimizer)
     if not hasattr(optimizer, "update") and callable(optimizer):
         arguments = (width,) if _takes_one(optimizer) else (width, params)
         with theirs(f"optimizer at width {width}"):
             optimizer = optimizer(*arguments)
+    _refuse_uncalled(optimizer)
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(f"optimizer is {type(optimizer).__name__}: wanted an optax transformation, or a function of the width")
     return optimizer
+
+
+def _refuse_uncalled(optimizer: Any) -> None:
+    """Raises ValueError for ``optax.adam`` in place of ``optax.adam(1e-3)``: the width would be taken for its learning rate."""
+    maker = getattr(optimizer, "func", optimizer)  # of a partial
+    if hasattr(optimizer, "update") or not inspect.isroutine(maker):
+        return
+    try:
+        first = next(iter(inspect.signature(optimizer).parameters), "")
+    except ValueError:  # of a builtin
+        first = ""
+    if first == "learning_rate" or maker.__module__.partition(".")[0] == "optax":
+        name = f"optax.{maker.__name__}" if maker.__module__.startswith("optax") else maker.__name__
+        raise ValueError(f"optimizer is the function {name} itself: wanted what it returns, {name}(1e-3), say")
 
 
 def _takes_one(function: Callable) -> bool:

@@ -10,9 +10,11 @@ Equinox module that is called with a key or a state wants a ``build`` of its own
 """
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,8 +43,7 @@ class Model:
     name: str = "model"
 
     def __post_init__(self):
-        if isinstance(self.loss, str) and self.loss not in LOSSES:
-            raise ValueError(f"unknown loss {self.loss!r}; known: {', '.join(LOSSES)}, or a function of (outputs, targets)")
+        require_known(self.loss)
         if not isinstance(self.batch, tuple | list) or len(self.batch) != 2:
             raise ValueError(f"batch is {_kind(self.batch)}: wanted the pair (inputs, targets)")
 
@@ -70,12 +71,26 @@ class Model:
 
     def of_outputs(self, outputs: Any, targets: Any) -> jax.Array:
         """The loss of these outputs; traceable.  Raises ValueError where it is not one number."""
-        if isinstance(self.loss, str):
-            return _ours(self.loss, outputs, targets)
-        found = jnp.asarray(self.loss(outputs, targets))
-        if found.size != 1:
-            raise ValueError(f"the loss returns an array of shape {found.shape}: wanted one number, a mean over the batch")
-        return found.reshape(())
+        return loss_of(self.loss, outputs, targets)
+
+
+def require_known(loss: str | Callable) -> None:
+    """Raises ValueError for a name that is no loss of ours."""
+    if isinstance(loss, str) and loss not in LOSSES:
+        raise ValueError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}, or a function of (outputs, targets)")
+
+
+def loss_of(loss: str | Callable, outputs: Any, targets: Any) -> jax.Array:
+    """As ``Model.of_outputs``, of a loss by its name or a function."""
+    if isinstance(loss, str):
+        return _ours(loss, outputs, targets)
+    found = loss(outputs, targets)
+    if not _is_array(found):
+        raise ValueError(f"the loss returns {_kind(found)}: wanted one number")
+    found = jnp.asarray(found)
+    if found.size != 1:
+        raise ValueError(f"the loss returns an array of shape {found.shape}: wanted one number, a mean over the batch")
+    return found.reshape(())
 
 
 @contextlib.contextmanager
@@ -92,17 +107,23 @@ def theirs(what: str):
 
 def _ours(name: str, outputs, targets):
     """With integer labels of classes only the outputs of the labels are gathered: no one-hot array is made."""
+    if not _is_array(outputs):
+        raise ValueError(f"{name}: apply returns {_kind(outputs)}: wanted one array; or write a loss of (outputs, targets)")
+    outputs, targets = jnp.asarray(outputs), jnp.asarray(targets)
     if LOSSES[name].of_classes and jnp.issubdtype(targets.dtype, jnp.integer) and targets.ndim == outputs.ndim - 1:
-        of_label = jnp.take_along_axis(outputs, targets[..., None], axis=-1)[..., 0]
-        return jnp.mean(jax.nn.logsumexp(outputs, axis=-1) - known(targets, outputs.shape[-1], of_label))
+        return jnp.mean(cross_entropies(outputs, targets))
+    if LOSSES[name].of_classes and targets.ndim == outputs.ndim - 1:
+        raise ValueError(f"{name}: labels of classes are integers, these are {targets.dtype}")
     if outputs.shape != targets.shape:
         raise ValueError(f"{name}: outputs of shape {outputs.shape} and targets of shape {targets.shape}")
     return LOSSES[name].mean(outputs, targets)
 
 
-def known(labels: Any, classes: int, values: Any) -> jax.Array:
-    """The values of labels, not a number where one is no class: indexing would take another's."""
-    return jnp.where((labels >= 0) & (labels < classes), values, jnp.nan)
+def cross_entropies(logits: Any, labels: Any) -> jax.Array:
+    """Of logits (…, C) at integer labels (…); not a number where one is no class: indexing would take another's."""
+    of_label = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    is_class = (labels >= 0) & (labels < logits.shape[-1])
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.where(is_class, of_label, jnp.nan)
 
 
 def paths(tree: Any) -> list[str]:
@@ -116,13 +137,32 @@ def _path(keys) -> str:
     return "/".join(words[:-1] if of_variable else words) or "params"
 
 
+def _is_array(thing) -> bool:
+    return isinstance(thing, jax.Array | np.ndarray | np.generic | float)
+
+
 def _kind(thing) -> str:
     if isinstance(thing, tuple | list):
         return f"{type(thing).__name__} of {len(thing)}"
+    if isinstance(thing, dict):
+        return f"dict of {', '.join(map(str, list(thing)[:4]))}"
     return type(thing).__name__
 
 
 # Adapters -------------------------------------------------------------------------------------------------------------
+
+
+def _made(make: Callable, width: int, **random: Any) -> Any:
+    """What make returns, of the width and what random numbers come from, by its name where make knows it by that.
+
+    Raises ValueError for a network itself, in place of what makes one.
+    """
+    if not (inspect.isroutine(make) or isinstance(make, type | partial)):
+        kind = type(make).__name__
+        raise ValueError(f"make is one {kind}, of one width: wanted what makes it of any, lambda width: {kind}(width), say")
+    if random and next(iter(random)) in inspect.signature(make).parameters:
+        return make(width, **random)
+    return make(width, *random.values())
 
 
 def from_nnx(make: Callable, loss: str | Callable, batch: tuple, name: str = "nnx") -> Model:
@@ -131,7 +171,7 @@ def from_nnx(make: Callable, loss: str | Callable, batch: tuple, name: str = "nn
     def build(width, key):
         from flax import nnx
 
-        graph, params, rest = nnx.split(make(width, nnx.Rngs(key)), nnx.Param, ...)
+        graph, params, rest = nnx.split(_made(make, width, rngs=nnx.Rngs(key)), nnx.Param, ...)
         return params, lambda params, inputs: nnx.merge(graph, params, rest, copy=True)(inputs)  # whose state may change
 
     return Model(build, loss, batch, name)
@@ -141,7 +181,7 @@ def from_linen(make: Callable, loss: str | Callable, batch: tuple, name: str = "
     """``make(width)`` returns a flax.linen.Module; "params" are the params, other collections stay as ``init`` made them."""
 
     def build(width, key):
-        module = make(width)
+        module = _made(make, width)
         held = dict(module.init(key, batch[0]))
         params = held.pop("params")
 
@@ -160,7 +200,7 @@ def from_equinox(make: Callable, loss: str | Callable, batch: tuple, name: str =
     def build(width, key):
         import equinox
 
-        params, rest = equinox.partition(make(width, key), equinox.is_inexact_array)
+        params, rest = equinox.partition(_made(make, width, key=key), equinox.is_inexact_array)
 
         def apply(params, inputs):
             module = equinox.combine(params, rest)
@@ -177,7 +217,7 @@ def from_haiku(make: Callable, loss: str | Callable, batch: tuple, name: str = "
     def build(width, key):
         import haiku
 
-        transformed = haiku.transform_with_state(make(width))
+        transformed = haiku.transform_with_state(_made(make, width))
         params, state = transformed.init(key, batch[0])
         return params, lambda params, inputs: transformed.apply(params, state, key, inputs)[0]
 
@@ -198,7 +238,7 @@ def from_torch(make: Callable, loss: str | Callable, batch: tuple, name: str = "
         import torch
 
         torch.manual_seed(int(np.asarray(jax.random.key_data(key)).ravel()[-1]))
-        module = make(width).eval()
+        module = _made(make, width).eval()
         state, function = torchax.extract_jax(module)
         asking = {n for n, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
         held = {n: leaf for n, leaf in state.items() if n not in asking}

@@ -177,7 +177,7 @@ def roles(model: Model, widths: Sequence[int] = (64, 128)) -> list[Role]:
 def roles_of(uses: Sequence[Sequence[Use]], widths: Sequence[int]) -> list[Role]:
     """Of the uses at several widths, those of the first; scores over axes that do not grow are left out.
 
-    Raises ValueError where the widths change no shape, or more than shapes.
+    Raises ValueError where the widths change no shape, or more than shapes, or no fan is a multiple of the width.
     """
     same = {tuple((use.path, use.operation, use.site) for use in of_width) for of_width in uses}
     if len(same) > 1:
@@ -199,6 +199,11 @@ def roles_of(uses: Sequence[Sequence[Use]], widths: Sequence[int]) -> list[Role]
         )
         for a, b in pairs
     ]  # fmt: skip
+    weights = [role for role in found if role.use.operation != SCORES]
+    if all(grows(power) != 1 for role in weights for power in (role.fan_in, role.fan_out)):
+        power, path = max((power, role.use.path) for role in weights for power in (role.fan_in, role.fan_out))
+        told = f"no fan of a weight grows as the width N, {path}'s as N^{power:.2f}"
+        raise ValueError(f"{told}: does build(width, key) read the width as it is?")
     return [role for role in found if role.use.operation != SCORES or grows(role.fan_in)]
 
 

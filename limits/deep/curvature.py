@@ -1,4 +1,4 @@
-"""The Hessian of an infinitely wide network: Lanczos on fields.
+"""The Hessian of an infinitely wide network: what its products are (``limits.deep.lanczos`` finds eigenvalues with them).
 
 A direction in weight space is held as the weights of ``limits.deep.network`` are: first (r, S), trained (H, m, n) in the
 orthonormal fields e_k above and b_j below of each matrix, last (C, S).  With r, C and coordinates of an orthonormal family
@@ -35,55 +35,67 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from limits.deep.bulk_edge import bulk_edge
 from limits.deep.gaussian_matrix import GaussianMatrix, combinations, has_room, image, send, send_back
-from limits.deep.network import Fields, State, Weights, grown, more_draws, outer, pulled_back, scaled, widened
+from limits.deep.lanczos import HESSIAN, RESIDUAL, directional_sharpness, outliers, spectrum
+from limits.deep.network import Fields, Kind, State, Weights, grown, more_draws, outer, pulled_back, scaled, widened
 from limits.losses import LOSSES
-from limits.machine import eigh, require_memory
 
-HESSIAN, GAUSS_NEWTON, RESIDUAL = (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)
-FEWEST, BLOCKS = 8, 24  # products of a block: before what is in the bulk is believed to be there, and at most
 ROOM = 128  # fields that a matrix has room for at least: a size less to be compiled for
-RTOL = 1e-9  # of the eigenvalues, to the largest |θ|, where all is exact
-SAMPLED_RTOL = 1e-3  # else
-DROPPED = 1e-7  # parts of a block that are so small are no new directions
 
 
-class Krylov(NamedTuple):
-    """The first ``count`` blocks of b tangents have had their product; the next one is orthonormal to them.
+class Perceptron(NamedTuple):
+    """The networks of ``limits.deep.network`` for ``limits.deep.lanczos``."""
 
-    basis    orthonormal tangents, on a first axis of M + b; zeros where a block has brought fewer
-    matrix   (M, M) T
-    rest     (b, b) of the last block, what its product has beyond the basis, in the next one
-    """
+    kind: Kind
 
-    basis: Weights
-    matrix: Float[Array, "M M"]
-    rest: Float[Array, "b b"]
-    count: Int[Array, ""]
+    @property
+    def exact(self) -> bool:
+        return self.kind.exact
 
+    @property
+    def loss(self) -> str:
+        return self.kind.loss
 
-class Ritz(NamedTuple):
-    """values, largest first · bounds of their errors."""
+    def linearised(self, data, now, matrices):
+        """The gradients of all outputs are there."""
+        return matrices, now
 
-    values: Float[np.ndarray, " m"]
-    errors: Float[np.ndarray, " m"]
+    def pulled_back(self, data, now, matrices, signals: Float[Array, "b P C"]) -> tuple[GaussianMatrix, Weights]:
+        kind = self.kind
+        return matrices, jax.vmap(lambda signal: pulled_back(kind, data, signal, now))(kind.on_rows(data, signals))
+
+    def product(self, data, now, matrices, tangents, parts) -> tuple[GaussianMatrix, Weights]:
+        return product(self.kind, data, now, matrices, tangents, parts)
+
+    def has_room(self, data, matrices, b, products) -> bool:
+        (q, own), C = self.kind.counts(data), data.targets.shape[1]
+        more = b * q + products * b * (C if self.exact else q), b * own * C * (1 + products)
+        return matrices.sent.shape[1] >= ROOM and bool(has_room(matrices, *more))
+
+    def wider(self, data, rng, state, tangents) -> tuple[State, Weights]:
+        """Twice the room."""
+        (H, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
+        sent, returned = more_draws(self.kind, rng, (H, n, m), S, data.space.copies)
+        return grown(state, sent, returned), widened(tangents, n, m, sent.shape[2] - S)
 
 
 def observables(kind, data, rng: np.random.Generator, state: State, k: int) -> tuple[dict, dict]:
-    """(values, bounds of what Lanczos got wrong) of those of the Hessian that have a limit, at the step of ``state.now``."""
-    if not np.isfinite(state.now.outputs).all():
-        return _unknown(kind, k), _unknown(kind, k)
-    starts = min(k, data.targets.shape[1]) + kind.exact  # a larger block costs little there
-    directional = directional_sharpness(kind, data, rng, state, starts)
+    """(values, bounds of what Lanczos got wrong) of those of the Hessian that have a limit, at the step of ``state.now``; not
+    a number after a divergence."""
+    network = Perceptron(kind)
     if not kind.exact:
-        top = spectrum(kind, data, rng, state, k, starts)
-        values = {"hessian_eigenvalues": top.values[:k], "directional_sharpness": directional}
-        return values, {"hessian_eigenvalues": top.errors[:k], "directional_sharpness": np.zeros(())}
+        return outliers(network, data, rng, state, k)
+    if not np.isfinite(state.now.outputs).all():
+        shapes = {"hessian_eigenvalues": k, "directional_sharpness": (), "hessian_min": (), "residual_eigenvalues": 2}
+        values = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
+        return values, values
+    b = min(k, data.targets.shape[1]) + 1  # a larger block costs little here
+    directional = directional_sharpness(network, data, rng, state, b)
     edge = edge_of_bulk(kind, data, state.now)
-    top, residual = (spectrum(kind, data, rng, state, n, starts, of, edge) for n, of in ((k, HESSIAN), (1, RESIDUAL)))
+    top, residual = (spectrum(network, data, rng, state, n, b, of, edge) for n, of in ((k, HESSIAN), (1, RESIDUAL)))
     upper, upper_error = _outside(top.values[:k], top.errors[:k], edge)
     lower, lower_error = _outside(-top.values[-1], top.errors[-1], edge)
     ends, ends_error = _outside(residual.values[[0, -1]] * [1, -1], residual.errors[[0, -1]], edge)
@@ -95,13 +107,6 @@ def observables(kind, data, rng: np.random.Generator, state: State, k: int) -> t
 def _outside(values, errors, edge):
     """(eigenvalues, none of which is below the edge of the bulk, bounds of their errors)"""
     return np.maximum(values, edge), np.where(values > edge, errors, np.maximum(values + errors - edge, 0.0))
-
-
-def _unknown(kind, k) -> dict:
-    """After a divergence."""
-    shapes = {"hessian_eigenvalues": k, "directional_sharpness": ()}
-    shapes |= {"hessian_min": (), "residual_eigenvalues": 2} if kind.exact else {}
-    return {name: np.full(shape, np.nan) for name, shape in shapes.items()}
 
 
 def edge_of_bulk(kind, data, now) -> float:
@@ -127,78 +132,6 @@ def _kernels_of_bulk(kind, data, outputs, features, gradients):
     return features * rates[:-1], gradients * rates[1:]
 
 
-def directional_sharpness(kind, data, rng: np.random.Generator, state: State, b: int) -> float:
-    """g·Hg/|g|², not a number where g = 0: one product of a block, of which the gradient is all."""
-    gradient = LOSSES[kind.loss].gradient(state.now.outputs, data.targets)
-    start = jnp.zeros((b, *data.targets.shape)).at[0].set(gradient)
-    _, krylov = _next(kind, data, HESSIAN, *_begun(kind, data, rng, state, start))
-    return float(jnp.trace(krylov.matrix)) if np.any(gradient) else np.nan
-
-
-def spectrum(
-    kind, data, rng: np.random.Generator, state: State, k: int, b: int, parts=HESSIAN, edge: float | None = None
-) -> Ritz:
-    """The k largest eigenvalues of H, or of these parts, as far as gradients see them, at the step of ``state.now``.
-
-    ``edge`` of the bulk, where it is known: then the smallest is found too, and what is within the bulk is left there.
-    Starts from b random directions in the range of Jᵀ: that finds b-fold eigenvalues.
-    """
-    bulk = (-np.inf, -np.inf) if edge is None else (edge, -edge)
-    (state, krylov), found = _begun(kind, data, rng, state, jnp.asarray(rng.normal(size=(b, *data.targets.shape)))), None
-    while found is None:
-        state, krylov = _with_room(kind, data, rng, *_next(kind, data, parts, state, krylov))
-        found = _settled(krylov, k, bulk, RTOL if kind.exact else SAMPLED_RTOL)
-    return found
-
-
-def _begun(kind, data, rng, state, signals) -> tuple[State, Krylov]:
-    """With room for the fewest products."""
-    _require_memory(state, len(signals))
-    krylov = begin(kind, data, state.now, signals)
-    state = state._replace(matrices=jax.tree.map(jnp.copy, state.matrices))
-    return _with_room(kind, data, rng, state, krylov, FEWEST)
-
-
-def _with_room(kind, data, rng, state, krylov, products=0) -> tuple[State, Krylov]:
-    """For one that brings as many fields as it can, and so many that bring what they usually do."""
-    (q, own), (b, C) = kind.counts(data), (len(krylov.rest), data.targets.shape[1])
-    more = b * q + products * b * (C if kind.exact else q), b * own * C * (1 + products)
-    while state.matrices.sent.shape[1] < ROOM or not has_room(state.matrices, *more):
-        state, krylov = _wider(kind, data, rng, state, krylov)
-    return state, krylov
-
-
-def _wider(kind, data, rng, state, krylov) -> tuple[State, Krylov]:
-    """Twice the room."""
-    (H, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
-    sent, returned = more_draws(kind, rng, (H, n, m), S, data.space.copies)
-    _require_memory(state, len(krylov.rest))
-    return grown(state, sent, returned), krylov._replace(basis=widened(krylov.basis, n, m, sent.shape[2] - S))
-
-
-def _require_memory(state, b):
-    """For the basis, held twice while it is added to, and as much room for fields again."""
-    tangent, matrices = (sum(of.size for of in jax.tree.leaves(part)) for part in (state.now.weights, state.matrices))
-    require_memory(2 * (BLOCKS + 1) * b * tangent + 2 * matrices, "the Hessian needs", "fewer samples or steps")
-
-
-@partial(jax.jit, static_argnums=(0, 4))
-def begin(kind, data, now, signals: Float[Array, "b P C"], blocks: int = BLOCKS) -> Krylov:
-    """Nothing has been multiplied yet; starts from what Jᵀ makes of these signals, and has room for so many blocks."""
-    signals = kind.on_rows(data, signals)
-    start = jax.vmap(lambda signal: scaled(data, pulled_back(kind, data, signal, now), 0.5))(signals)
-    start, _ = _orthonormal(data.space, start, jnp.sqrt(jnp.diagonal(_products(data.space, start, start))))
-    b = len(signals)
-    M = blocks * b
-    basis = jax.tree.map(lambda of: jnp.zeros((M + b, *of.shape[1:])), start)
-    return Krylov(_put(basis, start, 0), jnp.zeros((M, M)), jnp.zeros((b, b)), jnp.zeros((), int))
-
-
-def _next(kind, data, parts, state, krylov) -> tuple[State, Krylov]:
-    matrices, krylov = extended(kind, data, jnp.asarray(parts), state.now, state.matrices, krylov)
-    return state._replace(matrices=matrices), krylov
-
-
 def brought(kind, data, H: int) -> tuple[int, int]:
     """How many fields a product brings to each of the H matrices below and above, at most.
 
@@ -207,78 +140,6 @@ def brought(kind, data, H: int) -> tuple[int, int]:
     """
     (q, own), C = kind.counts(data), data.targets.shape[1]
     return (min(q, max(H, 1) * C) if kind.exact else q), own * C
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=(4, 5))
-def extended(kind, data, parts, now, matrices, krylov) -> tuple[GaussianMatrix, Krylov]:
-    """One product of a block, orthogonalised; T gets its rows and columns from it."""
-    b, space, at = len(krylov.rest), data.space, krylov.count * len(krylov.rest)
-    block = jax.tree.map(lambda of: jax.lax.dynamic_slice_in_dim(of, at, b), krylov.basis)
-    matrices, images = product(kind, data, now, matrices, block, parts)
-    least = jnp.sqrt(jnp.max(jnp.diagonal(_products(space, images, images)))) * jnp.ones(b)
-    images, overlaps = _beyond(space, krylov.basis, images)
-    images, more = _beyond(space, krylov.basis, images)  # twice is enough
-    new, rest = _orthonormal(space, images, least)
-    new, _ = _beyond(space, krylov.basis, new)
-    rows = (overlaps + more)[:, : len(krylov.matrix)]
-    matrix = jax.lax.dynamic_update_slice(krylov.matrix, rows, (at, 0))
-    matrix = jax.lax.dynamic_update_slice(matrix, rows.T, (0, at))
-    return matrices, Krylov(_put(krylov.basis, new, at + b), matrix, rest, krylov.count + 1)
-
-
-def _settled(krylov, k, bulk, tolerance) -> Ritz | None:
-    """At least k values, once the k largest, and the smallest, are found or lie in the bulk, or are as good as they get."""
-    T, rest, count = jax.device_get((krylov.matrix, krylov.rest, krylov.count))
-    b, used = len(rest), count * len(rest)
-    if not np.isfinite(T).all():
-        return Ritz(*np.full((2, k), np.nan))
-    values, vectors = np.linalg.eigh((T + T.T)[:used, :used] / 2)
-    residuals = np.linalg.norm(rest @ vectors[-b:], axis=0)
-    values, errors = (np.pad(of[::-1], (0, max(0, k - len(of)))) for of in (values, _bounds(values, residuals)))
-    outside = np.append((values + errors)[:k] > bulk[0], (values - errors)[-1] < bulk[1])
-    known = np.append(errors[:k], errors[-1]) <= tolerance * np.abs(values).max()
-    done = count >= FEWEST and (known | ~outside).all()
-    return Ritz(values, errors) if done or not rest.any() or count >= BLOCKS else None
-
-
-def _bounds(values, residuals):
-    """|λ − θ| ≤ ε, and ≤ ε²/gap where no other eigenvalue is nearer than the gap (Temple & Kato)."""
-    gaps = np.abs(values[:, None] - values) - residuals
-    np.fill_diagonal(gaps, np.inf)
-    gaps = np.maximum(gaps.min(1), residuals)
-    return residuals * np.divide(residuals, gaps, out=np.zeros_like(gaps), where=gaps > 0)
-
-
-def _products(space, u, v) -> Float[Array, "a b"]:
-    """<u, v> of many tangents."""
-
-    def of(x, y):
-        return x.reshape(len(x), -1) @ y.reshape(len(y), -1).T
-
-    return space.weight * (of(u.first, v.first) + of(u.last, v.last)) + of(u.trained, v.trained)
-
-
-def _combined(weights: Float[Array, "a b"], tangents) -> Weights:
-    return jax.tree.map(lambda of: jnp.tensordot(weights, of, 1), tangents)
-
-
-def _beyond(space, basis, tangents) -> tuple[Weights, Float[Array, "a b"]]:
-    """(their parts orthogonal to the basis, their products with it)"""
-    overlaps = _products(space, tangents, basis)
-    return jax.tree.map(jnp.subtract, tangents, _combined(overlaps, basis)), overlaps
-
-
-def _orthonormal(space, tangents, sizes) -> tuple[Weights, Float[Array, "b b"]]:
-    """(orthonormal q_j, R) with tangents = Rᵀ q; zeros in place of what is small beside these sizes."""
-    sizes = jnp.where(sizes > 0, sizes, 1.0)
-    values, vectors = eigh(_products(space, tangents, tangents) / jnp.outer(sizes, sizes))
-    lengths = jnp.where(values > DROPPED**2, jnp.sqrt(jnp.abs(values)), 0.0)
-    inverses = jnp.where(lengths > 0, 1.0 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
-    return _combined((vectors * inverses).T / sizes, tangents), (vectors * lengths).T * sizes
-
-
-def _put(basis, block, at) -> Weights:
-    return jax.tree.map(lambda of, new: jax.lax.dynamic_update_slice_in_dim(of, new, at, 0), basis, block)
 
 
 def product(
@@ -358,4 +219,3 @@ def _residual(kind, data, signal, now, moved) -> Weights:
     found = pulled_back(kind, data, signal, first)
     further = jax.vmap(outer, (None, 0, 0))(signal, below, now.above).swapaxes(1, 2)
     return found._replace(trained=found.trained + further)
-

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 
 from limits.activations import ACTIVATIONS
 from limits.coordinates import coordinates
-from limits.deep import curvature
+from limits.deep import curvature, lanczos
 from limits.deep import linear_law as deep_fluctuations
 from limits.deep.gaussian_matrix import Space
 from limits.deep.network import Data, Kind, State, advance, begin, first_draws, grown, more_draws
@@ -115,10 +115,10 @@ def solve(
     errors = {} if kind.exact else errors_of(values, stacked(of_runs), averaged=repeats)
     if hessian:
         coarse = None if kind.exact else _coarse(problem, kind, data, samples, _curved(_curved(repeats)), seed + 1)
-        curved, curved_errors = _mean_hessian(of_hessian, coarse)
+        curved, curved_errors = mean_hessian(of_hessian, coarse)
         values, errors = values | curved, errors | curved_errors
     values, errors = (first_ranks(of, problem.top_k) for of in (values, errors))
-    return Trajectory(problem.steps, values, errors, left_open=_left_open(kind, hessian))
+    return Trajectory(problem.steps, values, errors, left_open=left_open(kind, hessian))
 
 
 def _curved(repeats):
@@ -126,7 +126,8 @@ def _curved(repeats):
     return max(2, repeats // 2)
 
 
-def _left_open(kind, hessian):
+def left_open(kind, hessian: bool) -> dict[str, str]:
+    """What of the Hessian is not known, and why."""
     if not hessian:
         return hessian_left_open("it was not asked for")
     compact = ACTIVATIONS[kind.activation].piecewise_linear
@@ -140,7 +141,7 @@ def _coarse(problem, kind, data, samples, repeats, seed) -> list[tuple[dict, dic
     return [_measured(kind, data, *run, problem.top_k)[1] for run in _runs(problem, kind, data, samples, repeats, seed)]
 
 
-def _mean_hessian(of_runs, coarse) -> tuple[dict, dict]:
+def mean_hessian(of_runs, coarse) -> tuple[dict, dict]:
     """(values, errors: bounds of Lanczos' own, and, where it is sampled, the scatter and what fewer samples change)"""
     of_repeats, bounds = (stacked(of) for of in zip(*of_runs, strict=True))
     values = {name: np.mean(of, 0) for name, of in of_repeats.items()}
@@ -215,7 +216,7 @@ def work(problem: Problem, samples: int = 8192, repeats: int = 8, *, hessian: bo
     training = 15 * H * (n * below + m * above) * S * T
     measuring = 15 * H * ((n + new_n / 2) * below + (m + new_m / 2) * above) * S * more * len(problem.steps)
     n, m = (2 * max(ROOM, of) for of in (n + new_n, m + new_m))
-    basis = 2 * (curvature.BLOCKS + 1) * b * ((r + C) * S + H * n * m)
+    basis = 2 * (lanczos.BLOCKS + 1) * b * ((r + C) * S + H * n * m)
     return runs * (training + measuring), _numbers_held(H, n, m, S) + basis
 
 

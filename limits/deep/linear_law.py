@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from limits.deep import curvature
+from limits.deep import curvature, lanczos
 from limits.deep.gaussian_matrix import Space, combinations, has_room
 from limits.deep.network import Data, Kind, State, backward, begin, descend, forward
 from limits.law import Group, Law, Prediction, branches, groups, law_of_draws, second_order
@@ -327,14 +327,14 @@ def _measured(kind, data, state, signals) -> Measured:
 
 def _hessian(kind, data, state, signals) -> Ritz:
     """What so many products find, starting from these."""
-    parts = jnp.asarray(curvature.HESSIAN)
+    network, parts = curvature.Perceptron(kind), jnp.asarray(lanczos.HESSIAN)
 
     def extended(carry, _):
-        return curvature.extended(kind, data, parts, state.now, *carry), None
+        return lanczos.extended(network, data, parts, state.now, *carry), None
 
     def after(signals, products):
-        start = state.matrices, curvature.begin(kind, data, state.now, signals, products)
-        return jax.lax.scan(extended, start, length=products)[0][1]
+        matrices, _, krylov = lanczos.begin(network, data, state.now, state.matrices, signals, products)
+        return jax.lax.scan(extended, (matrices, krylov), length=products)[0][1]
 
     gradient = LOSSES[kind.loss].gradient(state.now.outputs, data.targets)
     return Ritz(*_ritz(after(signals, PRODUCTS)), after(gradient[None], 1).matrix[0, 0])

@@ -272,7 +272,8 @@ def outer(signal: Float[Array, "q C"], below: Float[Array, "q n"], above: Float[
 def scaled(data, tangent: Weights, power: float = 1.0) -> Weights:
     """Each matrix's part times this power of its learning rate a²r."""
     first, hidden, last = data.rates**power
-    return Weights(first * tangent.first, tangent.left, hidden * tangent.trained, last * tangent.last)
+    trained = jax.tree.map(lambda A: hidden * A, tangent.trained)
+    return Weights(first * tangent.first, tangent.left, trained, last * tangent.last)
 
 
 def moved(kind, data, step, weights, velocity, force) -> tuple[Weights, Weights]:

@@ -161,7 +161,7 @@ RIGHT = {
     "momentum": (NET(), sgd(optax.sgd(0.02, 0.9))),
     "Lion": (NET(), adam(optax.lion(0.01))),
     "sign": (NET(), adam(optax.sign_sgd(0.01))),
-    "RMSProp": (NET(), adam(optax.rmsprop(0.01))),
+    "RMSProp": (NET(), adam(optax.rmsprop(0.01, eps=1e-14))),  # within the root: 1e-8 would be felt
     "AMSGrad": (NET(), adam(optax.amsgrad(0.02))),
     "clipped Adam": (NET(), adam(optax.chain(optax.clip_by_global_norm(1e-3), optax.adam(0.02)))),
     "warm-up": (NET(), adam(optax.adam(optax.linear_schedule(0.0, 0.02, 3)))),

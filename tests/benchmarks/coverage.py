@@ -3,19 +3,33 @@
     PYTHONPATH=. python tests/benchmarks/coverage.py [--sets 500] [--only fits]
 
 Seeds of unit variance and zero mean, of four shapes, from benign to badly skewed; one seed's values at several widths are
-independent, half shared or the same.
+independent, half shared or the same.  And networks: those of the main job, exact ones in place of trained ones.
 """
 
 import argparse
 import itertools
+import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import wishart
 
+from comparisons.convergence.rates import allowance
+from comparisons.convergence.study import Options, prepare
 from comparisons.power_law import NEXT_ORDER_OF_SQUARES, fit
 from comparisons.super_consistency import GROWN, Agreement, largest_growth, verdict
+from limits import Problem, predict, solve
+from limits.coordinates import coordinates
+from limits.descent import descent
+from limits.law import Law
+from limits.machine import in_float64
+from limits.two_layer import linear, linear_curvature
 
 # name → draws of zero mean and unit variance; (skewness, excess kurtosis)
 SHAPES = {
@@ -169,12 +183,80 @@ def print_fits(sets):
             print(f"{f'{kind}, {shape}, {pairing}':<36}{count:>3}{row}", flush=True)
 
 
+# Networks of the main job: how often −1/2 is in the interval of a fluctuation's exponent, fitted as the command fits it.
+
+SETTING = Options(model="linear2", param="mup")
+NETWORK_WIDTHS = np.sort(SETTING.widths)
+FOLLOWED = ("loss", "sharpness", "ntk_eigenvalues")
+
+
+@in_float64
+def networks(problem: Problem, width: int, count: int) -> dict[str, Float[np.ndarray, "count T"]]:
+    """``FOLLOWED``, of eigenvalues the largest, along the exact trajectories of linear2 from Wishart's Gram matrices."""
+    n, data, steps, scales = problem.num_inputs + 1, coordinates(problem), descent(problem), linear.scales(problem, width)
+    grams = wishart.rvs(width, np.eye(n), size=count, random_state=np.random.default_rng(width)) / width
+
+    def one(X0):
+        states = linear.descend(data, scales, X0, steps)
+        found = jax.lax.map(partial(linear_curvature.measure, columns=n, spare=1, top_k=1), states)
+        return found["loss"], found["hessian_eigenvalues"][:, 0], found["ntk_eigenvalues"][:, 0]
+
+    found = jax.jit(partial(jax.lax.map, one))(jnp.asarray(grams - np.eye(n)) / scales.epsilon)
+    return dict(zip(FOLLOWED, map(np.asarray, found), strict=True))
+
+
+def network_tasks(sets: int, seed: int) -> list[tuple]:
+    """(observable, step, allowance of the next order, errors (sets, W, S)); the problem is the command's of this seed."""
+    problem = prepare(replace(SETTING, seed=seed)).problem
+    limit, laws = solve(problem), predict(problem)
+    found = [networks(problem, width, sets * SETTING.seeds) for width in NETWORK_WIDTHS]
+    tasks = []
+    for name in FOLLOWED:
+        errors = np.array([one[name] - first(limit[name]) for one in found])
+        errors = errors.reshape(len(NETWORK_WIDTHS), sets, SETTING.seeds, -1).transpose(3, 1, 0, 2)
+        law = np.transpose([first(part) for part in laws[name]])
+        tasks += [(name, int(step), allowance(Law(*of_law), NETWORK_WIDTHS[0]), of_errors)
+                  for step, of_law, of_errors in zip(problem.steps, law, errors, strict=True)]  # fmt: skip
+    return tasks
+
+
+def first(values):
+    """(T,) or (T, k): the number, or the largest."""
+    return values.reshape(len(values), -1)[:, 0]
+
+
+def network_row(task) -> list[float]:
+    """Of the sets that are fitted (a share): shares of the intervals that hold −1/2, that are below it, and above; their median
+    width; and the share that hold it where no next order is allowed for."""
+    _, _, allowed, errors = task
+    usual, alone = (np.array([law.interval for law in laws if law.status == "fitted"]) for laws in (
+        [fit(NETWORK_WIDTHS, one, next_order=order) for one in errors] for order in (allowed, False)))  # fmt: skip
+    below, above = usual[:, 1] < -0.5, usual[:, 0] > -0.5
+    return [len(usual) / len(errors), 1 - np.mean(below | above), np.mean(below), np.mean(above),
+            np.median(np.ptp(usual, axis=1)), np.mean((alone[:, 0] <= -0.5) & (alone[:, 1] >= -0.5))]  # fmt: skip
+
+
+def print_networks(sets, seed):
+    print(f"\nfluctuations of exact networks of the main job, problem of seed {seed}: {len(NETWORK_WIDTHS)} widths, "
+          f"{SETTING.seeds} seeds, {sets} data sets a row; intervals that hold −1/2")  # fmt: skip
+    head = ("next order", "fitted", "hold it", "below", "above", "median width", "none allowed for")
+    print(f"{'observable':<17}{'step':>4}" + "".join(f"{title:>{len(title) + 3}}" for title in head))
+    tasks = network_tasks(sets, seed)
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for (name, step, allowed, _), found in zip(tasks, pool.map(network_row, tasks), strict=True):
+            row = "".join(f"{number:>{len(title) + 3}.3f}" for number, title in zip((allowed, *found), head, strict=True))
+            print(f"{name:<17}{step:>4}{row}", flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--sets", type=int, default=500)
-    parser.add_argument("--only", choices=("fits", "growth"))
+    parser.add_argument("--only", choices=("fits", "growth", "networks"))
+    parser.add_argument("--seed", type=int, default=0, help="of the problem of the networks")
     given = parser.parse_args()
-    if given.only != "growth":
+    if given.only in (None, "fits"):
         print_fits(given.sets)
-    if given.only != "fits":
+    if given.only in (None, "growth"):
         print_growth(given.sets)
+    if given.only in (None, "networks"):
+        print_networks(given.sets, given.seed)
