@@ -19,6 +19,7 @@ from comparisons.super_consistency import APART, LATE
 from finite.networks.build import build
 from limits import solve, theories
 from limits.deep import linear as deep_linear
+from limits.machine import RATE
 
 SMALL = {
     "data": "digits", "model": "mlp2", "samples": 16, "outputs": 3, "widths": (8, 16), "steps": 8, "measure_every": 2,
@@ -229,6 +230,21 @@ def test_the_limits_hessian_is_found_only_where_it_is_drawn():
     np.testing.assert_array_equal(found["loss"], deep_linear.solve(problem, hessian=False)["loss"])
     assert "hessian_eigenvalues" in solve(problem, hessian=False).left_open
     assert theories.work(problem, hessian=False)[0] < theories.work(problem)[0]
+
+
+def test_where_the_hessian_takes_too_long_the_rest_of_the_limit_is_drawn(monkeypatch):
+    run = prepare(small(**LINEAR | {"model": "mlp3", "widths": (8, 16), "steps": 2, "param": ("mup",), "learning_rate": (0.3,)},
+                        curvature_samples=8))  # fmt: skip
+    ((key, problem),) = run.problems.items()
+    without, with_it = (theories.work(problem, hessian=hessian)[0] / RATE / 60 for hessian in (False, True))
+    assert run._curved(problem)
+    monkeypatch.setattr(theories, "LONGEST", (without + with_it) / 2)
+    assert (run.no_limits[key], run._curved(problem)) == (None, False)
+    told = infinite.left_out(problem, run.observables, 8)
+    assert list(told) == ["hessian_eigenvalues"]
+    assert told["hessian_eigenvalues"].startswith("the limit of mlp3 in mup on 8 samples would take about ")
+    monkeypatch.setattr(theories, "LONGEST", without / 2)
+    assert prepare(run.options).no_limits[key].startswith("the limit of mlp3")
 
 
 def test_limits_of_several_depths_have_the_colours_of_their_networks(tmp_path):

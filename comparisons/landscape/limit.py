@@ -25,6 +25,8 @@ def left_out(problem: Problem, observables: Sequence[str], samples: int) -> dict
     if samples < problem.num_samples:
         fewer = f"the networks' is of the first {samples} samples, the limit's of all {problem.num_samples}"
         why |= dict.fromkeys(set(observables) - {"loss"}, fewer)
+    if set(observables) & set(OF_HESSIAN) - set(why) and (too_dear := pairs.why_no_limit(problem)):
+        why |= dict.fromkeys(OF_HESSIAN, too_dear)
     return {name: why[name] for name in observables if name in why}
 
 
