@@ -17,6 +17,7 @@ from comparisons.power_law import exponent_of
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem
+from limits.optimizers import OPTIMIZERS
 
 SP_AT_HALF = "base=sp, input.learning_rate=-1/2, hidden.learning_rate=1/2, readout.learning_rate=1/2"  # of N(0, 1) weights
 SMALL = {"widths": (64, 128, 256), "optimizer": ("sgd",), "depths": (1,), "seeds": 4}
@@ -63,6 +64,20 @@ def test_measured_exponents_are_the_derived_ones(small):
     assert written[0]["exponent"] == checks[0].exponent
     for ending in ("png", "pdf"):
         assert (options.out / f"coord_check-sgd.{ending}").stat().st_size > 10_000
+
+
+IN_CI = ("lamb", "muon_keller", "soap")  # sgd above
+
+
+@pytest.mark.parametrize("optimizer", [
+    pytest.param(name, marks=pytest.mark.slow if name in IN_CI else pytest.mark.long) for name in OPTIMIZERS if name != "sgd"
+])  # fmt: skip
+def test_learning_rates_of_every_optimizer_are_the_derived_ones(optimizer, tmp_path):
+    """After one step, of every layer, within 0.1; later SOAP's networks scatter (finite/training/matrices.py)."""
+    options = Options(param=("mup",), optimizer=(optimizer,), widths=(64, 128, 256), seeds=2, steps=1, out=tmp_path / "run")
+    found = {c.layer: c.exponent - c.derived for c in check(options) if c.quantity == "own_change"}
+    assert set(found) == {"input", "hidden 2", "readout"}
+    assert max(map(abs, found.values())) <= 0.1, found
 
 
 def test_wrong_exponents_are_seen(small):
