@@ -102,7 +102,7 @@ class _Program:
 
         _refuse_half_precision(params)
         check(loss_of, optimizer, params, batch, width)
-        labels = np.asarray(model.batch[1]) if model.loss == "cross_entropy" else np.zeros(0)
+        labels = np.asarray(model.batch[1]) if isinstance(model.loss, str) else np.zeros(0)
         of_integers = labels.size and np.issubdtype(labels.dtype, np.integer)
         self.told_of_labels = f" (labels lie from {labels.min()} to {labels.max()})" if of_integers else ""
         self.init, self.step, walk = jax.jit(optimizer.init), jax.jit(step), jax.jit(walk)
