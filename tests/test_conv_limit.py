@@ -188,7 +188,7 @@ def test_one_pixel_is_a_perceptron():
     """Of images of one pixel only the middle of a kernel is left, over 3: mlp3, step by step with the same Gaussians."""
     problem = a_problem(9 * X[:, :2], np.abs(Y[:, :1]) + 1, image_shape=(1, 1, 2), learning_rate=1.0)
     kind, data = conv._read(problem, 512, 2)
-    data = data._replace(space=data.space._replace(tolerance=jnp.asarray(1e-10)))  # of sums, as ours are, it is another
+    data = data._replace(space=data.space._replace(tolerance=jnp.asarray(1e-10)))
     first, sent, returned, last = conv_network.first_draws(kind, np.random.default_rng(0), (2, 3, 1), [(64, 64)], 512)
     ours = conv_network.begin(kind, data, first, sent, returned, last)
     perceptron = network.Kind("relu", "mse", False, False)
@@ -200,7 +200,11 @@ def test_one_pixel_is_a_perceptron():
     assert np.abs(ours.now.outputs).min() > 0.01
     theta = conv_network.ntk(kind, data, ours.matrices, ours.now, *conv_network.more_draws(kind, RNG, [(0, 3)], 512))
     np.testing.assert_allclose(theta, dmft._ntk(perceptron, data_of_it, theirs.now), rtol=1e-8)
-    signals = jnp.asarray(RNG.normal(size=(1, 3, 1)))
+    # what our products send back is of f − y < 0, theirs of 1: the same fields with the other sign, so draws are turned too
+    assert (theirs.now.outputs < problem.targets).all()
+    met = int(theirs.matrices.num_above[0])
+    turned = theirs.matrices._replace(returned=theirs.matrices.returned.at[:, met:].multiply(-1.0))
+    theirs, signals = theirs._replace(matrices=turned), jnp.asarray(RNG.normal(size=(1, 3, 1)))
     tridiagonal = []
     for model, at, state in ((kind, data, ours), (curvature.Perceptron(perceptron), data_of_it, theirs)):
         matrices, now, krylov = lanczos.begin(model, at, state.now, state.matrices, signals, 6)
