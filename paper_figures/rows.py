@@ -66,11 +66,13 @@ def recipe(name: str, results: Path, preset: str = "cpu") -> str:
 
 PHOTOGRAPHS = {preset: f"--data patches10 --samples {few} --batch-size all"
                for preset, few in zip(PRESETS, (4, 8, 8), strict=True)}  # as many as sampled limits carry
+FEW_DIGITS = {preset: f"--data digits --samples {few} --batch-size all"
+              for preset, few in zip(PRESETS, (2, 4, 4), strict=True)}  # of 8×8 pixels: deep networks' limits take longer
 IMAGES = {"tiny": "--data patches10 --samples 128", "cpu": "--data patches10 --samples 2000", "gpu": f"--data {CIFAR10}"}
 DIGITS, PLAYS = dict.fromkeys(PRESETS, "--data digits"), dict.fromkeys(PRESETS, "--data plays")
 FIXED, WIDTHS = "--richness 1", ("8 16 32", "16 32 64 128", "64 128 256 512 1024")
 BESIDE_LIMIT = "8 16 32", "16 64 256", "64 128 256 512 1024"  # widths
-SHORT = "8 --measure-every 4", "24 --measure-every 6", "64 --measure-every 8"  # steps
+SHORT = "8 --measure-every 4", "16 --measure-every 4", "32 --measure-every 8"  # steps
 STEPS = ("32", "256", "19500 --measure-every 500")
 SWEPT = ("32 --seeds 2", "128 --seeds 3", "19500 --seeds 3")  # steps of a sweep
 FEW, MANY = "0.5 2 8 32", "0.5 1 2 4 8 16 32 64 128"
@@ -113,7 +115,7 @@ def _beside_limit(
     common = f"--model conv --param {param} --loss cross_entropy {options}"
     followed = _over(PHOTOGRAPHS, ("widths", BESIDE_LIMIT), ("steps", SHORT))
     swept = _over(PHOTOGRAPHS, ("widths", BESIDE_LIMIT), ("learning-rates", (FEW, MANY, MANY)),
-                  ("steps", ("8 --seeds 2", "24 --seeds 3", "64 --seeds 3")))  # fmt: skip
+                  ("steps", ("8 --seeds 2", "16 --seeds 3", "32 --seeds 3")))  # fmt: skip
     claims = {f"{what} {one}": "same" if one == "mup" else "moves"
               for one in param.split() for what in ("sharpness", "transfer")}  # fmt: skip
     return Row(name=name, figure="1_1", script="figure_1_1", setting=setting, minutes=minutes, claims=claims,
@@ -123,13 +125,18 @@ def _beside_limit(
                                      swept)})  # fmt: skip
 
 
-def _eigenvalues_beside_limit() -> Row:
-    options = ("--model conv --param mup --learning-rate 0.3 --observables loss hessian_eigenvalues ntk_eigenvalues --top-k 10")
-    return Row(name="3_1_limit", figure="3_1", script="figure_3_1", setting="SimpleConvNet, μP, few photographs, full batches",
+def _eigenvalues_beside_limit(
+    name: str, setting: str, model: str, data: Mapping[str, str], steps: tuple[str, str, str],
+    minutes: tuple[float, float, float],
+) -> Row:  # fmt: skip
+    """Figure 2 of so few samples that the limit is known; of the Hessian, ten of whose eigenvalues take long, where it is."""
+    options = (f"--model {model} --param mup --learning-rate 0.3 --observables loss hessian_eigenvalues ntk_eigenvalues"
+               " --top-k 10")  # fmt: skip
+    return Row(name=name, figure="3_1", script="figure_3_1", setting=setting, minutes=minutes,
                shows="first, fifth and tenth eigenvalue of Hessian and NTK against step beside their limit, per width",
-               claims={f"{of} {rank}": "same" for of in ("hessian", "ntk") for rank in (1, 5, 10)}, minutes=(1, 11, 70),
+               claims={f"{of} {rank}": "same" for of in ("hessian", "ntk") for rank in (1, 5, 10)},
                runs={"": Run("comparisons.landscape", options,
-                             _over(PHOTOGRAPHS, ("widths", BESIDE_LIMIT), ("steps", SHORT)))})  # fmt: skip
+                             _over(data, ("widths", BESIDE_LIMIT), ("steps", steps)))})  # fmt: skip
 
 
 def _eigenvalues(name: str, figure: str, setting: str, rate: float, batch: int) -> Row:
@@ -147,9 +154,9 @@ def _eigenvalues(name: str, figure: str, setting: str, rate: float, batch: int) 
 
 def _gaps_to_limit() -> Row:
     sizes = _over(PHOTOGRAPHS, ("widths", ("8 16 32 64", "16 32 64 128", BESIDE_LIMIT[2])), ("seeds", ("5", "6", "8")),
-                  ("steps", ("8 --measure-every 2", "20 --measure-every 4", SHORT[2])))  # fmt: skip
+                  ("steps", ("8 --measure-every 2", "12 --measure-every 3", SHORT[2])))  # fmt: skip
     return Row(name="3_2_limit", figure="3_2", script="figure_3_2", setting="SimpleConvNet, μP, few photographs, full batches",
-               shows="gaps to the limit against width and time, with their powers", minutes=(2, 11, 120),
+               shows="gaps to the limit against width and time, with their powers", minutes=(3, 13, 80),
                claims={"sharpness in time": "flat", "loss in width": "-0.77 … -0.47"},
                runs={"": Run("comparisons.convergence", "--model conv --loss cross_entropy --learning-rate 0.2 --top-k 1"
                              " --reference theory", sizes)})  # fmt: skip
@@ -180,6 +187,17 @@ def _deep(options: str, rates: tuple[str, str, str], depths: tuple[str, str, str
                   ("steps", ("16", "48", "15600")), ("learning-rates", rates), ("seeds", ("2", "4", "3")),
                   ("measure-every", ("8", "12", "1560")))  # fmt: skip
     return Run("comparisons.transfer", f"{options} --param depth_mup --loss cross_entropy {FIXED} --no-limit", sizes)
+
+
+def _deep_beside_limit() -> Row:
+    """Figure 5's first column of so few samples that the limits, one of each rate and depth, are known."""
+    sizes = _over({preset: FEW_DIGITS["tiny"] for preset in PRESETS}, ("widths", ("8", "32", "64")),
+                  ("depths", ("1 2", "2 4", "3 6")), ("learning-rates", ("0.16 0.64 2.56",) * 3),
+                  ("steps", ("2", "4", "8")), ("measure-every", ("2", "4", "8")), ("seeds", ("2", "4", "3")))  # fmt: skip
+    run = Run("comparisons.transfer", f"--model resconvnet --param depth_mup --loss cross_entropy {FIXED}", sizes)
+    return Row(name="6_1_limit", figure="6_1", script="figure_6_1", setting="residual ConvNet, two digits, full batches",
+               shows="Depth-μP: final loss against learning rate, sharpness at the optimum, per depth, beside their limits",
+               claims={"transfer k1": "same", "sharpness k1": "same"}, minutes=(6, 14, 27), runs={"k1": run})  # fmt: skip
 
 
 BLOCKS = ("2 4 8", "3 6 12", "3 6 12 24 48 96 192")
@@ -278,11 +296,14 @@ ADAM = "--optimizer adam"
 ROWS = Table("figure", [
     _training("1_1", "1_1", "SimpleConvNet, cross-entropy, batch 128"),
     _beside_limit("1_1_limit", "SimpleConvNet with average pooling, few photographs, full batches", "--pooling average",
-                  minutes=(2, 13, 80)),
-    _beside_limit("1_1_limit_max", "SimpleConvNet, few photographs, full batches", param="mup", minutes=(2, 12, 70)),
+                  minutes=(2, 15, 41)),
+    _beside_limit("1_1_limit_max", "SimpleConvNet, few photographs, full batches", param="mup", minutes=(2, 14, 38)),
     _training("4_1", "4_1", "SimpleConvNet, cross-entropy, batch 128, augmented", "--augment"),
     _eigenvalues("3_1", "3_1", "ConvNet of three layers, μP, batch 256", 0.3, 256),
-    _eigenvalues_beside_limit(),
+    _eigenvalues_beside_limit("3_1_limit", "SimpleConvNet, μP, few photographs, full batches", "conv", PHOTOGRAPHS, SHORT,
+                              (1, 7, 22)),
+    _eigenvalues_beside_limit("3_1_limit_deep", "ConvNet of three layers, μP, few digits, full batches", "convnet --depth 3",
+                              FEW_DIGITS, (SHORT[0], SHORT[0], "16 --measure-every 4"), (3, 9, 42)),
     _eigenvalues("28_1", "28_1", "ConvNet of three layers, μP, batch 256, η0 = 0.46", 0.46, 256),
     _eigenvalues("35_1", "35_1", "ConvNet of three layers, μP, batch 128, η0 = 0.7", 0.7, 128),
     _gaps("3_2", "3_2", "SimpleConvNet, μP", "--model conv"),
@@ -290,6 +311,7 @@ ROWS = Table("figure", [
     _gaps("34_1", "34_1", "ConvNet of three layers, μP", "--model convnet --depth 3"),
     _depths("6_1", "6_1", "residual ConvNets, one and two convolutions per block; ViT, Adam",
             ("k1", "k2", "vit"), (4, 13, 1500)),
+    _deep_beside_limit(),
     _depths("32_2", "32_2", "residual ConvNet, three convolutions per block", ("k3",), (2, 8, 900)),
     *_linear2(),
     _gaps_over_depth("33_2_k1", "residual ConvNet, one convolution per block, Depth-μP", "--model resconvnet", BLOCKS),
