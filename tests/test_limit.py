@@ -63,7 +63,8 @@ def test_which_theory(param, model, options, module):
         ("mup", {"optimizer": "adam"}, "^no limit is known with adam: only of networks trained by sgd$"),
         ("ntp", {"optimizer": "adamw", "model": "mlp3"}, "^no limit is known with adamw: only"),
         ("readout.multiplier=-5/4, input.learning_rate=3/2, readout.learning_rate=3/2", {}, "a limit exists for 0"),
-        ("mup", {"model": "convnet", "image_shape": (3, 1, 1)}, "no limit is known for convnet in mup"),
+        ("depth_mup", {"model": "vit", "image_shape": (1, 3, 1)}, "no limit is known for vit in depth_mup"),
+        ("depth_mup", {"model": "resconvnet", "block_size": 2, "image_shape": (3, 1, 1)}, "no limit of blocks of 2 conv"),
         ("ntp", {"model": "conv", "image_shape": (3, 1, 1)}, "max pooling has no analytic kernel"),
         ("ntp", {"model": "mlp3", "weight_decay": 0.1}, "weight decay shrinks the kernel"),
         ("depth_mup", {"model": "resmlp", "block_size": 2}, "no limit of blocks of 2 matrices is known"),
@@ -155,7 +156,7 @@ def photographs(samples, **options):
 
 
 def test_a_limit_of_hours_is_refused_in_one_line_that_says_what_is_waited_for():
-    line = r"^the limit of conv in mup on 64 samples would take about [\d.]+ (hours|days) and [\d.]+ GiB, and at most 60 min"
+    line = r"^the limit of conv in mup on 64 samples would take about [\d.]+ (hours|days) and [\d. ]+ GiB, and at most 60 min"
     with pytest.raises(ValueError, match=line) as refusal:
         solve(photographs(64))
     (samples, minutes) = re.search(r"are waited for: on (\d+) it takes ([\d.]+) minutes$", str(refusal.value)).groups()
