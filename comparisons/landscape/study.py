@@ -114,8 +114,8 @@ class Sizes(Work):
 
     @cached_property
     def no_limits(self) -> dict[tuple[str, int], str | None]:
-        """Of every parametrization and depth, why there is no limit; None where there is one."""
-        return {key: pairs.why_no_limit(problem, hessian=self._curved(problem)) for key, problem in self.problems.items()}
+        """Of every parametrization and depth, why there is no limit; None where there is one, if without the Hessian's."""
+        return {key: pairs.why_no_limit(problem, hessian=False) for key, problem in self.problems.items()}
 
     @property
     def limits(self) -> list[Limit]:
