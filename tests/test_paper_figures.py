@@ -14,7 +14,6 @@ import pytest
 import tyro
 import xarray as xr
 from matplotlib.figure import Figure
-from paper_figures.results import said_of_limits
 
 from comparisons import command_line, files, labelled
 from comparisons.convergence import rates
@@ -34,6 +33,7 @@ from paper_figures import (
     figure_21_1,
     figure_33_2,
     figure_36_1,
+    said_of_limits,
 )
 
 TINY = ["--widths", "8", "16", "32", "--seeds", "2", "--steps", "2", "--samples", "8", "--inputs", "3"]
