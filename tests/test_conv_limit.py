@@ -232,6 +232,8 @@ def test_a_step_must_leave_directions_to_the_next():
         conv.solve(problem, samples=128)
     with pytest.raises(ValueError, match=r"no limit of blocks of 2 convolutions is known: block_size 1 only"):
         conv.solve(a_problem(X, param="depth_mup", model="resconvnet", block_size=2))
+    with pytest.raises(ValueError, match=r"^no limit is known of one convolution and a readout: depth 2 at least$"):
+        conv.solve(a_problem(X, model="convnet", depth=1))
 
 
 # Networks

@@ -75,7 +75,6 @@ def solve(
     later if fields need more room than usual.
     """
     kind, data = _read(problem, samples, repeats)
-    _check_room_for_gradients(kind, data, samples)
     insist_on_room(problem, samples, repeats, hessian=hessian)
     halved = data._replace(space=data.space._replace(copies=jnp.asarray(2), tolerance=2 * data.space.tolerance))
     fewer = _fewer(repeats)
@@ -120,7 +119,8 @@ def work(problem: Problem, samples: int = SAMPLES, repeats: int = REPEATS, *, he
 
 
 def insist_on_room(problem: Problem, samples: int = SAMPLES, repeats: int = REPEATS, *, hessian: bool = True) -> None:
-    """Raises MemoryError, in one line, for what ``solve`` would not begin."""
+    """Raises MemoryError, or ValueError where a step has too many gradients, in one line, for what ``solve`` would not begin."""
+    _check_room_for_gradients(problem, samples)
     multiplications, numbers = work(problem, samples, repeats, hessian=hessian)
     require_room(numbers, f"this limit takes about {multiplications / RATE / 60:.2g} minutes and needs")
 
@@ -133,6 +133,8 @@ def refuses(problem: Problem) -> str | None:
         return f"no limit is known for {problem.model} in {problem.scaling().name}"
     if problem.network.block_size > 1:
         return f"no limit of blocks of {problem.network.block_size} convolutions is known: block_size 1 only"
+    if len(kind_of(problem).pools) == 1:  # the readout's alone
+        return "no limit is known of one convolution and a readout: depth 2 at least"
     return None
 
 
@@ -172,9 +174,9 @@ def _read(problem, samples, repeats) -> tuple[Kind, Data]:
     return kind, data_of(problem, conv_network.neighbourhoods(images, FIRST_STRIDE), between, space)
 
 
-def _check_room_for_gradients(kind, data, samples):
+def _check_room_for_gradients(problem, samples):
     """Fields of S samples have S directions, of which a step must leave some, at S/2 too."""
-    rows = max(kind.rows(data))
+    rows = max(kind_of(problem).rows(problem))
     wanted = 4 << (rows - 1).bit_length()
     if samples < wanted:
         raise ValueError(f"{samples} samples: a step brings a matrix {rows} gradients, wanted at least {wanted} samples")
