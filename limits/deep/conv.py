@@ -119,7 +119,7 @@ def work(problem: Problem, samples: int = SAMPLES, repeats: int = REPEATS, *, he
 
 
 def insist_on_room(problem: Problem, samples: int = SAMPLES, repeats: int = REPEATS, *, hessian: bool = True) -> None:
-    """Raises MemoryError, or ValueError where a step has too many gradients, in one line, for what ``solve`` would not begin."""
+    """Raises MemoryError, or ValueError where a step has too many gradients, in a line, for what ``solve`` would not begin."""
     _check_room_for_gradients(problem, samples)
     multiplications, numbers = work(problem, samples, repeats, hessian=hessian)
     require_room(numbers, f"this limit takes about {multiplications / RATE / 60:.2g} minutes and needs")
