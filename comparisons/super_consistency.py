@@ -118,7 +118,8 @@ def agreement(sizes: np.ndarray, values: Float[np.ndarray, "sizes seeds"]) -> Ag
     if np.sign(mean).min() * np.sign(mean).max() <= 0 or size.min() == 0:
         return Agreement(**found, ratio=np.inf, at_most=np.inf)
     ratio = float(np.abs(mean).max() / np.abs(mean).min())
-    exponent, interval = exponent_of(sizes.tolist(), list(size)) if size.shape[1] > 1 else _of_one_network_each(sizes, size[:, 0])
+    several = size.shape[1] > 1
+    exponent, interval = exponent_of(sizes.tolist(), list(size)) if several else _of_one_network_each(sizes, size[:, 0])
     return Agreement(**found, ratio=ratio, at_most=ratio * _leeway(np.log(size)), exponent=exponent, interval=interval)
 
 
