@@ -199,7 +199,8 @@ def test_one_pixel_is_a_perceptron():
     np.testing.assert_allclose(ours.now.outputs, theirs.now.outputs, rtol=1e-9)
     assert np.abs(ours.now.outputs).min() > 0.01
     theta = conv_network.ntk(kind, data, ours.matrices, ours.now, *conv_network.more_draws(kind, RNG, [(0, 3)], 512))
-    np.testing.assert_allclose(theta, dmft._ntk(perceptron, data_of_it, theirs.now), rtol=1e-8)
+    gradients = dmft.gradients(perceptron, data_of_it, theirs)
+    np.testing.assert_allclose(theta, dmft.ntk(perceptron, data_of_it, theirs.now, gradients), rtol=1e-8)
     # what our products send back is of f − y < 0, theirs of 1: the same fields with the other sign, so draws are turned too
     assert (theirs.now.outputs < problem.targets).all()
     met = int(theirs.matrices.num_above[0])
