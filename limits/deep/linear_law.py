@@ -326,12 +326,10 @@ def _hessian(kind, data, state, signals) -> Ritz:
     """What so many products find, starting from these."""
     network, parts = curvature.Perceptron(kind), jnp.asarray(lanczos.HESSIAN)
 
-    def extended(carry, _):
-        return lanczos.extended(network, data, parts, state.now, *carry), None
-
     def after(signals, products):
-        matrices, _, krylov = lanczos.begin(network, data, state.now, state.matrices, signals, products)
-        return jax.lax.scan(extended, (matrices, krylov), length=products)[0][1]
+        matrices, now, krylov = lanczos.begin(network, data, state.now, state.matrices, signals, products)
+        extended = partial(lanczos.extended, network, data, parts, now)
+        return jax.lax.scan(lambda carry, _: (extended(*carry), None), (matrices, krylov), length=products)[0][1]
 
     gradient = LOSSES[kind.loss].gradient(state.now.outputs, data.targets)
     return Ritz(*_ritz(after(signals, PRODUCTS)), after(gradient[None], 1).matrix[0, 0])
