@@ -101,9 +101,9 @@ def test_two_hidden_layers_at_a_width_are_a_network():
         state = step(state)
     perceptron, parts = curvature.Perceptron(kind), jnp.asarray(lanczos.HESSIAN)
     products = deep_fluctuations.PRODUCTS
-    matrices, _, krylov = lanczos.begin(perceptron, data, state.now, state.matrices, data.targets[None], products)
+    matrices, now, krylov = lanczos.begin(perceptron, data, state.now, state.matrices, data.targets[None], products)
     for _ in range(products):
-        matrices, krylov = lanczos.extended(perceptron, data, parts, state.now, matrices, krylov)
+        matrices, krylov = lanczos.extended(perceptron, data, parts, now, matrices, krylov)
 
     met = jax.tree.map(lambda of: of[0], matrices)
     unseen = met.returned * (jnp.arange(sizes.m) < met.num_above)[:, None]
