@@ -236,14 +236,14 @@ def test_a_step_must_leave_directions_to_the_next():
 # Networks
 
 
-@pytest.mark.parametrize("names", [
-    pytest.param(("loss", "ntk_eigenvalues"), marks=pytest.mark.slow),
-    pytest.param(("hessian_eigenvalues",), marks=pytest.mark.long)], ids=["loss", "sharpness"])  # fmt: skip
-@pytest.mark.parametrize(
-    "options",
-    [{"momentum": 0.5, "batches": OPTIMISER["batches"]}, {"pooling": "average", "targets": CLASSES, "loss": "cross_entropy"}],
-    ids=["max", "average"],
-)
+KERNELS, SHARPNESS = ("loss", "ntk_eigenvalues"), ("hessian_eigenvalues",)
+MAX = {"momentum": 0.5, "batches": OPTIMISER["batches"]}
+AVERAGE = {"pooling": "average", "targets": CLASSES, "loss": "cross_entropy"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [KERNELS, pytest.param(SHARPNESS, marks=pytest.mark.long)], ids=["loss", "sharpness"])
+@pytest.mark.parametrize("options", [MAX, pytest.param(AVERAGE, marks=pytest.mark.long)], ids=["max", "average"])
 def test_networks_approach_the_limit(options, names):
     """Loss, largest NTK eigenvalue and sharpness: the distance falls as N^{-1/2}."""
     problem = a_problem(**{"num_steps": 4, "measure_every": 4, "top_k": 1, "learning_rate": 0.6} | options)

@@ -197,7 +197,9 @@ def test_one_hidden_layer_is_the_secular_equation_of_particles(activation, scale
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [{"model": "linear3"}, RESIDUAL | {"activation": "linear"}], ids=["plain", "residual"])
+@pytest.mark.parametrize("model", [
+    pytest.param({"model": "linear3"}, id="plain"),
+    pytest.param(RESIDUAL | {"activation": "linear"}, id="residual", marks=pytest.mark.long)])  # fmt: skip
 def test_trained_networks_are_about_the_limit(model):
     """Mean over seeds, of eigenvalues at both ends; a bulk falls short of its edge by about N^(-2/3)."""
     problem, width, seeds = a_problem(Y[:, :1], learning_rate=0.2, **model), 256, 12

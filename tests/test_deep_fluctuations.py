@@ -47,7 +47,9 @@ ONE_LAYER = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("problem", ONE_LAYER.values(), ids=ONE_LAYER)
+@pytest.mark.parametrize("problem", [
+    pytest.param(problem, marks=pytest.mark.long if name.startswith("fields") else [], id=name)
+    for name, problem in ONE_LAYER.items()])  # fmt: skip
 def test_one_hidden_layer_is_linear2(problem):
     """Whose law is exact; the standard errors are right, too: they are neither too small nor of no use."""
     problem = problem()
