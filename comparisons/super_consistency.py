@@ -22,9 +22,10 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 from scipy.special import stdtrit
+from scipy.stats import linregress
 
 from comparisons.deviations import components, deviations, variable
-from comparisons.power_law import FEWEST_SEEDS
+from comparisons.power_law import FEWEST_SEEDS, exponent_of
 from limits.law import Prediction
 
 SIZES = {"width": "N", "depth": "L"}  # what networks differ in
@@ -43,7 +44,8 @@ class Agreement:
     """Late values of one observable, means over steps and seeds, of networks of different sizes.
 
     ratio, at_most        the highest over the lowest, and the upper end of its 95 % interval
-    exponent, interval    late value ∝ size^exponent, least squares over all networks, with its 95 % interval
+    exponent, interval    late value ∝ size^exponent, least squares over all networks, with its 95 % interval; of several
+                          networks each size has its own scatter, which falls with the width
     diverged              a late value is not finite, and there is nothing to compare
     """
 
@@ -116,17 +118,16 @@ def agreement(sizes: np.ndarray, values: Float[np.ndarray, "sizes seeds"]) -> Ag
     if np.sign(mean).min() * np.sign(mean).max() <= 0 or size.min() == 0:
         return Agreement(**found, ratio=np.inf, at_most=np.inf)
     ratio = float(np.abs(mean).max() / np.abs(mean).min())
-    slope, error = _slope(np.log(np.repeat(sizes, size.shape[1])), np.log(size.ravel()))
-    reach = error * stdtrit(values.size - 2, 0.975)
-    interval = float(slope - reach), float(slope + reach)
-    return Agreement(**found, ratio=ratio, at_most=ratio * _leeway(np.log(size)), exponent=float(slope), interval=interval)
+    several = size.shape[1] > 1
+    exponent, interval = exponent_of(sizes.tolist(), list(size)) if several else _of_one_network_each(sizes, size[:, 0])
+    return Agreement(**found, ratio=ratio, at_most=ratio * _leeway(np.log(size)), exponent=exponent, interval=interval)
 
 
-def _slope(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Of the line of least squares, and its standard error."""
-    variance, covariance, _, rest = np.cov(x, y, bias=True).flat
-    r = covariance / np.sqrt(variance * rest) if rest > 0 else np.nan
-    return covariance / variance, np.sqrt(max(1 - r**2, 0.0) * rest / variance / (x.size - 2)) if x.size > 2 else 0.0
+def _of_one_network_each(sizes: np.ndarray, values: Float[np.ndarray, " sizes"]) -> tuple[float, tuple[float, float]]:
+    """Their scatter about the line is all there is: least squares, Student's t."""
+    line = linregress(np.log(sizes), np.log(values))
+    reach = line.stderr * stdtrit(len(sizes) - 2, 0.975)
+    return float(line.slope), (float(line.slope - reach), float(line.slope + reach))
 
 
 def _leeway(logs: Float[np.ndarray, "sizes seeds"]) -> float:

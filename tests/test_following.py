@@ -80,6 +80,12 @@ def test_what_does_not_depend_on_the_width_has_no_law():
     assert np.isnan(rate)
 
 
+@pytest.mark.parametrize("grows", [lambda n: n / 16, lambda n: 40 - 200 * n**-0.5])
+def test_what_grows_like_neither_has_no_law(grows):
+    steps = grows(WIDTHS[:, None]) + 3 * np.random.default_rng(0).gumbel(size=(5, 32))
+    assert growth_of(WIDTHS, np.round(steps).clip(0).astype(int))[0] == "undecided"
+
+
 @pytest.mark.parametrize(("error", "until"), [(0.0, 200), (0.04, 200), (0.06, 0), (lambda t: 0.004 * t, 12)])
 def test_of_a_limit_that_is_not_known_nothing_is_said(error, until):
     """Relative errors; a quarter of the tolerance is 0.05.  The law is read at the same steps."""

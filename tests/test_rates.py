@@ -9,7 +9,7 @@ from scipy.stats import wishart
 
 from comparisons import files, labelled
 from comparisons.convergence import rates
-from comparisons.convergence.rates import measure_rates, noise_floor
+from comparisons.convergence.rates import allowance, measure_rates, noise_floor
 from comparisons.convergence.study import prepare
 from comparisons.deviations import components, deviations
 from comparisons.super_consistency import measure_growth
@@ -54,6 +54,13 @@ def test_components_are_all_numbers_in_registry_order():
     assert [(name, rank) for name, rank, _ in components(made_up())] == [
         ("loss", None), ("sharpness", None), ("hessian_eigenvalues", 1), ("hessian_eigenvalues", 2),
         ("residual_eigenvalues", "upper"), ("residual_eigenvalues", "lower")]  # fmt: skip
+
+
+@pytest.mark.parametrize("std", [0.0, 1e-300, 1e100, np.nan])
+@pytest.mark.parametrize("bias", [0.0, 1e200, np.inf, np.nan])
+def test_a_theory_that_diverges_allows_for_what_is_usual(std, bias):
+    known = std > 0 and bias <= 1e200 and not (std == 1e-300 and bias == 1e200)
+    assert allowance(Law(std, bias, *[0.0] * 4), 64) == (pytest.approx(3 * (bias / std) * (bias / std) / 64) if known else True)
 
 
 def test_both_laws_are_recovered():

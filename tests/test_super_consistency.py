@@ -91,6 +91,16 @@ def test_unequal_sizes_are_rarely_called_the_same():
     assert np.mean([verdict(agreement(SIZES, one)) == "super consistent" for one in np.exp(same)]) > 0.9
 
 
+@pytest.mark.parametrize("seeds", [2, 4, 16])
+def test_a_scatter_that_falls_with_the_width_is_no_exponent(seeds):
+    """Six sizes with nothing but a scatter ∝ N^-1/2 or N^-1: one scatter for all says of a seventh that they grow or fall."""
+    rng, sizes = np.random.default_rng(0), 2 ** np.arange(4, 10)
+    for power in (-0.5, -1.0):
+        logs = 0.3 * (sizes / 16)[:, None] ** power * rng.normal(size=(600, 6, seeds))
+        said = [verdict(agreement(sizes, one)) for one in np.exp(logs)]
+        assert np.mean([one in ("grows", "falls") for one in said]) <= 0.065
+
+
 # growth
 
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
-from scipy.special import erf, stdtrit
+from scipy.special import chdtri, erf, stdtrit
 
 from comparisons.deviations import deviations, limit_component, limit_error, variable
 from comparisons.power_law import FEWEST_WIDTHS
@@ -32,6 +32,7 @@ TOLERANCE = 0.2
 OWN = 0.25  # of the tolerance: twice the error, with which it lies in 95 % of draws, is half of it
 SHAPES = {"log N": np.log, "√N": np.sqrt}
 DECISIVE = 4.0  # by so much must χ² of the other shape be larger: a likelihood of one seventh
+LEVEL = 0.02  # of the test that neither shape fits: one that is right fails it in at most 5 %, as errors of medians are rough
 TOP = {"rank": 1}
 RESAMPLES = 400
 Z = 1.96  # standard errors to the ends of an interval
@@ -50,7 +51,8 @@ class Following:
     to_the_end          the share of networks that follow it so far
     predicted           mean of the law of the deviations; None where there is none
     law                 what the medians of the widths of which most do not grow like: "log N" or "√N", "log N or √N" where
-                        both fit; "to the end" where too few are left, and of the widest most do; else "undecided"
+                        both fit; "to the end" where too few are left, and of the widest most do; else, and where neither
+                        fits, "undecided"
     rate, interval      r of the growth e^{rt} that makes log N of it, per step; not a number where none was found
     """
 
@@ -116,7 +118,7 @@ def growth_of(widths: Int[np.ndarray, " W"], values: Int[np.ndarray, "W S"], eve
     fits = [_line(of(widths.astype(float)), np.median(values, axis=1), error) for of in SHAPES.values()]
     (misfits, (slope, _), (error, _)) = zip(*fits, strict=True)
     low, high = slope - Z * error, slope + Z * error
-    if low <= 0:
+    if low <= 0 or min(misfits) > chdtri(len(widths) - 2, LEVEL):
         return "undecided", np.nan, NOWHERE
     better, worse = np.argsort(misfits)
     law = list(SHAPES)[better] if misfits[worse] - misfits[better] > DECISIVE else " or ".join(SHAPES)

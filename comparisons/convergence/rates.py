@@ -110,9 +110,9 @@ def _fits(errors, floor, kind, law, held, unstable) -> tuple[PowerLaw, PowerLaw]
 
 def allowance(law: Law | None, narrowest: float) -> bool | float:
     """The next order that a theory of one number allows its fluctuation: ``next_order`` of ``power_law.fit``."""
-    if law is None or not law.std > 0 or not np.isfinite(law.bias):
-        return True
-    return SECOND_ORDER * float(law.bias**2 / law.std**2) / narrowest
+    ratio = law.bias / law.std if law is not None and law.std > 0 else np.nan
+    squared = ratio * ratio  # of a divergence a power may raise OverflowError, a product is infinite
+    return SECOND_ORDER * squared / narrowest if np.isfinite(squared) else True
 
 
 def _law(prediction, name, selection, index) -> Law | None:

@@ -7,7 +7,8 @@ Log mean loss of a size on the grid x = log η0 is, u = x − shift being the di
 where f, a spline through as many values as the grid has points, is common to all sizes, and the rest is each size's own: a
 curve may bend more than another, and lean over, without its minimum having moved.  Least squares.  Whether that is all in which
 the curves differ is tested.  Where nothing moves it is right whatever f is; where something does, as far as a spline can follow
-f between the points.
+f between the points: of a wall e^4x that itself comes nearer with the size, on a grid of factors of three and under 10 % noise,
+it cannot, and "transfers" may be said of N^0.12.
 
 A curve that leans over pulls its shift along by as much as u³ is not how it leans.  So other ways of differing are fitted too,
 and the interval reaches as far as those that explain the curves put the shift, in so far as that is more than chance.
