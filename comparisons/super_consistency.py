@@ -22,7 +22,6 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 from scipy.special import stdtrit
-from scipy.stats import linregress
 
 from comparisons.deviations import components, deviations, variable
 from comparisons.power_law import FEWEST_SEEDS, exponent_of
@@ -125,9 +124,11 @@ def agreement(sizes: np.ndarray, values: Float[np.ndarray, "sizes seeds"]) -> Ag
 
 def _of_one_network_each(sizes: np.ndarray, values: Float[np.ndarray, " sizes"]) -> tuple[float, tuple[float, float]]:
     """Their scatter about the line is all there is: least squares, Student's t."""
-    line = linregress(np.log(sizes), np.log(values))
-    reach = line.stderr * stdtrit(len(sizes) - 2, 0.975)
-    return float(line.slope), (float(line.slope - reach), float(line.slope + reach))
+    x, y = (np.log(of) - np.log(of).mean() for of in (sizes, values))
+    slope, freedom = float(x @ y / (x @ x)), len(sizes) - 2
+    scatter = np.sum((y - slope * x) ** 2) / freedom if freedom else 0.0
+    reach = float(stdtrit(freedom, 0.975) * np.sqrt(scatter / (x @ x)))
+    return slope, (slope - reach, slope + reach)
 
 
 def _leeway(logs: Float[np.ndarray, "sizes seeds"]) -> float:
