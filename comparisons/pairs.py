@@ -59,6 +59,15 @@ def why_no_limit(problem: Problem, *, hessian: bool = True, times: int = 1) -> s
         return str(lacking)
 
 
+def why_no_laws(problem: Problem) -> str | None:
+    """The line that says why nobody waits for the laws of the deviations from a limit that is known; None where one does."""
+    try:
+        limit.insist_on_room_for_laws(problem)
+    except (ValueError, MemoryError) as refusal:
+        return str(refusal)
+    return None
+
+
 def matching_limits(problem: Problem, width: int, keys: Array, typical: Trajectory) -> list[Trajectory]:
     """What is to be subtracted from each network: the limit that has its f(0); in μP f(0) → 0 and there is one for all."""
     if not limit.outputs_are_random(problem):

@@ -17,7 +17,7 @@ from limits.exponents.algebra import Scaling
 from limits.exponents.parametrization import output_exponent
 from limits.law import Prediction
 from limits.losses import LOSSES
-from limits.machine import RATE, physical_memory, two_digits
+from limits.machine import RATE, physical_memory, require_memory, two_digits
 from limits.models import layers_of
 from limits.optimizers import OPTIMIZERS
 from limits.problem import Problem, given_outputs
@@ -207,14 +207,31 @@ def predict(problem: Problem) -> Prediction | None:
     """How networks of width N depart from the limit, where that is known: see ``limits.two_layer.linear_law``.
 
     The spread over seeds is std / √N, the mean's distance from the limit bias / N; where eigenvalues that are one in the limit
-    split, shift / √N.  None where no law is known.
+    split, shift / √N.  None where no law is known.  Raises ValueError, in one line, where that takes more than ``LONGEST``;
+    MemoryError where it does not fit this machine; both before anything is computed.
 
     >>> problem = Problem([[1.0, 0.0], [0.0, 2.0]], [1.0, -1.0], learning_rate=0.2, num_steps=8, measure_every=4)
     >>> predict(problem)["sharpness"].std.round(3), predict(problem)["sharpness"].bias.round(3)
     (array([2.127, 2.089, 1.724]), array([ 1.017, -1.633, -1.256]))
     """
+    insist_on_room_for_laws(problem)
     row = _row(problem)
     return import_module(row.law).predict(problem) if row.law and row.has_law(problem) else None
+
+
+def insist_on_room_for_laws(problem: Problem) -> None:
+    """Raises what ``predict`` would, as far as that is known before it begins."""
+    row = _row(problem)
+    if not (row.law and row.dear):
+        return
+    multiplications, numbers = import_module(row.law).work_of_laws(problem)
+    minutes = multiplications / RATE / 60
+    lasting, advice = _lasting(minutes), f"with hessian=False {row.law}.predict takes less"
+    require_memory(numbers, f"the laws of {problem.model} would take about {lasting} and", advice)
+    if minutes > LONGEST:
+        what = f"the laws of {problem.model} in {problem.scaling().name} would take about {lasting} and"
+        gibibytes = two_digits(8 * numbers / 2**30)
+        raise ValueError(f"{what} {gibibytes} GiB, and at most {_lasting(LONGEST)} are waited for: {advice}")
 
 
 # Refusals that several theories share: the line, or None where there is nothing to say ------------------------------------

@@ -281,6 +281,16 @@ def test_where_a_limit_does_not_fit_the_widest_stands_for_it(monkeypatch):
     assert convergence.prepare(replace(SAMPLED, reference="largest-width", model="linear3")).limit_is_known
 
 
+def test_laws_that_nobody_waits_for_are_left_out_and_a_line_says_so(tmp_path):
+    """Of eight residual blocks and three outputs they would take days, and the limit minutes."""
+    options = Options(model="resmlp", activation="linear", param="depth_mup", depth=8, outputs=3, steps=20)
+    comparison = convergence.prepare(options)
+    assert comparison.limit_is_known
+    assert comparison.compute([convergence.PREDICTION], Store(tmp_path, "test"), lambda part: None) == [{}]
+    (line,) = re.findall("^the laws of .*$", convergence.table([], [], [], comparison, None, []), re.MULTILINE)
+    assert re.search(r"would take about [\d ]+ days and .* takes less: prefactors have no theory beside them$", line)
+
+
 @pytest.mark.slow
 def test_the_same_exponents_written_out_give_the_same_numbers(finished, tmp_path, capsys):
     """μP in another gauge and as a text: limit, deviations and prediction are those of --param mup."""

@@ -1,5 +1,6 @@
 """The Hessian at N = ∞ by Lanczos on fields: two-layer theory, the NTK, autodiff of networks, random matrices, trained ones."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -48,6 +49,15 @@ def test_where_there_is_no_gradient_there_is_no_direction():
     ours, exact = deep_linear.solve(problem), linear2.solve(problem)
     assert np.isnan(ours["directional_sharpness"]).all()
     np.testing.assert_allclose(ours["hessian_eigenvalues"], exact["hessian_eigenvalues"], atol=1e-8)
+
+
+def test_eigenvalues_that_are_one_count_as_often_as_they_occur():
+    """Whitened inputs of one output: but for the target's direction all four are alike."""
+    inputs = 2 * np.linalg.qr(np.random.default_rng(1).normal(size=(4, 4)))[0]
+    problem = replace(a_problem(Y[:, :1], model="linear2", num_steps=0, top_k=4), inputs=inputs)
+    ours, exact = deep_linear.solve(problem)["hessian_eigenvalues"], linear2.solve(problem)["hessian_eigenvalues"]
+    np.testing.assert_allclose(exact[0, 1:], exact[0, 1], rtol=1e-9)
+    np.testing.assert_allclose(ours, exact, rtol=1e-8)
 
 
 def states(problem, samples=0):

@@ -104,6 +104,18 @@ def test_of_a_limit_that_is_not_known_nothing_is_said(error, until):
     assert known == [until] * (until < 200)
 
 
+def test_where_the_law_ends_late_enough_it_still_says_how_long():
+    """Of the sharpness there is none where differences are so large that the next order counts."""
+    values, whole = synthetic(GROWTHS["log N"]), law_of(GROWTHS["log N"])
+    expected = measure_following(values, whole, crossing=2)[0].predicted
+    for step, known in ((160, True), (60, False), (0, False)):
+        std = np.where(step > STEPS, whole["loss"].std, np.nan)
+        found = measure_following(values, Prediction({"loss": whole["loss"]._replace(std=std)}), crossing=2)[0].predicted
+        assert (found is not None) == known
+        if known:
+            np.testing.assert_allclose(found, expected, atol=1)
+
+
 def test_a_divergence_is_off_and_the_picture_is_drawn():
     values = synthetic(GROWTHS["log N"], seeds=8)
     np.testing.assert_allclose(relative_deviations(values, "loss"), abs(values["loss"] / 3 - 1), atol=1e-12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import limits
-from limits import Problem, theories
+from limits import Problem, machine, theories
 from limits.deep import conv, dmft
 from limits.deep import linear as deep_linear
 from limits.kernel import ntk
@@ -177,6 +177,22 @@ def test_fewer_samples_are_not_promised_where_memory_is_short(monkeypatch):
     monkeypatch.setattr(theories, "physical_memory", lambda: 8 * theories.work(photographs(2))[1])
     with pytest.raises(ValueError, match="on 2 it takes"):
         theories.insist_on_room(photographs(64))
+
+
+@pytest.mark.parametrize(("there", "refusal", "line"), [
+    (1e4, ValueError, r"^the laws of linear4 in mup would take about [\d.]+ hours and [\d.]+ GiB, and at most 60 min"),
+    (0.2, MemoryError, r"^the laws of linear4 would take about [\d.]+ hours and about [\d.]+ GiB, more than the 0.2 GiB"),
+])  # fmt: skip
+def test_laws_of_hours_are_refused_in_one_line(there, refusal, line, monkeypatch):
+    monkeypatch.setattr(machine, "physical_memory", lambda: there * 2**30)
+    large = Problem(RNG.normal(size=(80, 64)), RNG.normal(size=(80, 1)), model="linear4", learning_rate=0.1, num_steps=60)
+    with pytest.raises(refusal, match=line):
+        predict(large)
+
+
+def test_laws_of_minutes_are_waited_for():
+    theories.insist_on_room_for_laws(a_problem(model="linear3"))
+    theories.insist_on_room_for_laws(a_problem(model="mlp3"))
 
 
 def test_exact_limits_take_no_time():

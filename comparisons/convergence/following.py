@@ -33,6 +33,7 @@ OWN = 0.25  # of the tolerance: twice the error, with which it lies in 95 % of d
 SHAPES = {"log N": np.log, "√N": np.sqrt}
 DECISIVE = 4.0  # by so much must χ² of the other shape be larger: a likelihood of one seventh
 LEVEL = 0.02  # of the test that neither shape fits: one that is right fails it in at most 5 %, as errors of medians are rough
+LAST = 0.5  # measured steps: what is not known of the law may be so many
 TOP = {"rank": 1}
 RESAMPLES = 400
 Z = 1.96  # standard errors to the ends of an interval
@@ -166,15 +167,22 @@ def _law(widths, values, to_the_end, every) -> Growth:
 
 
 def _predicted(dataset, name, prediction):
+    """Where the law ends, before the steps do, networks are off, if but few would have been within at its last step."""
     relative = relative_std(dataset, name, prediction)
-    return None if relative is None else predicted_steps(relative, dataset.width.values, dataset.step.values).tolist()
+    if relative is None:
+        return None
+    widths, steps = dataset.width.values, dataset.step.values
+    least, most = (predicted_steps(np.where(np.isinf(relative), of, relative), widths, steps) for of in (np.inf, 0.0))
+    return least.tolist() if np.all(most - least <= LAST * np.diff(steps).max(initial=1)) else None
 
 
 def relative_std(dataset: xr.Dataset, name: str, prediction: Prediction | None) -> Float[np.ndarray, " T"] | None:
-    """√N times the relative deviation's predicted standard deviation at the measured steps; None where it is not known."""
+    """√N times the relative deviation's predicted standard deviation at the measured steps, infinite from the first on at
+    which there is no law; None where there is none at all."""
     limit = limit_component(dataset, name, selection_of(name))
     if prediction is None or variable(name) not in prediction or limit is None:
         return None
     with np.errstate(all="ignore"):
         relative = prediction[name].std[: limit.sizes["step"]] / np.abs(limit.values)
-    return relative if np.isfinite(relative).all() else None
+    unknown = np.logical_or.accumulate(~np.isfinite(relative))
+    return None if unknown[0] else np.where(unknown, np.inf, relative)

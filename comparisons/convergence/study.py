@@ -114,7 +114,7 @@ class Comparison(Work):
         if cell.what == "deviations":
             return [_deviations(self, cell.width, store)]
         if cell.what == "prediction":
-            return [_laws(limit.predict(self.problem))]
+            return [_laws(None if pairs.why_no_laws(self.problem) else limit.predict(self.problem))]
         return [labelled.arrays([limit.solve(self.problem, hessian=self.against_theory)])]
 
 
@@ -316,7 +316,9 @@ def table(
         lines.append(f"the largest width stands for the limit: {comparison.why_largest_width}")
     lines += [f"{name}: the limit leaves it open, the largest width stands for it" for name in sorted(left_open)]
     if not any(isfinite(rate.predicted_prefactor or np.nan) for rate in measured):
-        lines.append("no law of the deviations is known here (limits.predict is None): prefactors have no theory beside them")
+        why = pairs.why_no_laws(comparison.problem) if comparison.limit_is_known else None
+        why = why or "no law of the deviations is known here (limits.predict is None)"
+        lines.append(f"{why}: prefactors have no theory beside them")
     lines.append("")
     lines.append(f"{'observable':<16}{'step':>6}  {'kind':<12}{'exponent':>9} {'95 % interval':<18}{'theory':>7}   "
                  f"{'prefactor':>9} {'theory':>9}  status")  # fmt: skip

@@ -173,6 +173,14 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0, hessian: bool
 
 
 @in_float64
+def work_of_laws(problem: Problem) -> tuple[float, float]:
+    """(multiplications, numbers held at once) of ``predict``; (0, 0) where there are no laws."""
+    if not problem.network.nonlinearity.linear or not LOSSES[problem.loss].quadratic:
+        return 0.0, 0.0
+    return deep_fluctuations.work(problem, *_read(problem, 0, 0))
+
+
+@in_float64
 def kernels(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int = 0, tolerance: float = 0.01) -> Estimate:
     """All kernels at the measured steps, with their errors, and the verdict on S samples against S/2; else as ``solve``."""
     mean, error = _mean_kernels(problem, samples, repeats, seed)

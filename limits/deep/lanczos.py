@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from limits.deep.network import Weights, scaled
 from limits.losses import LOSSES
 from limits.machine import eigh, require_memory
+from limits.spectra import multiplets
 
 HESSIAN, GAUSS_NEWTON, RESIDUAL = (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)
 FEWEST, BLOCKS = 8, 24  # products of a block: before what is in the bulk is believed to be there, and at most
@@ -106,15 +107,24 @@ def spectrum(
     """The k largest eigenvalues of H, or of these parts, as far as gradients see them, at the step of ``state.now``.
 
     ``edge`` of the bulk, where it is known: then the smallest is found too, and what is within the bulk is left there.
-    Starts from b random directions in the range of Jᵀ: that finds b-fold eigenvalues.
+    Starts from b random directions in the range of Jᵀ: that finds b-fold eigenvalues.  Where all is exact, more of them if
+    as many are one (of whitened inputs all but one are).
     """
     bulk = (-np.inf, -np.inf) if edge is None else (edge, -edge)
     signals, ritz = jnp.asarray(rng.normal(size=(b, *data.targets.shape))), None
-    state, krylov = _begun(network, data, rng, state, signals)
+    after, krylov = _begun(network, data, rng, state, signals)
     while ritz is None:
-        state, krylov = _with_room(network, data, rng, *_after_product(network, data, parts, state, krylov))
+        after, krylov = _with_room(network, data, rng, *_after_product(network, data, parts, after, krylov))
         ritz = _settled(krylov, k, bulk, RTOL if network.exact else SAMPLED_RTOL)
+    if network.exact and b < k and _alike(ritz.values[:k], max(bulk[0], 0.0)) >= b:
+        return spectrum(network, data, rng, state, k, min(2 * b, k), parts, edge)
     return ritz
+
+
+def _alike(values, above) -> int:
+    """How many eigenvalues that are larger than this are one, at most."""
+    values = values[values > max(above, DROPPED * values[0])]
+    return max(last - first for first, last in multiplets(values)) if len(values) else 0
 
 
 def _begun(network, data, rng, state, signals) -> tuple[Any, Krylov]:

@@ -108,6 +108,11 @@ def predict(
     return dmft.predict(replace(problem, model=f"linear{depth + 1}"), draws=draws, seed=seed, hessian=hessian)
 
 
+def work_of_laws(problem: Problem) -> tuple[float, float]:
+    """(multiplications, numbers held at once) of ``predict``."""
+    return dmft.work_of_laws(problem)
+
+
 @in_float64
 def kernels(problem: Problem, *, depth: int | None = None) -> Kernels:
     """All kernels and responses at the measured steps.  Arguments and errors as in ``solve``."""

@@ -54,6 +54,7 @@ STEP = 2.0**-9  # ε of the differences
 TOLERANCE = 1e-10
 ROOM = 24  # steps that there is room for whatever they bring; then it doubles
 SIDE_BY_SIDE = 16  # draws
+SHORT = 10  # so many times as long do multiplications take here: of small matrices, one draw beside the other
 HESSIAN, NTK = "hessian_eigenvalues", "ntk_eigenvalues"
 PRODUCTS = 12  # of a block, in a network
 LEANING = 4  # power of the eigenvalues of the inputs' covariance in what these start from
@@ -129,7 +130,7 @@ def predict(
     runs, steps = jnp.asarray(np.diff(problem.steps, prepend=-1)), min(ROOM, problem.steps[-1] + 1)
     while True:
         sizes = _sizes(r, C, H, int(steps), *_room(kind, data, H, len(signals)))
-        _check_memory(sizes, kind.residual, len(runs), len(signals))
+        require_memory(_numbers_held(sizes, kind.residual, len(runs), len(signals)), "these laws need")
         if (laws := _laws(kind, sizes, data, runs, signals, problem.top_k, draws, seed)) is not None:
             return Prediction(laws)
         steps *= 2
@@ -142,19 +143,34 @@ def _signals(data, rng, count) -> Float[Array, "b P C"]:
     return (data.inputs / kernel.T) @ (rng.normal(size=(count, r, C)) * (kernel / kernel.max()) ** LEANING)
 
 
-def _check_memory(sizes, residual, T, block):
+def work(problem: Problem, kind: Kind, data: Data, *, draws: int = 1024, hessian: bool = True) -> tuple[float, float]:
+    """(multiplications, numbers held at once) of ``predict``, to a factor of about three, if the first room is enough."""
+    (_, r), C, H = data.inputs.shape, data.targets.shape[1], problem.network.depth - (not kind.residual)
+    steps, measured, block = int(problem.steps[-1]) + 1, len(problem.steps), min(problem.top_k, C) * hessian
+    sizes = _sizes(r, C, H, min(ROOM, steps), *_room(kind, data, H, block))
+    below, above = curvature.brought(kind, data, H)
+    met = steps * (sizes.n * sizes.new + sizes.m * C) + measured * PRODUCTS * block * (sizes.n * below + sizes.m * above)
+    multiplications = 2 * draws * SHORT * 15 * max(H, 1) * met * _side(sizes, kind.residual)
+    return multiplications, _numbers_held(sizes, kind.residual, measured, block)
+
+
+def _side(sizes, residual) -> int:
+    """Gaussians of a space of neurons."""
     side = sizes.n + sizes.m
-    S = (sizes.H + 1) * side if residual else side
-    network = (sizes.H + 1) * side * S * 6
+    return (sizes.H + 1) * side if residual else side
+
+
+def _numbers_held(sizes, residual, T, block) -> int:
+    S = _side(sizes, residual)
+    network = (sizes.H + 1) * (sizes.n + sizes.m) * S * 6
     krylov = 2 * (PRODUCTS + 1) * block * ((sizes.r + sizes.C) * S + sizes.H * sizes.n * sizes.m)
     kernels = T * (sizes.r * sizes.C) ** 2
-    require_memory(SIDE_BY_SIDE * (2 * network + krylov + 8 * kernels), "these laws need")
+    return SIDE_BY_SIDE * (2 * network + krylov + 8 * kernels)
 
 
 def _laws(kind, sizes, data, runs, signals, k, draws, seed) -> dict[str, Law] | None:
     """None where there is no room."""
-    spaces = 1 if kind.residual else sizes.H + 1
-    side = (sizes.H + 1) // spaces * (sizes.n + sizes.m)
+    spaces, side = 1 if kind.residual else sizes.H + 1, _side(sizes, kind.residual)
     networks, shape = partial(_networks, kind, sizes, data, runs, signals), (SIDE_BY_SIDE, spaces, side, side)
     limits, fits = networks(jnp.zeros((), float), jnp.zeros(shape))
     limit, found = jax.tree.map(lambda a: np.asarray(a[0]), limits), []
