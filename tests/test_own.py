@@ -257,6 +257,29 @@ def test_residual_branches():
         assert len({use.branch for use in uses if use.path in ("blocks/gain", "blocks/alone")}) == (2 if scanned else 6)
 
 
+def test_a_branch_in_a_scan_is_of_what_acts_there():
+    """What a scan is given is nobody's branch: a recurrent cell has none, and one that reads more than its stream its own."""
+
+    def recurrent(p, x):
+        def cell(state, x):
+            h, c = state
+            i, f, g = jnp.split(x @ p["in"] + h @ p["back"], 3, axis=-1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            return (jnp.tanh(c), c), None
+
+        return lax.scan(cell, (x * 0, x * 0), jnp.stack([x, x]))[0][0] @ p["in"]
+
+    def across(p, x):
+        layer = lambda h, w: (h + (x + h @ p["in"][:, :3]) @ w, None)  # noqa: E731
+        return lax.scan(layer, 2 * jnp.tanh(x @ p["back"][:, :3]), p["layers"])[0]
+
+    params = {"in": normal(3, 9), "back": normal(3, 9), "layers": normal(2, 3, 3)}
+    assert not branches(uses_of(recurrent, params, INPUTS))
+    uses = uses_of(across, params, INPUTS)
+    assert [(use.path, bool(use.branch), use.last) for use in uses] == [
+        ("back", False, False), ("in", True, False), ("layers", True, True)]  # fmt: skip
+
+
 def test_tied_weights():
     def make(width):
         return {"table": normal(7, width)}, lambda p, x: jnp.tanh(p["table"][jnp.int32(x) % 7]).mean(1) @ p["table"].T / width

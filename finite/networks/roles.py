@@ -323,9 +323,10 @@ class _Walk:
     def added(self, a, b):
         """(history, ends) of a + b: where one is a branch of the other, of that stream, and what the branch ends with."""
         for stream, branch in ((a, b), (b, a)):
-            if stream.history and stream.history < branch.history:
+            inside = {index for index in branch.history - stream.history if index >= 0}  # before 0 nobody acts
+            if stream.history and stream.history < branch.history and inside:
                 site = self.site()
-                for index in branch.history - stream.history:
+                for index in inside:
                     one = self.found[index]
                     one.use = replace(one.use, branch=site, last=index in branch.ends)
                 return stream.history, branch.ends
