@@ -112,6 +112,15 @@ def test_what_is_not_understood_is_named():
     assert found["low"][0].name is None
 
 
+def test_a_weight_beside_constants_is_still_itself():
+    def make(width):
+        return {"last": normal(width - 1, 2)}, lambda p, x: jnp.tile(x, width)[:, :width] @ jnp.concatenate(
+            [p["last"], jnp.zeros((1, 2))])  # fmt: skip
+
+    ((role,),) = of(make).values()
+    assert role.name == "readout"
+
+
 def test_what_normalises_a_weight_is_not_understood():
     """W/|W| times a gain, which then is none of activations."""
 
@@ -278,6 +287,31 @@ def test_a_branch_in_a_scan_is_of_what_acts_there():
     uses = uses_of(across, params, INPUTS)
     assert [(use.path, bool(use.branch), use.last) for use in uses] == [
         ("back", False, False), ("in", True, False), ("layers", True, True)]  # fmt: skip
+
+
+def test_tokens_of_their_own_are_embeddings():
+    """As a ViT's class token, and registers: weights that are put beside activations; constants after them are theirs too."""
+
+    def make(width):
+        shapes = {"patch": (3, width), "class": (1, 1, width), "register": (2, width), "last": (width, 2)}
+
+        def apply(p, x):
+            h = jnp.stack([x, x], axis=1) @ p["patch"]
+            h = jnp.concatenate([jnp.tile(p["class"], (len(x), 1, 1)), h], axis=1)
+            h = 3 * jnp.concatenate([h, jnp.broadcast_to(p["register"] / 2, (len(x), *p["register"].shape))], axis=1)
+            return jnp.tanh(h)[:, 0] @ p["last"]
+
+        return {name: normal(*shape) for name, shape in shapes.items()}, apply
+
+    found = {path: role for path, (role,) in of(make).items()}
+    assert {path: role.name for path, role in found.items()} == {
+        "patch": "input", "class": "embedding", "register": "embedding", "last": "readout"}  # fmt: skip
+    assert (found["register"].use.multiplier, found["register"].use.fan_out) == (1.5, 16)
+    params, apply = make(8)
+    outputs, uses, signals = follow(apply, params, INPUTS, jax.tree.map(lambda leaf: 0.9 * leaf, params))
+    np.testing.assert_allclose(outputs, apply(params, INPUTS), rtol=1e-5)
+    for use, signal in zip(uses, signals, strict=True):
+        np.testing.assert_allclose(signal.own, 0.1 * signal.output, rtol=1e-4, atol=1e-6, err_msg=str(use))
 
 
 def test_tied_weights():

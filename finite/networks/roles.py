@@ -5,7 +5,7 @@ functions, custom derivatives, checkpoints, scans and branches, to where they *a
 
     product      W x (dot_general): the contracted axes are the fan-in; what comes out is the pre-activation
     convolution  the same at every place: the channels of a group times the window
-    embedding    rows that are looked up (gather)
+    embedding    rows that are looked up (gather), or put beside activations (concatenate)
     bias, gain   added to what arrives, multiplied with it
     scores       no weight: two activations, queries and keys, contracted over an axis
 
@@ -28,12 +28,12 @@ from jax.extend.core import Literal
 
 from finite.networks.own import Model, paths
 
-MOVES = {"reshape", "transpose", "convert_element_type", "squeeze", "broadcast_in_dim", "copy", "copy_p", "expand_dims",
+MOVES = {"reshape", "transpose", "tile", "convert_element_type", "squeeze", "broadcast_in_dim", "copy", "copy_p", "expand_dims",
          "stop_gradient", "reduce_precision", "sharding_constraint", "rev", "neg"}  # fmt: skip
 PARTS = {"slice", "dynamic_slice", "split"}  # of an array
-STILL = {"mul", "add", "sub", "select_n", "pad", "gather"}  # with constants they leave a weight what it is
+STILL = {"mul", "add", "sub", "select_n", "pad", "gather", "concatenate"}  # with constants they leave a weight what it is
 MIXES = MOVES | PARTS | {"mul", "div", "add", "sub", "max", "min", "clamp", "concatenate", "pad", "select_n",
-                         "dynamic_update_slice"}  # queries stay queries
+                         "dynamic_update_slice"}  # queries stay queries  # fmt: skip
 PRODUCT, CONVOLUTION, EMBEDDING, BIAS, GAIN, SCORES, UNUSED = (
     "product", "convolution", "embedding", "bias", "gain", "scores", "unused")  # fmt: skip
 UNDERSTOOD = PRODUCT, CONVOLUTION, EMBEDDING, BIAS, GAIN, SCORES, UNUSED
@@ -368,11 +368,15 @@ class _Walk:
         own = None
         if value.weight.initial is not None:
             own = self.multiplied(value.data - value.weight.initial, site)
-            own = own if operation == BIAS else _bind(eqn, [own if i == place else v.data for i, v in enumerate(ins)])[0]
+            if operation != BIAS and name != "concatenate":
+                own = _bind(eqn, [own if i == place else v.data for i, v in enumerate(ins)])[0]
         use = Use(value.weight.path, operation, **fans, multiplier=value.weight.factor, site=site)
         if operation in (PRODUCT, CONVOLUTION):
             use = replace(use, multiplier=use.multiplier * self.pending(arriving))
             return [self.record(use, Signal(result, own, arriving.data), result, arriving.history)]
+        if name == "concatenate":
+            made = self.record(use, Signal(data, own, jnp.ones(())), result, _histories(others))
+            return [made._replace(sources=made.sources.union(*(other.sources for other in others)))]
         if operation == EMBEDDING:
             return [self.record(use, Signal(result, own, jnp.ones(())), result, arriving.history)]
         if operation == GAIN:
@@ -571,6 +575,8 @@ def _kind(eqn, place, value) -> tuple[str, dict[str, int]] | None:
         return CONVOLUTION, {"fan_in": prod(shape) // fan_out, "fan_out": fan_out}
     if name == "gather" and place == 0:
         return EMBEDDING, {"fan_out": prod(eqn.params["slice_sizes"])}
+    if name == "concatenate":
+        return EMBEDDING, {"fan_out": value.weight.size}
     if name in ("add", "sub", "add_any"):
         return BIAS, {"fan_out": value.weight.size}
     return (GAIN, {"fan_out": value.weight.size}) if name == "mul" else None
