@@ -106,6 +106,15 @@ def test_learning_rates_and_an_optimizer_that_reaches_nothing():
         "gain: optimizer: never moved, though it has a gradient"}  # fmt: skip
 
 
+def test_a_weight_that_acts_twice_is_named_once():
+    def twice(width, key):
+        params, _ = build(width, key)
+        return params, lambda p, x: jnp.tanh(jnp.tanh(x @ p["first"]) @ p["second"]) @ p["second"] @ p["last"] / width
+
+    (suspect,) = found(Model(twice, "mse", BATCH), rates(optax.adam(0.02))).suspects
+    assert suspect.weights == ("second",)
+
+
 @pytest.mark.slow
 def test_epsilon_and_decay():
     """Gradients fall as N^-1 and an ε that is one of them at N = 16 does not; a decay that drowns the gradient too."""

@@ -229,6 +229,16 @@ def test_what_is_followed_is_the_same_function(layers):
         assert signals[1].output.shape[0] == 3
 
 
+def test_what_combines_two_entries_at_a_time_is_no_program_to_follow():
+    """The program of a reduction is of two entries."""
+
+    def apply(p, x):
+        return lax.reduce(x @ p["first"], 0.0, lambda a, b: a + 2.0 * b - b, (1,))
+
+    params = {"first": normal(3, 8)}
+    np.testing.assert_allclose(follow(apply, params, INPUTS)[0], apply(params, INPUTS), rtol=1e-5)
+
+
 def test_derivatives_of_what_is_followed_are_those_of_apply():
     params, apply = a_network(8, "scan")
     inputs = {"x": INPUTS}

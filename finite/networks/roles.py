@@ -293,6 +293,9 @@ class _Walk:
         if name == "cond":
             return self.cond(eqn, ins)
         inner = next((eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params), None)
+        read_there = [var.aval.shape for var in getattr(inner, "jaxpr", inner).invars] if inner else []
+        if read_there != [var.aval.shape for var in eqn.invars]:  # of two entries at a time, as a reduction's, or of parts
+            inner = None
         # where derivatives are taken of what is followed, those that are custom stay, unless a weight is inside
         kept = name.startswith("custom_") and self.factors is not None and not weights
         if inner is not None and not kept:
