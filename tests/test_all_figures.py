@@ -163,6 +163,17 @@ def test_pictures_become_small(tmp_path):
     assert (tmp_path / "small.png").stat().st_size <= gallery.LARGEST
 
 
+def test_a_thin_red_line_stays_red(tmp_path):
+    picture = np.full((600, 1000, 3), 255, np.uint8)
+    picture[100:500] = np.linspace((68, 1, 84), (253, 231, 37), 1000)  # of many colours else
+    picture[300] = 178, 34, 34
+    Image.fromarray(picture).save(tmp_path / "large.png")
+    gallery.shrink(tmp_path / "large.png", tmp_path / "small.png")
+    with Image.open(tmp_path / "small.png") as small:
+        line = np.asarray(small.convert("RGB"), float)[300].mean(0)
+    assert np.abs(line - (178, 34, 34)).max() < 30
+
+
 @pytest.mark.slow
 def test_two_rows_are_made_again(tmp_path, capsys):
     """And taken as they are the second time."""

@@ -250,7 +250,11 @@ SLOWER = {
 }
 
 
-@pytest.mark.parametrize("case", [*OTHERS, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOWER)])
+LONG = ("mlp", "digits")  # a sampled limit, and data of other sizes, other tests have too
+
+
+@pytest.mark.parametrize("case", [*OTHERS, *(
+    pytest.param(case, marks=pytest.mark.long if case in LONG else pytest.mark.slow) for case in SLOWER)])  # fmt: skip
 def test_other_comparisons(case, tmp_path, capsys):
     main([*SMALL, "--out", str(tmp_path / "results"), *(OTHERS | SLOWER)[case]])
     assert "fitted" in capsys.readouterr().out

@@ -82,7 +82,7 @@ def a_network(kind, rng):
     data = network.Data(inputs, targets, np.ones((1, P)) / P, np.ones(1), 0.0, 0.0, 0.8, np.ones(3), rates,
                         Space(1.0 / N, 1e-10, False))  # fmt: skip
     W, basis = rng.normal(size=(H, N, N)) / np.sqrt(N), np.sqrt(N) * np.eye(N)
-    n, m = N + 2 * P, N + 2 * P * C
+    n, m = N + 2 * P, N + 4 * P
     below, sent = (np.zeros((H, n, N)) for _ in range(2))
     below[:, :N], sent[:, :N] = basis, np.swapaxes(W @ basis, 1, 2)
     nothing, none = np.zeros((H, m, N)), np.zeros((H, m, n))
@@ -90,7 +90,9 @@ def a_network(kind, rng):
     weights = network.Weights(rng.normal(size=(3, N)), np.array(0.9), np.zeros((H, m, n)), rng.normal(size=(C, N)))
     data, weights, matrices = jax.tree.map(jnp.asarray, (data, weights, matrices))
     matrices, h, coordinates = network.forward(kind, data, weights, matrices)
-    matrices, now = network.backward(kind, data, weights, matrices, h, coordinates)
+    now = network.seen(kind, data, network.Fields(*(None,) * 8), weights, h, coordinates)
+    matrices, now = network.backward(kind, data, now, matrices, jnp.ones((len(kind.rows(data)), C)))
+    matrices, now = curvature.Perceptron(kind).linearised(data, now, matrices)
     return data, W, network.State(jnp.zeros((), int), weights, weights, matrices, now)
 
 
@@ -195,7 +197,9 @@ def test_one_hidden_layer_is_the_secular_equation_of_particles(activation, scale
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [{"model": "linear3"}, RESIDUAL | {"activation": "linear"}], ids=["plain", "residual"])
+@pytest.mark.parametrize("model", [
+    pytest.param({"model": "linear3"}, id="plain"),
+    pytest.param(RESIDUAL | {"activation": "linear"}, id="residual", marks=pytest.mark.long)])  # fmt: skip
 def test_trained_networks_are_about_the_limit(model):
     """Mean over seeds, of eigenvalues at both ends; a bulk falls short of its edge by about N^(-2/3)."""
     problem, width, seeds = a_problem(Y[:, :1], learning_rate=0.2, **model), 256, 12

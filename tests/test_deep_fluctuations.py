@@ -47,7 +47,9 @@ ONE_LAYER = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("problem", ONE_LAYER.values(), ids=ONE_LAYER)
+@pytest.mark.parametrize("problem", [
+    pytest.param(problem, marks=pytest.mark.long if name.startswith("fields") else [], id=name)
+    for name, problem in ONE_LAYER.items()])  # fmt: skip
 def test_one_hidden_layer_is_linear2(problem):
     """Whose law is exact; the standard errors are right, too: they are neither too small nor of no use."""
     problem = problem()
@@ -101,9 +103,9 @@ def test_two_hidden_layers_at_a_width_are_a_network():
         state = step(state)
     perceptron, parts = curvature.Perceptron(kind), jnp.asarray(lanczos.HESSIAN)
     products = deep_fluctuations.PRODUCTS
-    matrices, _, krylov = lanczos.begin(perceptron, data, state.now, state.matrices, data.targets[None], products)
+    matrices, now, krylov = lanczos.begin(perceptron, data, state.now, state.matrices, data.targets[None], products)
     for _ in range(products):
-        matrices, krylov = lanczos.extended(perceptron, data, parts, state.now, matrices, krylov)
+        matrices, krylov = lanczos.extended(perceptron, data, parts, now, matrices, krylov)
 
     met = jax.tree.map(lambda of: of[0], matrices)
     unseen = met.returned * (jnp.arange(sizes.m) < met.num_above)[:, None]

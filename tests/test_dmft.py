@@ -179,7 +179,8 @@ def by_hand(problem, name, width, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "activation"), [
-    ("mup", "tanh"), ("depth_mup", "relu"), pytest.param("alpha1", "tanh", marks=pytest.mark.long)])  # fmt: skip
+    ("mup", "tanh"), pytest.param("depth_mup", "relu", marks=pytest.mark.long),
+    pytest.param("alpha1", "tanh", marks=pytest.mark.long)])  # fmt: skip
 def test_momentum_decay_and_minibatches_at_once_are_those_of_wide_networks(name, activation):
     """Mean loss and two-time feature kernel of networks written out by hand."""
     model = "mlp" if name == "mup" else "resmlp"
@@ -207,7 +208,7 @@ NETWORKS = {
     "Nesterov, schedule": {"momentum": 0.5, "nesterov": True, "warmup_steps": 3, "schedule": "cosine"},
     "cross-entropy": {"targets": CLASSES, "loss": "cross_entropy", "learning_rate": 0.6},
 }
-LONG = ("tanh", "residual relu", "residual tanh, alpha 1")  # the test above has others of tanh and of residual relu
+LONG = NETWORKS.keys() - {"relu", "cross-entropy"}  # of the others the test above has one
 
 
 @pytest.mark.slow

@@ -6,12 +6,14 @@ side):
 
     δh^{l+1} = [δh^l] + W φ'(h^l)δh^l + Σ_kj u_kj e_k <b_j φ(h^l)>                                          [ ] if residual
     δf       = (<u φ(h^L)> + <V φ'(h^L)δh^L>)/γ0
-    δg^L     = φ''(h^L)δh^L V + φ'(h^L) u
+    δg^L     = φ''(h^L)δh^L ρV + φ'(h^L) (δρV + ρu)                                    g the cotangents of γ0 ρ
     δg^l     = [δg^{l+1}] + φ''(h^l)δh^l · Wᵀg^{l+1} + φ'(h^l) (Wᵀδg^{l+1} + Σ_kj u_kj b_j <e_k g^{l+1}>)
-    H v      = M^½ γ0 Σ_p { δρ g x̂ + ρ δg x̂,   δρ gφᵀ + ρ δg φᵀ + ρ g(φ'δh)ᵀ,   δρ φ + ρ φ'δh }
+    H v      = M^½ Σ_p { δg x̂,   δg φᵀ + g(φ'δh)ᵀ,   γ0 (δρ φ + ρ φ'δh) }
 
-Terms of δρ are the Gauss-Newton part G, those of ρ the residual part R.  Each product is met by the random matrices as a
-step of training is (Gaussian conditioning), and training does not see it.  Exact where φ is linear, else of S samples.
+What δρ makes is the Gauss-Newton part G, the rest, δ of the weights and of what they make at fixed ρ, the residual part R: one
+cotangent per sample for both.  Where φ is linear the g_c of all outputs are at hand, and no δρ goes backward.  Each product is
+met by the random matrices as a step of training is (Gaussian conditioning), and training does not see it.  Exact where φ is
+linear, else of S samples.
 
 What has a limit.  G is of finite rank, and so is all of R that the gradients see; the rest of R is a bulk of infinite
 multiplicity.  Eigenvalues of H outside it are those of the Krylov space of gradients, and Lanczos finds them in about ten
@@ -35,7 +37,19 @@ from jaxtyping import Array, Float
 from limits.deep.bulk_edge import bulk_edge
 from limits.deep.gaussian_matrix import GaussianMatrix, combinations, has_room, image, send, send_back
 from limits.deep.lanczos import HESSIAN, RESIDUAL, directional_sharpness, outliers, spectrum
-from limits.deep.network import Fields, Kind, State, Weights, grown, more_draws, outer, pulled_back, scaled, widened
+from limits.deep.network import (
+    Fields,
+    Kind,
+    State,
+    Weights,
+    backward,
+    grown,
+    more_draws,
+    pulled_back,
+    scaled,
+    sent_back,
+    widened,
+)
 from limits.losses import LOSSES
 
 ROOM = 128  # fields that a matrix has room for at least: a size less to be compiled for
@@ -55,19 +69,27 @@ class Perceptron(NamedTuple):
         return self.kind.loss
 
     def linearised(self, data, now, matrices):
-        """The gradients of all outputs are there."""
-        return matrices, now
+        """With the gradient of L, of all samples; where φ is linear, the cotangents are those of any signal."""
+        signal = LOSSES[self.loss].gradient(now.outputs, data.targets) * data.richness / len(data.targets)
+        signal = self.kind.on_rows(data, signal)
+        return (matrices, now._replace(signal=signal)) if self.exact else backward(self.kind, data, now, matrices, signal)
 
     def pulled_back(self, data, now, matrices, signals: Float[Array, "b P C"]) -> tuple[GaussianMatrix, Weights]:
-        kind = self.kind
-        return matrices, jax.vmap(lambda signal: pulled_back(kind, data, signal, now))(kind.on_rows(data, signals))
+        signals, b = self.kind.on_rows(data, signals), len(signals)
+        if self.exact:
+            cotangents, above = (jnp.broadcast_to(of, (b, *of.shape)) for of in (now.cotangents[0], now.above))
+        else:
+            matrices, cotangents, above = sent_back(self.kind, data, now, matrices, signals)
+            cotangents, above = cotangents[0], above.swapaxes(0, 1)
+        force = partial(pulled_back, self.kind, data, features=now.features[-1], below=now.below)
+        return matrices, jax.vmap(lambda e, g, a: force(e, cotangents=g, above=a))(signals, cotangents, above)
 
     def product(self, data, now, matrices, tangents, parts) -> tuple[GaussianMatrix, Weights]:
         return product(self.kind, data, now, matrices, tangents, parts)
 
     def has_room(self, data, matrices, b, products) -> bool:
-        (q, own), C = self.kind.counts(data), data.targets.shape[1]
-        more = b * q + products * b * (C if self.exact else q), b * own * C * (1 + products)
+        (q, g), C = self.kind.counts(data), data.targets.shape[1]
+        more = b * q + products * b * (C if self.exact else q), g + b * g * (1 + products)
         return matrices.sent.shape[1] >= ROOM and bool(has_room(matrices, *more))
 
     def wider(self, data, rng, state, tangents) -> tuple[State, Weights]:
@@ -106,7 +128,7 @@ def _outside(values, errors, edge):
 
 def edge_of_bulk(kind, data, now) -> float:
     """Of a linear network: see ``limits.deep.bulk_edge``."""
-    kernels = (data.space.weight * jnp.einsum("las,lbs->lab", of, of) for of in (now.features, now.gradients))
+    kernels = (data.space.weight * jnp.einsum("las,lbs->lab", of, of) for of in (now.features, now.cotangents))
     return edge_from_kernels(kind, data, now.outputs, *kernels, now.weights.left)
 
 
@@ -133,27 +155,29 @@ def brought(kind, data, H: int) -> tuple[int, int]:
     Where φ is linear, those of the first matrix are combinations of the g_c and their δg_c, and each matrix sends on what it
     gets beside C of its own.
     """
-    (q, own), C = kind.counts(data), data.targets.shape[1]
-    return (min(q, max(H, 1) * C) if kind.exact else q), own * C
+    q, g = kind.counts(data)
+    return (min(q, max(H, 1) * data.targets.shape[1]) if kind.exact else q), g
 
 
 def product(
     kind, data, now: Fields, matrices: GaussianMatrix, tangents: Weights, parts=HESSIAN
 ) -> tuple[GaussianMatrix, Weights]:
-    """(the matrices having met it, H v of each of b tangents v, or so much of G and so much of R)"""
+    """(the matrices having met it, H v of each of b tangents v, or so much of G and so much of R)
+
+    ``now`` has the cotangents of γ0 times the gradient of L (``Perceptron.linearised``): what changes Jᵀ of that is R's part,
+    and that of its change, G's.
+    """
+    of_signal, of_weights = parts
     u = jax.vmap(partial(scaled, data, power=0.5))(tangents)
     slopes, bends = jax.jvp(lambda h: kind.activated(h)[1], (now.h,), (jnp.ones_like(now.h),))
     matrices, dh, below = _forward(kind, data, now, matrices, u, slopes)
-    features, bends = slopes[-1] * dh[-1], bends[:, None] * dh
-    matrices, gradient, above = _backward(kind, data, now, matrices, u, slopes, bends)
-    signal, changes = _error_signals(kind, data, now, u.last, features)
-
-    def of_one(change, moved):
-        gauss_newton, residual = pulled_back(kind, data, change, now), _residual(kind, data, signal, now, moved)
-        found = jax.tree.map(lambda g, r: data.richness * (parts[0] * g + parts[1] * r), gauss_newton, residual)
-        return scaled(data, found, 0.5)
-
-    return matrices, jax.vmap(of_one)(changes, (gradient, below, above, features))
+    features = slopes[-1] * dh[-1]
+    change = of_signal * _change(kind, data, now, u.last, features)
+    u, below, features, bends = jax.tree.map(lambda of: of_weights * of, (u, below, features, bends[:, None] * dh))
+    matrices, cotangents, above = _backward(kind, data, now, matrices, u, slopes, bends, change)
+    at = now.signal, now.features[-1], now.below, now.cotangents[0], now.above
+    along = jax.vmap(lambda *moved: jax.jvp(partial(pulled_back, kind, data), at, moved)[1])
+    return matrices, jax.vmap(partial(scaled, data, power=0.5))(along(change, features, below, cotangents, above))
 
 
 def _forward(kind, data, now, matrices, u, slopes) -> tuple[GaussianMatrix, Array, Array]:
@@ -174,43 +198,33 @@ def _forward(kind, data, now, matrices, u, slopes) -> tuple[GaussianMatrix, Arra
     return matrices, jnp.concatenate([behind, dh[None]]), coordinates.swapaxes(0, 1)
 
 
-def _backward(kind, data, now, matrices, u, slopes, bends) -> tuple[GaussianMatrix, Array, Array]:
+def _backward(kind, data, now, matrices, u, slopes, bends, change) -> tuple[GaussianMatrix, Array, Array]:
     """(the matrices, δg of the first layer (b, g, S), coordinates of those that the transposes met (b, H, g, m))"""
-    (_, own), (b, C, S) = kind.counts(data), u.last.shape
-    slopes, bends = slopes[:, :own, None], bends[:, :, :own, None]
+    b, _, S = u.last.shape
+    slopes, bends = (of[..., :1, :] if kind.exact else of for of in (slopes, bends))  # the same for all rows
 
     def through(dg, layer):
-        matrix, trained, slope, bend, gradients, move = layer
+        matrix, trained, slope, bend, above, move = layer
         left = now.weights.left
         matrix, out, coordinates = send_back(data.space, matrix, dg.reshape(-1, S), left, trained)
-        out = out.reshape(b, own * C, S) + gradients @ move @ matrix.below
-        before = image(matrix.transposed, gradients, left, trained.T)
-        further = slope * out.reshape(b, own, C, S) + bend * before.reshape(own, C, S)
-        return kind.residual * dg + further, (matrix, coordinates.reshape(b, own * C, -1))
+        out = out.reshape(dg.shape) + above @ move @ matrix.below
+        further = slope * out + bend * image(matrix.transposed, above, left, trained.T)
+        return kind.residual * dg + further, (matrix, coordinates.reshape(b, len(above), -1))
 
-    dg = bends[-1] * now.weights.last + slopes[-1] * u.last[:, None]
+    def at_outputs(change, last):
+        return jax.jvp(kind.at_outputs, (now.signal, now.weights.last), (change, last))
+
+    start, moved = jax.vmap(at_outputs, out_axes=(None, 0))(change, u.last)
     layers = matrices, now.weights.trained, slopes[:-1], bends[:-1], now.above, u.trained.swapaxes(0, 1)
-    dg, (matrices, coordinates) = jax.lax.scan(through, dg, layers, reverse=True)
-    return matrices, dg.reshape(b, own * C, S), coordinates.swapaxes(0, 1)
+    dg, (matrices, coordinates) = jax.lax.scan(through, bends[-1] * start + slopes[-1] * moved, layers, reverse=True)
+    return matrices, dg, coordinates.swapaxes(0, 1)
 
 
-def _error_signals(kind, data, now, last, features) -> tuple[Float[Array, "q C"], Float[Array, "b q C"]]:
-    """ρ, and δρ of each tangent."""
+def _change(kind, data, now, last, features) -> Float[Array, "b q C"]:
+    """γ0 δρ of each tangent."""
 
     def outputs(features, last):
-        return data.space.weight * jnp.einsum("...qs,...cs->...qc", features, last) / data.richness
+        return data.space.weight * jnp.einsum("...qs,...cs->...qc", features, last)
 
     moved = kind.on_samples(data, outputs(now.features[-1], last) + outputs(features, now.weights.last))
-    share = 1.0 / len(data.targets)
-    signal = LOSSES[kind.loss].gradient(now.outputs, data.targets)
-    curved = jnp.einsum("pce,bpe->bpc", LOSSES[kind.loss].curvature(now.outputs), moved)
-    return kind.on_rows(data, share * signal), kind.on_rows(data, share * curved)
-
-
-def _residual(kind, data, signal, now, moved) -> Weights:
-    """Σ_p ρ_p of what the gradient of f_p changes by, along one tangent."""
-    gradient, below, above, features = moved
-    first = now._replace(gradients=gradient[None], features=features[None], above=above)
-    found = pulled_back(kind, data, signal, first)
-    further = jax.vmap(outer, (None, 0, 0))(signal, below, now.above).swapaxes(1, 2)
-    return found._replace(trained=found.trained + further)
+    return kind.on_rows(data, jnp.einsum("pce,bpe->bpc", LOSSES[kind.loss].curvature(now.outputs), moved) / len(data.targets))

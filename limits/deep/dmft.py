@@ -13,8 +13,9 @@ time goes forward once, and responses are products of fields.
 Fields are S samples: all converges as S → ∞, and the spread over independent repeats is the error.  For linear activations
 they are coordinates, and the limit is exact.
 
-Cost.  A step of one matrix that has met n fields takes about 15 nPS multiplications forward, and C times that backward.
-n grows by at most P a step, but fields change slowly: 100 steps of 5 samples are about 100 fields below, 150 above.
+Cost.  A step of one matrix that has met n fields takes about 15 nPS multiplications forward, and as many backward, of one
+output or of ten; a measured step sends the gradients of all C outputs back.  n grows by at most P a step, but fields change
+slowly: 100 steps of 5 samples are about 100 fields below, 150 above.
 """
 
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from limits.coordinates import coordinates
 from limits.deep import curvature, lanczos
 from limits.deep import linear_law as deep_fluctuations
 from limits.deep.gaussian_matrix import Space
-from limits.deep.network import Data, Kind, State, advance, begin, first_draws, grown, more_draws
+from limits.deep.network import Data, Kind, State, advance, begin, first_draws, grown, more_draws, sent_back
 from limits.exponents.algebra import Exponents
 from limits.exponents.parametrization import gauge
 from limits.law import Prediction
@@ -191,7 +192,7 @@ def _mean_kernels(problem, samples, repeats, seed) -> tuple[Kernels, Kernels | N
     (P, C), T, layers = problem.targets.shape, len(problem.steps), problem.network.depth + kind.residual
     fields = 2 * T * layers * P * (1 + C) * (1 if kind.exact else samples)
     require_room(fields + repeats * (layers * T * T + T) * P * P * (1 + C * C))
-    return _mean_and_error([_kernels(kind, data, run) for run, _ in _runs(problem, kind, data, samples, repeats, seed)])
+    return _mean_and_error([_kernels(kind, data, *run) for run in _runs(problem, kind, data, samples, repeats, seed)])
 
 
 def _mean_and_error(of_runs):
@@ -209,13 +210,14 @@ def work(problem: Problem, samples: int = 8192, repeats: int = 8, *, hessian: bo
     (P, C), T, r = problem.targets.shape, int(problem.steps[-1]) + 1, min(problem.inputs.shape)
     exact = problem.network.nonlinearity.linear
     H = problem.network.depth - (problem.network.architecture == "plain")
-    below, above, b = r if exact else P, C if exact else P * C, hessian * (min(problem.top_k, C) + exact)
+    (below, above, outputs), b = (r, C, 0) if exact else (P, P, P * C), hessian * (min(problem.top_k, C) + exact)
     met, more, runs = min(T, 2 * np.sqrt(T)), b * PRODUCTS, 1 if exact else repeats
-    (n, m), (new_n, new_m) = (below * met, above * met), (more * (C if exact else of) for of in (below, above))
+    (n, m), (new_n, new_m) = (below * met, above * met), (more * (C if exact else P),) * 2
     S = r + C + 4 * H * (n + m + new_n + new_m) if exact else samples
     training = 15 * H * (n * below + m * above) * S * T
     measuring = 15 * H * ((n + new_n / 2) * below + (m + new_m / 2) * above) * S * more * len(problem.steps)
-    n, m = (2 * max(ROOM, of) for of in (n + new_n, m + new_m))
+    measuring += 15 * H * (m + outputs / 2) * outputs * S * len(problem.steps)
+    n, m = (2 * max(ROOM, of) for of in (n + new_n, m + max(new_m, outputs)))
     basis = 2 * (lanczos.BLOCKS + 1) * b * ((r + C) * S + H * n * m)
     return runs * (training + measuring), _numbers_held(H, n, m, S) + basis
 
@@ -307,9 +309,9 @@ def _runs(problem, kind, data, samples, repeats, seed) -> Iterator[tuple[Iterato
 
 def _run(problem, kind, data, samples, rng) -> Iterator[State]:
     """Behind each measured step, with its fields."""
-    (q, own), r, (P, C) = kind.counts(data), data.inputs.shape[1], problem.targets.shape
+    (q, g), r, (P, C) = kind.counts(data), data.inputs.shape[1], problem.targets.shape
     H = problem.network.depth - (not kind.residual)
-    n, m = max(ROOM, 4 * q), max(ROOM, 4 * own * C)
+    n, m = max(ROOM, 4 * q), max(ROOM, 4 * g)
     require_room(_numbers_held(H, n, m, r + C + H * (n + m) if kind.exact else samples))
     state = begin(kind, data, *first_draws(kind, rng, (r, P, C, H, n, m), samples, int(data.space.copies)))
     for step in problem.steps:
@@ -329,7 +331,8 @@ def _measured(kind, data, run, rng, k) -> tuple[tuple[np.ndarray, np.ndarray], t
     """f (T, P, C) and Θ (T, P, C, P, C); of the Hessian, if k > 0, values and bounds of their errors."""
     found, of_hessian = [], []
     for state in run:
-        found.append(jax.device_get((state.now.outputs, _ntk(kind, data, state.now))))
+        gradients = _gradients(kind, data, rng, state)
+        found.append(jax.device_get((state.now.outputs, ntk(kind, data, state.now, gradients))))
         of_hessian.append(curvature.observables(kind, data, rng, state, k) if k else ({}, {}))
     outputs_and_ntk = tuple(np.stack(parts) for parts in zip(*found, strict=True))
     return outputs_and_ntk, tuple(stacked(of) for of in zip(*of_hessian, strict=True))
@@ -364,11 +367,27 @@ def _measure(kind, data, outputs, ntk, top_k) -> dict[str, Array]:
     return jax.lax.map(at_a_step, (outputs, ntk / len(data.targets)))
 
 
+def _gradients(kind, data, rng, state) -> Float[Array, "layers own C S"]:
+    """Of all outputs: of each sample its own, or the same for all.  What the matrices meet here, training does not see."""
+    if kind.exact:
+        return state.now.cotangents[:, None]
+    more = more_draws(kind, rng, (len(state.matrices.sent), 0, data.targets.size), state.now.h.shape[-1], data.space.copies)
+    return gradients(kind, data, grown(state, *more))
+
+
 @partial(jax.jit, static_argnums=0)
-def _ntk(kind, data, now) -> Float[Array, "P C P C"]:
+def gradients(kind, data, state) -> Float[Array, "layers P C S"]:
+    """Of all outputs, of each sample, where the matrices have room for them."""
+    P, C = data.targets.shape
+    signals = jnp.broadcast_to(jnp.eye(C)[:, None], (C, P, C))
+    return sent_back(kind, data, state.now, state.matrices, signals)[1].swapaxes(1, 2)
+
+
+@partial(jax.jit, static_argnums=0)
+def ntk(kind, data, now, gradients) -> Float[Array, "P C P C"]:
     """Σ over the matrices of a²r Φ below ∘ G above."""
     P, C = data.targets.shape
-    features, gradients = _by_sample(kind, data, now)
+    features = kind.on_samples(data, now.features)
     features = data.space.weight * jnp.einsum("lps,lqs->lpq", features, features)
     gradients = data.space.weight * jnp.einsum("lpcs,lqes->lpcqe", gradients, gradients)
     gradients = jnp.broadcast_to(gradients, (len(gradients), P, C, P, C))
@@ -378,24 +397,19 @@ def _ntk(kind, data, now) -> Float[Array, "P C P C"]:
     return data.rates[0] * first + data.rates[1] * between + data.rates[2] * last
 
 
-def _by_sample(kind, data, now) -> tuple[Float[Array, "layers P S"], Float[Array, "layers own C S"]]:
-    """Features, and gradients: of each sample its own, or the same for all."""
-    layers, _, S = now.gradients.shape
-    return kind.on_samples(data, now.features), now.gradients.reshape(layers, -1, data.targets.shape[1], S)
-
-
-def _kernels(kind, data, run) -> Kernels:
+def _kernels(kind, data, run, rng) -> Kernels:
     """From the fields of all measured steps, kept on the host."""
-    P, C = data.targets.shape
-    kept = [
-        jax.device_get((*_by_sample(kind, data, state.now), state.now.outputs, _ntk(kind, data, state.now))) for state in run
-    ]
-    features, gradients, outputs, ntk = (np.stack(steps) for steps in zip(*kept, strict=True))
+    (P, C), kept = data.targets.shape, []
+    for state in run:
+        now, of_outputs = state.now, _gradients(kind, data, rng, state)
+        theta = ntk(kind, data, now, of_outputs)
+        kept.append(jax.device_get((kind.on_samples(data, now.features), of_outputs, now.outputs, theta)))
+    features, of_outputs, outputs, theta = (np.stack(steps) for steps in zip(*kept, strict=True))
     weight = float(data.space.weight)
-    of_gradients = weight * np.einsum("tlpcs,ulqes->ltupcqe", gradients, gradients, optimize=True)
+    of_gradients = weight * np.einsum("tlpcs,ulqes->ltupcqe", of_outputs, of_outputs, optimize=True)
     return Kernels(
         features=weight * np.einsum("tlps,ulqs->ltupq", features, features, optimize=True),
         gradients=np.broadcast_to(of_gradients, (*of_gradients.shape[:3], P, C, P, C)),
         outputs=outputs,
-        ntk=ntk,
+        ntk=theta,
     )

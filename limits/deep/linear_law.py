@@ -43,7 +43,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from limits.deep import curvature, lanczos
 from limits.deep.gaussian_matrix import Space, combinations, has_room
-from limits.deep.network import Data, Kind, State, backward, begin, descend, forward
+from limits.deep.network import Data, Kind, State, begin, descended, forward
 from limits.law import Group, Law, Prediction, branches, groups, law_of_draws, second_order
 from limits.losses import LOSSES
 from limits.machine import eigh, in_float64, require_memory
@@ -309,16 +309,13 @@ def _train(kind, sizes, data, runs, signals, gaussians) -> tuple[Measured, Bool[
 
 def _step(kind, data, combine, state) -> State:
     """After a step of gradient descent, with the fields that it went by."""
-    matrices, h, below = forward(kind, data, state.weights, state.matrices, combine)
-    matrices, now = backward(kind, data, state.weights, matrices, h, below)
-    weights, velocity = descend(kind, data, state.step, state.weights, state.velocity, now)
-    return State(state.step + 1, weights, velocity, matrices, now)
+    return descended(kind, data, state, *forward(kind, data, state.weights, state.matrices, combine))
 
 
 def _measured(kind, data, state, signals) -> Measured:
     """At the step of ``state.now``.  What the matrices meet in the products, training does not see."""
     now = state.now
-    features, gradients = (jnp.einsum("lis,ljs->lij", fields, fields) for fields in (now.h, now.gradients))
+    features, gradients = (jnp.einsum("lis,ljs->lij", fields, fields) for fields in (now.h, now.cotangents))
     weights = data.space.products(now.h[-1], now.weights.last) / data.richness
     smooth = Smooth(weights, _theta(data, features, gradients))
     hessian = _hessian(kind, data, state, signals) if len(signals) else None
@@ -329,12 +326,10 @@ def _hessian(kind, data, state, signals) -> Ritz:
     """What so many products find, starting from these."""
     network, parts = curvature.Perceptron(kind), jnp.asarray(lanczos.HESSIAN)
 
-    def extended(carry, _):
-        return lanczos.extended(network, data, parts, state.now, *carry), None
-
     def after(signals, products):
-        matrices, _, krylov = lanczos.begin(network, data, state.now, state.matrices, signals, products)
-        return jax.lax.scan(extended, (matrices, krylov), length=products)[0][1]
+        matrices, now, krylov = lanczos.begin(network, data, state.now, state.matrices, signals, products)
+        extended = partial(lanczos.extended, network, data, parts, now)
+        return jax.lax.scan(lambda carry, _: (extended(*carry), None), (matrices, krylov), length=products)[0][1]
 
     gradient = LOSSES[kind.loss].gradient(state.now.outputs, data.targets)
     return Ritz(*_ritz(after(signals, PRODUCTS)), after(gradient[None], 1).matrix[0, 0])

@@ -10,17 +10,19 @@ the share of sample p in the step's batch; a are the powers of the depth in fron
     W⁰ = a · fresh Gaussians,     W^l(t) = d(t) a W^l + A^l(t),     V = a · fresh Gaussians,       A^l(0) = 0
     g^L_c = φ'(h^L) V_c,   g^l = [g^{l+1}] + φ'(h^l) W^l(t)ᵀ g^{l+1}         g^l_c = γ0 N ∂f_c/∂h^l; [ ] if residual
     f_c = <V_c φ(h^L)>/γ0
-    forces  γ0 a²r Σ_pc π_p Δ_pc · { g_c xᵀ/√D on W⁰,   g^{l+1}_c φ(h^l)ᵀ on A^l,   φ(h^L) on V_c }
+    forces  a²r Σ_pc e_pc · { g_c xᵀ/√D on W⁰,   g^{l+1}_c φ(h^l)ᵀ on A^l,   φ(h^L) on V_c },        e = γ0 π Δ
 
-The optimiser of ``limits.problem`` acts on all weights: weight decay shrinks what is left of the initial matrices, d, too.
+All that training needs of the outputs is this error signal: fields are Σ_c e_pc g_c, one *cotangent* per sample however many
+outputs there are.  The optimiser of ``limits.problem`` acts on all weights: weight decay shrinks what is left of the initial
+matrices, d, too.
 
 A field is S samples of neurons: scrambled Sobol points (Owen 1997) for the Gaussians met at step 0, which matter most,
 pseudo-random ones later.  Where φ is linear only inner products of fields matter; there a field is its coordinates with
 respect to all Gaussians of the network, and nothing is sampled.
 
 Features are fields of q *rows*: the P samples; or, where φ is linear, the r directions of the inputs, of which the samples
-are combinations x̂ (P, r): h_p = Σ_a x̂_pa h_a.  Then the g_c are the same for all rows, C fields instead of qC, and nothing
-but f has P in it.
+are combinations x̂ (P, r): h_p = Σ_a x̂_pa h_a.  Then the g_c are the same for all rows, and the cotangents are they, C fields
+of all outputs, whatever the error signal; nothing but f has P in it.
 """
 
 from functools import partial
@@ -57,9 +59,9 @@ class Kind(NamedTuple):
         return jax.jvp(ACTIVATIONS[self.activation].phi, (h,), (jnp.ones_like(h),))
 
     def counts(self, data) -> tuple[int, int]:
-        """(q, how many of the rows have gradients of their own)"""
-        P, r = data.inputs.shape
-        return (r, 1) if self.exact else (P, P)
+        """(q, cotangents)"""
+        (P, r), C = data.inputs.shape, data.targets.shape[1]
+        return (r, C) if self.exact else (P, P)
 
     def rows(self, data) -> Float[Array, "q r"]:
         """The inputs whose features are fields."""
@@ -72,6 +74,14 @@ class Kind(NamedTuple):
     def on_rows(self, data, signal: Float[Array, "*any P C"]) -> Float[Array, "*any q C"]:
         """Error signals, of which Σ_p signal_pc φ(h_p) is made."""
         return data.inputs.T @ signal if self.exact else signal
+
+    def at_outputs(self, signal: Float[Array, "*any q C"], last: Float[Array, "C S"]) -> Float[Array, "*any g S"]:
+        """The cotangents of φ(h^L)."""
+        return jnp.broadcast_to(last, (*signal.shape[:-2], *last.shape)) if self.exact else signal @ last
+
+    def by_row(self, signal: Float[Array, "q C"], cotangents: Float[Array, "*stack g m"]) -> Float[Array, "*stack q m"]:
+        """Σ_c signal_pc g_c, of numbers that are linear in the cotangents."""
+        return signal @ cotangents if self.exact else cotangents
 
 
 class Data(NamedTuple):
@@ -100,15 +110,16 @@ class Weights(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """weights that they go by · outputs f · of the H + 1 layers h, features φ(h) and gradients g, g of qC or C · coordinates
-    of those that the H matrices met."""
+    """weights that they go by · outputs f · of the H + 1 layers h and features φ(h) · coordinates of those that the H matrices
+    met · an error signal · its cotangents at the H + 1 layers, and coordinates of those that the transposes met."""
 
     weights: Weights
     outputs: Float[Array, "P C"]
     h: Float[Array, "layers q S"]
     features: Float[Array, "layers q S"]
-    gradients: Float[Array, "layers g S"]
     below: Float[Array, "H q n"]
+    signal: Float[Array, "q C"]
+    cotangents: Float[Array, "layers g S"]
     above: Float[Array, "H g m"]
 
 
@@ -130,7 +141,7 @@ def first_draws(kind, rng, sizes, samples, copies=1):
     if not kind.exact:
         (first, *below), (*above, last) = _met_first(kind, rng, (r, P, C, H), samples // copies)
         for l in range(H):
-            sent[l, :P], returned[l, : P * C] = (np.tile(of[l], copies) for of in (below, above))
+            sent[l, :P], returned[l, :P] = (np.tile(of[l], copies) for of in (below, above))
         first, last = np.tile(first, copies), np.tile(last, copies)
     return first, sent, returned, last
 
@@ -155,7 +166,7 @@ def _stored(fields, H, n, m):
 def _met_first(kind, rng, sizes, samples):
     """What each layer gets from below, and from above, at step 0: all that meets in the same neurons is one Sobol net."""
     r, P, C, H = sizes
-    below, above = [r, *[P] * H], [*[P * C] * H, C]
+    below, above = [r, *[P] * H], [*[P] * H, C]
     if kind.residual:
         fields = _parts(quasi_gaussians(rng, sum(below + above), samples), below + above)
         return fields[: H + 1], fields[H + 1 :]
@@ -179,9 +190,9 @@ def _parts(fields, sizes):
 @partial(jax.jit, static_argnums=0)
 def begin(kind, data, first, sent, returned, last) -> State:
     """Before step 0, with these Gaussians: (r, S), (H, n, S), (H, m, S) and (C, S)."""
-    (H, n, S), m, (P, C), (q, own) = sent.shape, returned.shape[1], data.targets.shape, kind.counts(data)
+    (H, n, S), m, (P, C), (q, g) = sent.shape, returned.shape[1], data.targets.shape, kind.counts(data)
     weights = Weights(data.scales[0] * first, data.scales[1], jnp.zeros((H, m, n)), data.scales[2] * last)
-    shapes = (P, C), (H + 1, q, S), (H + 1, q, S), (H + 1, own * C, S), (H, q, n), (H, own * C, m)
+    shapes = (P, C), (H + 1, q, S), (H + 1, q, S), (H, q, n), (q, C), (H + 1, g, S), (H, g, m)
     velocity = jax.tree.map(jnp.zeros_like, weights)
     nothing = Fields(velocity, *(jnp.zeros(shape) for shape in shapes))
     return State(jnp.zeros((), int), weights, velocity, unmet(sent, returned), nothing)
@@ -190,21 +201,27 @@ def begin(kind, data, first, sent, returned, last) -> State:
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def advance(kind, data, state, until) -> State:
     """Steps up to ``until``, or as long as the matrices have room.  Its fields are those that the last step went by."""
-    (q, own), C = kind.counts(data), data.targets.shape[1]
-
     def going(state):
-        return (state.step < until) & has_room(state.matrices, q, own * C)
+        return (state.step < until) & has_room(state.matrices, *kind.counts(data))
 
     def step(state):
         matrices, h, below = forward(kind, data, state.weights, state.matrices)
         last = state.weights.last
         last = jax.lax.cond(state.step == 0, lambda: without_outputs(data.space, kind.activated(h[-1])[0], last), lambda: last)
-        weights = state.weights._replace(last=last)
-        matrices, now = backward(kind, data, weights, matrices, h, below)
-        weights, velocity = descend(kind, data, state.step, weights, state.velocity, now)
-        return State(state.step + 1, weights, velocity, matrices, now)
+        return descended(kind, data, state._replace(weights=state.weights._replace(last=last)), matrices, h, below)
 
     return jax.lax.while_loop(going, step, state)
+
+
+def descended(kind, data, state, matrices, h, below) -> State:
+    """After the step of the state's weights, which have sent these forward."""
+    now = seen(kind, data, state.now, state.weights, h, below)
+    share = data.shares[state.step % len(data.shares)]
+    signal = -LOSSES[kind.loss].gradient(now.outputs, data.targets) * share[:, None] * data.richness
+    matrices, now = backward(kind, data, now, matrices, kind.on_rows(data, signal))
+    force = scaled(data, pulled_back(kind, data, now.signal, now.features[-1], now.below, now.cotangents[0], now.above))
+    weights, velocity = moved(kind, data, state.step, state.weights, state.velocity, force)
+    return State(state.step + 1, weights, velocity, matrices, now)
 
 
 def forward(kind, data, weights, matrices, combine=None) -> tuple[GaussianMatrix, Array, Array]:
@@ -220,22 +237,35 @@ def forward(kind, data, weights, matrices, combine=None) -> tuple[GaussianMatrix
     return matrices, jnp.concatenate([behind, h[None]]), coordinates
 
 
-def backward(kind, data, weights, matrices, h, below) -> tuple[GaussianMatrix, Fields]:
-    """(the matrices, all fields of this step)"""
-    features, slopes = kind.activated(h)
-    slopes = slopes[:, : kind.counts(data)[1]]
-    C, S = weights.last.shape
-
-    def through(g, layer):
-        matrix, trained, slope = layer
-        matrix, out, coordinates = send_back(data.space, matrix, g, weights.left, trained)
-        return kind.residual * g + jnp.repeat(slope, C, 0) * out, (matrix, g, coordinates)
-
-    g = (slopes[-1][:, None] * weights.last).reshape(-1, S)
-    layers = matrices, weights.trained, slopes[:-1]
-    g, (matrices, before, above) = jax.lax.scan(through, g, layers, reverse=True)
+def seen(kind, data, before, weights, h, below) -> Fields:
+    """The fields with what went forward, of these weights; cotangents are those before."""
+    features = kind.activated(h)[0]
     outputs = kind.on_samples(data, data.space.products(features[-1], weights.last)) / data.richness
-    return matrices, Fields(weights, outputs, h, features, jnp.concatenate([g[None], before]), below, above)
+    return before._replace(weights=weights, outputs=outputs, h=h, features=features, below=below)
+
+
+def backward(kind, data, now, matrices, signal: Float[Array, "q C"]) -> tuple[GaussianMatrix, Fields]:
+    """(the matrices, the fields with the cotangents of this error signal)"""
+    matrices, cotangents, above = sent_back(kind, data, now, matrices, signal[None])
+    return matrices, now._replace(signal=signal, cotangents=cotangents[:, 0], above=above[:, 0])
+
+
+def sent_back(kind, data, now, matrices, signals: Float[Array, "b q C"]) -> tuple[GaussianMatrix, Array, Array]:
+    """(the matrices, cotangents (layers, b, g, S), coordinates (H, b, g, m) of those that the transposes met)"""
+    slopes = kind.activated(now.h)[1]
+    slopes = slopes[:, :1] if kind.exact else slopes
+
+    def through(cotangents, layer):
+        matrix, trained, slope = layer
+        b, g, S = cotangents.shape
+        matrix, out, coordinates = send_back(data.space, matrix, cotangents.reshape(-1, S), now.weights.left, trained)
+        further = slope * out.reshape(b, g, S)
+        return kind.residual * cotangents + further, (matrix, cotangents, coordinates.reshape(b, g, -1))
+
+    start = slopes[-1] * kind.at_outputs(signals, now.weights.last)
+    layers = matrices, now.weights.trained, slopes[:-1]
+    first, (matrices, behind, above) = jax.lax.scan(through, start, layers, reverse=True)
+    return matrices, jnp.concatenate([first[None], behind]), above
 
 
 def without_outputs(space, features: Float[Array, "q S"], last: Float[Array, "C S"]) -> Float[Array, "C S"]:
@@ -245,28 +275,15 @@ def without_outputs(space, features: Float[Array, "q S"], last: Float[Array, "C 
     return rest * (space.norms(last) / space.norms(rest))[:, None]
 
 
-def descend(kind, data, step, weights, velocity, now) -> tuple[Weights, Weights]:
-    """(weights, velocity) after the step."""
-    share = data.shares[step % len(data.shares)]
-    errors = -LOSSES[kind.loss].gradient(now.outputs, data.targets) * share[:, None] * data.richness
-    force = scaled(data, pulled_back(kind, data, kind.on_rows(data, errors), now))
-    return moved(kind, data, step, weights, velocity, force)
-
-
-def pulled_back(kind, data, signal: Float[Array, "q C"], now) -> Weights:
-    """Jᵀ of an error signal: Σ signal_pc { g_c xᵀ/√D,  g^{l+1}_c φ(h^l)ᵀ,  φ(h^L) }"""
+def pulled_back(kind, data, signal, features, below, cotangents, above) -> Weights:
+    """Jᵀ of an error signal: Σ_pc e_pc { g_c xᵀ/√D,  g^{l+1}_c φ(h^l)ᵀ,  φ(h^L) }, of fields as in ``Fields``, features of the
+    last layer, cotangents of the first."""
     return Weights(
-        first=outer(signal, kind.rows(data), now.gradients[0]),
+        first=kind.rows(data).T @ kind.by_row(signal, cotangents),
         left=jnp.zeros(()),
-        trained=jax.vmap(outer, (None, 0, 0))(signal, now.below, now.above).swapaxes(1, 2),
-        last=signal.T @ now.features[-1],
+        trained=kind.by_row(signal, above).mT @ below,
+        last=signal.T @ features,
     )
-
-
-def outer(signal: Float[Array, "q C"], below: Float[Array, "q n"], above: Float[Array, "g m"]) -> Float[Array, "n m"]:
-    """Σ_pc signal_pc below_p above_pcᵀ; gradients that are the same for all rows stand there once."""
-    (q, C), m = signal.shape, above.shape[-1]
-    return jnp.einsum("pc,pn,pcm->nm", signal, below, jnp.broadcast_to(above.reshape(-1, C, m), (q, C, m)))
 
 
 def scaled(data, tangent: Weights, power: float = 1.0) -> Weights:
@@ -297,6 +314,10 @@ def grown(state, sent, returned) -> State:
         return widened(weights, n, m, s)
 
     matrices, now = with_more(state.matrices, sent, returned), state.now
-    h, features, gradients = (longer(of, s) for of in (now.h, now.features, now.gradients))
-    now = Fields(wider(now.weights), now.outputs, h, features, gradients, longer(now.below, n), longer(now.above, m))
+    now = now._replace(
+        weights=wider(now.weights),
+        **{name: longer(getattr(now, name), s) for name in ("h", "features", "cotangents")},
+        below=longer(now.below, n),
+        above=longer(now.above, m),
+    )
     return State(state.step, wider(state.weights), wider(state.velocity), matrices, now)
