@@ -116,6 +116,27 @@ def test_a_weight_that_acts_twice_is_named_once():
 
 
 @pytest.mark.slow
+def test_a_recurrent_network():
+    """A scan over time: with one rate for all its recurrent matrix is named, parametrized it passes."""
+    batch = BATCH[0].reshape(4, 4, 6), BATCH[1][:4]
+
+    def recurrent(width, key):
+        params, _ = build(width, key)
+
+        def apply(p, x):
+            step = lambda h, x: (jnp.tanh(x @ p["first"] + h @ p["second"]), None)  # noqa: E731
+            return jax.lax.scan(step, jnp.zeros((4, width)), x)[0] @ p["last"] / width
+
+        return {name: params[name] for name in ("first", "second", "last")}, apply
+
+    model = Model(recurrent, "mse", batch)
+    assert [str(one) for one in found(model, optax.adam(0.02)).suspects] == [
+        "second: hidden learning rate: N^0 found, N^-1 wanted"]  # fmt: skip
+    mine = comparisons.parametrize(model, optimizer=optax.adam(0.02), base=16)
+    assert found(mine.model, mine.optimizer).ok
+
+
+@pytest.mark.slow
 def test_epsilon_and_decay():
     """Gradients fall as N^-1 and an ε that is one of them at N = 16 does not; a decay that drowns the gradient too."""
     audit = found(optimizer=rates(optax.adam(0.02, eps=0.02), second=-1), seeds=4)
