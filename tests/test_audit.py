@@ -21,6 +21,7 @@ from comparisons.audit.measure import Measured, _answers, answers_of
 from comparisons.audit.options import PROGRAM, Options
 from comparisons.audit.verdict import Findings, Suspect, power
 from finite.networks.own import Model
+from finite.networks.roles import roles
 from limits.command.arguments import read
 from limits.exponents.algebra import Power
 from limits.exponents.parametrization import scaling
@@ -363,6 +364,26 @@ def test_parametrized_by_derivation(monkeypatch):
         np.testing.assert_allclose(got[1](got[0], model.batch[0]), wanted[1](wanted[0], model.batch[0]), rtol=1e-4, atol=1e-5)
     audit = found(mine.model, mine.optimizer)
     assert audit.ok, audit
+
+
+def test_queries_that_are_divided_keep_their_multiplier():
+    """As flax has it, q/√d · k: parametrized, the scores have one more factor, and the queries none of the two."""
+
+    def attention(width, key):
+        params, _ = build(width, key)
+        params = {"embed": params["first"], "query": params["second"], "key": 2 * params["second"], "last": params["last"]}
+
+        def apply(p, x):
+            h = jnp.tanh(x @ p["embed"])
+            q, k = ((h @ p[name]).reshape(len(x), 2, width // 2) for name in ("query", "key"))
+            scores = jnp.einsum("qhd,khd->hqk", q / (width // 2) ** 0.5, k)
+            return (jax.nn.softmax(scores) @ h).mean(0) @ p["last"] / width
+
+        return params, apply
+
+    mine = comparisons.parametrize(Model(attention, "mse", BATCH), optimizer=optax.adam(0.02), base=16)
+    found = {role.use.path: role.multiplier for role in roles(mine.model, (16, 64))}
+    assert found == pytest.approx({"embed": 0, "query": 0, "key": 0, "query · key": -1, "last": -1})
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ functions, custom derivatives, checkpoints, scans and branches, to where they *a
     scores       no weight: two activations, queries and keys, contracted over an axis
 
 Constant factors make each one's *multiplier*: those on W and on the product (with its bias), and those on what arrives where
-that is no product itself.  A factor on queries or keys is that of the scores if these have none.  An operation on a weight that
-is none of these is named.
+that is no product itself.  A factor on queries or keys is that of the scores if these have none, or if it is the 1/√d of
+a head, which is no fan-in of theirs.  An operation on a weight that is none of these is named.
 
 A *residual branch* ends where it is added to what it began from: h + f(h).  What is added to it later acts on the stream.
 """
@@ -438,14 +438,17 @@ class _Walk:
         return f"{self.prefix}{self.places - 1}"
 
     def multiplied(self, data, site):
-        factor = (self.factors or {}).get(site, 1.0)
-        return data if factor == 1.0 else data * jnp.asarray(factor, data.dtype)
+        factor = (self.factors or {}).get(site)  # 1 too: the same program at every width
+        return data if factor is None else data * jnp.asarray(factor, data.dtype)
 
     def finished(self, signals: bool = True) -> tuple[list[Use], list[Signal | None]]:
         """The uses with all their constants, and what they made; without it nothing more is computed."""
         for scores in self.found:
-            if scores.use.operation == SCORES and not scores.factors and scores.use.multiplier == 1.0:
+            if scores.use.operation == SCORES:
+                none, d = not scores.factors and scores.use.multiplier == 1.0, scores.use.fan_in
                 for one in (self.found[index] for index in scores.operands if self.found[index].factors):
+                    if not none and (one.use.fan_in == d or not np.isclose(one.factors[-1], d**-0.5)):
+                        continue
                     number = one.factors.pop()
                     times = 1.0 if one.use.operation == BIAS else number
                     scores.use = replace(scores.use, multiplier=scores.use.multiplier * times)
