@@ -447,7 +447,7 @@ class _Walk:
             if scores.use.operation == SCORES:
                 none, d = not scores.factors and scores.use.multiplier == 1.0, scores.use.fan_in
                 for one in (self.found[index] for index in scores.operands if self.found[index].factors):
-                    if not none and (one.use.fan_in == d or not np.isclose(one.factors[-1], d**-0.5)):
+                    if not none and (one.use.fan_in == d or not np.isclose(d * one.factors[-1] ** 2, 1)):
                         continue
                     number = one.factors.pop()
                     times = 1.0 if one.use.operation == BIAS else number
