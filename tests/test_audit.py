@@ -21,6 +21,7 @@ from comparisons.audit.measure import Measured, _answers, answers_of
 from comparisons.audit.options import PROGRAM, Options
 from comparisons.audit.verdict import Findings, Suspect, power
 from finite.networks.own import Model
+from finite.networks.roles import roles
 from limits.command.arguments import read
 from limits.exponents.algebra import Power
 from limits.exponents.parametrization import scaling
@@ -104,6 +105,36 @@ def test_learning_rates_and_an_optimizer_that_reaches_nothing():
         "first: input learning rate: N^0 found, N^1 wanted", "bias: bias learning rate: N^0 found, N^1 wanted",
         "last: readout learning rate: N^0 found, N^1 wanted",
         "gain: optimizer: never moved, though it has a gradient"}  # fmt: skip
+
+
+def test_a_weight_that_acts_twice_is_named_once():
+    def twice(width, key):
+        params, _ = build(width, key)
+        return params, lambda p, x: jnp.tanh(jnp.tanh(x @ p["first"]) @ p["second"]) @ p["second"] @ p["last"] / width
+
+    (suspect,) = found(Model(twice, "mse", BATCH), rates(optax.adam(0.02))).suspects
+    assert suspect.weights == ("second",)
+
+
+@pytest.mark.slow
+def test_a_recurrent_network():
+    """A scan over time: with one rate for all its recurrent matrix is named, parametrized it passes."""
+    batch = BATCH[0].reshape(4, 4, 6), BATCH[1][:4]
+
+    def recurrent(width, key):
+        params, _ = build(width, key)
+
+        def apply(p, x):
+            step = lambda h, x: (jnp.tanh(x @ p["first"] + h @ p["second"]), None)  # noqa: E731
+            return jax.lax.scan(step, jnp.zeros((4, width)), x)[0] @ p["last"] / width
+
+        return {name: params[name] for name in ("first", "second", "last")}, apply
+
+    model = Model(recurrent, "mse", batch)
+    assert [str(one) for one in found(model, optax.adam(0.02)).suspects] == [
+        "second: hidden learning rate: N^0 found, N^-1 wanted"]  # fmt: skip
+    mine = comparisons.parametrize(model, optimizer=optax.adam(0.02), base=16)
+    assert found(mine.model, mine.optimizer).ok
 
 
 @pytest.mark.slow
@@ -333,6 +364,26 @@ def test_parametrized_by_derivation(monkeypatch):
         np.testing.assert_allclose(got[1](got[0], model.batch[0]), wanted[1](wanted[0], model.batch[0]), rtol=1e-4, atol=1e-5)
     audit = found(mine.model, mine.optimizer)
     assert audit.ok, audit
+
+
+def test_queries_that_are_divided_keep_their_multiplier():
+    """As flax has it, q/√d · k: parametrized, the scores have one more factor, and the queries none of the two."""
+
+    def attention(width, key):
+        params, _ = build(width, key)
+        params = {"embed": params["first"], "query": params["second"], "key": 2 * params["second"], "last": params["last"]}
+
+        def apply(p, x):
+            h = jnp.tanh(x @ p["embed"])
+            q, k = ((h @ p[name]).reshape(len(x), 2, width // 2) for name in ("query", "key"))
+            scores = jnp.einsum("qhd,khd->hqk", q / (width // 2) ** 0.5, k)
+            return (jax.nn.softmax(scores) @ h).mean(0) @ p["last"] / width
+
+        return params, apply
+
+    mine = comparisons.parametrize(Model(attention, "mse", BATCH), optimizer=optax.adam(0.02), base=16)
+    found = {role.use.path: role.multiplier for role in roles(mine.model, (16, 64))}
+    assert found == pytest.approx({"embed": 0, "query": 0, "key": 0, "query · key": -1, "last": -1})
 
 
 @pytest.mark.slow

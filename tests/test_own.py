@@ -112,6 +112,15 @@ def test_what_is_not_understood_is_named():
     assert found["low"][0].name is None
 
 
+def test_a_weight_beside_constants_is_still_itself():
+    def make(width):
+        return {"last": normal(width - 1, 2)}, lambda p, x: jnp.tile(x, width)[:, :width] @ jnp.concatenate(
+            [p["last"], jnp.zeros((1, 2))])  # fmt: skip
+
+    ((role,),) = of(make).values()
+    assert role.name == "readout"
+
+
 def test_what_normalises_a_weight_is_not_understood():
     """W/|W| times a gain, which then is none of activations."""
 
@@ -220,6 +229,16 @@ def test_what_is_followed_is_the_same_function(layers):
         assert signals[1].output.shape[0] == 3
 
 
+def test_what_combines_two_entries_at_a_time_is_no_program_to_follow():
+    """The program of a reduction is of two entries."""
+
+    def apply(p, x):
+        return lax.reduce(x @ p["first"], 0.0, lambda a, b: a + 2.0 * b - b, (1,))
+
+    params = {"first": normal(3, 8)}
+    np.testing.assert_allclose(follow(apply, params, INPUTS)[0], apply(params, INPUTS), rtol=1e-5)
+
+
 def test_derivatives_of_what_is_followed_are_those_of_apply():
     params, apply = a_network(8, "scan")
     inputs = {"x": INPUTS}
@@ -255,6 +274,54 @@ def test_residual_branches():
         assert inside == {"gain": False, "inner": False, "offset": False, "outer": True, "bias": True, "alone": True}
         assert branches(uses) == 6
         assert len({use.branch for use in uses if use.path in ("blocks/gain", "blocks/alone")}) == (2 if scanned else 6)
+
+
+def test_a_branch_in_a_scan_is_of_what_acts_there():
+    """What a scan is given is nobody's branch: a recurrent cell has none, and one that reads more than its stream its own."""
+
+    def recurrent(p, x):
+        def cell(state, x):
+            h, c = state
+            i, f, g = jnp.split(x @ p["in"] + h @ p["back"], 3, axis=-1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            return (jnp.tanh(c), c), None
+
+        return lax.scan(cell, (x * 0, x * 0), jnp.stack([x, x]))[0][0] @ p["in"]
+
+    def across(p, x):
+        layer = lambda h, w: (h + (x + h @ p["in"][:, :3]) @ w, None)  # noqa: E731
+        return lax.scan(layer, 2 * jnp.tanh(x @ p["back"][:, :3]), p["layers"])[0]
+
+    params = {"in": normal(3, 9), "back": normal(3, 9), "layers": normal(2, 3, 3)}
+    assert not branches(uses_of(recurrent, params, INPUTS))
+    uses = uses_of(across, params, INPUTS)
+    assert [(use.path, bool(use.branch), use.last) for use in uses] == [
+        ("back", False, False), ("in", True, False), ("layers", True, True)]  # fmt: skip
+
+
+def test_tokens_of_their_own_are_embeddings():
+    """As a ViT's class token, and registers: weights that are put beside activations; constants after them are theirs too."""
+
+    def make(width):
+        shapes = {"patch": (3, width), "class": (1, 1, width), "register": (2, width), "last": (width, 2)}
+
+        def apply(p, x):
+            h = jnp.stack([x, x], axis=1) @ p["patch"]
+            h = jnp.concatenate([jnp.tile(p["class"], (len(x), 1, 1)), h], axis=1)
+            h = 3 * jnp.concatenate([h, jnp.broadcast_to(p["register"] / 2, (len(x), *p["register"].shape))], axis=1)
+            return jnp.tanh(h)[:, 0] @ p["last"]
+
+        return {name: normal(*shape) for name, shape in shapes.items()}, apply
+
+    found = {path: role for path, (role,) in of(make).items()}
+    assert {path: role.name for path, role in found.items()} == {
+        "patch": "input", "class": "embedding", "register": "embedding", "last": "readout"}  # fmt: skip
+    assert (found["register"].use.multiplier, found["register"].use.fan_out) == (1.5, 16)
+    params, apply = make(8)
+    outputs, uses, signals = follow(apply, params, INPUTS, jax.tree.map(lambda leaf: 0.9 * leaf, params))
+    np.testing.assert_allclose(outputs, apply(params, INPUTS), rtol=1e-5)
+    for use, signal in zip(uses, signals, strict=True):
+        np.testing.assert_allclose(signal.own, 0.1 * signal.output, rtol=1e-4, atol=1e-6, err_msg=str(use))
 
 
 def test_tied_weights():

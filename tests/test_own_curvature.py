@@ -1,6 +1,6 @@
 """Curvature of a user's own network, against dense matrices."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from limits.machine import computing
 
 RNG = np.random.default_rng(0)
 INPUTS, LABELS = RNG.normal(size=(5, 3)), RNG.integers(3, size=5)
+KEY = jax.random.key(0)
 PARAMS = {"blocks": [{"w": RNG.normal(size=(3, 4))}, {"w": RNG.normal(size=(4, 4))}], "head": RNG.normal(size=(4, 3))}
 BATCH = {"x": INPUTS}, LABELS
 
@@ -52,6 +53,15 @@ def test_sharpness(select):
     wanted = np.linalg.eigvalsh(dense_hessian(select))[::-1][:3]
     found = finite.curvature.sharpness(OBJECTIVE, PARAMS, BATCH, top=3, select=select, rtol=1e-8)
     np.testing.assert_allclose(found.values, wanted, rtol=1e-7)
+
+
+def test_sharpness_within_a_compiled_loop():
+    """As a step of somebody's training, of several networks at once."""
+    scales = jnp.array([1.0, 0.5])
+    scaled = lambda by: jax.tree.map(lambda leaf: by * leaf, PARAMS)  # noqa: E731
+    found = jax.jit(jax.vmap(lambda by: own.sharpness(OBJECTIVE, scaled(by), BATCH).values[0]))(scales)
+    wanted = [own.sharpness(OBJECTIVE, scaled(by), BATCH).values[0] for by in scales]
+    np.testing.assert_allclose(found, wanted, rtol=1e-3)
 
 
 def test_sharpness_in_little_memory():
@@ -173,6 +183,12 @@ def test_mistakes(monkeypatch):
         own.Objective(apply, "l2")
     with pytest.raises(ValueError, match=r"the loss returns an array of shape \(5,\): wanted one number"):
         own.trace(own.Objective(apply, lambda f, y: f[:, 0]), PARAMS, BATCH, jax.random.key(0))
+    half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), PARAMS)
+    for ask in (own.sharpness, partial(own.trace, key=KEY), partial(own.density, key=KEY)):
+        with pytest.raises(ValueError, match="blocks/0/w is bfloat16: curvature wants float32"):
+            ask(OBJECTIVE, half, BATCH)
+    with pytest.raises(ValueError, match="outputs are bfloat16: curvature wants float32"):
+        own.ntk(OBJECTIVE, half, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), BATCH[0]))
     assert own.Objective(apply, "cross_entropy")(PARAMS, BATCH) == OBJECTIVE(PARAMS, BATCH)
     monkeypatch.setattr(own, "physical_memory", lambda: 1000)
     with pytest.raises(MemoryError, match="a Lanczos basis of 8 vectors and what surrounds it take"):

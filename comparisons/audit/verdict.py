@@ -293,7 +293,8 @@ class Findings:
         """Beside others of the same fault."""
         for place, other in enumerate(self.suspects):
             if other.number == number and abs(other.found - found) + abs(other.wanted - wanted) < TOLERANCE:
-                self.suspects[place] = Suspect((*other.weights, path), number, other.found, other.wanted)
+                weights = dict.fromkeys((*other.weights, path))  # which may act more than once
+                self.suspects[place] = Suspect(tuple(weights), number, other.found, other.wanted)
                 return
         self.suspects.append(Suspect((path,), number, found, wanted))
 

@@ -7,6 +7,7 @@ Raw: of the weights as they are stored.  ``batch`` is (inputs, targets); ``selec
 of it or of its beginning, the others being held.  A Lanczos run keeps vectors of the size of what is selected, ``MATVECS`` of
 them.  Where that is more than there is memory for it keeps fewer (``basis``): of one eigenvalue a vector at a time and the best
 half of them whenever there is no room (thick restarts: Wu & Simon 2000); of several it is begun again from what was found.
+Where all fit, and always but for ``sharpness``, a function may be called inside a jit or vmap of one's own.
 """
 
 from collections.abc import Callable
@@ -85,12 +86,12 @@ def sharpness(
         product = lambda v: _product(of, chosen, params, batch, preconditioner, v)  # noqa: E731
         return _largest(product, _selected(params, chosen), begin, kept, float(rtol))
     start = begin or jax.tree.map(jnp.zeros_like, _selected(params, chosen))
-    found = None
-    for _ in range(1 if whole else -(-MATVECS // kept)):
-        found = _extremes(of, chosen, top, kept, params, batch, preconditioner, start, rtol)
+    found = _extremes(of, chosen, top, kept, params, batch, preconditioner, start, rtol)
+    for _ in range(0 if whole else -(-MATVECS // kept) - 1):
         if bool(found.converged.all()):
             break
         start = jax.tree.map(lambda rows: jnp.nan_to_num(rows).sum(0), found.vectors)
+        found = _extremes(of, chosen, top, kept, params, batch, preconditioner, start, rtol)
     return found
 
 
@@ -209,6 +210,7 @@ def density(
 def ntk(of: Objective, params: Any, inputs: Any, *, top: int = 1, rtol: float | Array = 1e-3) -> lanczos.Extremes:
     """The ``top`` largest eigenvalues of JJᵀ/P, P the number of samples, by products; outputs one array, samples first."""
     outputs, push = jax.linearize(lambda p: of.apply(p, inputs), params)
+    _refuse_half_precision("outputs are", outputs)
     pull = jax.linear_transpose(push, params)
     matvec = lambda u: push(*pull(u)) / len(outputs)  # noqa: E731
     return lanczos.extremes(matvec, jnp.zeros_like(outputs), top=top, rtol=rtol, max_matvecs=MATVECS)
@@ -322,5 +324,13 @@ def _hessian(of, chosen, params, batch):
             moved[place] = leaf
         return of(tree.unflatten(moved), batch)
 
-    like = _selected(params, chosen)
+    like, names = _selected(params, chosen), paths(params)
+    for place, leaf in zip(chosen, like, strict=True):
+        _refuse_half_precision(f"{names[place]} is", leaf)
     return jax.linearize(jax.grad(loss), like)[1], like
+
+
+def _refuse_half_precision(what, leaf):
+    """Raises ValueError: of such products rounding leaves too little, and the host knows no eigenvalues of them."""
+    if jnp.finfo(leaf.dtype).bits < 32:
+        raise ValueError(f"{what} {leaf.dtype}: curvature wants float32; let apply cast what it reads")

@@ -5,13 +5,13 @@ functions, custom derivatives, checkpoints, scans and branches, to where they *a
 
     product      W x (dot_general): the contracted axes are the fan-in; what comes out is the pre-activation
     convolution  the same at every place: the channels of a group times the window
-    embedding    rows that are looked up (gather)
+    embedding    rows that are looked up (gather), or put beside activations (concatenate)
     bias, gain   added to what arrives, multiplied with it
     scores       no weight: two activations, queries and keys, contracted over an axis
 
 Constant factors make each one's *multiplier*: those on W and on the product (with its bias), and those on what arrives where
-that is no product itself.  A factor on queries or keys is that of the scores if these have none.  An operation on a weight that
-is none of these is named.
+that is no product itself.  A factor on queries or keys is that of the scores if these have none, or if it is the 1/√d of
+a head, which is no fan-in of theirs.  An operation on a weight that is none of these is named.
 
 A *residual branch* ends where it is added to what it began from: h + f(h).  What is added to it later acts on the stream.
 """
@@ -28,12 +28,12 @@ from jax.extend.core import Literal
 
 from finite.networks.own import Model, paths
 
-MOVES = {"reshape", "transpose", "convert_element_type", "squeeze", "broadcast_in_dim", "copy", "copy_p", "expand_dims",
+MOVES = {"reshape", "transpose", "tile", "convert_element_type", "squeeze", "broadcast_in_dim", "copy", "copy_p", "expand_dims",
          "stop_gradient", "reduce_precision", "sharding_constraint", "rev", "neg"}  # fmt: skip
 PARTS = {"slice", "dynamic_slice", "split"}  # of an array
-STILL = {"mul", "add", "sub", "select_n", "pad", "gather"}  # with constants they leave a weight what it is
+STILL = {"mul", "add", "sub", "select_n", "pad", "gather", "concatenate"}  # with constants they leave a weight what it is
 MIXES = MOVES | PARTS | {"mul", "div", "add", "sub", "max", "min", "clamp", "concatenate", "pad", "select_n",
-                         "dynamic_update_slice"}  # queries stay queries
+                         "dynamic_update_slice"}  # queries stay queries  # fmt: skip
 PRODUCT, CONVOLUTION, EMBEDDING, BIAS, GAIN, SCORES, UNUSED = (
     "product", "convolution", "embedding", "bias", "gain", "scores", "unused")  # fmt: skip
 UNDERSTOOD = PRODUCT, CONVOLUTION, EMBEDDING, BIAS, GAIN, SCORES, UNUSED
@@ -293,6 +293,9 @@ class _Walk:
         if name == "cond":
             return self.cond(eqn, ins)
         inner = next((eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params), None)
+        read_there = [var.aval.shape for var in getattr(inner, "jaxpr", inner).invars] if inner else []
+        if read_there != [var.aval.shape for var in eqn.invars]:  # of two entries at a time, as a reduction's, or of parts
+            inner = None
         # where derivatives are taken of what is followed, those that are custom stay, unless a weight is inside
         kept = name.startswith("custom_") and self.factors is not None and not weights
         if inner is not None and not kept:
@@ -323,9 +326,10 @@ class _Walk:
     def added(self, a, b):
         """(history, ends) of a + b: where one is a branch of the other, of that stream, and what the branch ends with."""
         for stream, branch in ((a, b), (b, a)):
-            if stream.history and stream.history < branch.history:
+            inside = {index for index in branch.history - stream.history if index >= 0}  # before 0 nobody acts
+            if stream.history and stream.history < branch.history and inside:
                 site = self.site()
-                for index in branch.history - stream.history:
+                for index in inside:
                     one = self.found[index]
                     one.use = replace(one.use, branch=site, last=index in branch.ends)
                 return stream.history, branch.ends
@@ -367,11 +371,15 @@ class _Walk:
         own = None
         if value.weight.initial is not None:
             own = self.multiplied(value.data - value.weight.initial, site)
-            own = own if operation == BIAS else _bind(eqn, [own if i == place else v.data for i, v in enumerate(ins)])[0]
+            if operation != BIAS and name != "concatenate":
+                own = _bind(eqn, [own if i == place else v.data for i, v in enumerate(ins)])[0]
         use = Use(value.weight.path, operation, **fans, multiplier=value.weight.factor, site=site)
         if operation in (PRODUCT, CONVOLUTION):
             use = replace(use, multiplier=use.multiplier * self.pending(arriving))
             return [self.record(use, Signal(result, own, arriving.data), result, arriving.history)]
+        if name == "concatenate":
+            made = self.record(use, Signal(data, own, jnp.ones(())), result, _histories(others))
+            return [made._replace(sources=made.sources.union(*(other.sources for other in others)))]
         if operation == EMBEDDING:
             return [self.record(use, Signal(result, own, jnp.ones(())), result, arriving.history)]
         if operation == GAIN:
@@ -430,14 +438,17 @@ class _Walk:
         return f"{self.prefix}{self.places - 1}"
 
     def multiplied(self, data, site):
-        factor = (self.factors or {}).get(site, 1.0)
-        return data if factor == 1.0 else data * jnp.asarray(factor, data.dtype)
+        factor = (self.factors or {}).get(site)  # 1 too: the same program at every width
+        return data if factor is None else data * jnp.asarray(factor, data.dtype)
 
     def finished(self, signals: bool = True) -> tuple[list[Use], list[Signal | None]]:
         """The uses with all their constants, and what they made; without it nothing more is computed."""
         for scores in self.found:
-            if scores.use.operation == SCORES and not scores.factors and scores.use.multiplier == 1.0:
+            if scores.use.operation == SCORES:
+                none, d = not scores.factors and scores.use.multiplier == 1.0, scores.use.fan_in
                 for one in (self.found[index] for index in scores.operands if self.found[index].factors):
+                    if not none and (one.use.fan_in == d or not np.isclose(d * one.factors[-1] ** 2, 1)):
+                        continue
                     number = one.factors.pop()
                     times = 1.0 if one.use.operation == BIAS else number
                     scores.use = replace(scores.use, multiplier=scores.use.multiplier * times)
@@ -570,6 +581,8 @@ def _kind(eqn, place, value) -> tuple[str, dict[str, int]] | None:
         return CONVOLUTION, {"fan_in": prod(shape) // fan_out, "fan_out": fan_out}
     if name == "gather" and place == 0:
         return EMBEDDING, {"fan_out": prod(eqn.params["slice_sizes"])}
+    if name == "concatenate":
+        return EMBEDDING, {"fan_out": value.weight.size}
     if name in ("add", "sub", "add_any"):
         return BIAS, {"fan_out": value.weight.size}
     return (GAIN, {"fan_out": value.weight.size}) if name == "mul" else None
