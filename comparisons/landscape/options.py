@@ -47,8 +47,8 @@ class Options(runs.OwnOptions):
     """Widths N, at least two; one with several depths."""
     depths: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--depth"])] = (2,)
     """Hidden layers of mlp, convolutions of convnet, blocks of the others; with several, networks of growing depth."""
-    seeds: int = 2
-    """Networks per size, at least two."""
+    seeds: int = 3
+    """Networks per size, at least two; of two an exponent hardly has an interval."""
     steps: int = 256
     measure_every: int | None = None
     """Steps between two measurements, a divisor of the steps; by default one that leaves about eight."""
