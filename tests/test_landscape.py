@@ -23,7 +23,7 @@ from limits.machine import RATE
 
 SMALL = {
     "data": "digits", "model": "mlp2", "samples": 16, "outputs": 3, "widths": (8, 16), "steps": 8, "measure_every": 2,
-    "batch_size": 4, "curvature_samples": 6, "learning_rate": (0.5,),
+    "batch_size": 4, "curvature_samples": 6, "learning_rate": (0.5,), "seeds": 2,
     "observables": ("loss", "hessian_eigenvalues", "hessian_min", "gradient_noise"), "limit": False,
 }  # fmt: skip
 
