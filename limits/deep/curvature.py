@@ -6,12 +6,12 @@ side):
 
     δh^{l+1} = [δh^l] + W φ'(h^l)δh^l + Σ_kj u_kj e_k <b_j φ(h^l)>                                          [ ] if residual
     δf       = (<u φ(h^L)> + <V φ'(h^L)δh^L>)/γ0
-    δg^L     = φ''(h^L)δh^L ρV + φ'(h^L) (δρV + ρu)                                    g the cotangents of γ0 ρ
+    δg^L     = φ''(h^L)δh^L eV + φ'(h^L) (δe V + e u)                             e = γ0 ρ, and g its cotangents
     δg^l     = [δg^{l+1}] + φ''(h^l)δh^l · Wᵀg^{l+1} + φ'(h^l) (Wᵀδg^{l+1} + Σ_kj u_kj b_j <e_k g^{l+1}>)
-    H v      = M^½ Σ_p { δg x̂,   δg φᵀ + g(φ'δh)ᵀ,   γ0 (δρ φ + ρ φ'δh) }
+    H v      = M^½ Σ_p { δg x̂,   δg φᵀ + g(φ'δh)ᵀ,   δe φ + e φ'δh }
 
-What δρ makes is the Gauss-Newton part G, the rest, δ of the weights and of what they make at fixed ρ, the residual part R: one
-cotangent per sample for both.  Where φ is linear the g_c of all outputs are at hand, and no δρ goes backward.  Each product is
+What δe makes is the Gauss-Newton part G, the rest, δ of the weights and of what they make at fixed e, the residual part R: one
+cotangent per sample for both.  Where φ is linear the g_c of all outputs are at hand, and no δe goes backward.  Each product is
 met by the random matrices as a step of training is (Gaussian conditioning), and training does not see it.  Exact where φ is
 linear, else of S samples.
 
@@ -221,7 +221,7 @@ def _backward(kind, data, now, matrices, u, slopes, bends, change) -> tuple[Gaus
 
 
 def _change(kind, data, now, last, features) -> Float[Array, "b q C"]:
-    """γ0 δρ of each tangent."""
+    """δe of each tangent."""
 
     def outputs(features, last):
         return data.space.weight * jnp.einsum("...qs,...cs->...qc", features, last)
