@@ -48,7 +48,7 @@ FEWEST_WIDTHS = 3
 FEWEST_SEEDS = 5  # for a bias: a t-statistic of three or four skewed seeds has no known distribution
 LEVEL = 0.03  # of the test of a power law, which then refuses at most 5 % of true ones at any number of seeds
 NEXT_ORDER = 0.2  # relative size of the next order of a bias at its narrowest width, N^-2 beside N^-1: its standard deviation
-NEXT_ORDER_OF_SQUARES = 0.1  # and of a mean square, N^-2 beside N^-1: at most, unless it is fitted
+NEXT_ORDER_OF_SQUARES = 0.1  # and of a mean square, N^-2 beside N^-1: at most, unless it is seen, and fitted
 LARGEST_NEXT_ORDER = 0.5  # what is more at the narrowest width is no correction
 EXPONENTS = np.linspace(-6.0, 4.0, 401)  # are looked for here
 UPWARDS = 2.0  # times as far as Student's t says reaches the interval of a mean square: no sample shows its tail
@@ -119,7 +119,8 @@ def fit(
     zero; "too few seeds" where so few exclude no exponent; "no power law" where what is left beside the best line, the next
     order included, is larger than in all but ``LEVEL`` of permutations (changes of sign, of a bias), or where the mean of a
     fluctuation falls more slowly than its spread, by more than ``SAMPLED`` noise floors: then the reference is not the limit.
-    A held exponent is not tested so.
+    A held exponent is not tested so.  A bias that is hardly above the fluctuations is told from zero, and fitted, by chance: of
+    all such data sets at most 1 − confidence have an interval that misses it, but of those that are fitted more.
     Raises ValueError, in one line, for shapes and options out of range.
 
     >>> draws = np.random.default_rng(0).normal(size=(5, 32))
@@ -295,14 +296,13 @@ def _fluctuation(widths, errors, noise_floor, held, confidence, next_order, resa
         return _power_law(held, (held, held), log_prefactor, (log_prefactor - margins[0], log_prefactor + margins[1]), widths)
     shuffled, flat = _permutations(seed, resamples, errors.shape[1], len(x)), np.ones((1, len(x)))
     narrowness, squares = widths.min() / widths, _Squares(x, errors, flat, shuffled)
-    largest = max(NEXT_ORDER_OF_SQUARES, 0.0 if next_order is True else next_order)
-    intervals = [_Squares(x, errors / np.sqrt(1 + size * narrowness)[:, None], flat, shuffled).interval(confidence)
-                 for size in ((-NEXT_ORDER_OF_SQUARES, largest) if next_order else (0.0,))]  # fmt: skip
+    allowed = (-squares.beyond, max(squares.beyond, 0.0 if next_order is True else next_order)) if next_order else (0.0,)
+    intervals = [squares.beside(size).interval(confidence) for size in allowed]
     if not squares.is_a_power_law(noise_floor):
         squares = _Squares(x, errors, np.concatenate([flat, [narrowness]]), shuffled)
         if not squares.has_a_small_next_order or not squares.is_a_power_law(noise_floor):
             return refused("no power law")
-        intervals.append(squares.interval(confidence))
+        intervals += [squares.beside(sign * squares.beyond).interval(confidence) for sign in (-1, 1)]
     interval = min(low for low, _ in intervals), max(high for _, high in intervals)
     if not np.isfinite(interval).all():
         return refused("too few seeds")
@@ -355,6 +355,20 @@ class _Squares:
         return float(np.sqrt(max(1 + next_[0] / leading, 0)) - 1) if next_ else 0.0
 
     @property
+    def beyond(self):
+        """Relative size, at the narrowest width, of an order after those of the basis, which is allowed for on either side.
+
+        After 1 + 2c N_min/N, the square of 1 + c N_min/N has c²: so large, or twice.
+        """
+        return 2 * self.next_order**2 if len(self.basis) > 1 else NEXT_ORDER_OF_SQUARES
+
+    def beside(self, size):
+        """The same law of errors that have so much of the order ``beyond``."""
+        coefficients = self.coefficients(self.over(self.exponent).mean(axis=1))
+        more = 1 + size * self.narrowness ** len(self.basis) * coefficients.sum() / (self.basis.T @ coefficients)
+        return _Squares(self.x, self.errors / np.sqrt(more)[:, None], self.basis, self.shuffled)
+
+    @property
     def has_a_small_next_order(self):
         return np.isfinite(self.exponent) and abs(self.next_order) <= LARGEST_NEXT_ORDER
 
@@ -371,11 +385,12 @@ class _Squares:
         return _not_excluded(excess, self.exponent)
 
     def share_that_fits_worse(self):
-        """Of permutations with a next order of their own: whose mean squares are further from the law fitted to them."""
+        """Of permutations that have something of the order ``beyond``: whose mean squares fit a law worse."""
         squares = self.normalised(self.exponent)
+        squares /= np.maximum(squares.mean(axis=0), np.finfo(float).tiny)  # seeds that are paired tell alike, large or small
         off = _without(np.concatenate([self.basis, [self.x]]), np.eye(len(self.x)))
         shuffled = squares.T[np.arange(squares.shape[1])[:, None], self.shuffled].mean(axis=1)
-        drawn = np.random.default_rng(0).normal(scale=NEXT_ORDER_OF_SQUARES, size=len(shuffled))
+        drawn = np.random.default_rng(0).uniform(-self.beyond, self.beyond, len(shuffled))
         shuffled = shuffled * np.exp(np.outer(drawn, self.narrowness ** len(self.basis)))
         misfits = np.sum((np.log(np.concatenate([shuffled, squares.mean(axis=1)[None]])) @ off) ** 2, axis=1)
         return np.mean(misfits >= misfits[-1])
