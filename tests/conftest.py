@@ -18,6 +18,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 KEPT = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="compiled-for-tests-")
 if KEPT:  # the first process of the suite: those that it starts inherit the folder
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": KEPT, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # each would compile all that it imports: 9 seconds
+        os.environ["PYTHONPYCACHEPREFIX"] = KEPT
     atexit.register(shutil.rmtree, KEPT, ignore_errors=True)
 
 import jax

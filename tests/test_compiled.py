@@ -24,7 +24,7 @@ def told(tmp_path, **environment):
 
 def process(cache, *words):
     """`python …` of a user who has this cache folder, and has told JAX nothing."""
-    environment = {name: value for name, value in os.environ.items() if "CACHE" not in name} | {"XDG_CACHE_HOME": str(cache)}
+    environment = {name: value for name, value in os.environ.items() if "_CACHE" not in name} | {"XDG_CACHE_HOME": str(cache)}
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return {path: path.stat().st_mtime_ns for path in (cache / "superconsistency").rglob("*-cache")}
