@@ -32,6 +32,7 @@ there is one.  A fluctuation whose next order is larger, and seen, has it fitted
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from math import isfinite
 from typing import Literal, get_args
 
 import numpy as np
@@ -259,15 +260,16 @@ def _not_excluded(excess: Callable, estimate: float) -> tuple[float, float]:
 
 
 def _reach(excess: Callable, precision=1e-4) -> float:
+    def above(distance):  # finite
+        value = excess(distance)
+        return value if isfinite(value) else 1.0 if value > 0 else -1.0
+
     inside, outside = 0.0, 1 / 64
-    while not excess(outside) > 0:
+    while above(outside) <= 0:
         inside, outside = outside, 2 * outside
         if outside > np.ptp(EXPONENTS):
             return np.inf
-    while outside - inside > precision * outside and outside > ROUNDING:
-        middle = (inside + outside) / 2
-        inside, outside = (inside, middle) if excess(middle) > 0 else (middle, outside)
-    return (inside + outside) / 2
+    return brentq(above, inside, outside, xtol=ROUNDING, rtol=precision) if above(inside) <= 0 else inside
 
 
 def _combined(log_prefactor, along, level):
@@ -321,6 +323,7 @@ class _Squares:
     def __init__(self, x, errors, basis, shuffled):
         self.x, self.errors, self.basis, self.shuffled = x, errors, basis, shuffled
         self.narrowness = np.exp(x.min() - x)  # N_min/N
+        self.of_basis = np.linalg.pinv(basis.T)
         self.contrast = _without(basis, x)
         self.shuffled_contrast = self.contrast[shuffled].reshape(len(shuffled), -1)
         self.exponent = _root(self.contrast * self.over(0.0).mean(axis=1), 2 * (x - x.mean()), self._misfit)
@@ -341,7 +344,7 @@ class _Squares:
         return np.sum(_without(self.basis, means) ** 2) / np.mean(means) ** 2
 
     def coefficients(self, means):
-        return np.linalg.lstsq(self.basis.T, means, rcond=None)[0]
+        return self.of_basis @ means
 
     def levels(self, beta):
         """(S,): whose mean is the squared prefactor, the next order being what it was found to be."""
