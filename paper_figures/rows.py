@@ -162,15 +162,15 @@ def _gaps_to_limit() -> Row:
                              " --reference theory", sizes)})  # fmt: skip
 
 
-def _gaps(name: str, figure: str, setting: str, options: str) -> Row:
-    """Batches are full: the command measures curvature on all samples."""
-    data = {"tiny": "--data patches10 --samples 32", "cpu": "--data patches10 --samples 64",
+def _gaps(name: str, figure: str, setting: str, options: str, few: int, widths: str, minutes: float) -> Row:
+    """Batches are full: the command measures curvature on all samples.  The last three are those of the preset cpu."""
+    data = {"tiny": "--data patches10 --samples 32", "cpu": f"--data patches10 --samples {few}",
             "gpu": f"--data {CIFAR10} --samples 1024"}  # fmt: skip
-    sizes = _over(data, ("widths", ("8 16 32 64", "8 16 32 64 128", "32 64 128 256 512 1024 2048")), ("seeds", ("5", "5", "5")),
+    sizes = _over(data, ("widths", ("8 16 32 64", widths, "32 64 128 256 512 1024 2048")), ("seeds", ("5", "5", "5")),
                   ("steps", ("24 --measure-every 4", "48 --measure-every 6", "2000 --measure-every 100")))  # fmt: skip
     claims = {"loss in time": "+0.58 … +0.88", "ntk in time": "+2.0 … +2.3", "sharpness in time": "flat",
               "loss in width": "-0.77 … -0.47"}  # fmt: skip
-    return Row(name=name, figure=figure, script="figure_3_2", setting=setting, claims=claims, minutes=(3, 4, 300),
+    return Row(name=name, figure=figure, script="figure_3_2", setting=setting, claims=claims, minutes=(3, minutes, 300),
                shows="gaps to the widest network against width and time, with their powers",
                runs={"": Run("comparisons.convergence", f"--loss cross_entropy --learning-rate 0.2 --top-k 1 --reference"
                              f" largest-width {options}", sizes)})  # fmt: skip
@@ -306,9 +306,9 @@ ROWS = Table("figure", [
                               FEW_DIGITS, (SHORT[0], SHORT[0], "16 --measure-every 4"), (3, 9, 42)),
     _eigenvalues("28_1", "28_1", "ConvNet of three layers, μP, batch 256, η0 = 0.46", 0.46, 256),
     _eigenvalues("35_1", "35_1", "ConvNet of three layers, μP, batch 128, η0 = 0.7", 0.7, 128),
-    _gaps("3_2", "3_2", "SimpleConvNet, μP", "--model conv"),
+    _gaps("3_2", "3_2", "SimpleConvNet, μP", "--model conv", 64, "8 16 32 64 128", 4),
     _gaps_to_limit(),
-    _gaps("34_1", "34_1", "ConvNet of three layers, μP", "--model convnet --depth 3"),
+    _gaps("34_1", "34_1", "ConvNet of three layers, μP", "--model convnet --depth 3", 32, "8 16 32 64", 12),
     _depths("6_1", "6_1", "residual ConvNets, one and two convolutions per block; ViT, Adam",
             ("k1", "k2", "vit"), (4, 13, 1500)),
     _deep_beside_limit(),
