@@ -143,6 +143,16 @@ def test_a_mistake_is_one_line(text, more, line, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("size", "loss"), [
+    (1, "0"), (1, "nan"), (1, "1e-320"), (1, "1e305"), (10**300, "1"),
+])  # fmt: skip
+def test_a_sweep_that_says_nothing_is_drawn_all_the_same(size, loss, tmp_path, capsys):
+    table = [(n * size, rate, 0, loss) for n in (8, 16) for rate in (0.1, 0.2, 0.4)]
+    main([written(tmp_path / "a.csv", table), "--out", str(tmp_path / "out")])
+    assert "undecided: an optimum is off the grid" in capsys.readouterr().out
+    assert (tmp_path / "out" / "optimum.png").stat().st_size
+
+
 def test_no_file_and_a_folder(capsys, tmp_path):
     for words in ([], [str(tmp_path)]):
         with pytest.raises(SystemExit):

@@ -38,6 +38,9 @@ def build(width, key):
 def half(outputs, targets):
     return jnp.mean((outputs - targets) ** 2) / 2
 
+def of_a_density(outputs, targets):
+    return 0.0 * jnp.mean(outputs) - 9
+
 def schedule(width):
     return optax.chain(optax.adamw(optax.linear_schedule(0.05, 0.01, 8), weight_decay=0.1))
 
@@ -281,6 +284,14 @@ def test_a_mistake_of_a_landscape_is_one_line(words, line, here, capsys):
     with pytest.raises(SystemExit):
         landscape.main([*OWN, "--optimizer", "optax.sgd(1.0)", *words, "--out", "out"])
     assert capsys.readouterr().err.startswith(f"{landscape.PROGRAM}: {line}")
+
+
+def test_a_loss_below_zero_is_one_line(here, capsys):
+    """That of a density, say, of which no logarithm can be looked at."""
+    with pytest.raises(SystemExit) as end:
+        transfer.main([*SWEEP, "--loss", "plain.py:of_a_density", "--out", "out"])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert (end.value.code, told) == (2, f"{transfer.PROGRAM}: loss -9: it is below zero, and its logarithm is looked at")
 
 
 def test_options_of_an_own_network_alone(capsys):

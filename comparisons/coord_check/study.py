@@ -45,7 +45,7 @@ USUAL = {"plain": (("sp", "ntp", "mup"), (2,)), "residual": (("depth_mup", "alph
 AT_STEP_0 = ("h", "f", "gradient", "sharpness")
 NOT_COMPARED = "not compared: "
 ALONG = "alignment along training"  # (params, seeds, steps)
-DERIVED, DISAGREES = "derived exponent", "does not agree"  # in the legend
+DERIVED, DISAGREES = "derived exponent", "not seen to agree: the table says why"  # in the legend
 SHOWN = ("delta_h", "f", "delta_f", "weight_update_spectral", "sharpness")
 LABELS = {
     "h": r"$h$ at step 0", "f": r"$f$ at step 0", "delta_h": r"$\Delta h$", "delta_f": r"$\Delta f$",

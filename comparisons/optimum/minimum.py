@@ -116,8 +116,13 @@ def analyse(dataset: xr.Dataset) -> tuple[list[Optimum], list[Shift]]:
     says one, losses are equal.
     Intervals: of a minimum and of a translation, Student's t.  An optimum that is only bracketed is drawn from its bracket,
     evenly in log η0, for each of many resamples of its seeds.  Networks of different sizes are independent.
+
+    Raises ValueError, in one line, for a loss below zero.
     """
     optima, shifts = [], []
+    losses = dataset["final_loss"].values
+    if (lowest := np.min(losses, where=np.isfinite(losses), initial=0.0)) < 0:
+        raise ValueError(f"loss {lowest:g}: it is below zero, and its logarithm is looked at")
     for param in dataset.param.values:
         one = dataset.sel(param=param)
         sizes = sizes_of(one)

@@ -89,7 +89,7 @@ def final_losses(axis: Axes, one: xr.Dataset, shown: tuple[float, float], optima
             axis.plot(one.learning_rate, _drawable(limit.values, top), **LIMIT)
     if not mine:
         axis.text(0.5, 0.5, "diverged", transform=axis.transAxes, ha="center", color="gray")
-    axis.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$", xlim=ends, ylim=shown)
+    axis.set(xlim=ends, ylim=shown, xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$")
     plots.plain_numbers(axis.xaxis)
     plots.plain_numbers(axis.yaxis)
 
@@ -125,7 +125,8 @@ def _drawable(loss, top):
 def loss_range(dataset: xr.Dataset) -> tuple[float, float]:
     """A little below the lowest mean, or limit, that is not zero, and above the start, by more where the losses span more."""
     drawn = [dataset["final_loss"].mean("seed"), *(dataset[name] for name in ("final_loss_limit",) if name in dataset)]
-    mean, start = np.concatenate([one.values.ravel() for one in drawn]), float(dataset["initial_loss"].mean("seed").max())
+    mean = np.concatenate([one.values.ravel() for one in drawn])
+    start = float(np.clip(dataset["initial_loss"].mean("seed").max(), 1 / plots.HUGE, plots.HUGE))
     bottom = max(float(np.min(mean, where=mean > 0, initial=start)) / 2, 1e-18 * start)
     return bottom, start * float(np.clip((start / bottom) ** 0.15, 1.5, 10.0))
 

@@ -27,6 +27,7 @@ COLUMNS = {  # what each can be called, in small letters, words joined by _; the
 }  # fmt: skip
 DIVERGED = ("", "none", "null", "na", "n/a", "diverged")  # a loss that is not told
 FEWEST_RATES, FEWEST_SIZES = 3, 2
+EXACT = 2**53  # sizes below which all integers are floats
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _gridded(losses, initial, size):
     sizes, rates = sorted(sizes), sorted(rates)
     if len(sizes) < FEWEST_SIZES:
         raise ValueError(f"{size} {sizes[0]:g} is the only one: at least {FEWEST_SIZES} sizes are wanted")
-    whole = all(one.is_integer() for one in sizes)
+    whole = all(one.is_integer() and one < EXACT for one in sizes)
     shape = len(params), len(sizes), len(seeds), len(rates)
     swept = np.reshape([cell in losses for cell in product(params, sizes, rates, seeds)], (*shape[:2], shape[3], shape[2]))
     swept, values = swept.swapaxes(2, 3), np.full(shape, np.nan)
