@@ -507,3 +507,14 @@ def test_what_cannot_be_parametrized():
         comparisons.parametrize(MODEL, "depth_mup", optimizer=optax.adam(0.1), base=8)
     with pytest.raises(ValueError, match="unknown optimizer 'muon'"):
         comparisons.parametrize(MODEL, optimizer=whole, base=8, rule="muon")
+    for sizes in ({"base": 0}, {"base": 8, "depth": 0}):
+        with pytest.raises(ValueError, match=r"base [08], depth [01]: wanted at least 1"):
+            comparisons.parametrize(MODEL, optimizer=optax.sgd(0.1), **sizes)
+
+
+def test_an_optimizer_of_the_width_is_that_of_the_base():
+    mine = comparisons.parametrize(MODEL, optimizer=lambda width, params: optax.sgd(len(params) / width), base=8)
+    params = mine.model.at(16, jax.random.key(0))[0]
+    tx = mine.optimizer(16)
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["second"], -5 / 8 * params["second"], rtol=1e-6)  # hidden: the base's own rate

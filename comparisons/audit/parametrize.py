@@ -27,7 +27,8 @@ import numpy as np
 from comparisons.audit.measure import answers_of
 from comparisons.audit.verdict import ENTRYWISE, LINEAR, WHOLE, kind_of, not_understood, power, quarter, score_exponent
 from comparisons.power_law import exponent_of
-from finite.networks.own import Model, paths
+from finite.networks.from_file import transformation
+from finite.networks.own import Model, paths, require_model
 from finite.networks.roles import SCORES, UNUSED, Role, branches, follow, roles_of, uses_of
 from limits.exponents import algebra, regimes
 from limits.exponents.algebra import ONE, OPTIMIZERS, Exponents, Power
@@ -88,16 +89,21 @@ class Parametrized:
 def parametrize(
     model: Model, param: str = "mup", *, optimizer: Any, base: int = 64, depth: int = 1, rule: str | None = None
 ) -> Parametrized:
-    """``optimizer`` is the optax transformation that is right at the base width, and with ``depth`` residual branches.
+    """``optimizer`` is the optax transformation that is right at the base width, and with ``depth`` residual branches; of a
+    function of the width (or of width and params) the one that it makes there.
 
     rule   of ``limits.exponents``, for leaves whose gradient the optimiser takes as a matrix
 
     Raises ValueError, in one line, as an audit does, for such an optimiser without a rule, for a weight that no table has, and
     for a parametrization of residual branches where there are none.
     """
-    rules = {path: _rule_of(path, answer, rule) for path, answer in answers_of(model, optimizer, base).items()}
+    require_model(model)
+    if base < 1 or depth < 1:
+        raise ValueError(f"base {base}, depth {depth}: wanted at least 1")
     widths = (base, 2 * base, 4 * base)
     drawn = [[model.at(width, jax.random.key(seed)) for seed in range(2)] for width in widths]
+    optimizer = transformation(optimizer, base, drawn[0][0][0])
+    rules = {path: _rule_of(path, answer, rule) for path, answer in answers_of(model, optimizer, base).items()}
     stds = _exponents_of_stds(widths, [[params for params, _ in networks] for networks in drawn])
     roles = roles_of([uses_of(apply, params, model.batch[0]) for (params, apply), _ in (drawn[0], drawn[-1])], widths[::2])
     table = _Table(param, model.loss_name, branches([role.use for role in roles]))

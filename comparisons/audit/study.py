@@ -10,7 +10,7 @@ import jax
 
 from comparisons.audit.measure import Measured, measure
 from comparisons.audit.verdict import DIFFERS, ENTRYWISE, UNDECIDED, Findings, Row, Suspect, power, requirements
-from finite.networks.own import Model
+from finite.networks.own import Model, require_model
 from limits.machine import computing
 
 WIDTHS = (64, 128, 256, 512)
@@ -97,6 +97,7 @@ def audit(
 
     Raises ValueError, in one line, for a model, an optimiser or widths that cannot be measured.
     """
+    require_model(model)
     if min(widths, default=0) < 1 or len(widths) < 3 or len(set(widths)) < len(widths):
         raise ValueError(f"widths {list(widths)}: an interval wants at least three, positive, none twice")
     if seeds < 2:
