@@ -1,6 +1,7 @@
 """The audit of a user's own network: what is right passes, what is wrong is found, and the weight is named."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -78,6 +79,10 @@ def test_what_is_in_mup_passes(optimizer, tmp_path):
     assert (tmp_path / "audit.png").stat().st_size > 10_000
     audit.assert_ok()
     numbers = {(r.weight, r.quantity): r.exponent for r in audit.rows}
+    told = [" ".join(line.split()) for line in audit.every().splitlines()]
+    assert len(told) == sum(bool(row.verdict) for row in audit.rows)
+    rate = "-1.000 [-1.000, -1.000] wanted N^-1" if optimizer is ADAM else "[-+]0.000 [-0.000, +0.000] wanted N^0"
+    assert [line for line in told if re.fullmatch(rf"second product, learning rate N\^{re.escape(rate)} agrees", line)], told
     assert numbers["second", "initial size"] == pytest.approx(-0.5, abs=0.1)
     assert numbers["last", "initial size"] == pytest.approx(-1, abs=0.15)
     assert numbers["second", "learning rate"] == pytest.approx(-1 if optimizer is ADAM else 0, abs=1e-3)
@@ -319,12 +324,13 @@ def test_the_command(tmp_path):
     (tmp_path / "mine.py").write_text(FILE)
     np.savez(tmp_path / "batch.npz", inputs=np.ones((4, 3), np.float32), targets=np.ones((4, 1), np.float32))
     words = ["comparisons.audit", "mine.py:build", "--loss", "mse", "--batch", "batch.npz", "--widths", "4", "8", "16",
-             "--seeds", "2", "--steps", "1", "--optimizer", "optax.sgd(0.1 / width)"]  # fmt: skip
+             "--seeds", "2", "--steps", "1", "--every", "--optimizer", "optax.sgd(0.1 / width)"]  # fmt: skip
     done = subprocess.run([sys.executable, "-c", MODULES, *words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 1, done.stderr
     report, modules = done.stdout.rstrip().rsplit("\n", 1)
     assert "suspect: w: input learning rate: N^-1 found, N^1 wanted" in report
+    assert re.search(r"^w product, learning rate +N\^-1.000 \[-1.000, -1.000\]  wanted N\^1 +differs$", report, re.MULTILINE)
     assert not NEVER & {name.partition(".")[0] for name in modules.split()}
 
 
@@ -359,6 +365,7 @@ def test_parametrized_by_derivation(monkeypatch):
     assert {name: (c.initial.N, c.rate.N) for name, c in mine.changes.items()} == {
         name: (0, -1 if name in hidden else 0) for name in ("embed", "gain", "gain2", *hidden)}  # fmt: skip
     assert {name: by.N for by, name in mine.multipliers.values()} == {"scores of query · key": -0.5, "embed, as readout": -1}
+    assert "query  hidden, adam: initial values × N^0, learning rate × N^-1" in str(mine).splitlines()
     for width, alike in ((16, model), (32, make(-0.2, -0.625))):  # 32^-0.2 = 1/2, (32/2)^-0.625 = (32/2)^-1/2 2^-1/2
         wanted, got = (m.at(width, jax.random.key(1)) for m in (alike, mine.model))
         np.testing.assert_allclose(got[1](got[0], model.batch[0]), wanted[1](wanted[0], model.batch[0]), rtol=1e-4, atol=1e-5)

@@ -73,6 +73,10 @@ class Audit:
         sizes = [max(len(line[place]) for line in cells) for place in range(len(shown) + 1)]
         return ["  ".join(f"{cell:<{size}}" for cell, size in zip(line, sizes, strict=True)).rstrip() for line in cells]
 
+    def every(self) -> str:
+        """A line for each exponent: it, its 95 % interval, the power that is wanted (or at most), the verdict."""
+        return "\n".join(str(row) for row in self.rows if row.verdict)
+
 
 def _cell(row: Row | None) -> str:
     if row is None or not isfinite(row.exponent):

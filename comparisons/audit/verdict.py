@@ -51,6 +51,13 @@ class Row:
     wanted: float
     verdict: str
 
+    def __str__(self) -> str:
+        name = f"{f'{self.weight} {self.operation}'.strip()}, {self.quantity}"
+        found = f"N^{self.exponent:+.3f} [{self.interval[0]:+.3f}, {self.interval[1]:+.3f}]"
+        smaller = self.verdict == AGREES and self.exponent < self.wanted - TOLERANCE
+        wanted = f"{'at most' if smaller else 'wanted'} {power(self.wanted)}"
+        return f"{name:<44}  {found}  {wanted:<15}  {self.verdict}"
+
 
 @dataclass(frozen=True)
 class Suspect:
