@@ -171,6 +171,37 @@ def test_a_size_that_is_bending_is_undecided():
     assert [row.verdict for row in found.rows] == ["undecided", "differs", "differs"]
 
 
+def test_a_change_that_more_samples_and_outputs_than_units_share_is_undecided():
+    """√(1 + crowd/N) falls as N^-0.4 here; what falls faster, or grows, is wrong all the same."""
+    widths, scatter = (64, 128, 256), np.array([0.99, 1.0, 1.01])
+    of = {"crowded": [(1 + 500 / n) ** 0.5 * scatter for n in widths], "falls": [50 / n * scatter for n in widths],
+          "grows": [n**0.5 * scatter for n in widths]}  # fmt: skip
+    found = object.__new__(Findings)
+    found.rows = []
+    found.measured = Measured(widths, [], [{("delta_h", name): of[name][i] for name in of} for i in range(3)], crowd=500)
+    for name in of:
+        found.size(name, "product", "Δh", name, 0.0)
+    assert [row.verdict for row in found.rows] == ["undecided", "differs", "differs"]
+
+
+@pytest.mark.slow
+def test_many_outputs_are_no_fault():
+    """Of 1000 the changes fall among a few units, though each weight is right."""
+
+    def wide(width, key):
+        params, _ = build(width, key)
+        last = np.random.default_rng(np.asarray(jax.random.key_data(key))).normal(size=(width, 1000)).astype(np.float32)
+        apply = lambda p, x: jnp.tanh(jnp.tanh(x @ p["first"]) @ p["second"]) @ p["last"] / width  # noqa: E731
+        return {"first": params["first"], "second": params["second"], "last": last}, apply
+
+    labels = np.random.default_rng(0).integers(1000, size=16)
+    adam = lambda width: optax.chain(  # noqa: E731
+        optax.adam(0.02), optax.stateless(lambda updates, _: updates | {"second": updates["second"] * 16 / width}))  # fmt: skip
+    audit = found(Model(wide, "cross_entropy", (BATCH[0], labels)), adam, seeds=3)
+    assert {(row.weight, row.quantity): row.exponent for row in audit.rows}["outputs", "delta_f"] < -0.4
+    assert audit.ok, audit
+
+
 def test_an_optimizer_that_divides_by_its_gradient():
     """Of no gradient it makes no number, which is no decay."""
     unit = optax.stateless(lambda updates, _: [-u / jnp.sqrt(jnp.sum(u**2)) for u in updates])
@@ -393,8 +424,11 @@ def test_queries_that_are_divided_keep_their_multiplier():
     assert found == pytest.approx({"embed": 0, "query": 0, "key": 0, "query · key": -1, "last": -1})
 
 
+PLAIN = [(param, optimizer) for param in ("sp", "ntp", "mup") for optimizer in ("sgd", "adam")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("param", "optimizer"), [("mup", "sgd"), ("ntp", "sgd"), ("ntp", "adam"), ("sp", "adam")])
+@pytest.mark.parametrize(("param", "optimizer"), PLAIN)
 def test_parametrizations_of_a_perceptron(param, optimizer):
     """Initial values and rates of acting weights, of a network that has multipliers of its own, are those of the table."""
     base = {"sgd": optax.sgd(0.02), "adam": optax.adam(0.02)}[optimizer]
@@ -405,6 +439,16 @@ def test_parametrizations_of_a_perceptron(param, optimizer):
         e, change, m = table[role], mine.changes[name], own.get(name, 0)
         assert drawn[name] + change.initial.N + m == e.multiplier.N + e.init_std.N
         assert change.rate.N + linear * m == e.learning_rate.N + linear * e.multiplier.N
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("param", "optimizer"), PLAIN)
+def test_what_is_parametrized_passes_the_audit_of_its_own_parametrization(param, optimizer):
+    """And no other's of the three."""
+    mine = comparisons.parametrize(MODEL, param, optimizer=BY_RULE[optimizer][0], base=16)
+    for other in ("sp", "ntp", "mup"):
+        audit = found(mine.model, mine.optimizer, param=other, seeds=4)
+        assert audit.ok == (other == param), audit
 
 
 def test_a_weight_that_is_never_read_stays():
@@ -449,7 +493,8 @@ BY_RULE = {  # rule → (its optimiser, how a weight's learning rate goes with i
 
 @pytest.mark.parametrize(("param", "rule"), [
     ("depth_mup", "adam"), ("alpha1", "muon_keller"),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("alpha1", "sgd"), ("depth_mup", "lamb"))),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("depth_mup", "sgd"), ("alpha1", "sgd"), ("alpha1", "adam"), ("depth_mup", "lamb"))),
 ])  # fmt: skip
 def test_parametrizations_of_residual_branches(param, rule):
     """Initial values and rates of acting weights are those of the table; what is no branch is as in μP."""
