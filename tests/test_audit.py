@@ -444,10 +444,10 @@ def test_parametrizations_of_a_perceptron(param, optimizer):
 @pytest.mark.long
 @pytest.mark.parametrize(("param", "optimizer"), PLAIN)
 def test_what_is_parametrized_passes_the_audit_of_its_own_parametrization(param, optimizer):
-    """And no other's of the three."""
+    """And beside μP only what is in μP."""
     mine = comparisons.parametrize(MODEL, param, optimizer=BY_RULE[optimizer][0], base=16)
-    for other in ("sp", "ntp", "mup"):
-        audit = found(mine.model, mine.optimizer, param=other, seeds=4)
+    for other in {param, "mup"}:
+        audit = found(mine.model, mine.optimizer, param=other)
         assert audit.ok == (other == param), audit
 
 
