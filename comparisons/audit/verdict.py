@@ -201,8 +201,8 @@ class Findings:
         widths, values = self.measured.widths, self.measured.of(name, site)
         found, late, most = exponent_of(widths, values), exponent_of(widths[-2:], values[-2:])[0], 0.0
         if name in CHANGES and found[0] < wanted:
-            crowded = [np.sqrt(1 + self.measured.crowd / width) * np.ones(2) for width in widths]
-            most, of_late = exponent_of(widths, crowded)[0], exponent_of(widths[-2:], crowded[-2:])[0]
+            squares = [np.full(2, 1 + self.measured.crowd / width) for width in widths]
+            most, of_late = (exponent_of(widths[which], squares[which])[0] / 2 for which in (slice(None), slice(-2, None)))
             late -= of_late
         self.row(weight, operation, quantity, found, wanted, at_most, late, most)
 
