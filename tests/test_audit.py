@@ -1,6 +1,7 @@
 """The audit of a user's own network: what is right passes, what is wrong is found, and the weight is named."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -78,6 +79,10 @@ def test_what_is_in_mup_passes(optimizer, tmp_path):
     assert (tmp_path / "audit.png").stat().st_size > 10_000
     audit.assert_ok()
     numbers = {(r.weight, r.quantity): r.exponent for r in audit.rows}
+    told = [" ".join(line.split()) for line in audit.every().splitlines()]
+    assert len(told) == sum(bool(row.verdict) for row in audit.rows)
+    rate = "-1.000 [-1.000, -1.000] wanted N^-1" if optimizer is ADAM else "[-+]0.000 [-0.000, +0.000] wanted N^0"
+    assert [line for line in told if re.fullmatch(rf"second product, learning rate N\^{re.escape(rate)} agrees", line)], told
     assert numbers["second", "initial size"] == pytest.approx(-0.5, abs=0.1)
     assert numbers["last", "initial size"] == pytest.approx(-1, abs=0.15)
     assert numbers["second", "learning rate"] == pytest.approx(-1 if optimizer is ADAM else 0, abs=1e-3)
@@ -164,6 +169,37 @@ def test_a_size_that_is_bending_is_undecided():
         found.size(name, "product", "h", name, 0.0)
     found.row("bends", "product", "learning rate", found.fitted("h", "bends"), 0.0)
     assert [row.verdict for row in found.rows] == ["undecided", "differs", "differs"]
+
+
+def test_a_change_that_more_samples_and_outputs_than_units_share_is_undecided():
+    """√(1 + crowd/N) falls as N^-0.4 here; what falls faster, or grows, is wrong all the same."""
+    widths, scatter = (64, 128, 256), np.array([0.99, 1.0, 1.01])
+    of = {"crowded": [(1 + 500 / n) ** 0.5 * scatter for n in widths], "falls": [50 / n * scatter for n in widths],
+          "grows": [n**0.5 * scatter for n in widths]}  # fmt: skip
+    found = object.__new__(Findings)
+    found.rows = []
+    found.measured = Measured(widths, [], [{("delta_h", name): of[name][i] for name in of} for i in range(3)], crowd=500)
+    for name in of:
+        found.size(name, "product", "Δh", name, 0.0)
+    assert [row.verdict for row in found.rows] == ["undecided", "differs", "differs"]
+
+
+@pytest.mark.slow
+def test_many_outputs_are_no_fault():
+    """Of 1000 the changes fall among a few units, though each weight is right."""
+
+    def wide(width, key):
+        params, _ = build(width, key)
+        last = np.random.default_rng(np.asarray(jax.random.key_data(key))).normal(size=(width, 1000)).astype(np.float32)
+        apply = lambda p, x: jnp.tanh(jnp.tanh(x @ p["first"]) @ p["second"]) @ p["last"] / width  # noqa: E731
+        return {"first": params["first"], "second": params["second"], "last": last}, apply
+
+    labels = np.random.default_rng(0).integers(1000, size=16)
+    adam = lambda width: optax.chain(  # noqa: E731
+        optax.adam(0.02), optax.stateless(lambda updates, _: updates | {"second": updates["second"] * 16 / width}))  # fmt: skip
+    audit = found(Model(wide, "cross_entropy", (BATCH[0], labels)), adam, seeds=3)
+    assert {(row.weight, row.quantity): row.exponent for row in audit.rows}["outputs", "delta_f"] < -0.4
+    assert audit.ok, audit
 
 
 def test_an_optimizer_that_divides_by_its_gradient():
@@ -319,12 +355,13 @@ def test_the_command(tmp_path):
     (tmp_path / "mine.py").write_text(FILE)
     np.savez(tmp_path / "batch.npz", inputs=np.ones((4, 3), np.float32), targets=np.ones((4, 1), np.float32))
     words = ["comparisons.audit", "mine.py:build", "--loss", "mse", "--batch", "batch.npz", "--widths", "4", "8", "16",
-             "--seeds", "2", "--steps", "1", "--optimizer", "optax.sgd(0.1 / width)"]  # fmt: skip
+             "--seeds", "2", "--steps", "1", "--every", "--optimizer", "optax.sgd(0.1 / width)"]  # fmt: skip
     done = subprocess.run([sys.executable, "-c", MODULES, *words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 1, done.stderr
     report, modules = done.stdout.rstrip().rsplit("\n", 1)
     assert "suspect: w: input learning rate: N^-1 found, N^1 wanted" in report
+    assert re.search(r"^w product, learning rate +N\^-1.000 \[-1.000, -1.000\]  wanted N\^1 +differs$", report, re.MULTILINE)
     assert not NEVER & {name.partition(".")[0] for name in modules.split()}
 
 
@@ -359,6 +396,7 @@ def test_parametrized_by_derivation(monkeypatch):
     assert {name: (c.initial.N, c.rate.N) for name, c in mine.changes.items()} == {
         name: (0, -1 if name in hidden else 0) for name in ("embed", "gain", "gain2", *hidden)}  # fmt: skip
     assert {name: by.N for by, name in mine.multipliers.values()} == {"scores of query · key": -0.5, "embed, as readout": -1}
+    assert "query  hidden, adam: initial values × N^0, learning rate × N^-1" in str(mine).splitlines()
     for width, alike in ((16, model), (32, make(-0.2, -0.625))):  # 32^-0.2 = 1/2, (32/2)^-0.625 = (32/2)^-1/2 2^-1/2
         wanted, got = (m.at(width, jax.random.key(1)) for m in (alike, mine.model))
         np.testing.assert_allclose(got[1](got[0], model.batch[0]), wanted[1](wanted[0], model.batch[0]), rtol=1e-4, atol=1e-5)
@@ -386,8 +424,11 @@ def test_queries_that_are_divided_keep_their_multiplier():
     assert found == pytest.approx({"embed": 0, "query": 0, "key": 0, "query · key": -1, "last": -1})
 
 
+PLAIN = [(param, optimizer) for param in ("sp", "ntp", "mup") for optimizer in ("sgd", "adam")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("param", "optimizer"), [("mup", "sgd"), ("ntp", "sgd"), ("ntp", "adam"), ("sp", "adam")])
+@pytest.mark.parametrize(("param", "optimizer"), PLAIN)
 def test_parametrizations_of_a_perceptron(param, optimizer):
     """Initial values and rates of acting weights, of a network that has multipliers of its own, are those of the table."""
     base = {"sgd": optax.sgd(0.02), "adam": optax.adam(0.02)}[optimizer]
@@ -398,6 +439,16 @@ def test_parametrizations_of_a_perceptron(param, optimizer):
         e, change, m = table[role], mine.changes[name], own.get(name, 0)
         assert drawn[name] + change.initial.N + m == e.multiplier.N + e.init_std.N
         assert change.rate.N + linear * m == e.learning_rate.N + linear * e.multiplier.N
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("param", "optimizer"), PLAIN)
+def test_what_is_parametrized_passes_the_audit_of_its_own_parametrization(param, optimizer):
+    """And beside μP only what is in μP."""
+    mine = comparisons.parametrize(MODEL, param, optimizer=BY_RULE[optimizer][0], base=16)
+    for other in {param, "mup"}:
+        audit = found(mine.model, mine.optimizer, param=other)
+        assert audit.ok == (other == param), audit
 
 
 def test_a_weight_that_is_never_read_stays():
@@ -442,7 +493,8 @@ BY_RULE = {  # rule → (its optimiser, how a weight's learning rate goes with i
 
 @pytest.mark.parametrize(("param", "rule"), [
     ("depth_mup", "adam"), ("alpha1", "muon_keller"),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("alpha1", "sgd"), ("depth_mup", "lamb"))),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("depth_mup", "sgd"), ("alpha1", "sgd"), ("alpha1", "adam"), ("depth_mup", "lamb"))),
 ])  # fmt: skip
 def test_parametrizations_of_residual_branches(param, rule):
     """Initial values and rates of acting weights are those of the table; what is no branch is as in μP."""
@@ -507,3 +559,14 @@ def test_what_cannot_be_parametrized():
         comparisons.parametrize(MODEL, "depth_mup", optimizer=optax.adam(0.1), base=8)
     with pytest.raises(ValueError, match="unknown optimizer 'muon'"):
         comparisons.parametrize(MODEL, optimizer=whole, base=8, rule="muon")
+    for sizes in ({"base": 0}, {"base": 8, "depth": 0}):
+        with pytest.raises(ValueError, match=r"base [08], depth [01]: wanted at least 1"):
+            comparisons.parametrize(MODEL, optimizer=optax.sgd(0.1), **sizes)
+
+
+def test_an_optimizer_of_the_width_is_that_of_the_base():
+    mine = comparisons.parametrize(MODEL, optimizer=lambda width, params: optax.sgd(len(params) / width), base=8)
+    params = mine.model.at(16, jax.random.key(0))[0]
+    tx = mine.optimizer(16)
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["second"], -5 / 8 * params["second"], rtol=1e-6)  # hidden: the base's own rate

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from comparisons.audit.verdict import not_understood
-from finite.networks.own import Model, _made, from_haiku, from_linen, from_nnx, from_torch, paths
+from finite.networks.own import Model, _made, from_haiku, from_linen, from_nnx, from_torch, paths, require_model
 from finite.networks.roles import SCORES, branches, follow, roles, uses_of
 from finite.networks.torchax_compat import load
 
@@ -370,6 +370,7 @@ def test_what_makes_a_network_is_given_random_numbers_by_their_name():
 
 KEY = jax.random.key(0)
 MISTAKES = {
+    "model is type: wanted a Model(build, loss, batch) of finite.networks.own, or from_nnx": lambda: require_model(Module),
     "returned ndarray": lambda: a_model(lambda width, key: np.ones(3)).at(4, KEY),
     "params hold no arrays": lambda: a_model(lambda width, key: ({}, len)).at(4, KEY),
     "count is of int32: params are arrays of real numbers": lambda: a_model(

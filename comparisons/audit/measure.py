@@ -6,6 +6,7 @@ Everything is a root mean square, of one width an array over seeds.  Compiled on
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ class Measured:
 
     roles    of the uses, at the two ends of the widths
     drawn    whether other keys make other weights
+    crowd    samples (or places) and outputs together: so many directions share the units of a layer
     sizes    width by width:
              h, delta_h, own_change     of a use (by site): its output at step 0, its change, the part (W_T − W_0) x
              own_per_input              of the first step alone, over what arrives
@@ -50,6 +52,7 @@ class Measured:
     roles: list[Role]
     sizes: list[Sizes]
     drawn: bool = True
+    crowd: int = 0
 
     def of(self, quantity: str, name: str = "") -> list[np.ndarray]:
         return [sizes[quantity, name] for sizes in self.sizes]
@@ -65,13 +68,20 @@ def measure(model: Model, optimizer: Any, widths: Sequence[int], *, seeds: int =
         start, apply = model.at(width, jax.random.key(0))
         program = _Program(model, width, start, apply, optimizer)
         uses.append(uses_of(apply, start, model.batch[0]))
+        crowd = _crowd(jax.eval_shape(apply, start, model.batch[0]))
         if len(uses) == 2:
             roles_of(uses, widths[:2])  # before all is trained
         rest = [model.at(width, jax.random.key(seed))[0] for seed in range(1, seeds)]
         drawn = drawn or not all(map(np.array_equal, jax.tree.leaves(start), jax.tree.leaves(rest[0])))
         found = [program.sizes(params, uses[-1], steps) for params in (start, *rest)]
         sizes.append({name: np.array([one[name] for one in found], dtype=float) for name in found[0]})
-    return Measured(tuple(widths), roles_of([uses[0], uses[-1]], [widths[0], widths[-1]]), sizes, drawn)
+    return Measured(tuple(widths), roles_of([uses[0], uses[-1]], [widths[0], widths[-1]]), sizes, drawn, crowd)
+
+
+def _crowd(outputs: Any) -> int:
+    """Places and outputs of the largest array."""
+    shape = max((leaf.shape for leaf in jax.tree.leaves(outputs)), key=prod)
+    return prod(shape[:-1]) + shape[-1] if len(shape) > 1 else prod(shape) + 1
 
 
 def answers_of(model: Model, optimizer: Any, width: int) -> dict[str, dict[str, float]]:

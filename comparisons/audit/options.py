@@ -36,5 +36,7 @@ class Options:
     """Networks of every width, at least two."""
     steps: int = 3
     """Of the optimiser, before sizes are compared."""
+    every: bool = False
+    """Print every exponent, with its 95 % interval, beside the power that is wanted."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The picture, .png or .pdf; none if not given."""

@@ -27,7 +27,8 @@ import numpy as np
 from comparisons.audit.measure import answers_of
 from comparisons.audit.verdict import ENTRYWISE, LINEAR, WHOLE, kind_of, not_understood, power, quarter, score_exponent
 from comparisons.power_law import exponent_of
-from finite.networks.own import Model, paths
+from finite.networks.from_file import transformation
+from finite.networks.own import Model, paths, require_model
 from finite.networks.roles import SCORES, UNUSED, Role, branches, follow, roles_of, uses_of
 from limits.exponents import algebra, regimes
 from limits.exponents.algebra import ONE, OPTIMIZERS, Exponents, Power
@@ -42,12 +43,14 @@ IN_A_BRANCH = {  # a weight's role in a plain network → inside a branch, and a
 class Change:
     """What a leaf is multiplied by, powers of N/base and L/depth.
 
+    role      whose exponents they are in the table, and under which optimiser's rule
     initial   its initial values
     rate      its learning rate
     gradient  its gradient, where the optimiser sees it: 1 over this
     size      its entries, where the optimiser's steps are in units of them; None elsewhere
     """
 
+    role: str
     initial: Power
     rate: Power
     gradient: Power = ONE
@@ -80,7 +83,7 @@ class Parametrized:
 
     def __str__(self) -> str:
         size = max(map(len, self.changes))
-        lines = [f"{path:<{size}}  initial values × {_words(c.initial)}, learning rate × {_words(c.rate)}"
+        lines = [f"{path:<{size}}  {c.role}: initial values × {_words(c.initial)}, learning rate × {_words(c.rate)}"
                  for path, c in self.changes.items()]  # fmt: skip
         return "\n".join([*lines, *(f"{name}: × {_words(by)}" for by, name in self.multipliers.values())])
 
@@ -88,16 +91,21 @@ class Parametrized:
 def parametrize(
     model: Model, param: str = "mup", *, optimizer: Any, base: int = 64, depth: int = 1, rule: str | None = None
 ) -> Parametrized:
-    """``optimizer`` is the optax transformation that is right at the base width, and with ``depth`` residual branches.
+    """``optimizer`` is the optax transformation that is right at the base width, and with ``depth`` residual branches; of a
+    function of the width (or of width and params) the one that it makes there.
 
     rule   of ``limits.exponents``, for leaves whose gradient the optimiser takes as a matrix
 
     Raises ValueError, in one line, as an audit does, for such an optimiser without a rule, for a weight that no table has, and
     for a parametrization of residual branches where there are none.
     """
-    rules = {path: _rule_of(path, answer, rule) for path, answer in answers_of(model, optimizer, base).items()}
+    require_model(model)
+    if base < 1 or depth < 1:
+        raise ValueError(f"base {base}, depth {depth}: wanted at least 1")
     widths = (base, 2 * base, 4 * base)
     drawn = [[model.at(width, jax.random.key(seed)) for seed in range(2)] for width in widths]
+    optimizer = transformation(optimizer, base, drawn[0][0][0])
+    rules = {path: _rule_of(path, answer, rule) for path, answer in answers_of(model, optimizer, base).items()}
     stds = _exponents_of_stds(widths, [[params for params, _ in networks] for networks in drawn])
     roles = roles_of([uses_of(apply, params, model.batch[0]) for (params, apply), _ in (drawn[0], drawn[-1])], widths[::2])
     table = _Table(param, model.loss_name, branches([role.use for role in roles]))
@@ -107,7 +115,7 @@ def parametrize(
     for role in roles:
         path, m = role.use.path, Power(N=quarter(role.multiplier))
         if role.use.operation == UNUSED:
-            changes[path] = Change(ONE, ONE)
+            changes[path] = Change("never read", ONE, ONE)
             continue
         if remark := not_understood(role):
             raise ValueError(f"nothing is derived for {remark}")
@@ -115,7 +123,7 @@ def parametrize(
             by = Power(N=quarter(score_exponent(role, table.plain, table.loss))) / m
             _multiplied(multipliers, role.use.site, f"scores of {path}", by)
             continue
-        wanted, gradient = table.shifted(role, rules[path], m)
+        named, wanted, gradient = table.shifted(role, rules[path], m)
         zero = role.name == "constant" or not np.isfinite(stds[path])  # what starts as zeros stays so
         if path in changes:  # acts once more: only what comes out is its own
             if role.name != "constant":
@@ -123,8 +131,8 @@ def parametrize(
             continue
         found = wanted.init_std if zero else Power(N=quarter(stds[path]))
         forgets, relative = OPTIMIZERS[rules[path]].forgets_scale(), OPTIMIZERS[rules[path]].relative
-        changes[path] = Change(wanted.init_std / found, wanted.learning_rate, gradient if forgets else ONE,
-                               wanted.init_std if relative else None)  # fmt: skip
+        changes[path] = Change(f"{named}, {rules[path]}", wanted.init_std / found, wanted.learning_rate,
+                               gradient if forgets else ONE, wanted.init_std if relative else None)  # fmt: skip
         starts[path] = wanted.init_std
 
     def ratios(width):
@@ -171,13 +179,13 @@ class _Table:
             if not branches:
                 raise ValueError(f"{param} is about residual branches, h + f(h): apply has none") from None
 
-    def shifted(self, role: Role, rule: str, multiplier: Power) -> tuple[Exponents, Power]:
-        """(the exponents of a stored weight that the network has this multiplier of, what its gradients are to an ε)."""
+    def shifted(self, role: Role, rule: str, multiplier: Power) -> tuple[str, Exponents, Power]:
+        """(its role, the exponents of a stored weight that the network has this multiplier of, its gradients to an ε)."""
         of_role, wanted, epsilon = self._row(role, rule)
         if OPTIMIZERS[rule].whole and of_role.vector:
             raise ValueError(f"{role.use.path}: nothing is derived for a {role.use.operation} that moves as a matrix")
         theta = multiplier / wanted.multiplier
-        return algebra.shifted(wanted, theta, of_role, OPTIMIZERS[rule]), epsilon * theta
+        return of_role.name, algebra.shifted(wanted, theta, of_role, OPTIMIZERS[rule]), epsilon * theta
 
     def _row(self, role, rule):
         if self.param == self.plain or not role.use.branch:
@@ -211,7 +219,7 @@ def _multiplied(multipliers, site, name, by) -> None:
 
 def _words(by: Power) -> str:
     """"N^-1 L^-1/2"."""
-    return power(by.N) + (f" L^{by.L}" if by.L else "")
+    return power(float(by.N)) + (f" L^{by.L}" if by.L else "")
 
 
 def _scaled(model: Model, ratios: Callable, changes: Mapping[str, Change], multipliers) -> Model:

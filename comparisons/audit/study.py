@@ -10,7 +10,7 @@ import jax
 
 from comparisons.audit.measure import Measured, measure
 from comparisons.audit.verdict import DIFFERS, ENTRYWISE, UNDECIDED, Findings, Row, Suspect, power, requirements
-from finite.networks.own import Model
+from finite.networks.own import Model, require_model
 from limits.machine import computing
 
 WIDTHS = (64, 128, 256, 512)
@@ -73,6 +73,10 @@ class Audit:
         sizes = [max(len(line[place]) for line in cells) for place in range(len(shown) + 1)]
         return ["  ".join(f"{cell:<{size}}" for cell, size in zip(line, sizes, strict=True)).rstrip() for line in cells]
 
+    def every(self) -> str:
+        """A line for each exponent: it, its 95 % interval, the power that is wanted (or at most), the verdict."""
+        return "\n".join(str(row) for row in self.rows if row.verdict)
+
 
 def _cell(row: Row | None) -> str:
     if row is None or not isfinite(row.exponent):
@@ -97,6 +101,7 @@ def audit(
 
     Raises ValueError, in one line, for a model, an optimiser or widths that cannot be measured.
     """
+    require_model(model)
     if min(widths, default=0) < 1 or len(widths) < 3 or len(set(widths)) < len(widths):
         raise ValueError(f"widths {list(widths)}: an interval wants at least three, positive, none twice")
     if seeds < 2:

@@ -34,6 +34,7 @@ ROUNDING = 1e-5  # of the largest gradient: smaller ones are rounding errors
 LINEAR, ENTRYWISE = COMMON  # whose exponents an optimiser takes, by what it does to gradients; or of neither
 WHOLE = "whole"
 SIZES = {"Δh": "delta_h", "ΔW x": "own_change"}  # as they are measured
+CHANGES = (*SIZES.values(), "delta_f")
 AGREES, DIFFERS, UNDECIDED = "agrees", "differs", "undecided"
 
 Interval = tuple[float, float]
@@ -50,6 +51,13 @@ class Row:
     interval: Interval
     wanted: float
     verdict: str
+
+    def __str__(self) -> str:
+        name = f"{f'{self.weight} {self.operation}'.strip()}, {self.quantity}"
+        found = f"N^{self.exponent:+.3f} [{self.interval[0]:+.3f}, {self.interval[1]:+.3f}]"
+        smaller = self.verdict == AGREES and self.exponent < self.wanted - TOLERANCE
+        wanted = f"{'at most' if smaller else 'wanted'} {power(self.wanted)}"
+        return f"{name:<44}  {found}  {wanted:<15}  {self.verdict}"
 
 
 @dataclass(frozen=True)
@@ -186,22 +194,29 @@ class Findings:
     def size(self, weight, operation, quantity, site, wanted, at_most=False) -> None:
         """The row of a size, which is wrong where it is so between the two largest widths too, about as much.
 
-        Among few units the parts that do not align are seen, √(a + b/N), as of updates that many samples share.
+        Among few units the parts that do not align are seen, √(a + b/N), as of updates that many samples share.  A change that
+        falls no more than √(1 + crowd/N) does, in which all of them are as large as what aligns, is undecided.
         """
         name = SIZES.get(quantity, quantity)
-        late = exponent_of(self.measured.widths[-2:], self.measured.of(name, site)[-2:])[0]
-        self.row(weight, operation, quantity, self.fitted(name, site), wanted, at_most, late)
+        widths, values = self.measured.widths, self.measured.of(name, site)
+        found, late, most = exponent_of(widths, values), exponent_of(widths[-2:], values[-2:])[0], 0.0
+        if name in CHANGES and found[0] < wanted:
+            squares = [np.full(2, 1 + self.measured.crowd / width) for width in widths]
+            most, of_late = (exponent_of(widths[which], squares[which])[0] / 2 for which in (slice(None), slice(-2, None)))
+            late -= of_late
+        self.row(weight, operation, quantity, found, wanted, at_most, late, most)
 
-    def row(self, weight, operation, quantity, found, wanted, at_most=False, late=None) -> float:
-        """Adds it; returns by how much it is off, 0 where it is not clearly."""
+    def row(self, weight, operation, quantity, found, wanted, at_most=False, late=None, most=0.0) -> float:
+        """Adds it; returns by how much it is off, 0 where it is not clearly.  ``most``, below 0: how far below is undecided."""
         exponent, (low, high) = found
         off = exponent - wanted
         if not isfinite(off) or abs(off) <= TOLERANCE or (at_most and off < 0):
             verdict = AGREES if isfinite(off) else ""
         else:
-            apart = low > wanted + TOLERANCE or high < wanted - TOLERANCE
-            still = late is None or (late - wanted) * np.sign(off) > max(APART, STRAIGHT * abs(off))
-            verdict = DIFFERS if apart and still and abs(off) > APART else UNDECIDED
+            far = off if off > 0 else most - off
+            apart = low > wanted + TOLERANCE or high < wanted + most - TOLERANCE
+            still = late is None or (late - wanted) * np.sign(off) > max(APART, STRAIGHT * far)
+            verdict = DIFFERS if apart and still and far > APART else UNDECIDED
         self.rows.append(Row(weight, operation, quantity, exponent, (low, high), wanted, verdict))
         return off if verdict == DIFFERS else 0.0
 

@@ -74,6 +74,13 @@ class Model:
         return loss_of(self.loss, outputs, targets)
 
 
+def require_model(model: Any) -> None:
+    """Raises ValueError for a build, or a module of a library, in place of a ``Model``."""
+    if not isinstance(model, Model):
+        adapters = "from_nnx, from_linen, from_equinox, from_haiku, from_torch"
+        raise ValueError(f"model is {_kind(model)}: wanted a Model(build, loss, batch) of finite.networks.own, or {adapters}")
+
+
 def require_known(loss: str | Callable) -> None:
     """Raises ValueError for a name that is no loss of ours."""
     if isinstance(loss, str) and loss not in LOSSES:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from finite.networks.own import Model, paths
+from finite.networks.own import Model, paths, require_model
 
 MOVES = {"reshape", "transpose", "tile", "convert_element_type", "squeeze", "broadcast_in_dim", "copy", "copy_p", "expand_dims",
          "stop_gradient", "reduce_precision", "sharding_constraint", "rev", "neg"}  # fmt: skip
@@ -170,6 +170,7 @@ def roles(model: Model, widths: Sequence[int] = (64, 128)) -> list[Role]:
     first: product, fan-in 3, fan-out N^1
     second: product, fan-in N^1, fan-out 1
     """
+    require_model(model)
     built = [model.at(width, jax.random.key(0)) for width in widths]
     return roles_of([uses_of(apply, params, model.batch[0]) for params, apply in built], widths)
 
