@@ -14,7 +14,8 @@ from comparisons.convergence.options import Options
 from limits import machine
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--widths", "6", "8", "12", "--seeds", "2", "--steps", "2", "--measure-every", "1", "--samples", "4", "--inputs", "3"]
+SMALL = ["--widths", "6", "8", "--seeds", "2", "--steps", "2", "--measure-every", "1", "--samples", "4", "--inputs", "3",
+         "--model", "linear2", "--param", "mup", "--data", "gaussian", "--loss", "mse", "--top-k", "1"]  # fmt: skip
 FOLDER, ENABLED = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
 
 
@@ -32,14 +33,14 @@ def process(cache, *words):
 
 def results(folder):
     """The bytes of all variables but the seconds, and of the JSON files."""
-    with xr.open_dataset(folder / "trajectories.nc", engine="h5netcdf") as dataset:
+    with xr.open_dataset(folder / "landscape.nc", engine="h5netcdf") as dataset:
         variables = {name: values.values.tobytes() for name, values in dataset.drop_vars("seconds").variables.items()}
     return variables | {path.name: path.read_bytes() for path in folder.glob("*.json")}
 
 
 @pytest.mark.slow
 def test_a_warm_cache_changes_no_byte(tmp_path):
-    job = ["-m", "comparisons.convergence", *SMALL, "--out"]
+    job = ["-m", "comparisons.landscape", *SMALL, "--out"]
     cold = process(tmp_path / "cache", *job, str(tmp_path / "cold"))
     warm = process(tmp_path / "cache", *job, str(tmp_path / "warm"))
     assert len(cold) > 20

@@ -48,7 +48,7 @@ ONE_LAYER = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("problem", [
-    pytest.param(problem, marks=pytest.mark.long if name.startswith("fields") else [], id=name)
+    pytest.param(problem, marks=[] if name == "plain" else pytest.mark.long, id=name)
     for name, problem in ONE_LAYER.items()])  # fmt: skip
 def test_one_hidden_layer_is_linear2(problem):
     """Whose law is exact; the standard errors are right, too: they are neither too small nor of no use."""
@@ -204,7 +204,7 @@ def test_without_fluctuations_it_is_the_limit(options):
 @pytest.mark.parametrize("case", [
     "linear3", *(pytest.param(case, marks=pytest.mark.long) for case in ("linear4", "residual"))])  # fmt: skip
 def test_laws_describe_trained_networks(case):
-    law = describes_trained_networks(a_problem(**CASES[case]), NAMES, hessian=False)
+    law = describes_trained_networks(a_problem(**CASES[case]), NAMES, count=512, hessian=False)
     assert np.all(np.abs(law["loss"].bias[1:]) > 4 * law["loss"].bias_error[1:])
 
 
