@@ -251,7 +251,7 @@ SLOWER = {
 }
 
 
-LONG = ("mlp", "digits")  # a sampled limit, and data of other sizes, other tests have too
+LONG = ("mlp", "digits", "largest width")  # a sampled limit, data of other sizes, residual networks: other tests have them
 
 
 @pytest.mark.parametrize("case", [*OTHERS, *(
