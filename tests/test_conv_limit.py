@@ -109,7 +109,9 @@ def test_a_network_in_place_of_the_infinite_one_trains_as_it_does(options):
     assert np.abs(state.now.outputs).max() > 0.01
 
 
-@for_each_network
+@pytest.mark.parametrize("options", [
+    pytest.param(options, marks=pytest.mark.long if name == "average" else [], id=name)  # convnet has all that it has
+    for name, options in NETWORKS.items()])  # fmt: skip
 @in_float64
 def test_products_of_the_hessian_are_those_of_autodiff(options):
     """Behind a training step, for two tangents at once; and the eigenvalues that Lanczos finds with them are its."""

@@ -208,7 +208,7 @@ NETWORKS = {
     "Nesterov, schedule": {"momentum": 0.5, "nesterov": True, "warmup_steps": 3, "schedule": "cosine"},
     "cross-entropy": {"targets": CLASSES, "loss": "cross_entropy", "learning_rate": 0.6},
 }
-LONG = NETWORKS.keys() - {"relu", "cross-entropy"}  # of the others the test above has one
+LONG = NETWORKS.keys() - {"relu"}  # of the others the tests above have most
 
 
 @pytest.mark.slow

@@ -75,14 +75,14 @@ def test_closed_forms():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mup", "ntp"])
+@pytest.mark.parametrize("name", [pytest.param("mup", marks=pytest.mark.long), "ntp"])  # μP's: finite differences, above
 def test_laws_describe_sampled_networks(name):
-    """Root mean square and mean over 300 networks of width 3000 (their exact trajectories), within the sampling error.
+    """Root mean square and mean over 600 networks of width 3000 (their exact trajectories), within the sampling error.
 
     Of two outputs: in μP pairs of eigenvalues at step 0 alone, in NTP always.
     """
     problem = small_problem(C=2, parametrization=name)
-    width, count, D = 3000, 300, problem.num_inputs
+    width, count, D = 3000, 600, problem.num_inputs
     prediction, limit = fluctuations.predict(problem), linear2.solve(problem)
     deviations = {observable: [] for observable in prediction}
     corrected = {observable: [] for observable in prediction}

@@ -199,7 +199,7 @@ def test_networks_approach_the_limit(activation, richness, size):
     problem = a_problem(activation, P=16, richness=richness, momentum=0.3, num_steps=8, measure_every=8, top_k=1)
     problem = replace(problem, targets=size * problem.targets)
     limit = meanfield.solve(problem, particles=2**13, repeats=8)
-    widths, distances = (64, 128, 256, 512, 1024), {"loss": [], "sharpness": []}
+    widths, distances = (64, 128, 256, 512, 1024, 2048), {"loss": [], "sharpness": []}
     for width in widths:
         network, keys = mlp(problem, width, 1, activation), jax.random.split(jax.random.key(width), 48)
         trained = train(problem, network, keys, observables=("loss", "hessian_eigenvalues"), rtol=1e-4)

@@ -172,7 +172,7 @@ def distances(problem, widths, num_seeds):
         pytest.param({"activation": "tanh"}, marks=pytest.mark.long),
         pytest.param({"model": "resmlp", "activation": "relu", "parametrization": "base=ntp, block.multiplier.L=-1/2"},
                      marks=pytest.mark.long),
-        CLASSES | {"C": 3, "learning_rate": 0.5},
+        pytest.param(CLASSES | {"C": 3, "learning_rate": 0.5}, marks=pytest.mark.long),  # of this kernel: autodiff, above
         pytest.param({"model": "conv", "pooling": "average", "D": 64}, marks=pytest.mark.long),
     ],
     ids=["relu", "tanh", "residual relu", "cross-entropy", "convolutions"],
