@@ -14,8 +14,7 @@ from comparisons.convergence.options import Options
 from limits import machine
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--widths", "6", "8", "--seeds", "2", "--steps", "2", "--measure-every", "1", "--samples", "4", "--inputs", "3",
-         "--model", "linear2", "--param", "mup", "--data", "gaussian", "--loss", "mse", "--top-k", "1"]  # fmt: skip
+SMALL = ["--widths", "6", "8", "12", "--seeds", "2", "--steps", "2", "--measure-every", "1", "--samples", "4", "--inputs", "3"]
 FOLDER, ENABLED = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
 
 
@@ -25,7 +24,7 @@ def told(tmp_path, **environment):
 
 def process(cache, *words):
     """`python …` of a user who has this cache folder, and has told JAX nothing."""
-    environment = {name: value for name, value in os.environ.items() if "CACHE" not in name} | {"XDG_CACHE_HOME": str(cache)}
+    environment = {name: value for name, value in os.environ.items() if "_CACHE" not in name} | {"XDG_CACHE_HOME": str(cache)}
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return {path: path.stat().st_mtime_ns for path in (cache / "superconsistency").rglob("*-cache")}
@@ -33,14 +32,14 @@ def process(cache, *words):
 
 def results(folder):
     """The bytes of all variables but the seconds, and of the JSON files."""
-    with xr.open_dataset(folder / "landscape.nc", engine="h5netcdf") as dataset:
+    with xr.open_dataset(folder / "trajectories.nc", engine="h5netcdf") as dataset:
         variables = {name: values.values.tobytes() for name, values in dataset.drop_vars("seconds").variables.items()}
     return variables | {path.name: path.read_bytes() for path in folder.glob("*.json")}
 
 
 @pytest.mark.slow
 def test_a_warm_cache_changes_no_byte(tmp_path):
-    job = ["-m", "comparisons.landscape", *SMALL, "--out"]
+    job = ["-m", "comparisons.convergence", *SMALL, "--out"]
     cold = process(tmp_path / "cache", *job, str(tmp_path / "cold"))
     warm = process(tmp_path / "cache", *job, str(tmp_path / "warm"))
     assert len(cold) > 20
