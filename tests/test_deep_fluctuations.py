@@ -204,7 +204,7 @@ def test_without_fluctuations_it_is_the_limit(options):
 @pytest.mark.parametrize("case", [
     "linear3", *(pytest.param(case, marks=pytest.mark.long) for case in ("linear4", "residual"))])  # fmt: skip
 def test_laws_describe_trained_networks(case):
-    law = describes_trained_networks(a_problem(**CASES[case]), NAMES, count=512, hessian=False)
+    law = describes_trained_networks(a_problem(**CASES[case]), NAMES, hessian=False)
     assert np.all(np.abs(law["loss"].bias[1:]) > 4 * law["loss"].bias_error[1:])
 
 

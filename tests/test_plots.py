@@ -87,7 +87,7 @@ kinds_of_values = st.fixed_dictionaries(
 
 @pytest.mark.slow
 @given(kinds=kinds_of_values, seed=st.integers(0, 99), edge=st.sampled_from([np.nan, 1e-9, 4.0, 1e200]))
-@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
 def test_every_picture_can_be_drawn_whatever_was_measured(kinds, seed, edge):
     dataset = measured(kinds, seed)
     with np.errstate(all="ignore"):
