@@ -77,7 +77,7 @@ def results(tmp_path_factory):
     for run, of in (("plain", ("mup", "N")), ("residual", ("depth_mup", "L"))):
         (folder / "figure_21_1" / run).mkdir(parents=True)
         files.write_json(checks(*of), folder / "figure_21_1" / run / "coord_check.json")
-    transfer.main([*TINY, *RATES, "--sharpness-seeds", "0", "--out", str(folder / "figure_19_2")])
+    transfer.main([*TINY, *RATES, "--out", str(folder / "figure_19_2")])
     landscape.main([*DIGITS, *WIDE, *FOLLOWED, "--out", str(folder / "figure_1_1" / "landscape")])
     transfer.main([*DIGITS, *WIDE, *RATES, "--sharpness-seeds", "0", "--out", str(folder / "figure_1_1" / "transfer")])
     shutil.copytree(folder / "figure_1_1" / "landscape", folder / "figure_3_1")
@@ -88,7 +88,7 @@ def results(tmp_path_factory):
         shutil.copytree(folder / "figure_6_1" / "k1", folder / "figure_6_1" / other)
     shutil.copytree(folder / "figure_1_1", folder / "figure_36_1" / "width")
     shutil.copytree(folder / "figure_6_1" / "k1", folder / "figure_36_1" / "depth" / "transfer")
-    landscape.main([*DIGITS, *DEEP, *FOLLOWED, "--no-limit", "--out", str(folder / "figure_36_1" / "depth" / "landscape")])
+    landscape.main([*DIGITS, *DEEP, *FOLLOWED, "--out", str(folder / "figure_36_1" / "depth" / "landscape")])
     shutil.copytree(folder / "figure_36_1" / "depth" / "landscape", folder / "figure_33_2")
     return folder
 
