@@ -116,7 +116,7 @@ def test_without_neural_tangents_one_line_says_how_to_install_it(tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_interrupted_and_resumed(finished, tmp_path, number):
     """The same numbers as in one go, wherever the run was cut."""
     folder = tmp_path / "cut"
@@ -250,7 +250,7 @@ SLOWER = {
 }
 
 
-LONG = ("mlp", "digits")  # a sampled limit, and data of other sizes, other tests have too
+LONG = ("mlp", "digits", "largest width", "deep linear")  # of which other tests have as much
 
 
 @pytest.mark.parametrize("case", [*OTHERS, *(

@@ -218,8 +218,8 @@ def test_help_names_every_option():
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "resmlp"])
 def test_every_exponent_agrees_within_a_tenth(model, tmp_path):
-    """1, 2 and 4 hidden layers in SP, NTP and μP, widths 64 … 512; residual networks of 4 … 16 blocks; SGD and Adam."""
-    sizes = {"mlp": {"depths": (1, 2, 4), "widths": (64, 128, 512)}, "resmlp": {"depths": (4, 8, 16), "widths": (64, 128, 256)}}
+    """1 and 4 hidden layers in SP, NTP and μP, widths 64 … 512; residual networks of 4 … 16 blocks; SGD and Adam."""
+    sizes = {"mlp": {"depths": (1, 4), "widths": (64, 128, 512)}, "resmlp": {"depths": (4, 8, 16), "widths": (64, 128, 256)}}
     checks = check(Options(model=model, **sizes[model], out=tmp_path / "run"))
-    assert len(checks) == (480 if model == "mlp" else 208)
+    assert len(checks) == (336 if model == "mlp" else 208)
     assert [c for c in checks if c.verdict != "agrees"] == []

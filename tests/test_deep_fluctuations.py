@@ -48,7 +48,7 @@ ONE_LAYER = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("problem", [
-    pytest.param(problem, marks=pytest.mark.long if name.startswith("fields") else [], id=name)
+    pytest.param(problem, marks=[] if name == "plain" else pytest.mark.long, id=name)
     for name, problem in ONE_LAYER.items()])  # fmt: skip
 def test_one_hidden_layer_is_linear2(problem):
     """Whose law is exact; the standard errors are right, too: they are neither too small nor of no use."""

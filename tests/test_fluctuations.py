@@ -75,7 +75,7 @@ def test_closed_forms():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mup", "ntp"])
+@pytest.mark.parametrize("name", [pytest.param("mup", marks=pytest.mark.long), "ntp"])  # μP's: finite differences, above
 def test_laws_describe_sampled_networks(name):
     """Root mean square and mean over 600 networks of width 3000 (their exact trajectories), within the sampling error.
 

@@ -74,7 +74,7 @@ def test_kernels_are_those_of_wide_networks(model, activation):
     error = measured.std(axis=0) / np.sqrt(32)
     assert (np.abs(measured.mean(axis=0) - expected) < 4 * error + 0.01 * expected).all()
     assert (error < 0.05 * expected).all()
-    keys, x = jax.random.split(jax.random.key(1), 4000), jnp.float32(problem.inputs)
+    network, keys, x = build(problem, 48), jax.random.split(jax.random.key(1), 4000), jnp.float32(problem.inputs)
     drawn = jax.lax.map(lambda key: network.apply(network.init(key), x)[:, 0], keys)
     np.testing.assert_allclose(np.cov(drawn.T), nngp, rtol=0.1, atol=0.04 * nngp.max())
 
@@ -233,7 +233,7 @@ def test_convolutional_kernels_are_those_of_the_finite_networks(options):
     trained = train(problem, network, jax.random.split(jax.random.key(0), 96), observables=("hessian_trace",))
     measured = np.array([one["hessian_trace"][0] for one in trained])
     assert abs(measured.mean() - np.trace(theta) / 3) < 4 * measured.std() / np.sqrt(96) + 0.02 * np.trace(theta) / 3
-    keys, x = jax.random.split(jax.random.key(1), 3000), jnp.float32(problem.inputs)
+    network, keys, x = build(problem, 24), jax.random.split(jax.random.key(1), 3000), jnp.float32(problem.inputs)
     drawn = jax.lax.map(lambda key: network.apply(network.init(key), x)[:, 0], keys)
     np.testing.assert_allclose(np.cov(drawn.T), nngp, rtol=0.1, atol=0.04 * nngp.max())
 

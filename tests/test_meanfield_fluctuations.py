@@ -85,7 +85,7 @@ def test_laws_are_finite_differences_in_the_masses(options):
     assert compared >= 3
 
 
-TWO_OUTPUTS = pytest.param({"C": 2, "momentum": 0.3}, marks=pytest.mark.slow)
+TWO_OUTPUTS = pytest.param({"C": 2, "momentum": 0.3}, marks=pytest.mark.long)  # several have the tests around it
 
 
 @pytest.mark.parametrize("options", [{}, TWO_OUTPUTS], ids=["plain", "two outputs"])

@@ -172,7 +172,7 @@ def distances(problem, widths, num_seeds):
         pytest.param({"activation": "tanh"}, marks=pytest.mark.long),
         pytest.param({"model": "resmlp", "activation": "relu", "parametrization": "base=ntp, block.multiplier.L=-1/2"},
                      marks=pytest.mark.long),
-        CLASSES | {"C": 3, "learning_rate": 0.5},
+        pytest.param(CLASSES | {"C": 3, "learning_rate": 0.5}, marks=pytest.mark.long),  # of this kernel: autodiff, above
         pytest.param({"model": "conv", "pooling": "average", "D": 64}, marks=pytest.mark.long),
     ],
     ids=["relu", "tanh", "residual relu", "cross-entropy", "convolutions"],
@@ -180,7 +180,7 @@ def distances(problem, widths, num_seeds):
 def test_networks_approach_the_limit_that_has_their_outputs(options):
     """Loss and sharpness of trained networks of two hidden layers or more, and of a ConvNet: the distance falls as N^{-1/2}."""
     problem = a_problem(**{"C": 1, "richness": 1.0, "momentum": 0.3, "num_steps": 6, "measure_every": 6, "top_k": 1} | options)
-    widths = (16, 32, 64, 128, 256) if problem.model == "conv" else (32, 64, 128, 256, 512)
+    widths = (16, 32, 64, 128, 256) if problem.model == "conv" else (16, 64, 256)
     for name, errors in distances(problem, widths, 48).items():
         law = fit(widths, np.array(errors))
         assert law.interval[0] <= -0.5 <= law.interval[1], (name, law)

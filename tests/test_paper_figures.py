@@ -93,7 +93,7 @@ def results(tmp_path_factory):
     return folder
 
 
-@pytest.mark.long  # test_all_figures makes two rows
+@pytest.mark.long
 def test_figure_6_2_from_the_commands_that_it_names(tmp_path):
     for param in ("mup", "ntp"):
         options = ["--param", param, "--top-k", "1", "--measure-every", "2"]

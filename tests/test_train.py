@@ -405,7 +405,8 @@ assert len(beside) == 3
 @pytest.mark.slow
 def test_seeds_spread_over_the_devices():
     """Two devices, three seeds: the same numbers as one after the other on one."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     program = ON_TWO_DEVICES.format(tests=str(Path(__file__).parent))
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300)
 
