@@ -79,10 +79,10 @@ def test_what_is_in_mup_passes(optimizer, tmp_path):
     assert (tmp_path / "audit.png").stat().st_size > 10_000
     audit.assert_ok()
     numbers = {(r.weight, r.quantity): r.exponent for r in audit.rows}
-    told = [" ".join(line.split()) for line in audit.every().splitlines()]
+    told = [" ".join(line.split()).replace("-0.000", "+0.000") for line in audit.every().splitlines()]
     assert len(told) == sum(bool(row.verdict) for row in audit.rows)
-    rate = "-1.000 [-1.000, -1.000] wanted N^-1" if optimizer is ADAM else "[-+]0.000 [-0.000, +0.000] wanted N^0"
-    assert [line for line in told if re.fullmatch(rf"second product, learning rate N\^{re.escape(rate)} agrees", line)], told
+    rate = "-1.000 [-1.000, -1.000] wanted N^-1" if optimizer is ADAM else "+0.000 [+0.000, +0.000] wanted N^0"
+    assert f"second product, learning rate N^{rate} agrees" in told
     assert numbers["second", "initial size"] == pytest.approx(-0.5, abs=0.1)
     assert numbers["last", "initial size"] == pytest.approx(-1, abs=0.15)
     assert numbers["second", "learning rate"] == pytest.approx(-1 if optimizer is ADAM else 0, abs=1e-3)

@@ -222,7 +222,8 @@ def by_role(numbers: Mapping[str, float | Array], params: Params) -> Params:
     """
 
     def times(number, leaf):
-        return leaf * (number if isinstance(number, jax.Array) else np.asarray(number)).astype(leaf.dtype)
+        with np.errstate(over="ignore"):  # then it diverges
+            return leaf * (number if isinstance(number, jax.Array) else np.asarray(number)).astype(leaf.dtype)
 
     return {
         role: jax.tree.map(lambda leaf: times(numbers[role], leaf), of_role)  # noqa: B023
