@@ -288,6 +288,8 @@ class Slow(Toy):
         return super().compute(members, store, report)
 
 
+# what JAX has compiled cannot be kept either: a warning, which commands do not show (comparisons/compiled.py)
+@pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache entry")
 @pytest.mark.skipif(resource is None, reason="no limits of resources on this system")
 def test_a_full_disk_ends_the_run_at_the_first_cell(store, monkeypatch):
     """A file that may not grow: the system's own refusal, of whichever thread is first."""
