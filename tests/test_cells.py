@@ -303,7 +303,9 @@ def test_a_full_disk_ends_the_run_at_the_first_cell(store, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(work.calls) <= 4  # two threads, and what they may have begun since
     assert not contents(store.folder)
-    assert not list(store.folder.rglob("*.partial"))
+    late = time.monotonic() + 10  # the other thread may be at its own
+    while partial := list(store.folder.rglob("*.partial")):
+        assert time.monotonic() < late, partial
 
 
 # other processes
