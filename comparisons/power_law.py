@@ -297,11 +297,11 @@ def _fluctuation(widths, errors, noise_floor, held, confidence, next_order, resa
         log_prefactor, margins = _level(np.mean(errors**2 * np.exp(-2 * held * x)[:, None], axis=0), confidence)
         return _power_law(held, (held, held), log_prefactor, (log_prefactor - margins[0], log_prefactor + margins[1]), widths)
     shuffled, flat = _permutations(seed, resamples, errors.shape[1], len(x)), np.ones((1, len(x)))
-    narrowness, squares = widths.min() / widths, _Squares(x, errors, flat, shuffled)
+    squares = _Squares(x, errors, flat, shuffled)
     allowed = (-squares.beyond, max(squares.beyond, 0.0 if next_order is True else next_order)) if next_order else (0.0,)
     intervals = [squares.beside(size).interval(confidence) for size in allowed]
     if not squares.is_a_power_law(noise_floor):
-        squares = _Squares(x, errors, np.concatenate([flat, [narrowness]]), shuffled)
+        squares = _Squares(x, errors, np.concatenate([flat, [squares.narrowness]]), shuffled)
         if not squares.has_a_small_next_order or not squares.is_a_power_law(noise_floor):
             return refused("no power law")
         intervals += [squares.beside(sign * squares.beyond).interval(confidence) for sign in (-1, 1)]

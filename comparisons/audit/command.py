@@ -15,7 +15,9 @@ def answer(options: Options) -> None:
             refuse_unwritable(options.out)
         found = audit(model(options.model, options.loss, options.batch), optimizer=optimizer(options.optimizer),
                       param=options.param, widths=options.widths, seeds=options.seeds, steps=options.steps)  # fmt: skip
-        print(*[found.every()] * options.every, found, sep="\n", flush=True)
+        if options.every:
+            print(found.every())
+        print(found, flush=True)
         if options.out:
             found.save(options.out)
     except (ValueError, ImportError, OSError, MemoryError) as mistake:
