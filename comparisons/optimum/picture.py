@@ -87,8 +87,8 @@ def final_losses(axis: Axes, one: xr.Dataset, shown: tuple[float, float], optima
     if has_limit(one):
         for limit in _by_depth(one["final_loss_limit"]):
             axis.plot(one.learning_rate, _drawable(limit.values, top), **LIMIT)
-    if not mine:
-        axis.text(0.5, 0.5, "diverged", transform=axis.transAxes, ha="center", color="gray")
+    nothing = "diverged" if not mine else "" if (one["final_loss"] > 0).any() else "every loss is zero"
+    axis.text(0.5, 0.5, nothing, transform=axis.transAxes, ha="center", color="gray")
     axis.set(xlim=ends, ylim=shown, xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$")
     plots.plain_numbers(axis.xaxis)
     plots.plain_numbers(axis.yaxis)
