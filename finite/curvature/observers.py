@@ -59,13 +59,14 @@ def in_turn(function, *many):
     first = leaf[(0,) * leaf.ndim]
     turns = jnp.where(jnp.isnan(first) & (first == 0), 0, number)
 
-    def one(i):
+    @partial(jax.jit, inline=True)  # asked for its shapes first, and yet traced once
+    def one(i, many):
         return function(*jax.tree.map(lambda rows: jax.lax.dynamic_index_in_dim(rows, i, keepdims=False), many))
 
     def turn(i, found):
-        return jax.tree.map(lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, i, 0), found, one(i))
+        return jax.tree.map(lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, i, 0), found, one(i, many))
 
-    found = jax.tree.map(lambda shape: jnp.zeros((len(leaf), *shape.shape), shape.dtype), jax.eval_shape(one, 0))
+    found = jax.tree.map(lambda shape: jnp.zeros((len(leaf), *shape.shape), shape.dtype), jax.eval_shape(one, 0, many))
     return jax.tree.map(lambda rows: rows[:number], jax.lax.fori_loop(0, turns, turn, found))
 
 
