@@ -3,9 +3,9 @@
     python -m paper_figures.all --dry-run        the table
 
 Presets: ``tiny`` (minutes; the figures then show how, not what), ``cpu`` (two cores), ``gpu`` (the paper's own scale: CIFAR-10,
-widths to 4096 in units of γ², 40 to 50 epochs).  Minutes of cpu are those of the scripts' own figures on two cores, and for
-variants those of the figure they vary; those of gpu are reckoned from steps and sizes and were never run.  Those of rows beside
-a limit are what their commands estimate (--dry-run), on two cores.
+widths to 4096 in units of γ², 40 to 50 epochs).  On cpu the variants of Figure 1 are half as wide and as long as the figure.
+Minutes of cpu are what the commands estimate (--dry-run) or took on two cores; those of gpu are reckoned from steps and sizes
+and were never run.
 
 Which of the numbers 17_1 … 19_1 and 29_1 … 33_1 of the paper's appendix is which variant of Figure 1 we do not know: these rows
 are named after their setting.
@@ -14,6 +14,7 @@ are named after their setting.
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from limits.rows import Table
@@ -70,11 +71,10 @@ FEW_DIGITS = {preset: f"--data digits --samples {few} --batch-size all"
               for preset, few in zip(PRESETS, (2, 4, 4), strict=True)}  # of 8×8 pixels: deep networks' limits take longer
 IMAGES = {"tiny": "--data patches10 --samples 128", "cpu": "--data patches10 --samples 2000", "gpu": f"--data {CIFAR10}"}
 DIGITS, PLAYS = dict.fromkeys(PRESETS, "--data digits"), dict.fromkeys(PRESETS, "--data plays")
-FIXED, WIDTHS = "--richness 1", ("8 16 32", "16 32 64 128", "64 128 256 512 1024")
+FIXED, WIDEST = "--richness 1", "64 128 256 512 1024"
+WHOLE, HALVED = ("16 32 64 128", "256", "128"), ("8 16 32 64", "128", "64")  # on cpu: widths, steps followed, steps of a sweep
 BESIDE_LIMIT = "8 16 32", "16 64 256", "64 128 256 512 1024"  # widths
 SHORT = "8 --measure-every 4", "16 --measure-every 4", "32 --measure-every 8"  # steps
-STEPS = ("32", "256", "19500 --measure-every 500")
-SWEPT = ("32 --seeds 2", "128 --seeds 3", "19500 --seeds 3")  # steps of a sweep
 FEW, MANY = "0.5 2 8 32", "0.5 1 2 4 8 16 32 64 128"
 
 
@@ -87,18 +87,20 @@ def _over(data: Mapping[str, str], *columns: tuple[str, tuple[str, ...]]) -> dic
 def _training(
     name: str, figure: str, setting: str, options: str = "", *, model: str = "conv", param: str = "mup ntp", batch: int = 128,
     loss: str = "cross_entropy", data: Mapping[str, str] = IMAGES, along: str = "",
-    rates: tuple[str, str, str] = (FEW, MANY, MANY),
-    claims: Mapping[str, str] | None = None, minutes: tuple[float, float, float] = (2, 24, 480),
+    rates: tuple[str, str, str] = (FEW, MANY, MANY), cpu: tuple[str, str, str] = WHOLE,
+    claims: Mapping[str, str] | None = None, minutes: tuple[float, float, float] = (2, 15, 480),
 ) -> Row:  # fmt: skip
     """Figure 1 of some setting: a run along which curvature is followed, and a sweep."""
+    widths, steps, swept = cpu
     common = f"--model {model} --param {param} --loss {loss} {options}".rstrip()
     measured = ("curvature-samples", ("32", "256", "1024"))
     batches = ("batch-size", (str(min(batch, 64)), str(batch), str(batch)))
-    sizes = ("widths", WIDTHS)
+    sizes = ("widths", ("8 16 32", widths, WIDEST))
     followed = Run("comparisons.landscape", f"{common} {along} --no-limit".replace("  ", " "),
-                   _over(data, sizes, batches, ("steps", STEPS), measured))  # fmt: skip
+                   _over(data, sizes, batches, ("steps", ("32", steps, "19500 --measure-every 500")), measured))  # fmt: skip
     swept = Run("comparisons.transfer", f"{common} {FIXED} --sharpness-seeds 0 --no-limit",
-                _over(data, sizes, batches, ("steps", SWEPT), ("learning-rates", rates)))  # fmt: skip
+                _over(data, sizes, batches, ("steps", ("32", swept, "19500")), ("seeds", ("2", "3", "3")),
+                      ("learning-rates", rates)))  # fmt: skip
     if claims is None:
         claims = {"sharpness mup": "same", "transfer mup": "same", "sharpness ntp": "moves", "transfer ntp": "moves"}
         claims = {what: said for what, said in claims.items() if what.split()[1] in param.split()}
@@ -230,7 +232,7 @@ def _gaps_over_depth(name: str, setting: str, options: str, depths: tuple[str, s
 def _directional() -> Row:
     runs, data = {}, IMAGES | {"cpu": "--data patches10 --samples 512"}
     grown = {
-        "width": ("--model conv --param mup", [("widths", ("8 16 32", "8 16 32", WIDTHS[2]))], "1",
+        "width": ("--model conv --param mup", [("widths", ("8 16 32", "8 16 32", WIDEST))], "1",
                   ("0.5 2 8", "0.25 0.5 1 2 4 8", MANY)),
         "depth": ("--model resconvnet --param depth_mup", [("widths", ("8", "8", "64")), ("depths", BLOCKS)], "0.64",
                   ("0.64 2.56 10.24", "0.32 0.64 1.28 2.56 5.12 10.24", RESIDUAL[2])),
@@ -291,7 +293,7 @@ def _exponents() -> Row:
                      for name, options in (("plain", plain), ("residual", residual))})  # fmt: skip
 
 
-VARIANT = "17_1–19_1, 29_1–33_1"
+VARIANT, _variant = "17_1–19_1, 29_1–33_1", partial(_training, cpu=HALVED, minutes=(2, 6, 480))
 ADAM = "--optimizer adam"
 ROWS = Table("figure", [
     _training("1_1", "1_1", "SimpleConvNet, cross-entropy, batch 128"),
@@ -321,19 +323,19 @@ ROWS = Table("figure", [
                      ("1 2 4 8", "2 4 8 16", "6 12 24 48 96"), rate="0.1"),
     _directional(),
     _exponents(),
-    _training("batch_32", VARIANT, "batches of 32", batch=32),
-    _training("batch_512", VARIANT, "batches of 512", batch=512,
+    _variant("batch_32", VARIANT, "batches of 32", batch=32),
+    _variant("batch_512", VARIANT, "batches of 512", batch=512,
               data=IMAGES | {"tiny": "--data patches10 --samples 256"}),
-    _training("without_augmentation", VARIANT, "as 1_1, seed 1: not augmented", "--seed 1"),
-    _training("momentum", VARIANT, "momentum 0.9", "--momentum 0.9", along="--learning-rate 0.05 0.7",
+    _variant("without_augmentation", VARIANT, "as 1_1, seed 1: not augmented", "--seed 1"),
+    _variant("momentum", VARIANT, "momentum 0.9", "--momentum 0.9", along="--learning-rate 0.05 0.7",
               rates=("0.05 0.2 0.8 3.2", "0.05 0.1 0.2 0.4 0.8 1.6 3.2 6.4 12.8", "0.05 0.1 0.2 0.4 0.8 1.6 3.2 6.4 12.8")),
-    _training("mse", VARIANT, "MSE", loss="mse"),
-    _training("adam", VARIANT, "Adam, preconditioned Hessian", ADAM, along="--learning-rate 0.05",
+    _variant("mse", VARIANT, "MSE", loss="mse"),
+    _variant("adam", VARIANT, "Adam, preconditioned Hessian", ADAM, along="--learning-rate 0.05",
               rates=("0.01 0.04 0.16 0.64", *("0.005 0.01 0.02 0.04 0.08 0.16 0.32 0.64 1.28",) * 2)),
-    _training("sp", VARIANT, "standard parametrization beside μP", param="mup sp"),
-    _training("random_features", VARIANT, "random features: the readout alone is trained", "--trained readout", claims={}),
-    _training("digits", VARIANT, "another data set: digits", data=DIGITS),
-    _training("mlp", VARIANT, "another network: MLP of two hidden layers", "--activation relu", model="mlp"),
-    _training("gpt", VARIANT, "GPT on text, Adam", ADAM, model="gpt", batch=64, data=PLAYS, along="--learning-rate 0.05",
-              rates=("0.01 0.04 0.16 0.64", *("0.005 0.01 0.02 0.04 0.08 0.16 0.32 0.64 1.28",) * 2), minutes=(4, 40, 600)),
+    _variant("sp", VARIANT, "standard parametrization beside μP", param="mup sp"),
+    _variant("random_features", VARIANT, "random features: the readout alone is trained", "--trained readout", claims={}),
+    _variant("digits", VARIANT, "another data set: digits", data=DIGITS),
+    _variant("mlp", VARIANT, "another network: MLP of two hidden layers", "--activation relu", model="mlp"),
+    _variant("gpt", VARIANT, "GPT on text, Adam", ADAM, model="gpt", batch=64, data=PLAYS, along="--learning-rate 0.05",
+              rates=("0.01 0.04 0.16 0.64", *("0.005 0.01 0.02 0.04 0.08 0.16 0.32 0.64 1.28",) * 2), minutes=(4, 7, 600)),
 ])  # fmt: skip
