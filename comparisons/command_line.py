@@ -1,6 +1,7 @@
 """From a dataclass to a command that ends, whatever happens, in one line: a user's mistake, an interruption, a full disk."""
 
 import contextlib
+import gc
 import logging
 import os
 import pkgutil
@@ -17,6 +18,7 @@ from comparisons import compiled
 from limits.command.arguments import read, stop
 
 Options = TypeVar("Options")
+OBJECTS = 50_000  # made between two searches for garbage: what compiling makes, by the million, nearly all stays
 PATIENCE = 4.0  # seconds from an interruption until the process ends, whatever it is computing
 
 
@@ -28,6 +30,7 @@ def run(options: type[Options], command: Callable[[Options], None] | str, prog: 
     signal.
     """
     parsed = read(options, prog, arguments)
+    gc.set_threshold(OBJECTS)
     compiled.keep(getattr(parsed, "compilation_cache", True))
     from comparisons.files import Damaged, Refused, Unwritten  # (with xarray)
     from comparisons.results import provenance

@@ -30,9 +30,10 @@ there is one.  A fluctuation whose next order is larger, and seen, has it fitted
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from math import isfinite
+from math import ceil, isfinite
 from typing import Literal, get_args
 
 import numpy as np
@@ -326,7 +327,10 @@ class _Squares:
         self.of_basis = np.linalg.pinv(basis.T)
         self.contrast = _without(basis, x)
         self.shuffled_contrast = self.contrast[shuffled].reshape(len(shuffled), -1)
-        self.exponent = _root(self.contrast * self.over(0.0).mean(axis=1), 2 * (x - x.mean()), self._misfit)
+        self.exponent = self._root()
+
+    def _root(self):
+        return _root(self.contrast * self.over(0.0).mean(axis=1), 2 * (self.x - self.x.mean()), self._misfit)
 
     def over(self, beta):
         """(W, S): e²/N^2β, in units of the central width."""
@@ -369,7 +373,10 @@ class _Squares:
         """The same law of errors that have so much of the order ``beyond``."""
         coefficients = self.coefficients(self.over(self.exponent).mean(axis=1))
         more = 1 + size * self.narrowness ** len(self.basis) * coefficients.sum() / (self.basis.T @ coefficients)
-        return _Squares(self.x, self.errors / np.sqrt(more)[:, None], self.basis, self.shuffled)
+        found = copy(self)
+        found.errors = self.errors / np.sqrt(more)[:, None]
+        found.exponent = found._root()
+        return found
 
     @property
     def has_a_small_next_order(self):
@@ -377,12 +384,13 @@ class _Squares:
 
     def interval(self, confidence):
         """Exponents at which the trend is not above most trends of permuted widths."""
+        most = ceil(confidence * (len(self.shuffled) - 1))
 
         def excess(beta):
             squares = self.normalised(beta)
             trends = np.abs(self.shuffled_contrast @ squares.T.ravel())
             rounding = ROUNDING * np.abs(self.contrast) @ squares.sum(axis=1)
-            found = np.abs(self.contrast @ squares.sum(axis=1)) - np.quantile(trends, confidence, method="higher")
+            found = np.abs(self.contrast @ squares.sum(axis=1)) - np.partition(trends, most)[most]
             return np.inf if np.isnan(found) else found - rounding
 
         return _not_excluded(excess, self.exponent)
@@ -496,7 +504,8 @@ class _Means:
     def _others(self, beta):
         """(W + 1, W): by how much measuring each width, and the next order, move the means over N^β; one standard deviation."""
         scale = np.exp(-beta * self.x)
-        amplitude = np.average(self.over(beta).mean(axis=1), weights=1 / (self.variance * scale**2))
+        weights = 1 / (self.variance * scale**2)
+        amplitude = weights @ self.over(beta).mean(axis=1) / weights.sum()
         return np.concatenate([np.diag(self.floor * scale), [amplitude * self.next_order]])
 
     def _weights(self, beta):

@@ -18,7 +18,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from comparisons import files
 
@@ -36,6 +36,7 @@ DECADES = 30  # of a logarithmic axis below where its lines start, at most: ther
 WIDE = 1e3  # what spans more is on a logarithmic axis
 FAR = {"linear": 2, "log": 6}  # times as high as the curves, or as low, an edge is told in words: a line would flatten them
 SHORTEST, FILLED = 12, 0.98  # characters of a line of a title, and how much of its room it may fill
+CENTRED = 0.86  # of a panel's room, for titles over the axes: these are right of its middle by half of what their labels take
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -103,7 +104,7 @@ def fit_titles(figure: Figure) -> None:
     for axis in figure.axes:
         spec = axis.get_subplotspec()
         row, columns = (spec.rowspan.start, spec.get_gridspec().ncols / len(spec.colspan)) if spec else (0, 1)
-        rows[row] = max(rows.get(row, 0.0), _broken(axis.title, figure.bbox.width / columns))
+        rows[row] = max(rows.get(row, 0.0), _broken(axis.title, CENTRED * figure.bbox.width / columns))
     figure.set_figheight(figure.get_figheight() + (sum(added) + sum(rows.values())) / figure.dpi)
 
 
@@ -220,6 +221,12 @@ def spans(axis, factor):
     """Whether all that is drawn is above zero, and the highest more than so many times the lowest."""
     heights = np.concatenate([np.empty(0), *_heights(axis)])
     return bool(heights.size) and 0 < factor * heights.min() < heights.max()
+
+
+def at_sizes(axis: Axis, sizes: Sequence[int] | np.ndarray) -> None:
+    """A tick at each size of a network, and none between them."""
+    axis.set_ticks([*sizes], [str(size) for size in sizes], rotation=45)
+    axis.set_minor_locator(NullLocator())
 
 
 def plain_numbers(axis: Axis) -> None:

@@ -35,7 +35,6 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
 from scipy.special import stdtrit
 
 from comparisons import power_law
@@ -106,8 +105,7 @@ def _against_width(axis: Axes, errors, found: list[Rate]):
     _named(axis, [(f"step {rate.step}", rate.exponent, rate.interval, color) for rate, color in colored], "N")
     axis.set(xscale="log", yscale="log", xlabel="width $N$")
     axis.set_title(said([(rate.step, rate.interval) for rate in found], "step"))
-    axis.set_xticks(errors.width.values, [str(width) for width in errors.width.values])
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    plots.at_sizes(axis.xaxis, errors.width.values)
     plots.plain_numbers(axis.yaxis)
 
 

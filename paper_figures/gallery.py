@@ -77,7 +77,7 @@ def shrink(path: Path, to: Path) -> None:
         for width in (WIDEST, 1000, 800, 600, 400):
             small = whole.convert("RGB")
             small.thumbnail((width, 10 * width), Image.Resampling.LANCZOS)
-            small.quantize(128, Image.Quantize.MAXCOVERAGE).save(to, optimize=True)  # thin lines keep their colour
+            small.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2).save(to, optimize=True)  # thin lines keep their colour
             if to.stat().st_size <= LARGEST:
                 return
     stop(PROGRAM, f"{to}: more than {LARGEST} bytes")

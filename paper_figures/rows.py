@@ -75,7 +75,7 @@ FIXED, WIDEST = "--richness 1", "64 128 256 512 1024"
 WHOLE, HALVED = ("16 32 64 128", "256", "128"), ("8 16 32 64", "128", "64")  # on cpu: widths, steps followed, steps of a sweep
 BESIDE_LIMIT = "8 16 32", "16 64 256", "64 128 256 512 1024"  # widths
 SHORT = "8 --measure-every 4", "16 --measure-every 4", "32 --measure-every 8"  # steps
-FEW, MANY = "0.5 2 8 32", "0.5 1 2 4 8 16 32 64 128"
+FEW, MANY = "0.5 2 8 32", "0.25 0.5 1 2 4 8 16 32 64 128"
 
 
 def _over(data: Mapping[str, str], *columns: tuple[str, tuple[str, ...]]) -> dict[str, str]:

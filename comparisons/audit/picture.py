@@ -32,8 +32,7 @@ def picture(audit, path: Path) -> None:
     axes[-1].set_title("outputs")
     for axis in axes:
         axis.set(xscale="log", yscale="log", xlabel="width $N$")
-        axis.set_xticks(measured.widths, [str(width) for width in measured.widths])
-        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        plots.at_sizes(axis.xaxis, measured.widths)
         handles, labels = axis.get_legend_handles_labels()
         if labels:
             axis.legend(handles[:6], labels[:6], fontsize=6)

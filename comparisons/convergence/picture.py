@@ -8,7 +8,6 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
 
 from comparisons import style as plots
 from comparisons.convergence.following import Following, relative_deviations
@@ -70,9 +69,7 @@ def rates(dataset: xr.Dataset, measured: Sequence[Rate], reference: str, title: 
             subtracted = r"\infty" if reference_of(dataset, name, reference) == "theory" else dataset.width.values[-1]
             what = f"over seeds of $o_N-o_{{{subtracted}}}$"
             axis.set_ylabel(f"rms {what}" if kind == "fluctuation" else f"|mean {what}|")
-            axis.set_xticks(errors.width.values, [str(w) for w in errors.width.values], rotation=45)
-            axis.tick_params(axis="x", which="minor", bottom=False)
-            axis.xaxis.set_minor_formatter(NullFormatter())
+            plots.at_sizes(axis.xaxis, errors.width.values)
     handles = [Line2D([], [], marker="o", linestyle="-", color=matplotlib.colormaps["plasma"](x), label=f"step {step}")
                for step, x in zip(steps, np.linspace(0.05, 0.8, len(steps)), strict=True)]  # fmt: skip
     handles += [Line2D([], [], color="gray", label="fit"), plots.band(SLOPES),
@@ -128,9 +125,7 @@ def following(dataset: xr.Dataset, found: Sequence[Following], edge_of_stability
     for one, color in zip(found, ("tab:blue", "tab:orange"), strict=False):
         draw_following(when, one, color)
     when.set(xscale="log", xlabel="width $N$", ylabel="steps", title="\n".join(f"{one.observable}: {one.law}" for one in found))
-    when.set_xticks(dataset.width.values, [str(w) for w in dataset.width.values], rotation=45)
-    when.tick_params(axis="x", which="minor", bottom=False)
-    when.xaxis.set_minor_formatter(NullFormatter())
+    plots.at_sizes(when.xaxis, dataset.width.values)
     handles = [Line2D([], [], color=color, marker="o", linestyle="", label=f"{one.observable} follows")
                for one, color in zip(found, ("tab:blue", "tab:orange"), strict=False)]  # fmt: skip
     handles += [*plots.limit_handles(), plots.edge_handle(),

@@ -362,8 +362,7 @@ def picture(job: Job, optimizer: str, cells: Mapping[Cell, Sizes], checks: Seque
             low, high = axis.get_ylim()
             if 0 < high < 30 * low:  # what is flat is to look flat
                 axis.set_ylim(low / np.sqrt(30 * low / high), high * np.sqrt(30 * low / high))
-            axis.set_xticks(sweep.growing, [str(n) for n in sweep.growing], rotation=45)
-            axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+            plots.at_sizes(axis.xaxis, sweep.growing)
             axis.yaxis.set_minor_formatter(NullFormatter())
             plots.plain_numbers(axis.yaxis)
         row[0].set_ylabel(f"root mean square at {sweep.fixed}")
