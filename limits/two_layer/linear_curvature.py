@@ -106,7 +106,10 @@ def directional_sharpness(state: OrderParameters) -> Float[Array, ""]:
 
 
 def gauss_newton_eigenvalues(state: OrderParameters, top_k: int) -> Float[Array, " k"]:
-    """Top eigenvalues of γ²G_GN, equal to those of γ²Θ/P: C blocks (ν_j K + K^{1/2} S_EE K^{1/2})/D, ν_j those of S_VV."""
+    """Top eigenvalues of γ²G_GN, equal to those of γ²Θ/P: C blocks (ν_j K + K^{1/2} S_EE K^{1/2})/D, ν_j those of S_VV.
+
+    They grow with ν_j: the largest of k blocks are above all others, whose ν_j are smaller.
+    """
     r, _ = state.gradient.shape
     S_EE, _, S_VV = _blocks(state.gram, r)
     root = jnp.sqrt(state.kernel)
@@ -118,7 +121,7 @@ def gauss_newton_eigenvalues(state: OrderParameters, top_k: int) -> Float[Array,
         return (nu, after), after
 
     none = jnp.full(min(r, top_k), jnp.nan)
-    _, values = jax.lax.scan(block, (jnp.nan, none), eigh(S_VV)[0])
+    _, values = jax.lax.scan(block, (jnp.nan, none), eigh(S_VV)[0][-top_k:])
     return largest(values.ravel() / state.num_inputs, top_k)
 
 
@@ -285,9 +288,8 @@ def _closed_hessian(state, columns):
     """
     r, C = state.gradient.shape
     rows, cols = min(r, C), min(C, columns)  # what G, and what the readout, can fill
-    F = _factor(state.gram, columns)
-    U, stretch, across = jnp.linalg.svd(F[:r])
-    K, G, F_V = U.T @ (state.kernel[:, None] * U) / state.num_inputs, U.T @ state.gradient, across @ F[r:].T
+    U, stretch, F_V = _diagonal_factor(state.gram, r, columns)
+    K, G = U.T @ (state.kernel[:, None] * U) / state.num_inputs, U.T @ state.gradient
     turn, back = _turn(G)
     turn_columns, back_columns = _turn(F_V)
     cG, F_V = state.residual_scale * back(G)[:rows], back_columns(F_V)[:cols].T
@@ -322,8 +324,22 @@ def _turn(matrix):
     return (lambda x: x - V @ (T @ (V.T @ x))), (lambda x: x - V @ (T.T @ (V.T @ x)))
 
 
-def _factor(gram, columns):
-    """F with FFᵀ = S and ``columns`` columns (S has no larger rank)."""
-    values, vectors = eigh(gram)
-    return vectors[:, -columns:] * jnp.sqrt(jnp.maximum(values[-columns:], 0.0))
+def _diagonal_factor(gram, r, columns):
+    """(U, σ, F_Vᵀ) of a factor FFᵀ = S with ``columns`` columns (S has no larger rank): F_E = U diag(σ)."""
+    if columns < len(gram):
+        values, vectors = eigh(gram)
+        F = vectors[:, -columns:] * jnp.sqrt(jnp.maximum(values[-columns:], 0.0))
+        U, stretch, across = jnp.linalg.svd(F[:r])
+        return U, stretch, across @ F[r:].T
+    S_EE, S_EV, S_VV = _blocks(gram, r)
+    U, stretch = _root(S_EE)
+    seen = jnp.where(stretch > jnp.finfo(float).eps * stretch[-1], stretch, jnp.inf)
+    of_E = U.T @ S_EV / seen[:, None]
+    vectors, root = _root(S_VV - of_E.T @ of_E)
+    return U, stretch, jnp.concatenate([of_E, root[:, None] * vectors.T])
 
+
+def _root(matrix):
+    """(U, σ ascending) of U σ² Uᵀ, positive semi-definite."""
+    values, vectors = eigh(matrix)
+    return vectors, jnp.sqrt(jnp.maximum(values, 0.0))
