@@ -379,17 +379,24 @@ def _shifts(param, names, sizes, best, draws, doubts, together) -> list[Shift]:
 
 
 def _shift(param, size, slopes, best, draws, doubt, together):
-    if not np.isfinite(draws).all():
-        return Shift(param, size, np.nan, (np.nan, np.nan), "undecided: an optimum is off the grid")
-
     def interval(confidence):
         if together:
             return together.slope(slopes, confidence)[1]
-        ends = np.quantile(slopes @ draws, ((1 - confidence) / 2, (1 + confidence) / 2))
-        return tuple(float(end) for end in ends + np.array([-1, 1]) * abs(doubt))
+        ends = _quantiles(slopes, draws, (1 - confidence) / 2) + np.array([-1, 1]) * abs(doubt)
+        return tuple(map(float, ends))
 
+    if not np.isfinite(_quantiles(slopes, draws, (1 - CONFIDENCE) / 2)).all():
+        return Shift(param, size, np.nan, (np.nan, np.nan), "undecided: an optimum is off the grid")
     exponent = together.slope(slopes)[0] if together else float(slopes @ best)
     return Shift(param, size, exponent, interval(CONFIDENCE), verdict(interval(CONFIDENCE), interval(EQUIVALENCE)))
+
+
+def _quantiles(slopes, draws, tail):
+    """(low, high) of what the slopes make of draws (sizes, resamples); one that is off the grid may be anything."""
+    on_grid = np.isfinite(draws).all(axis=0)
+    moved = slopes @ np.where(on_grid, draws, 0.0)
+    low, high = (np.where(on_grid, moved, far) for far in (-np.inf, np.inf))
+    return np.array([np.quantile(low, tail, method="lower"), np.quantile(high, 1 - tail, method="higher")])
 
 
 def verdict(interval: tuple[float, float], narrower: tuple[float, float]) -> str:
