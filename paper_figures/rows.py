@@ -328,7 +328,7 @@ ROWS = Table("figure", [
               data=IMAGES | {"tiny": "--data patches10 --samples 256"}),
     _variant("without_augmentation", VARIANT, "as 1_1, seed 1: not augmented", "--seed 1"),
     _variant("momentum", VARIANT, "momentum 0.9", "--momentum 0.9", along="--learning-rate 0.05 0.7",
-              rates=("0.05 0.2 0.8 3.2", "0.05 0.1 0.2 0.4 0.8 1.6 3.2 6.4 12.8", "0.05 0.1 0.2 0.4 0.8 1.6 3.2 6.4 12.8")),
+              rates=("0.05 0.2 0.8 3.2", *("0.05 0.1 0.2 0.4 0.8 1.6 3.2 6.4 12.8 25.6",) * 2)),
     _variant("mse", VARIANT, "MSE", loss="mse"),
     _variant("adam", VARIANT, "Adam, preconditioned Hessian", ADAM, along="--learning-rate 0.05",
               rates=("0.01 0.04 0.16 0.64", *("0.005 0.01 0.02 0.04 0.08 0.16 0.32 0.64 1.28",) * 2)),
