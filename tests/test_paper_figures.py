@@ -35,6 +35,8 @@ from paper_figures import (
     figure_36_1,
     said_of_limits,
 )
+from paper_figures.rows import ROWS
+from paper_figures.verdicts import verdict
 
 TINY = ["--widths", "8", "16", "32", "--seeds", "2", "--steps", "2", "--samples", "8", "--inputs", "3"]
 DIGITS = ["--data", "digits", "--samples", "12", "--outputs", "2", "--model", "mlp", "--seeds", "2", "--steps", "2"]
@@ -104,10 +106,13 @@ def test_figure_6_2_from_the_commands_that_it_names(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
-def test_a_figure_is_drawn_next_to_its_results(figure, results, capsys):
+def test_a_figure_is_drawn_next_to_its_results_and_judged(figure, results, capsys):
     folder = results / figure.NAME
     figure.main(["--results", str(folder)])
     assert (folder / f"{figure.NAME}.png").read_bytes().startswith(b"\x89PNG")
+    row = next(row for row in ROWS.values() if row.script == figure.NAME)
+    told = verdict(row, folder, "cpu")
+    assert all(f"{claim}: " in told for claim in row.claims), told
     assert (folder / f"{figure.NAME}.pdf").read_bytes().startswith(b"%PDF")
     assert str(folder / figure.NAME) in capsys.readouterr().out
 
