@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 MOST = 2**30  # bytes of them, when a command begins
+SHORTEST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"  # of what is kept: most programs here take less than JAX's one second
 
 
 def keep(wanted: bool) -> None:
@@ -28,8 +29,9 @@ def settings(wanted: bool, environment: Mapping[str, str]) -> dict[str, str]:
     """What JAX is to be told beside what the user tells it; nothing where a folder cannot be written."""
     if not wanted:
         return {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    shortest = {SHORTEST: environment.get(SHORTEST, "0")}
     if "JAX_COMPILATION_CACHE_DIR" in environment:
-        return {}
+        return shortest
     programs = home(environment) / "superconsistency" / "compiled"
     folder = programs / f"jaxlib-{version('jaxlib')}-{processor()}"
     try:
@@ -38,7 +40,7 @@ def settings(wanted: bool, environment: Mapping[str, str]) -> dict[str, str]:
         forget(programs, MOST)
     except OSError:
         return {}
-    return {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return {"JAX_COMPILATION_CACHE_DIR": str(folder)} | shortest
 
 
 def home(environment: Mapping[str, str]) -> Path:

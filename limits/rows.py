@@ -9,6 +9,13 @@ from collections.abc import Iterable
 from typing import Any
 
 
+class Unknown(KeyError):
+    """A name that no row has.  (The text of a KeyError is the repr of its key.)"""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class Table(dict[str, Any]):
     """Rows of one kind by their ``name``, in their order."""
 
@@ -29,5 +36,12 @@ class Table(dict[str, Any]):
     def find(self, name: str) -> Any:
         """Raises ValueError, in one line, for a name that no row has."""
         if name not in self:
-            raise ValueError(f"unknown {self.kind} {name!r}; known: {', '.join(self)}")
+            raise ValueError(self._unknown(name))
         return self[name]
+
+    def __missing__(self, name: str) -> Any:
+        """Raises Unknown, in the same line: a worker, say, may lack a row that was added in another process."""
+        raise Unknown(self._unknown(name))
+
+    def _unknown(self, name):
+        return f"unknown {self.kind} {name!r}; known: {', '.join(self)}"

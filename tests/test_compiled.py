@@ -16,6 +16,7 @@ from limits import machine
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--widths", "6", "8", "12", "--seeds", "2", "--steps", "2", "--measure-every", "1", "--samples", "4", "--inputs", "3"]
 FOLDER, ENABLED = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
+SHORTEST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 def told(tmp_path, **environment):
@@ -78,8 +79,11 @@ def test_it_can_be_turned_off(tmp_path):
 
 
 def test_a_folder_of_the_users_own_is_respected(tmp_path):
-    assert told(tmp_path, **{FOLDER: "mine"}) == {}
+    """With all that is compiled, unless the user wants only what took long."""
+    assert told(tmp_path, **{FOLDER: "mine"}) == {SHORTEST: "0"}
+    assert told(tmp_path, **{FOLDER: "mine", SHORTEST: "2"}) == {SHORTEST: "2"}
     assert not (tmp_path / "cache").exists()
+    assert told(tmp_path, **{SHORTEST: "2"})[SHORTEST] == "2"
 
 
 def test_where_nothing_can_be_written_there_is_none(tmp_path):

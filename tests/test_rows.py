@@ -79,6 +79,8 @@ def test_a_name_is_given_once_and_unknown_ones_are_told_what_there_is(add):
         ACTIVATIONS.add(Activation("bent", jnp.cos))
     with pytest.raises(ValueError, match="unknown activation 'bend'; known: linear, relu, tanh, erf, gelu, bent"):
         ACTIVATIONS.find("bend")
+    with pytest.raises(KeyError, match=r"^unknown activation 'bend'; known: linear, relu, tanh, erf, gelu, bent$"):
+        ACTIVATIONS["bend"]
 
 
 # A kinked activation --------------------------------------------------------------------------------------------------
