@@ -47,6 +47,7 @@ from finite.training.side_by_side import Plan
 from limits.machine import one_lapack_thread
 
 PROVENANCE, DIGEST = "provenance", "sha256"  # names of no value
+UNSAID = "ignore:resource_tracker"  # after an interruption that takes away what processes shared, and need not say so
 CHUNK = 1.0  # seconds of work on a CPU, as estimated, from one time when cells are kept to the next
 
 Values = Mapping[str, np.ndarray]  # of a cell
@@ -366,6 +367,7 @@ def _by_processes(count, work, store, groups):
 
 
 def _pool(count, work, store, groups):
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), UNSAID]))
     pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_begin, initargs=(work, store))
     try:
         yield from _finished({pool.submit(_compute_shared, group): group for group in groups})

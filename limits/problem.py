@@ -299,7 +299,8 @@ def _square(num_inputs):
         side = isqrt(num_inputs // channels)
         if channels * side**2 == num_inputs:
             return side, side, channels
-    raise ValueError(f"{num_inputs} inputs are no square image of 1 or 3 channels: give its image_shape (H, W, channels)")
+    shape = "give its image_shape (H, W, channels), or in a file inputs (P, H, W[, 3])"
+    raise ValueError(f"{num_inputs} inputs are no square image of 1 or 3 channels: {shape}")
 
 
 def _finite_matrix(name, values):

@@ -38,10 +38,11 @@ class Theory:
     home      the module with ``refuses(problem)``, the line that says why it does not know the limit, None where it does;
               ``solve(problem)``; and, if it knows limits whose f(0) is random, ``loss_law(problem)`` and
               ``solve(problem, initial_outputs=…)``
-    law       the module with ``predict(problem)``; "" where there is none
+    law       the module with ``predict(problem)``, and where that may take minutes ``work_of_laws(problem)``; "" where there is
+              none
     has_law   problem → whether that has a law of it
-    dear      whether it takes minutes, most of them the Hessian's: then home has ``solve(problem, hessian=…)``, which may spare
-              them, ``work(problem, hessian=…)``, and ``insist_on_room(problem, hessian=…)``, which raises MemoryError
+    dear      whether it may take minutes, most of them the Hessian's: then home has ``solve(problem, hessian=…)``, which may
+              spare them, ``work(problem, hessian=…)``, and ``insist_on_room(problem, hessian=…)``, which raises MemoryError
     networks, has     for the READMEs: whose limit it knows, and what of it
     """
 
@@ -88,6 +89,7 @@ THEORIES = Table("theory", (
                "sweep forward in time; laws"),
     # particles
     Theory("meanfield", _one_layer, "limits.two_layer.meanfield", "limits.two_layer.meanfield_law",
+           dear=True,
            networks="`mlp2`, any activation and loss, μP",
            has="everything that has a limit, from clouds of particles, sharpness by a secular equation; laws without a kink"),
     # sampled, images
@@ -222,9 +224,10 @@ def predict(problem: Problem) -> Prediction | None:
 def insist_on_room_for_laws(problem: Problem) -> None:
     """Raises what ``predict`` would, as far as that is known before it begins."""
     row = _row(problem)
-    if not (row.law and row.dear):
+    law = import_module(row.law) if row.law else None
+    if not hasattr(law, "work_of_laws"):
         return
-    multiplications, numbers = import_module(row.law).work_of_laws(problem)
+    multiplications, numbers = law.work_of_laws(problem)
     minutes = multiplications / RATE / 60
     lasting, advice = _lasting(minutes), f"with hessian=False {row.law}.predict takes less"
     require_memory(numbers, f"the laws of {problem.model} would take about {lasting} and", advice)

@@ -42,6 +42,10 @@ def test_labels_are_classes_and_each_has_its_samples(labels, classes, tmp_path):
     order = np.unique(labels, return_inverse=True)[1].reshape(-1)
     np.testing.assert_array_equal(one_hot.argmax(axis=1), order[rows])
     np.testing.assert_allclose(load_npz(tmp_path / "a.npz", "mse")[1], one_hot - 1 / classes)
+    np.savez(tmp_path / "b.npz", inputs=X, labels=labels)
+    for ours, theirs in zip(load_npz(tmp_path / "b.npz", "mse"), load_npz(tmp_path / "a.npz", "mse"), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert holds_classes(tmp_path / "b.npz")
 
 
 @pytest.mark.parametrize("targets", [Y, LABELS])
@@ -131,7 +135,10 @@ HUGE = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f8', 'fortran_order': False, 's
         (npz(inputs=X, targets=np.where(Y < 2, np.inf, Y)), "targets hold 2 values that are not finite"),
         (npz(inputs=np.full((6, 2), np.longdouble("1e4000")), targets=Y), "inputs hold 12 values that are not finite"),
         (npz(inputs=X * 1j, targets=Y), "inputs hold complex128"),
-        (npz(inputs=X, targets=np.array(list("abcdef"))), "targets hold <U1"),
+        (npz(inputs=X, targets=np.array(list("abcdef"))), r"targets hold <U1, .* reals: number the classes, np.unique"),
+        (npz(inputs=X, labels=np.array(list("abcdef"))), r"labels of shape \(6,\) hold <U1, .* integers: number the classes"),
+        (npz(inputs=X, labels=LABELS.astype(float)), r"labels of shape \(6,\) hold float64, wanted a column of integers$"),
+        (npz(inputs=X, labels=LABELS, targets=Y), "it has targets and labels, wanted one of them"),
         (npz(inputs=X, targets=np.stack([Y, Y], 1) > 2), "targets hold bool"),
         (npz(inputs=X, targets=LABELS * 2), "targets are integers, labels 0, 2, 4: wanted classes numbered from 0 or from 1"),
         (npz(inputs=X, targets=LABELS + 2), "labels 2, 3, 4: wanted .* none left out; numbers to be learned are reals"),

@@ -10,7 +10,7 @@ from trained import train
 
 from comparisons.power_law import fit
 from finite.networks.mlp import mlp
-from limits import Problem, minibatches
+from limits import Problem, minibatches, theories
 from limits.coordinates import coordinates
 from limits.kernel import ntk
 from limits.machine import computing
@@ -65,6 +65,26 @@ def test_the_particle_system_is_the_network(options):
             if name == "hessian_trace" and problem.activation != "relu":
                 continue  # estimated there, at random
             np.testing.assert_allclose(values, trained[name][t], rtol=1e-7, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_without_the_hessian_the_rest_is_the_same(activation):
+    problem = a_problem(activation, C=2, loss="cross_entropy")
+    whole, rest = (meanfield.solve(problem, particles=64, repeats=2, hessian=hessian) for hessian in (True, False))
+    assert set(rest) == {"loss", "ntk_eigenvalues", "gauss_newton_eigenvalues", "directional_sharpness"}
+    for name in rest:
+        np.testing.assert_array_equal(rest[name], whole[name])
+        np.testing.assert_array_equal(rest.error(name), whole.error(name))
+    assert rest.left_open["hessian_eigenvalues"] == "it was not asked for"
+    assert 10 * meanfield.work(problem, hessian=False)[0] < meanfield.work(problem)[0]
+
+
+def test_hours_are_refused_before_they_begin():
+    """A cloud of 4096 particles has an equation of 2000 columns to solve for each of ten eigenvalues, at every step."""
+    problem = a_problem("tanh", C=10, P=200, D=20, num_steps=100, measure_every=1, top_k=10, loss="cross_entropy")
+    with pytest.raises(ValueError, match=r"on 200 samples would take about 36 days .* waited for: on 8 it takes 43 minutes"):
+        theories.insist_on_room(problem)
+    theories.insist_on_room(replace(problem, num_steps=1, top_k=1), hessian=False)
 
 
 def test_networks_of_other_activations_leave_out_what_has_no_limit():

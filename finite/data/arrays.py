@@ -1,8 +1,9 @@
-"""The user's own arrays, from an .npz file: ``inputs`` and ``targets``, one sample per row.
+"""The user's own arrays, from an .npz file: ``inputs`` and ``targets`` or ``labels``, one sample per row.
 
     inputs     (P, D), integers or reals, as they are; or images (P, H, W) or (P, H, W, channels), see ``finite.data.images``
     targets    (P, C), or reals (P,): numbers to be learned, as they are
                integers (P,) or (P, 1): labels of classes, 0 … C − 1 or 1 … C (or −1 and 1), which become targets (P, C)
+    labels     such integers under their own name
 """
 
 from pathlib import Path
@@ -24,7 +25,7 @@ def load_npz(
     lie class by class, in random order.
     Raises DataError, a ValueError, for whatever is wrong with the file; ValueError for more samples than it has.
     """
-    found = read_arrays(path, ("inputs", "targets"))
+    found = _read(path, "inputs")
     x, shape = _inputs(path, found)
     labels = _labels(found["targets"])
     y = _matrix(path, "targets", found["targets"]) if labels is None else _classes(path, labels, loss)
@@ -38,11 +39,35 @@ def load_npz(
 
 def holds_classes(path: str | Path) -> bool:
     """Whether the targets of an .npz file are labels, or a probability vector for each sample.  Raises DataError."""
-    targets = read_arrays(path, ("targets",))["targets"]
+    targets = _read(path)["targets"]
     if _labels(targets) is not None:
         return True
     y = _matrix(path, "targets", targets)
     return bool(y.shape[1] > 1 and y.min() >= 0 and np.allclose(y.sum(axis=1), 1, atol=1e-6))
+
+
+def _read(path, *names):
+    """These arrays and "targets", which may be called labels."""
+    try:
+        labels = read_arrays(path, ("labels",))["labels"]
+    except DataError:  # and whatever else is wrong is told of inputs and targets
+        return read_arrays(path, (*names, "targets"))
+    found = read_arrays(path, names, ("targets",))
+    if "targets" in found:
+        raise DataError(f"{path}: it has targets and labels, wanted one of them")
+    if _labels(labels) is None:
+        raise DataError(f"{path}: labels {_told(labels)}, wanted a column of integers{_numbered(labels)}")
+    return found | {"targets": labels}
+
+
+def _told(values):
+    return f"of shape {values.shape} hold {values.dtype}" if isinstance(values, np.ndarray) else "hold no numbers"
+
+
+def _numbered(values):
+    """What to do with the names of classes."""
+    text = isinstance(values, np.ndarray) and values.dtype.kind in "US"
+    return ": number the classes, np.unique(…, return_inverse=True)[1]" if text else ""
 
 
 def _inputs(path, found):
@@ -72,7 +97,8 @@ def _classes(path, labels, loss):
 
 def _matrix(path, name, values) -> Float[np.ndarray, "P n"]:
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
-        raise DataError(f"{path}: {name} hold {getattr(values, 'dtype', 'no numbers')}, wanted integers or reals")
+        held = getattr(values, "dtype", "no numbers")
+        raise DataError(f"{path}: {name} hold {held}, wanted integers or reals{_numbered(values)}")
     if name == "targets" and values.ndim == 1:
         values = values[:, None]
     if values.ndim != 2 or 0 in values.shape:

@@ -35,22 +35,24 @@ from limits.problem import Problem
 from limits.repeats import errors_of, first_ranks, scatter
 from limits.spectra import Spectrum, spectrum
 from limits.theories import insist
-from limits.trajectory import Trajectory
+from limits.trajectory import Trajectory, hessian_left_open
 from limits.two_layer.meanfield_law import predict
 from limits.two_layer.neuron_blocks import (
     IN_BULK,
     Measurement,
     Observables,
     diverged,
-    hessian,
     limit_of_hessian,
     measure,
     observables,
 )
+from limits.two_layer.neuron_blocks import hessian as hessian_of
 from limits.two_layer.particles import cloud, functions, gauss_newton, path, population, refuses, without_ties
 from limits.two_layer.patterns import candidates, edge
 
 SIGNAL = "r"
+PARTICLES, REPEATS = 4096, 4
+LEVELS, DECOMPOSED = 12, 10  # matrices M(λ) of one eigenvalue; multiplications of a decomposition, over the side's third power
 LEFT_OPEN = dict.fromkeys(("hessian_min", "residual_eigenvalues"), "the bulk of the Hessian has no edge with this activation")
 LEFT_OPEN |= {"hessian_trace": "with this activation it grows with the width"}
 __all__ = ["HessianSpectrum", "hessian_spectra", "predict", "refuses", "solve"]
@@ -64,8 +66,12 @@ class HessianSpectrum(NamedTuple):
 
 
 @in_float64
-def solve(problem: Problem, *, particles: int = 4096, repeats: int = 4, seed: int = 0) -> Trajectory:
+def solve(
+    problem: Problem, *, particles: int = PARTICLES, repeats: int = REPEATS, seed: int = 0, hessian: bool = True
+) -> Trajectory:
     """The limit of ``mlp(problem, width, 1, activation)`` in μP, from so many clouds of so many particles.
+
+    hessian   whether the Hessian's are found too, which of many samples and outputs take nearly all the time
 
     Momentum, weight decay, minibatches, several outputs and cross-entropy as in ``limits.problem``; observables as above.
     Raises ValueError for another parametrization, optimiser or depth and for clouds that are none; MemoryError before it
@@ -73,16 +79,46 @@ def solve(problem: Problem, *, particles: int = 4096, repeats: int = 4, seed: in
     """
     if repeats < 2:
         raise ValueError(f"{repeats} repeats: a standard error needs two")
-    clouds = [_trajectory(problem, times) for times in _clouds(problem, particles, repeats, seed)]
+    clouds = [_trajectory(problem, times, hessian) for times in _clouds(problem, particles, repeats, seed)]
     of_clouds = {name: np.stack([cloud[name] for cloud in clouds]) for name in clouds[0]}
-    in_bulk, signals = of_clouds.pop(IN_BULK).any(0), of_clouds.pop(SIGNAL)
+    in_bulk, signals = of_clouds.pop(IN_BULK, None), of_clouds.pop(SIGNAL)
     values = {name: np.mean(each, 0) for name, each in of_clouds.items()}
     errors = errors_of(values, of_clouds, averaged=1)
-    errors["hessian_eigenvalues"][in_bulk] = np.inf
-    if problem.network.nonlinearity.kinked:
+    if hessian:
+        errors["hessian_eigenvalues"][in_bulk.any(0)] = np.inf
+    if hessian and problem.network.nonlinearity.kinked:
         _put_edges(values, errors, *_edges(problem, signals, of_clouds["residual_eigenvalues"][..., 0].max(0)))
     values, errors = (first_ranks(numbers, problem.top_k) for numbers in (values, errors))
-    return Trajectory(problem.steps, values, errors, left_open=LEFT_OPEN)
+    left_open = LEFT_OPEN if hessian else hessian_left_open("it was not asked for")
+    return Trajectory(problem.steps, values, errors, left_open=left_open)
+
+
+def work(
+    problem: Problem, particles: int = PARTICLES, repeats: int = REPEATS, *, hessian: bool = True
+) -> tuple[float, float]:
+    """(multiplications, numbers held at once) of ``solve``, about."""
+    P, rank, n = problem.num_samples, problem.targets.size, _of_a_neuron(problem)
+    step = 6 * particles * P * n
+    matrix = particles * n * rank**2 + DECOMPOSED * rank**3  # M(λ) and its eigenvalues
+    measured = 2 * matrix + hessian * LEVELS * (problem.top_k + 1) * matrix
+    return repeats * (problem.num_steps * step + len(problem.steps) * measured), _room(problem, particles)
+
+
+def insist_on_room(
+    problem: Problem, particles: int = PARTICLES, repeats: int = REPEATS, *, hessian: bool = True
+) -> None:
+    """Raises MemoryError for clouds that do not fit this machine."""
+    require_memory(work(problem, particles, repeats, hessian=hessian)[1], f"{particles} particles need", "take fewer")
+
+
+def _of_a_neuron(problem):
+    """Weights of one, within the span of the inputs."""
+    return min(problem.inputs.shape) + problem.num_outputs
+
+
+def _room(problem, particles):
+    n, rank = _of_a_neuron(problem), problem.targets.size
+    return particles * (len(problem.steps) * n + 4 * n * (n + rank) + 8 * problem.num_samples) + 6 * rank**2
 
 
 @in_float64
@@ -95,9 +131,7 @@ def hessian_spectra(problem: Problem, *, particles: int = 4096, seed: int = 0) -
 def _clouds(problem, particles, repeats, seed) -> Iterator[Iterator[Measurement]]:
     """The measured steps of each cloud."""
     insist(refuses(problem))
-    n, rank = min(problem.inputs.shape) + problem.num_outputs, problem.targets.size
-    numbers = len(problem.steps) * n + 4 * n * (n + rank) + 8 * problem.num_samples
-    require_memory(particles * numbers + 6 * rank**2, f"{particles} particles need", "take fewer")
+    insist_on_room(problem, particles, repeats)
     return (_times(problem, cloud(problem, particles, rng)) for rng in np.random.default_rng(seed).spawn(repeats))
 
 
@@ -116,16 +150,14 @@ def _at_the_start(network, fixed, z, measured) -> Measurement:
     return measured._replace(ntk=theta, gauss_newton=gauss_newton(network, fixed, z, theta))
 
 
-def _trajectory(problem, times: Iterable[Measurement]) -> Observables:
+def _trajectory(problem, times: Iterable[Measurement], hessian: bool) -> Observables:
     """With more ranks than are wanted (``repeats.first_ranks``; one more of the Hessian), and r."""
 
     def of_hessian(exact, _):
         return limit_of_hessian(exact, problem.top_k + 1, compact=problem.network.nonlinearity.piecewise_linear)
 
-    of_times = [
-        observables(measured, problem.top_k + problem.num_outputs, of_hessian) | {SIGNAL: np.asarray(measured.error)}
-        for measured in times
-    ]
+    ranks, found = problem.top_k + problem.num_outputs, of_hessian if hessian else None
+    of_times = [observables(measured, ranks, found) | {SIGNAL: np.asarray(measured.error)} for measured in times]
     return {name: np.stack([at_a_time[name] for at_a_time in of_times]) for name in of_times[0]}
 
 
@@ -154,7 +186,7 @@ def _put_edges(values, errors, edge: Float[np.ndarray, " T"], error: Float[np.nd
 def _spectrum(problem, measured) -> HessianSpectrum:
     if diverged(measured):
         return HessianSpectrum(np.zeros(0), Spectrum(np.zeros(0), np.zeros(0)))
-    exact, (N, n, _) = hessian(measured), measured.blocks.shape
+    exact, (N, n, _) = hessian_of(measured), measured.blocks.shape
     found = limit_of_hessian(exact, problem.top_k, compact=problem.network.nonlinearity.piecewise_linear)
     values = found["hessian_eigenvalues"]
     outliers = values[(found[IN_BULK] == 0) & (values > exact.poles[0])]

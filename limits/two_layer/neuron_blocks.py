@@ -75,7 +75,7 @@ def hessian_spectrum(
     return spectrum(values, np.ones(len(values)), zeros)
 
 
-def observables(measured: Measurement, top_k: int, of_hessian: OfHessian) -> Observables:
+def observables(measured: Measurement, top_k: int, of_hessian: OfHessian | None) -> Observables:
     """Loss, kernels, directional sharpness, and what ``of_hessian(hessian, top_k)`` finds; not a number where diverged."""
     if diverged(measured):
         found = observables(jax.tree.map(jnp.zeros_like, measured), top_k, of_hessian)
@@ -85,7 +85,7 @@ def observables(measured: Measurement, top_k: int, of_hessian: OfHessian) -> Obs
         "gauss_newton_eigenvalues": largest(np.linalg.eigvalsh(measured.gauss_newton), top_k),
         "ntk_eigenvalues": largest(np.linalg.eigvalsh(measured.ntk), top_k),
         "directional_sharpness": np.asarray(measured.directional_sharpness),
-        **of_hessian(hessian(measured), top_k),
+        **(of_hessian(hessian(measured), top_k) if of_hessian else {}),
     }
 
 
