@@ -16,6 +16,7 @@ LIMIT = plots.LIMIT | {"label": r"$N\to\infty$"}
 FINAL_LOSS = r"final loss $\mathcal{L}$"
 WIDE, LEAST = 3.6, 4.4  # inches of a panel, and of all together: there is a title
 OF_LOSSES = "middle half of the seeds"  # what the bands are
+BEYOND = "from 0, or to inf: the lowest loss may be beyond the learning rates that were tried; more of them there would tell"
 OPTIMUM = Line2D([], [], color="gray", marker="v", markersize=4, linestyle="", label="optimum")
 
 
@@ -184,6 +185,8 @@ def table(optima: list[Optimum], shifts: list[Shift], title: str, size: str = "w
         final = f"{o.final_loss:.3g}" if np.isfinite(o.final_loss) else "diverged"
         of, (low, high) = [o.width or "∞", *([o.depth] if deep else [])], o.interval
         lines.append(form(o.parametrization, *of, f"{o.best_learning_rate:.3g}", f"[{low:.3g}, {high:.3g}]", final))
+    if any(low == 0 or high == np.inf for low, high in (o.interval for o in optima)):
+        lines.append(BEYOND)
     lines += ["", f"best η0 ∝ size^exponent [95 % interval]; it transfers where the 90 % interval lies within ±{TOLERATED:g}"]
     for s in shifts:
         exponent = f"{_symbol(s.size)}^{s.exponent:+z.3f} [{s.interval[0]:+z.3f}, {s.interval[1]:+z.3f}]  "
