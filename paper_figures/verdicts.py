@@ -28,6 +28,7 @@ WORDS = {"super consistent": SAME, "grows": MOVES, "falls": MOVES, "accumulates"
 SHARPNESS = ("hessian_eigenvalues", "preconditioned_sharpness")
 SMALL = "tiny"  # the preset whose figures show how, not what
 DECIDES = "more seeds and a wider range of sizes would decide"
+HEADS = {"not as in the paper, at this size": False, "as in the paper": True, "undecided": None}
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,18 @@ def said(row: Row, findings: list[Finding], small: bool = False) -> str:
     told = "; ".join(map(str, findings))
     if not row.claims:
         return f"the paper's claim is not at hand. {told}"
-    if small:
-        head = "too small to judge"
-    elif False in compared:
-        head = "not as in the paper, at this size: " + ", ".join(
-            f.what for f, one in zip(claimed, compared, strict=True) if one is False
-        )
-    elif None in compared or not compared:
-        head = f"undecided: {DECIDES}"
-    else:
-        head = "as in the paper"
+    head = "too small to judge" if small else _judged([finding.what for finding in claimed], compared)
     return f"{head}. {told}"
+
+
+def _judged(what, compared):
+    """Of the claims that were compared: which do not hold here, which do, and which are open."""
+    if set(compared) == {True}:
+        return "as in the paper"
+    of = {head: ", ".join(name for name, one in zip(what, compared, strict=True) if one is agrees)
+          for head, agrees in HEADS.items()}  # fmt: skip
+    told = "; ".join(f"{head}: {names}" for head, names in of.items() if names)
+    return f"{told or 'undecided'} ({DECIDES})" if None in compared or not compared else told
 
 
 def verdict(row: Row, results: Path, preset: str) -> str:

@@ -64,8 +64,11 @@ def test_an_interval_against_a_claim(claim, interval, agrees):
 
 
 @pytest.mark.parametrize(("mup", "ntp", "says"), [
-    ("same", "moves", "as in the paper"), ("same", "same", "not as in the paper, at this size: transfer ntp"),
-    ("undecided", "moves", "undecided"), ("undecided", "same", "not as in the paper, at this size: transfer ntp"),
+    ("same", "moves", "as in the paper. "),
+    ("same", "same", "not as in the paper, at this size: transfer ntp; as in the paper: transfer mup. "),
+    ("undecided", "moves", "as in the paper: transfer ntp; undecided: transfer mup (more seeds and"),
+    ("undecided", "same", "not as in the paper, at this size: transfer ntp; undecided: transfer mup (more seeds and"),
+    ("undecided", "undecided", "undecided: transfer mup, transfer ntp (more seeds and"),
 ])  # fmt: skip
 def test_a_verdict_needs_all_findings(mup, ntp, says):
     found = [Finding("transfer mup", mup), Finding("transfer ntp", ntp)]
