@@ -82,7 +82,7 @@ def test_without_the_hessian_the_rest_is_the_same(activation):
 def test_hours_are_refused_before_they_begin():
     """A cloud of 4096 particles has an equation of 2000 columns to solve for each of ten eigenvalues, at every step."""
     problem = a_problem("tanh", C=10, P=200, D=20, num_steps=100, measure_every=1, top_k=10, loss="cross_entropy")
-    with pytest.raises(ValueError, match=r"on 200 samples would take about 36 days .* waited for: on 8 it takes 43 minutes"):
+    with pytest.raises(ValueError, match=r"on 200 samples would take about .* days .* waited for: on 8 it takes .* minutes"):
         theories.insist_on_room(problem)
     theories.insist_on_room(replace(problem, num_steps=1, top_k=1), hessian=False)
 

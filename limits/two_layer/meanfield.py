@@ -99,8 +99,8 @@ def work(
     """(multiplications, numbers held at once) of ``solve``, about."""
     P, rank, n = problem.num_samples, problem.targets.size, _of_a_neuron(problem)
     step = 6 * particles * P * n
-    matrix = particles * n * rank**2 + DECOMPOSED * rank**3  # M(λ) and its eigenvalues
-    measured = 2 * matrix + hessian * LEVELS * (problem.top_k + 1) * matrix
+    kernel, level = (particles * rows * rank**2 + DECOMPOSED * rank**3 for rows in (1, n))  # M(λ) is of all weights
+    measured = 2 * kernel + hessian * LEVELS * (problem.top_k + 1) * level
     return repeats * (problem.num_steps * step + len(problem.steps) * measured), _room(problem, particles)
 
 
