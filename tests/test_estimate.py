@@ -21,7 +21,7 @@ from limits.trajectory import OBSERVABLES, Observable
 
 P, COMMANDS = 64, {
     "convergence": (convergence, ["--widths", "8", "16", "32"], "8 cells"),
-    "landscape": (landscape, ["--model", "mlp2", "--data", "digits", "--widths", "8", "16"], "5 cells"),  # no limit of 1797 samples in μP
+    "landscape": (landscape, ["--model", "mlp2", "--data", "digits", "--widths", "8", "16"], "5 cells"),  # no limit in μP
     "transfer": (transfer, ["--widths", "8", "16", "--seeds", "3"], "178 cells"),  # 4 sizes × (14 rates × 3 + 2 followed) + 2
     "coord_check": (coord_check, ["--widths", "8", "16", "32", "--optimizer", "sgd"], "3 cells"),
 }  # fmt: skip
