@@ -367,7 +367,7 @@ def _by_processes(count, work, store, groups):
 
 
 def _pool(count, work, store, groups):
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), UNSAID]))
+    os.environ.setdefault("PYTHONWARNINGS", UNSAID)
     pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_begin, initargs=(work, store))
     try:
         yield from _finished({pool.submit(_compute_shared, group): group for group in groups})

@@ -327,9 +327,10 @@ class _Squares:
         self.of_basis = np.linalg.pinv(basis.T)
         self.contrast = _without(basis, x)
         self.shuffled_contrast = self.contrast[shuffled].reshape(len(shuffled), -1)
-        self.exponent = self._root()
+        self.exponent = self._untrended()
 
-    def _root(self):
+    def _untrended(self):
+        """The exponent at which the squares over the law have no trend."""
         return _root(self.contrast * self.over(0.0).mean(axis=1), 2 * (self.x - self.x.mean()), self._misfit)
 
     def over(self, beta):
@@ -375,7 +376,7 @@ class _Squares:
         more = 1 + size * self.narrowness ** len(self.basis) * coefficients.sum() / (self.basis.T @ coefficients)
         found = copy(self)
         found.errors = self.errors / np.sqrt(more)[:, None]
-        found.exponent = found._root()
+        found.exponent = found._untrended()
         return found
 
     @property

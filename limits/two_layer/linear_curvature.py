@@ -108,7 +108,7 @@ def directional_sharpness(state: OrderParameters) -> Float[Array, ""]:
 def gauss_newton_eigenvalues(state: OrderParameters, top_k: int) -> Float[Array, " k"]:
     """Top eigenvalues of γ²G_GN, equal to those of γ²Θ/P: C blocks (ν_j K + K^{1/2} S_EE K^{1/2})/D, ν_j those of S_VV.
 
-    They grow with ν_j: the largest of k blocks are above all others, whose ν_j are smaller.
+    A block's i-th eigenvalue grows with ν_j: the k largest of all are among those of the k blocks of largest ν_j.
     """
     r, _ = state.gradient.shape
     S_EE, _, S_VV = _blocks(state.gram, r)

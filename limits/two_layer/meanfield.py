@@ -122,7 +122,7 @@ def _room(problem, particles):
 
 
 @in_float64
-def hessian_spectra(problem: Problem, *, particles: int = 4096, seed: int = 0) -> list[HessianSpectrum]:
+def hessian_spectra(problem: Problem, *, particles: int = PARTICLES, seed: int = 0) -> list[HessianSpectrum]:
     """Of one cloud at the measured steps: at most top_k outliers, and the bulk.  Empty once diverged; raises as ``solve``."""
     (times,) = _clouds(problem, particles, 1, seed)
     return [_spectrum(problem, measured) for measured in times]
