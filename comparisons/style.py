@@ -223,9 +223,9 @@ def spans(axis, factor):
     return bool(heights.size) and 0 < factor * heights.min() < heights.max()
 
 
-def at_sizes(axis: Axis, sizes: Sequence[int] | np.ndarray) -> None:
-    """A tick at each size of a network, and none between them."""
-    axis.set_ticks([*sizes], [str(size) for size in sizes], rotation=45)
+def at_sizes(axis: Axis, sizes: Sequence[int] | np.ndarray, rotation: float = 45) -> None:
+    """A tick at each size of a network, and none between them; upright where a legend is close below."""
+    axis.set_ticks([*sizes], [str(size) for size in sizes], rotation=rotation)
     axis.set_minor_locator(NullLocator())
 
 

@@ -105,7 +105,7 @@ def _against_width(axis: Axes, errors, found: list[Rate]):
     _named(axis, [(f"step {rate.step}", rate.exponent, rate.interval, color) for rate, color in colored], "N")
     axis.set(xscale="log", yscale="log", xlabel="width $N$")
     axis.set_title(said([(rate.step, rate.interval) for rate in found], "step"))
-    plots.at_sizes(axis.xaxis, errors.width.values)
+    plots.at_sizes(axis.xaxis, errors.width.values, rotation=0)
     plots.plain_numbers(axis.yaxis)
 
 
