@@ -20,8 +20,8 @@ if __name__ == "__main__":  # before what takes seconds to import
 
 # isort: split
 from comparisons.files import Refused
-from comparisons.optimum.minimum import analyse
-from comparisons.optimum.picture import picture
+from comparisons.optima import picture
+from comparisons.statistics.minimum import analyse
 from paper_figures import read, save
 
 recipe = partial(recipe_of, NAME)

@@ -27,12 +27,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from comparisons import optima as transfer_plots
 from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.landscape import picture as landscape_plots
 from comparisons.landscape.late import first, followed, growing, statement
-from comparisons.optimum import picture as transfer_plots
-from comparisons.optimum.minimum import analyse
+from comparisons.statistics.minimum import analyse
 from limits import OBSERVABLES
 from paper_figures import read, said_of_limits, save
 

@@ -22,12 +22,12 @@ if __name__ == "__main__":  # before what takes seconds to import
 import xarray as xr
 from matplotlib.figure import Figure
 
+from comparisons import optima as transfer_plots
 from comparisons import style as plots
 from comparisons.files import Refused
 from comparisons.landscape import picture as landscape_plots
 from comparisons.landscape.late import growing, statement
-from comparisons.optimum import picture as transfer_plots
-from comparisons.optimum.minimum import analyse
+from comparisons.statistics.minimum import analyse
 from limits import OBSERVABLES
 from paper_figures import read, save
 

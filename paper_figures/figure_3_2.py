@@ -9,8 +9,8 @@ what a title says of the gaps.
 Powers of the step are fitted late, to the second half of the steps (``LATE``), as the paper does: a gap that grows is a
 power of the step only where it has left the one it started with, which networks have from their random weights, behind.
 The paper's gaps are those of single networks to the widest one, fitted without intervals; here they are root mean squares over
-seeds, fitted as comparisons/power_law.py says: of independent networks too flat near the widest.  Steps of full batches stand
-for its 25 epochs of batches of CIFAR-10, and SimpleConvNet for its ConvNet, whose depth is not known.
+seeds, fitted as comparisons/statistics/power_law.py says: of independent networks too flat near the widest.  Steps of full
+batches stand for its 25 epochs of batches of CIFAR-10, and SimpleConvNet for its ConvNet, whose depth is not known.
 """
 
 from functools import partial
@@ -37,13 +37,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.special import stdtrit
 
-from comparisons import power_law
 from comparisons import style as plots
 from comparisons.convergence.picture import SHOWN, draw_rate
 from comparisons.convergence.rates import Rate
 from comparisons.convergence.study import shown_steps
-from comparisons.deviations import deviations
 from comparisons.landscape import picture as landscape_plots
+from comparisons.statistics import power_law
+from comparisons.statistics.deviations import deviations
 from limits import OBSERVABLES
 from paper_figures import read, said_of_limits, save
 

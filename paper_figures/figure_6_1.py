@@ -25,10 +25,10 @@ if __name__ == "__main__":  # before what takes seconds to import
 import xarray as xr
 from matplotlib.figure import Figure
 
+from comparisons import optima as transfer_plots
 from comparisons import style as plots
 from comparisons.files import Refused
-from comparisons.optimum import picture as transfer_plots
-from comparisons.optimum.minimum import analyse
+from comparisons.statistics.minimum import analyse
 from paper_figures import read, said_of_limits, save
 from paper_figures.rows import ROWS
 

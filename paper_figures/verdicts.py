@@ -14,12 +14,12 @@ import numpy as np
 import xarray as xr
 
 from comparisons.convergence.picture import SHOWN
-from comparisons.deviations import deviations
 from comparisons.files import read, read_json
 from comparisons.landscape.late import first, followed, growing, late_agreement
 from comparisons.landscape.picture import limit_of
-from comparisons.optimum.minimum import analyse
-from comparisons.super_consistency import verdict as of_agreement
+from comparisons.statistics.deviations import deviations
+from comparisons.statistics.minimum import analyse
+from comparisons.statistics.super_consistency import verdict as of_agreement
 from paper_figures.rows import Row
 
 SAME, MOVES, UNDECIDED = "same", "moves", "undecided"
@@ -158,7 +158,7 @@ def in_time(what: str, gaps: xr.DataArray) -> Finding:
 
 def in_width(gaps: xr.DataArray) -> Finding:
     """Gaps of the last step ∝ N^exponent."""
-    from comparisons import power_law
+    from comparisons.statistics import power_law
 
     last = gaps.isel(step=-1)
     law = power_law.fit(last.width.values, last.values)

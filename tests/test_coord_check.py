@@ -13,7 +13,7 @@ from comparisons import pairs
 from comparisons.cells import Store
 from comparisons.coord_check import study as coord_check
 from comparisons.coord_check.study import Options, Sweep, check, checked, prepare, sizes, table
-from comparisons.power_law import exponent_of
+from comparisons.statistics.power_law import exponent_of
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem

@@ -8,7 +8,7 @@ import pytest
 import scipy.integrate
 from benchmarks.deep_linear import fixed_point
 
-from comparisons.power_law import fit
+from comparisons.statistics.power_law import fit
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem, minibatches

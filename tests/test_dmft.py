@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import written_out
 
-from comparisons.power_law import fit
+from comparisons.statistics.power_law import fit
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem, minibatches

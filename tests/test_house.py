@@ -53,7 +53,7 @@ def test_a_room_imports_only_the_rooms_before_it(module):
 
 
 APART = {"limits": ("two_layer", "deep", "kernel"),
-         "comparisons": ("convergence", "transfer", "landscape", "coord_check", "audit")}  # fmt: skip
+         "comparisons": ("convergence", "transfer", "landscape", "coord_check", "audit", "optimum")}  # fmt: skip
 
 
 @pytest.mark.parametrize(("room", "subject"), [(room, subject) for room in APART for subject in APART[room]])

@@ -15,7 +15,7 @@ from comparisons.landscape import study
 from comparisons.landscape.late import late_values
 from comparisons.landscape.picture import panel, picture
 from comparisons.landscape.study import Cell, Options, landscape, main, prepare
-from comparisons.super_consistency import APART, LATE
+from comparisons.statistics.super_consistency import APART, LATE
 from finite.networks.build import build
 from limits import solve, theories
 from limits.deep import linear as deep_linear

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from trained import train
 
-from comparisons.power_law import fit
+from comparisons.statistics.power_law import fit
 from finite.networks.mlp import mlp
 from limits import Problem, minibatches, theories
 from limits.coordinates import coordinates

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from trained import train
 
-from comparisons.power_law import fit
+from comparisons.statistics.power_law import fit
 from finite.networks.build import build
 from limits import Problem, minibatches
 from limits.exponents.parametrization import gauge, interpolated, scaling

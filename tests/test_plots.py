@@ -8,12 +8,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from comparisons import labelled, super_consistency
+from comparisons import labelled
 from comparisons import style as plots
 from comparisons.convergence import picture as convergence_plots
 from comparisons.convergence import rates
 from comparisons.landscape import late
 from comparisons.landscape import picture as landscape_plots
+from comparisons.statistics import super_consistency
 from limits import Trajectory
 
 STEPS, WIDTHS, SEEDS = np.array([0, 5, 10]), (8, 16, 32), 5

@@ -12,7 +12,7 @@ from scipy.optimize import curve_fit
 from scipy.stats import linregress
 from scipy.stats import t as student_t
 
-from comparisons.power_law import ABOVE_FLOOR, NEXT_ORDER, NEXT_ORDER_OF_SQUARES, _hall_limits, fit, refused
+from comparisons.statistics.power_law import ABOVE_FLOOR, NEXT_ORDER, NEXT_ORDER_OF_SQUARES, _hall_limits, fit, refused
 
 WIDTHS = 2.0 ** np.arange(4, 10)  # 16 … 512
 MAIN = 128 * 2.0 ** np.arange(5)  # the main job's

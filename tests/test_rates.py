@@ -11,8 +11,8 @@ from comparisons import files, labelled
 from comparisons.convergence import rates
 from comparisons.convergence.rates import allowance, measure_rates, noise_floor
 from comparisons.convergence.study import prepare
-from comparisons.deviations import components, deviations
-from comparisons.super_consistency import measure_growth
+from comparisons.statistics.deviations import components, deviations
+from comparisons.statistics.super_consistency import measure_growth
 from limits import Trajectory, linear2
 from limits.coordinates import coordinates
 from limits.law import Law, Prediction

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.coverage import CURVES, growing, growth_rows
 from scipy.stats import ttest_ind
 
-from comparisons.super_consistency import (
+from comparisons.statistics.super_consistency import (
     APART,
     FLAT,
     GROWN,

@@ -15,10 +15,10 @@ from scipy.special import logsumexp
 import comparisons
 import finite.training.train
 from comparisons import cells, files
-from comparisons.optimum import picture as transfer_plots
-from comparisons.optimum.minimum import Shift, _quantiles, analyse, bracket, minimum, neighbourhood, rounding, verdict
-from comparisons.optimum.translation import translation
+from comparisons import optima as transfer_plots
 from comparisons.pairs import Limit
+from comparisons.statistics.minimum import Shift, _quantiles, analyse, bracket, minimum, neighbourhood, rounding, verdict
+from comparisons.statistics.translation import translation
 from comparisons.transfer.networks import Cell
 from comparisons.transfer.study import Options, main, prepare
 from finite.networks.build import build

@@ -26,7 +26,7 @@ import numpy as np
 
 from comparisons.audit.measure import answers_of
 from comparisons.audit.verdict import ENTRYWISE, LINEAR, WHOLE, kind_of, not_understood, power, quarter, score_exponent
-from comparisons.power_law import exponent_of
+from comparisons.statistics.power_law import exponent_of
 from finite.networks.from_file import transformation
 from finite.networks.own import Model, paths, require_model
 from finite.networks.roles import SCORES, UNUSED, Role, branches, follow, roles_of, uses_of

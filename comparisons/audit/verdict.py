@@ -19,7 +19,7 @@ from math import isfinite, nan
 import numpy as np
 
 from comparisons.audit.measure import Measured
-from comparisons.power_law import exponent_of
+from comparisons.statistics.power_law import exponent_of
 from finite.networks.roles import ACTIVATIONS, BIAS, GAIN, SCORES, UNDERSTOOD, UNUSED, Role
 from limits.exponents import regimes
 from limits.exponents.algebra import COMMON, OPTIMIZERS, Alignment

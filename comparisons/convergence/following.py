@@ -23,8 +23,8 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from scipy.special import chdtri, erf, stdtrit
 
-from comparisons.deviations import deviations, limit_component, limit_error, variable
-from comparisons.power_law import FEWEST_WIDTHS
+from comparisons.statistics.deviations import deviations, limit_component, limit_error, variable
+from comparisons.statistics.power_law import FEWEST_WIDTHS
 from limits.law import Prediction
 
 FOLLOWED = ("loss", "sharpness")

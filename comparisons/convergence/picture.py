@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from comparisons import style as plots
 from comparisons.convergence.following import Following, relative_deviations
 from comparisons.convergence.rates import Rate
-from comparisons.deviations import deviations, limit_component, limit_error, reference_of, variable
-from comparisons.super_consistency import GROWN, Growth
+from comparisons.statistics.deviations import deviations, limit_component, limit_error, reference_of, variable
+from comparisons.statistics.super_consistency import GROWN, Growth
 from limits import OBSERVABLES
 
 SHOWN = {"loss": {}, "sharpness": {"rank": 1}, "ntk_eigenvalues": {"rank": 1}}  # observable → its component

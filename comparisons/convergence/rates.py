@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import xarray as xr
 
-from comparisons.deviations import components, deviations, reference_of, variable
-from comparisons.power_law import FEWEST_WIDTHS, PowerLaw, fit, refused
+from comparisons.statistics.deviations import components, deviations, reference_of, variable
+from comparisons.statistics.power_law import FEWEST_WIDTHS, PowerLaw, fit, refused
 from limits.law import Law, Prediction
 
 KINDS = ("fluctuation", "bias")

@@ -6,7 +6,7 @@ Trains networks of each width, integrates the limit, fits the rates, prints the 
     cells/               what is finished, one file each, from which an interrupted run goes on
     trajectories.nc      every observable (width, seed, step[, rank]), its measuring error, the limit, the deviations
     rates.json           a list of ``comparisons.convergence.rates.Rate``
-    growth.json          a list of ``comparisons.super_consistency.Growth``
+    growth.json          a list of ``comparisons.statistics.super_consistency.Growth``
     following.json       a list of ``comparisons.convergence.following.Following``, if the limit crosses the edge of stability
     dynamics, rates, growth, following    .png and .pdf
     index.html           all of this on one page
@@ -22,15 +22,16 @@ from math import isfinite
 import numpy as np
 import xarray as xr
 
-from comparisons import command_line, estimate, files, labelled, pairs, regime, results, super_consistency
+from comparisons import command_line, estimate, files, labelled, pairs, regime, results
 from comparisons import options as runs
 from comparisons import style as plots
 from comparisons.cells import Report, Store, Values, Work, begin
 from comparisons.convergence import picture, rates
 from comparisons.convergence.following import Following, measure_following
 from comparisons.convergence.options import PROGRAM, Options
-from comparisons.deviations import limit_component
-from comparisons.super_consistency import Growth
+from comparisons.statistics import super_consistency
+from comparisons.statistics.deviations import limit_component
+from comparisons.statistics.super_consistency import Growth
 from finite import Numerics
 from finite.networks.build import build
 from finite.training.train import train

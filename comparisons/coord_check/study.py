@@ -30,7 +30,7 @@ from comparisons import options as runs
 from comparisons import style as plots
 from comparisons.cells import Report, Store, Values, Work, begin
 from comparisons.coord_check.options import PROGRAM, Options
-from comparisons.power_law import exponent_of
+from comparisons.statistics.power_law import exponent_of
 from finite import sizes as measured_sizes
 from finite.networks.build import build
 from limits import Problem

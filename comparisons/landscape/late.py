@@ -1,11 +1,11 @@
-"""The curvature late in training, at all sizes of a run: whether they agree (``comparisons.super_consistency``)."""
+"""The curvature late in training, at all sizes of a run: whether they agree (``comparisons.statistics.super_consistency``)."""
 
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import xarray as xr
 
-from comparisons.super_consistency import Agreement, agreement, late_steps, verdict
+from comparisons.statistics.super_consistency import Agreement, agreement, late_steps, verdict
 from limits.trajectory import OBSERVABLES, storable
 
 

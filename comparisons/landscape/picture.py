@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from comparisons import style as plots
 from comparisons.landscape.late import Late, first, followed, growing
-from comparisons.super_consistency import APART, FLAT, LATE, SIZES
+from comparisons.statistics.super_consistency import APART, FLAT, LATE, SIZES
 from finite.curvature.density import Density
 from limits import OBSERVABLES
 

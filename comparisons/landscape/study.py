@@ -2,7 +2,7 @@
 
 Trains networks of each width, or each depth, and follows the curvature of their loss (any observable of
 ``limits.trajectory``, rescaled), all but the loss on a fixed set of samples.  Says of each whether late in training it is
-the same at all sizes: super consistent, see ``comparisons.super_consistency``.  In DIR:
+the same at all sizes: super consistent, see ``comparisons.statistics.super_consistency``.  In DIR:
 
     config.json      the options, and a digest of the data
     cells/           one file per finished size of a parametrization, or limit, from which an interrupted run goes on

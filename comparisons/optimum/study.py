@@ -2,7 +2,8 @@
 
 What ``comparisons.transfer`` says of networks that it trains is said of any losses.  In DIR, if it is given:
 
-    optimum.json     {"optima": a list of ``minimum.Optimum``, "shifts": a list of ``minimum.Shift``}, sizes by their column
+    optimum.json     {"optima": a list of ``Optimum``, "shifts": a list of ``Shift``, both of
+                     ``comparisons.statistics.minimum``}, sizes by their column
     optimum          .png and .pdf
     index.html       all of this on one page
 """
@@ -15,12 +16,12 @@ import xarray as xr
 
 from comparisons import command_line, files, results
 from comparisons import style as plots
-from comparisons.optimum.minimum import Optimum, Shift, analyse
+from comparisons.optima import picture, table
 from comparisons.optimum.options import PROGRAM, Options
-from comparisons.optimum.picture import picture, table
 from comparisons.optimum.sweep import dataset_of, rows_of
 from comparisons.options import as_given
 from comparisons.results import page
+from comparisons.statistics.minimum import Optimum, Shift, analyse
 
 
 @dataclass(frozen=True)

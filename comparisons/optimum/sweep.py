@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from comparisons.super_consistency import SIZES
+from comparisons.statistics.super_consistency import SIZES
 
 COLUMNS = {  # what each can be called, in small letters, words joined by _; the first is preferred
     "learning_rate": ("learning_rate", "lr", "eta", "eta0", "η", "η0", "base_lr", "peak_lr", "max_lr"),
@@ -72,7 +72,7 @@ def _file(path):
 
 
 def dataset_of(rows: Rows, named: Mapping[str, str], initial_loss: float | None = None) -> tuple[xr.Dataset, list[str]]:
-    """(what ``comparisons.optimum.minimum.analyse`` reads, what is to be said of it).
+    """(what ``comparisons.statistics.minimum.analyse`` reads, what is to be said of it).
 
     final_loss, swept (param, width, seed, learning_rate), initial_loss (param, width, seed); the attribute ``size`` is the name
     of the column that the dimension ``width`` holds.  Where no initial loss is told no finite loss is above it.

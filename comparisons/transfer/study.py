@@ -9,7 +9,8 @@ finite, or larger than it was at the start.  In DIR:
     transfer.nc      loss (param, width, depth, seed, learning_rate, step), initial_loss, final_loss and the limit's
                      final_loss_limit; at the optima, at best_on_grid (param, width, depth), sharpness (…, seed, step), its
                      measuring error, edge_of_stability and the limit's sharpness_limit; no dimension depth if there is one
-    transfer.json    {"optima": a list of ``Optimum``, "shifts": a list of ``Shift``}, both of ``comparisons.optimum.minimum``
+    transfer.json    {"optima": a list of ``Optimum``, "shifts": a list of ``Shift``}, both of
+                     ``comparisons.statistics.minimum``
     transfer         .png and .pdf
     index.html       all of this on one page
 """
@@ -25,9 +26,9 @@ from comparisons import command_line, files, results
 from comparisons import options as runs
 from comparisons import style as plots
 from comparisons.cells import Store, begin
-from comparisons.optimum.minimum import Optimum, Shift, analyse, nearest
-from comparisons.optimum.picture import picture, table
+from comparisons.optima import picture, table
 from comparisons.pairs import Limit
+from comparisons.statistics.minimum import Optimum, Shift, analyse, nearest
 from comparisons.transfer.networks import Cell, Networks
 from comparisons.transfer.options import PROGRAM, Options
 from comparisons.transfer.own import OwnNetworks, own_networks

@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from comparisons import pairs
-from comparisons.power_law import fit
+from comparisons.statistics.power_law import fit
 from finite import Numerics
 from finite.networks.build import build
 from finite.training.train import train

@@ -22,8 +22,8 @@ from scipy.stats import wishart
 
 from comparisons.convergence.rates import allowance
 from comparisons.convergence.study import Options, prepare
-from comparisons.power_law import NEXT_ORDER_OF_SQUARES, fit
-from comparisons.super_consistency import GROWN, Agreement, largest_growth, verdict
+from comparisons.statistics.power_law import NEXT_ORDER_OF_SQUARES, fit
+from comparisons.statistics.super_consistency import GROWN, Agreement, largest_growth, verdict
 from limits import Problem, predict, solve
 from limits.coordinates import coordinates
 from limits.descent import descent

@@ -16,8 +16,8 @@ import numpy as np
 import xarray as xr
 from scipy.stats import norm
 
-from comparisons.optimum.minimum import CONFIDENCE, EQUIVALENCE, TOLERATED, analyse
-from comparisons.power_law import fit
+from comparisons.statistics.minimum import CONFIDENCE, EQUIVALENCE, TOLERATED, analyse
+from comparisons.statistics.power_law import fit
 from comparisons.transfer.study import Options
 
 

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from comparisons import style as plots
-from comparisons.optimum.minimum import TOLERATED, Optimum, Shift, at_size, has_limit, size_names, sizes_of
-from comparisons.super_consistency import SIZES
+from comparisons.statistics.minimum import TOLERATED, Optimum, Shift, at_size, has_limit, size_names, sizes_of
+from comparisons.statistics.super_consistency import SIZES
 
 EDGE = {"linestyle": ":", "linewidth": 1.1}
 LIMIT = plots.LIMIT | {"label": r"$N\to\infty$"}

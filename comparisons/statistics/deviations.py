@@ -3,7 +3,7 @@
     theory          each network minus the limit (in NTP the limit with that network's f(0))
     largest-width   each network minus the network of the largest width that has its seed number, the paper's
                     way.  For independent networks its error A√(1/N + 1/M) is too flat near M, for deterministic gaps
-                    A(1/N − 1/M) it is too steep; compare ``comparisons.power_law``.
+                    A(1/N − 1/M) it is too steep; compare ``comparisons.statistics.power_law``.
 """
 
 from collections.abc import Iterator

@@ -23,8 +23,8 @@ import xarray as xr
 from jaxtyping import Float
 from scipy.special import stdtrit
 
-from comparisons.deviations import components, deviations, variable
-from comparisons.power_law import FEWEST_SEEDS, exponent_of
+from comparisons.statistics.deviations import components, deviations, variable
+from comparisons.statistics.power_law import FEWEST_SEEDS, exponent_of
 from limits.law import Prediction
 
 SIZES = {"width": "N", "depth": "L"}  # what networks differ in

@@ -2,7 +2,7 @@
 
 The optimum is the minimum of a polynomial, in log loss against log η0, fitted to the learning rates of the grid around the
 lowest loss (``minimum``); loss means its mean over seeds.  See ``bracket`` for what cannot be resolved so.  How it moves is
-by what the curves of all sizes are shifted against each other (``comparisons.optimum.translation``), or where that does not
+by what the curves of all sizes are shifted against each other (``comparisons.statistics.translation``), or where that does not
 explain them, what the optima say.  With one seed nothing tells chance from law: an optimum is as the grid brackets it.
 """
 
@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 from numpy.polynomial import Polynomial
 from scipy.special import ndtri, stdtrit
 
-from comparisons.optimum.translation import Translation, translation
-from comparisons.super_consistency import FLAT
+from comparisons.statistics.super_consistency import FLAT
+from comparisons.statistics.translation import Translation, translation
 from limits.losses import LOSSES
 
 TOLERATED = FLAT  # an optimum that moves no faster than that transfers
