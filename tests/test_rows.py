@@ -1,13 +1,13 @@
-"""One new thing of each kind, added through its row alone from here, outside the packages: all else follows from the row."""
+"""One new thing of each kind, added through its row alone (tests/rows), outside the packages: all else follows from that."""
 
 import re
 import sys
-from types import ModuleType
+from dataclasses import replace
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from trained import train
 
@@ -19,20 +19,20 @@ from comparisons.coord_check import study as sizes
 from comparisons.landscape import options as landscape
 from comparisons.landscape.late import followed
 from comparisons.transfer import options as transfer
-from finite.curvature.observers import OBSERVERS, Measured, Observer
-from finite.data.named import DATA, Named
-from finite.networks import Architecture, by_role, once, parametrized, standard_normal
+from finite.curvature.observers import OBSERVERS
+from finite.data.named import DATA
+from finite.networks import by_role
 from finite.networks.build import BUILDERS, build
 from finite.networks.mlp import mlp
-from finite.training.descent import UPDATES, Update
+from finite.training.descent import UPDATES
 from limits import Problem, predict, solve
 from limits.activations import ACTIVATIONS, Activation
 from limits.command.arguments import read
 from limits.kernel import ntk
-from limits.models import MODELS, Layers
-from limits.optimizers import OPTIMIZERS, Optimizer
-from limits.theories import THEORIES, Theory, theory
-from limits.trajectory import OBSERVABLES, RANK, Axis, Observable, Trajectory, measured_by_default
+from limits.models import MODELS
+from limits.optimizers import OPTIMIZERS
+from limits.theories import THEORIES, theory
+from limits.trajectory import OBSERVABLES, RANK, Observable, measured_by_default
 from limits.two_layer import meanfield
 
 RNG = np.random.default_rng(0)
@@ -52,6 +52,22 @@ def add():
     yield to
     for table, name in added:
         del table[name]
+
+
+@pytest.fixture
+def rows():
+    """Imports rows/NAME.py, which adds its rows to their tables, for the length of a test."""
+    tables = [ACTIVATIONS, MODELS, BUILDERS, OPTIMIZERS, UPDATES, OBSERVABLES, OBSERVERS, THEORIES, DATA]
+    before = [dict(table) for table in tables]
+
+    def imported(name):
+        sys.modules.pop(f"rows.{name}", None)
+        return import_module(f"rows.{name}")
+
+    yield imported
+    for table, kept in zip(tables, before, strict=True):
+        table.clear()
+        table.update(kept)
 
 
 def a_problem(**options):
@@ -86,14 +102,13 @@ def test_a_name_is_given_once_and_unknown_ones_are_told_what_there_is(add):
 # A kinked activation --------------------------------------------------------------------------------------------------
 
 SLOPES = 0.1, 1.0
-LEAKY = Activation("leaky", lambda h: jnp.where(h > 0, h, SLOPES[0] * h), SLOPES, lambda stax: stax.LeakyRelu(SLOPES[0]))
 
 
-def test_the_commands_know_a_new_activation(add, capsys):
+def test_the_commands_know_a_new_activation(rows, capsys):
     with pytest.raises(SystemExit):
         reads(transfer, "--activation", "leaky")
     assert "'gelu')" in capsys.readouterr().err
-    add(ACTIVATIONS, LEAKY)
+    rows("activation")
     for module in (convergence, transfer, landscape, coord_check):
         assert reads(module, "--activation", "leaky").activation == "leaky"
     with pytest.raises(SystemExit):
@@ -101,9 +116,9 @@ def test_the_commands_know_a_new_activation(add, capsys):
     assert "gelu,leaky}" in capsys.readouterr().out
 
 
-def test_a_kink_has_no_law_and_an_edge_over_patterns(add):
+def test_a_kink_has_no_law_and_an_edge_over_patterns(rows):
     """At step 0, where f = 0: the largest singular value of Σ_p φ'_p x_p r_pᵀ over the cells that directions fall into."""
-    add(ACTIVATIONS, LEAKY)
+    rows("activation")
     problem = a_problem(model="mlp2", activation="leaky", num_steps=0, top_k=1)
     assert predict(problem) is None
     found = meanfield.solve(problem, particles=64, repeats=2)
@@ -115,12 +130,14 @@ def test_a_kink_has_no_law_and_an_edge_over_patterns(add):
     assert build(problem, 4).layerwise_linear
 
 
-@pytest.mark.parametrize("kernel", [LEAKY.kernel, None])
-def test_the_kernels_of_a_new_activation_are_those_of_its_row(add, kernel):
+@pytest.mark.parametrize("analytic", [True, False])
+def test_the_kernels_of_a_new_activation_are_those_of_its_row(rows, analytic):
     """E φ(u) φ(v) by a sum over a grid; where the row has none, one line."""
-    add(ACTIVATIONS, Activation("leaky", LEAKY.phi, SLOPES, kernel))
+    rows("activation")
+    if not analytic:
+        ACTIVATIONS["leaky"] = replace(ACTIVATIONS["leaky"], kernel=None)
     problem = a_problem(parametrization="ntp", model="mlp2", activation="leaky")
-    if kernel is None:
+    if not analytic:
         assert refused(problem) == "no kernel limit for activation 'leaky'; known: linear, relu, tanh, erf, gelu"
         return
     assert "hessian_trace" in solve(problem)
@@ -134,8 +151,8 @@ def test_the_kernels_of_a_new_activation_are_those_of_its_row(add, kernel):
     np.testing.assert_allclose(nngp[0, 1], weight @ (phi(u) * phi(v)) @ weight, rtol=1e-4)
 
 
-def test_deep_theories_refuse_or_compute_a_new_activation(add):
-    add(ACTIVATIONS, LEAKY)
+def test_deep_theories_refuse_or_compute_a_new_activation(rows):
+    rows("activation")
     for param, model in (("mup", "mlp3"), ("depth_mup", "resmlp"), ("ntp", "mlp3")):
         theory(a_problem(parametrization=param, model=model, activation="leaky"))
     assert "blocks of 2" in refused(a_problem(parametrization="depth_mup", model="resmlp", activation="leaky", block_size=2))
@@ -144,28 +161,8 @@ def test_deep_theories_refuse_or_compute_a_new_activation(add):
 # A residual model -----------------------------------------------------------------------------------------------------
 
 
-@once
-def _gated(num_inputs, width, depth, num_outputs):
-    """h ← h + tanh(h) · (h W)"""
-    shapes = {"input": (num_inputs, width), "block": (depth, width, width), "readout": (width, num_outputs)}
-
-    def apply(params, inputs):
-        h = inputs / np.sqrt(num_inputs) @ params["input"]
-        for block in params["block"]:
-            h = h + jnp.tanh(h) * (h @ block)
-        return h @ params["readout"]
-
-    return Architecture(lambda key: standard_normal(key, shapes), apply)
-
-
-def gated(problem, width, model):
-    architecture = _gated(problem.num_inputs, width, model.depth, problem.num_outputs)
-    return parametrized(architecture, problem, "residual", width, model.depth)
-
-
-def test_a_residual_model(add, monkeypatch):
-    add(MODELS, Layers("gated", "residual", "gated", activation="tanh", description="gated residual blocks"))
-    monkeypatch.setitem(BUILDERS, ("gated", "residual"), gated)
+def test_a_residual_model(rows):
+    rows("model")
     for module in (convergence, transfer, landscape, coord_check):
         assert reads(module, "--model", "gated").model == "gated"
     words = ["--model", "gated", "--param", "depth_mup", "--depth", "3", "--widths", "4", "8", "16", "32"]
@@ -190,15 +187,9 @@ def test_a_residual_model(add, monkeypatch):
 # A sign optimiser -----------------------------------------------------------------------------------------------------
 
 
-def _signs(of):
-    sign = optax.stateless(lambda gradient, _: jax.tree.map(jnp.sign, gradient))
-    return optax.chain(sign, of.at_rates, of.decayed, of.down)
-
-
-def test_a_sign_optimiser(add):
+def test_a_sign_optimiser(rows):
     """Against stored weights that move by η0 r sign ∂L/∂θ + η0 λ θ, gradients written out."""
-    add(OPTIMIZERS, Optimizer("signs", "sign", preconditioned=False, description="the gradient's signs"))
-    add(UPDATES, Update("signs", _signs))
+    rows("optimizer")
     for module in (convergence, transfer, landscape):
         assert reads(module, "--optimizer", "signs").optimizer == "signs"
     assert reads(coord_check, "--optimizer", "signs", "sgd").optimizer == ("signs", "sgd")
@@ -225,23 +216,18 @@ def test_a_sign_optimiser(add):
 # A per-layer observable -----------------------------------------------------------------------------------------------
 
 
-def _norms(at):
-    matrices = at.program.architecture.matrices(at.params).values()
-    yield {"layer_norms": Measured(jnp.stack([jnp.linalg.norm(matrix, 2) for matrix in matrices]))}
-
-
-def test_a_per_layer_observable_sees_the_weights_that_act(add):
+def test_a_per_layer_observable_sees_the_weights_that_act(rows):
     """Not weights/√M, of which the spectral norms are others here."""
     names = ("loss", "layer_norms", "gradient_noise")
     with pytest.raises(ValueError, match="unknown observable 'layer_norms'; known: loss, hessian_eigenvalues"):
         train(a_problem(model="mlp3"), build(a_problem(model="mlp3"), 6), KEYS, observables=names)
-    add(OBSERVABLES, Observable("layer_norms", r"$\|W\|_2$", "spectral norms", "of each layer's weights", Axis("layer"),
-                                in_limits=False))  # fmt: skip
+    rows("observable")
+    observer = OBSERVERS.pop("norms")
     problem = a_problem(model="mlp3", parametrization="sp", optimizer="adam", num_steps=1, learning_rate=0.5, richness=0.3)
     network, keys = build(problem, 6), jax.random.split(jax.random.key(1), 2)
     with pytest.raises(ValueError, match="no network's layer_norms can be measured"):
         train(problem, network, keys, observables=names)
-    add(OBSERVERS, Observer("norms", ("layer_norms",), _norms, acting=True))
+    OBSERVERS.add(observer)
     assert reads(landscape, "--observables", "loss", "layer_norms").observables == ("loss", "layer_norms")
     trained = train(problem, network, keys, precision="float64", observables=names)
     plain = train(problem, network, keys, precision="float64", observables=("loss", "gradient_noise"))
@@ -273,13 +259,8 @@ def test_an_observable_of_eigenvalues_has_a_number_and_a_tolerance(add):
 # Data -----------------------------------------------------------------------------------------------------------------
 
 
-def _spiral(wanted):
-    t = np.linspace(0, 1, wanted.samples or 12)
-    return np.stack([t * np.cos(9 * t), t * np.sin(9 * t)], 1), np.cos(9 * t)[:, None], None
-
-
-def test_a_data_set(add, capsys):
-    add(DATA, Named("spiral", _spiral, "points on a spiral"))
+def test_a_data_set(rows, capsys):
+    rows("data")
     with pytest.raises(SystemExit):
         reads(convergence, "--help")
     assert "points on a spiral" in " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -293,21 +274,11 @@ def test_a_data_set(add, capsys):
 # A theory -------------------------------------------------------------------------------------------------------------
 
 
-def refuses(problem):
-    return "the toy wants richness 1" if problem.richness != 1 else None
-
-
-def solved(problem):
-    return Trajectory(problem.steps, {"loss": np.full(len(problem.steps), 7.0)})
-
-
-def test_a_toy_theory(add):
+def test_a_toy_theory(rows):
     """Asked before all others where it is meant; what it refuses is refused, and the rest is others'."""
-    sys.modules["toy"] = ModuleType("toy")
-    vars(sys.modules["toy"]).update(refuses=refuses, solve=solved, predict=lambda problem: None)
-    add(THEORIES, Theory("toy", lambda problem: problem.model == "linear2" and problem.momentum > 0, "toy", "toy"), first=True)
+    rows("theory")
     toy = a_problem(momentum=0.5)
-    assert theory(toy).__name__ == "toy"
+    assert theory(toy).__name__ == "rows.theory"
     assert (solve(toy)["loss"] == 7).all()
     assert predict(toy) is None
     assert refused(a_problem(momentum=0.5, richness=2.0)) == "the toy wants richness 1"
