@@ -22,7 +22,8 @@ from limits.theories import THEORIES
 from limits.trajectory import OBSERVABLES
 
 ROOT = Path(__file__).resolve().parent.parent
-READMES = [ROOT / "README.md", *(ROOT / room / "README.md" for room in ("limits", "finite", "comparisons"))]
+ROOMS = "limits", "finite", "comparisons"
+READMES = [ROOT / "README.md", *(page for room in ROOMS for page in sorted((ROOT / room).rglob("*.md")))]
 EXAMPLES = sorted((ROOT / "tests" / "examples").glob("*.py"))
 MARKED = re.compile(r"(<!-- (?:rows|example): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 OPTIONS = {"model": MODELS, "pooling": POOLINGS, "optimizer": OPTIMIZERS, "loss": LOSSES, "data": DATA}

@@ -105,12 +105,20 @@ def test_links_lead_somewhere(name):
     assert links or name.startswith("paper_figures")
 
 
+@pytest.mark.parametrize("room", tables.ROOMS)
+def test_a_rooms_first_page_is_short_and_leads_to_all_others(room):
+    text = TEXTS[f"{room}/README.md"]
+    assert text.count("\n") <= 100
+    pages = [page.removeprefix(f"{room}/") for page in TEXTS if page.startswith(f"{room}/")]
+    assert not [page for page in pages if page != "README.md" and f"]({page}" not in text]
+
+
 def test_pages_lead_to_every_room():
     for room in ("limits", "finite", "comparisons", "paper_figures"):
         assert f"]({room}/README.md)" in TEXTS["README.md"]
 
 
-@pytest.mark.parametrize("room", ["limits", "finite", "comparisons"])
+@pytest.mark.parametrize("room", tables.ROOMS)
 def test_a_room_says_what_is_where(room):
     """Nothing that is not there; and every file and folder of its floor."""
     floor = HERE / room
@@ -120,7 +128,7 @@ def test_a_room_says_what_is_where(room):
     assert folders | {path.name for path in floor.glob("*.py")} - {"__init__.py"} <= named
 
 
-@pytest.mark.parametrize("path", tables.READMES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", tables.READMES, ids=lambda path: str(path.relative_to(HERE)))
 def test_tables_of_names_are_those_of_the_rows(path):
     """To renew them: PYTHONPATH=. python tests/tables.py"""
     text = path.read_text(encoding="utf-8")
