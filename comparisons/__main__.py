@@ -81,7 +81,7 @@ def _script(program, command, words):
     if not (command.scripts and words and not words[0].startswith("-")):
         return command.module
     name = words.pop(0)
-    known = [found.name for found in pkgutil.iter_modules(import_module(command.module).__path__)]
+    known = [script.name for script in pkgutil.iter_modules(import_module(command.module).__path__)]
     return f"{command.module}.{name}" if name in known else _unknown(f"{program} {command.name}", name, known)
 
 

@@ -195,7 +195,7 @@ def _alike(work, cells) -> list[list[Cell]]:
 
 def at_once(work: Work, cell: Cell) -> int:
     """How many cells like this one make a chunk."""
-    needed = sum((one.networks * estimate.of_one(one) for one in work.networks([cell])), estimate.Work())
+    needed = sum((task.networks * estimate.of_one(task) for task in work.networks([cell])), estimate.Work())
     return max(1, int(CHUNK / estimate.seconds(needed)))
 
 
@@ -321,7 +321,7 @@ def begin(
 def _estimate(work, cells, engine) -> estimate.Estimate:
     trained = [(alike, work.networks(alike)) for alike in _alike(work, cells)]
     parts = sum(len(alike) for alike, networks in trained if not networks)
-    job = [one for _, networks in trained for one in networks]
+    job = [task for _, networks in trained for task in networks]
     return estimate.estimated(job, engine.processes, engine.cluster is not None, parts)
 
 
@@ -452,9 +452,9 @@ class Progress:
 
     def _line(self, group):
         """How long it took, and how long the rest will at this pace."""
-        now, done, left = time.monotonic(), sum(self.parts.values()), sum(part < 1 for part in self.parts.values())
-        rest = (now - min(self.began.values())) * (len(self.parts) - done) / done
-        line = f"{group}: {now - self.began[group]:.1f} s; {left} left"
+        clock, done, left = time.monotonic(), sum(self.parts.values()), sum(part < 1 for part in self.parts.values())
+        rest = (clock - min(self.began.values())) * (len(self.parts) - done) / done
+        line = f"{group}: {clock - self.began[group]:.1f} s; {left} left"
         return line + (f", about {rest:.0f} s" if left else "")
 
     def __enter__(self):

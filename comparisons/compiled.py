@@ -64,10 +64,10 @@ def processor() -> str:
 
 def forget(folder: Path, most: int) -> None:
     """The files that were not used for longest, until the others have so many bytes at most."""
-    found = [(max(told.st_atime, told.st_mtime), told.st_size, path)
-             for path in folder.rglob("*") if path.is_file() for told in [path.stat()]]  # fmt: skip
-    excess = sum(size for _, size, _ in found) - most
-    for _, size, path in sorted(found):
+    entries = [(max(told.st_atime, told.st_mtime), told.st_size, path)
+               for path in folder.rglob("*") if path.is_file() for told in [path.stat()]]  # fmt: skip
+    excess = sum(size for _, size, _ in entries) - most
+    for _, size, path in sorted(entries):
         if excess <= 0:
             return
         path.unlink(missing_ok=True)

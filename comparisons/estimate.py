@@ -125,12 +125,12 @@ def estimated(job: Iterable[Networks | Own | Limit], workers: int = 1, elsewhere
     On this one workers share the processor and the memory: what they gain is compiled, or small.
     """
     job = list(job)
-    cells, work = parts + sum(one.cells for one in job), sum((one.networks * of_one(one) for one in job), Work())
-    programs = {(one.width, one.depth, tuple(one.observables)) for one in job}
+    cells, work = parts + sum(task.cells for task in job), sum((task.networks * of_one(task) for task in job), Work())
+    programs = {(task.width, task.depth, tuple(task.observables)) for task in job}
     workers = max(1, min(workers, cells))
     apart = seconds(Work(calls=work.calls)) + COMPILING * (len(programs) + parts)
     shared = seconds(replace(work, calls=0))
-    largest = max((bytes_of(one) for one in job), default=0)
+    largest = max((bytes_of(task) for task in job), default=0)
     if elsewhere:
         return Estimate(cells, (apart + shared) / workers, largest)
     return Estimate(cells, apart / workers + shared, workers * largest)
@@ -142,13 +142,13 @@ def seconds(work: Work) -> float:
     return work.products / rate + work.numbers / (NUMBERS * rate) + OVERHEAD * work.calls
 
 
-def of_one(one: Networks | Own | Limit) -> Work:
+def of_one(task: Networks | Own | Limit) -> Work:
     """Training and measuring one network."""
-    if isinstance(one, Limit):
-        return Work(4 * theories.work(one.problem, hessian=one.hessian)[0])  # float64 takes twice as long
-    if isinstance(one, Own):
-        return _of_own(one)
-    problem, network, compiled, samples = _program(one)
+    if isinstance(task, Limit):
+        return Work(4 * theories.work(task.problem, hessian=task.hessian)[0])  # float64 takes twice as long
+    if isinstance(task, Own):
+        return _of_own(task)
+    problem, network, compiled, samples = _program(task)
     forward = forward_pass(network.architecture, problem.num_inputs)
     parameters = size(jax.eval_shape(network.init, jax.random.key(0)))
     batch = problem.num_samples if problem.batches is None else problem.batches.shape[1]
@@ -160,14 +160,14 @@ def of_one(one: Networks | Own | Limit) -> Work:
     return problem.num_steps * step + len(problem.steps) * measurement
 
 
-def _of_own(one):
-    recipe, program = one.recipe, program_of_own(one.recipe, one.width)
+def _of_own(task):
+    recipe, program = task.recipe, program_of_own(task.recipe, task.width)
     samples = recipe.num_samples
     forward = _counted(jax.make_jaxpr(program.objective)(program.shapes, program.data).jaxpr)  # of all of them
-    parameters, curved = size(program.shapes), min(one.samples or samples, samples) / samples
+    parameters, curved = size(program.shapes), min(task.samples or samples, samples) / samples
     step = GRADIENT * (recipe.batch_size or samples) / samples * forward + Work(0, 4 * parameters, 1)
     product = PRODUCT * curved * forward + Work(0, PRODUCTS * parameters, 1)
-    measurement = forward + PRODUCTS * len(set(one.observables) - {"loss"}) * product
+    measurement = forward + PRODUCTS * len(set(task.observables) - {"loss"}) * product
     return recipe.num_steps * step + len(recipe.steps) * measurement
 
 
@@ -178,27 +178,27 @@ def _dense_kernel(compiled, network, rows):
     return Work(4 * rows**2 * network.width * (network.depth + 1) + 9 * rows**3)
 
 
-def bytes_of(one: Networks | Own | Limit) -> float | int:
+def bytes_of(task: Networks | Own | Limit) -> float | int:
     """What runs at once, and the data: on the host in float64, on the device once more."""
-    if isinstance(one, Limit):
-        return 8 * theories.work(one.problem, hessian=one.hessian)[1]
-    if isinstance(one, Own):
-        made = _of_own(replace(one, recipe=replace(one.recipe, num_steps=0), observables=("loss",))).numbers
-        vectors = MATVECS * bool(set(one.observables) - {"loss"})
-        return 4 * (3 * made + (KEPT * one.networks / max(one.cells, 1) + vectors) * size(
-            program_of_own(one.recipe, one.width).shapes))  # fmt: skip
-    problem, network, compiled, samples = _program(one)
+    if isinstance(task, Limit):
+        return 8 * theories.work(task.problem, hessian=task.hessian)[1]
+    if isinstance(task, Own):
+        made = _of_own(replace(task, recipe=replace(task.recipe, num_steps=0), observables=("loss",))).numbers
+        vectors = MATVECS * bool(set(task.observables) - {"loss"})
+        return 4 * (3 * made + (KEPT * task.networks / max(task.cells, 1) + vectors) * size(
+            program_of_own(task.recipe, task.width).shapes))  # fmt: skip
+    problem, network, compiled, samples = _program(task)
     resident, workspace = footprint(problem, network, compiled, samples)
     batched = compiled.numerics.vectorized
-    count = one.networks / max(one.cells, 1)
+    count = task.networks / max(task.cells, 1)
     networks = min(count * (resident + workspace), memory()) if batched else min(count * resident, HOST_MEMORY)
     return max(networks, resident) + workspace * (not batched) + 12 * (problem.inputs.size + problem.targets.size)
 
 
-def _program(one):
-    problem, network = one.problem, build(one.problem, one.width)
-    observables = tuple(name for name in one.observables if name in storable())
-    samples = problem.num_samples if one.samples is None else min(one.samples, problem.num_samples)
+def _program(task):
+    problem, network = task.problem, build(task.problem, task.width)
+    observables = tuple(name for name in task.observables if name in storable())
+    samples = problem.num_samples if task.samples is None else min(task.samples, problem.num_samples)
     samples = samples if set(observables) - {"loss"} else 1
     return problem, network, program_of(problem, network.architecture, observables, USUAL), samples
 

@@ -26,8 +26,8 @@ def from_trajectories(
     seeds = list(range(len(next(iter(trajectories.values()))))) if seeds is None else list(seeds)
     first = next(iter(trajectories.values()))[0]
     _require_alike(trajectories, first, seeds)
-    grid = [[_variables(one) for one in row] for row in trajectories.values()]
-    stacked = {name: np.array([[one[name] for one in row] for row in grid]) for name in grid[0][0]}
+    grid = [[_variables(trajectory) for trajectory in row] for row in trajectories.values()]
+    stacked = {name: np.array([[variables[name] for variables in row] for row in grid]) for name in grid[0][0]}
     ranks = max((values.shape[-1] for name, values in stacked.items() if _axis(name) == ("rank",)), default=0)
     coordinates = {"width": list(trajectories), "seed": seeds, "step": first.steps}
     for name, values in stacked.items():
@@ -39,28 +39,28 @@ def from_trajectories(
 
 def arrays(trajectories: Sequence[Trajectory]) -> dict[str, np.ndarray]:
     """Of all seeds, (seed, step, …), by the names that variables have: observables, ``<name>_error``, ``<name>_products``."""
-    grid = [_variables(one) for one in trajectories]
-    return {name: np.array([one[name] for one in grid]) for name in grid[0]}
+    grid = [_variables(trajectory) for trajectory in trajectories]
+    return {name: np.array([variables[name] for variables in grid]) for name in grid[0]}
 
 
 def trajectories(arrays: Mapping[str, np.ndarray], steps: Int[np.ndarray, " T"]) -> list[Trajectory]:
     """What ``arrays`` was given."""
     parts = {name: _parts(name) for name in arrays}
     seeds = len(next(iter(arrays.values())))
-    found = [{"": {}, "error": {}, "products": {}} for _ in range(seeds)]
+    by_seed = [{"": {}, "error": {}, "products": {}} for _ in range(seeds)]
     for name, (observable, kind) in parts.items():
         for seed, values in enumerate(arrays[name]):
-            found[seed][kind][observable] = values
-    return [Trajectory(steps, one[""], one["error"], one["products"]) for one in found]
+            by_seed[seed][kind][observable] = values
+    return [Trajectory(steps, kinds[""], kinds["error"], kinds["products"]) for kinds in by_seed]
 
 
 def _require_alike(trajectories, first, seeds):
     for width, row in trajectories.items():
         if len(row) != len(seeds):
             raise ValueError(f"width {width} has {len(row)} trajectories for {len(seeds)} seeds")
-        if any(not np.array_equal(one.steps, first.steps) for one in row):
+        if any(not np.array_equal(trajectory.steps, first.steps) for trajectory in row):
             raise ValueError(f"width {width} was not measured at the same steps throughout")
-        if any(_shapes(one) != _shapes(first) for one in row):
+        if any(_shapes(trajectory) != _shapes(first) for trajectory in row):
             raise ValueError(f"width {width} does not have the same observables throughout")
 
 

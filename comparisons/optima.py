@@ -71,47 +71,47 @@ def _colored(dataset):
     return plots.colors(sorted(sizes_of(dataset), key=lambda size: (size[0], size[1] or 0)))
 
 
-def final_losses(axis: Axes, one: xr.Dataset, shown: tuple[float, float], optima: list[Optimum]) -> None:
+def final_losses(axis: Axes, sweep: xr.Dataset, shown: tuple[float, float], optima: list[Optimum]) -> None:
     """Of one parametrization; what is beyond the range shown (``loss_range``), or diverged, leaves through the top."""
     top = shown[1]
-    mine = [o for o in optima if o.parametrization == str(one.param.values) and o.width and np.isfinite(o.final_loss)]
-    ends, best = one.learning_rate.values[[0, -1]], {(o.width, o.depth): o.best_learning_rate for o in mine}
-    for size, color in _colored(one):
-        there = at_size(one, *size)["final_loss"].transpose("seed", "learning_rate")
+    mine = [o for o in optima if o.parametrization == str(sweep.param.values) and o.width and np.isfinite(o.final_loss)]
+    ends, best = sweep.learning_rate.values[[0, -1]], {(o.width, o.depth): o.best_learning_rate for o in mine}
+    for size, color in _colored(sweep):
+        there = at_size(sweep, *size)["final_loss"].transpose("seed", "learning_rate")
         rates = there.learning_rate.values
         mean = _drawable(there.values.mean(axis=0), top)  # of one that diverged, too
-        axis.plot(rates, mean, color=color, label=_named(one, *size))
+        axis.plot(rates, mean, color=color, label=_named(sweep, *size))
         axis.fill_between(rates, *np.quantile(_drawable(there.values, top), (0.25, 0.75), axis=0), where=mean < top,
-                          color=color, alpha=0.15, linewidth=0, label=plots.banded(_spread(one)))  # fmt: skip
+                          color=color, alpha=0.15, linewidth=0, label=plots.banded(_spread(sweep)))  # fmt: skip
         axis.plot(best.get(size, np.nan), 0.97, transform=axis.get_xaxis_transform(), color=color, marker="v", markersize=5,
                   alpha=0.8, clip_on=False, label="optimum")  # fmt: skip  (one at the end of the grid is whole)
-    if has_limit(one):
-        for limit in _by_depth(one["final_loss_limit"]):
-            axis.plot(one.learning_rate, _drawable(limit.values, top), **LIMIT)
-    nothing = "diverged" if not mine else "" if (one["final_loss"] > 0).any() else "every loss is zero"
+    if has_limit(sweep):
+        for limit in _by_depth(sweep["final_loss_limit"]):
+            axis.plot(sweep.learning_rate, _drawable(limit.values, top), **LIMIT)
+    nothing = "diverged" if not mine else "" if (sweep["final_loss"] > 0).any() else "every loss is zero"
     axis.text(0.5, 0.5, nothing, transform=axis.transAxes, ha="center", color="gray")
     axis.set(xlim=ends, ylim=shown, xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$")
     plots.plain_numbers(axis.xaxis)
     plots.plain_numbers(axis.yaxis)
 
 
-def sharpness(axis: Axes, one: xr.Dataset) -> None:
+def sharpness(axis: Axes, sweep: xr.Dataset) -> None:
     """Of one parametrization against step, at the learning rates next to its optima, with their edges of stability."""
-    edges = np.unique(one["edge_of_stability"].values)
-    for size, color in _colored(one):
-        there = at_size(one, *size)
+    edges = np.unique(sweep["edge_of_stability"].values)
+    for size, color in _colored(sweep):
+        there = at_size(sweep, *size)
         values = there["sharpness"].dropna("seed", how="all")
         if values.sizes["seed"]:
             mean, low, high = (reduced("seed", skipna=False) for reduced in (values.mean, values.min, values.max))
-            plots.against_step(axis, mean, color=color, label=_named(one, *size))
-            axis.fill_between(one.step, low, high, color=color, alpha=0.15, linewidth=0, label=plots.banded(_spread(one)))
+            plots.against_step(axis, mean, color=color, label=_named(sweep, *size))
+            axis.fill_between(sweep.step, low, high, color=color, alpha=0.15, linewidth=0, label=plots.banded(_spread(sweep)))
         if np.isfinite(edge := float(there["edge_of_stability"])):
-            label = one["edge_of_stability"].attrs["symbol"]
+            label = sweep["edge_of_stability"].attrs["symbol"]
             axis.axhline(edge, color=color if len(edges) > 1 else "gray", label=label, **EDGE)
-    if "sharpness_limit" in one:
-        for limit in _by_depth(one["sharpness_limit"]):
-            axis.plot(one.step, limit, **LIMIT)
-    axis.set(yscale="log", xlabel="step", xlim=(0, int(one.step[-1])))
+    if "sharpness_limit" in sweep:
+        for limit in _by_depth(sweep["sharpness_limit"]):
+            axis.plot(sweep.step, limit, **LIMIT)
+    axis.set(yscale="log", xlabel="step", xlim=(0, int(sweep.step[-1])))
 
 
 def _by_depth(values):
@@ -126,7 +126,7 @@ def _drawable(loss, top):
 def loss_range(dataset: xr.Dataset) -> tuple[float, float]:
     """A little below the lowest mean, or limit, that is not zero, and above the start, by more where the losses span more."""
     drawn = [dataset["final_loss"].mean("seed"), *(dataset[name] for name in ("final_loss_limit",) if name in dataset)]
-    mean = np.concatenate([one.values.ravel() for one in drawn])
+    mean = np.concatenate([losses.values.ravel() for losses in drawn])
     start = float(np.clip(dataset["initial_loss"].mean("seed").max(), 1 / plots.HUGE, plots.HUGE))
     bottom = max(float(np.min(mean, where=mean > 0, initial=start)) / 2, 1e-18 * start)
     return bottom, start * float(np.clip((start / bottom) ** 0.15, 1.5, 10.0))
@@ -150,10 +150,10 @@ def _range(parts):
 
 def statements(name: str, shifts: list[Shift]) -> list[str]:
     """How the optimum of a parametrization moves, with its 95 % interval, in a line each."""
-    found = [shift for shift in shifts if shift.parametrization == name]
-    powers = [plots.power(_in_formulas(s.size), s.exponent, s.interval) for s in found]
+    moves = [shift for shift in shifts if shift.parametrization == name]
+    powers = [plots.power(_in_formulas(s.size), s.exponent, s.interval) for s in moves]
     said = (f"optimum {power}, {s.verdict}" if np.isfinite(s.exponent) else s.verdict
-            for power, s in zip(powers, found, strict=True))  # fmt: skip
+            for power, s in zip(powers, moves, strict=True))  # fmt: skip
     return list(dict.fromkeys(said))  # the same of width and depth: once
 
 
@@ -183,8 +183,8 @@ def table(optima: list[Optimum], shifts: list[Shift], title: str, size: str = "w
     lines = [title, "", form("param", size, *(["depth"] if deep else []), "best η0", "95 % interval", "final loss")]
     for o in optima:
         final = f"{o.final_loss:.3g}" if np.isfinite(o.final_loss) else "diverged"
-        of, (low, high) = [o.width or "∞", *([o.depth] if deep else [])], o.interval
-        lines.append(form(o.parametrization, *of, f"{o.best_learning_rate:.3g}", f"[{low:.3g}, {high:.3g}]", final))
+        columns, (low, high) = [o.width or "∞", *([o.depth] if deep else [])], o.interval
+        lines.append(form(o.parametrization, *columns, f"{o.best_learning_rate:.3g}", f"[{low:.3g}, {high:.3g}]", final))
     if any(low == 0 or high == np.inf for low, high in (o.interval for o in optima)):
         lines.append(BEYOND)
     lines += ["", f"best η0 ∝ size^exponent [95 % interval]; it transfers where the 90 % interval lies within ±{TOLERATED:g}"]

@@ -95,8 +95,8 @@ class DataOptions:
     def without_effect(self) -> dict[str, str]:
         """Options that change nothing beside the others, and why."""
         pictures = is_folder_of_pictures(self.data)
-        found = {} if pictures else {"image_size": "only the pictures of a folder are scaled"}
-        return found | self._cluster_without_effect()
+        reasons = {} if pictures else {"image_size": "only the pictures of a folder are scaled"}
+        return reasons | self._cluster_without_effect()
 
     def _cluster_without_effect(self):
         alone = self.cluster not in (None, *JOB_QUEUES)
@@ -112,14 +112,14 @@ class DataOptions:
         inputs, targets, shape = load(options.data, options.wanted)
         if LOSSES[options.loss].of_classes and options.suffix != ".npz":
             targets = np.eye(targets.shape[1])[targets.argmax(axis=1)]  # of a centred one-hot vector: its class
-        for what, wanted, size in (("inputs", self.inputs, inputs.shape[1]), ("outputs", self.outputs, targets.shape[1])):
+        for side, wanted, size in (("inputs", self.inputs, inputs.shape[1]), ("outputs", self.outputs, targets.shape[1])):
             if wanted not in (None, size):
-                raise ValueError(f"{wanted} {what}: {options.data} has {size}")
+                raise ValueError(f"{wanted} {side}: {options.data} has {size}")
         if not inputs.any():
             raise ValueError(f"all inputs of {options.data} are zero: there is nothing to tell apart")
-        for what, values in (("inputs", inputs), ("targets", targets)):
+        for side, values in (("inputs", inputs), ("targets", targets)):
             if (largest := np.abs(values).max()) > np.finfo(options.precision).max:
-                raise ValueError(f"{what} reach {largest:.2g}: beyond {options.precision}; take float64, or scale them")
+                raise ValueError(f"{side} reach {largest:.2g}: beyond {options.precision}; take float64, or scale them")
         return inputs, targets, shape
 
     @property
@@ -137,18 +137,18 @@ class DataOptions:
 def _at_home(value: Any) -> Any:
     """Texts and paths, also of a tuple, with ~ written out, as a shell does only where it stands alone."""
     if isinstance(value, tuple):
-        return tuple(_at_home(one) for one in value)
+        return tuple(_at_home(entry) for entry in value)
     return type(value)(os.path.expanduser(value)) if isinstance(value, str | Path) and str(value)[:1] == "~" else value
 
 
 def _check_numbers(name, value):
-    """Raises ValueError where one is not finite, or beyond what an array on the device can be long."""
+    """Raises ValueError where a number is not finite, or beyond what an array on the device can be long."""
     option = name.replace("_", "-")
-    for one in value if isinstance(value, tuple) else (value,):
-        if isinstance(one, float) and not isfinite(one):
-            raise ValueError(f"{option} {one:g}: wanted a finite number")
-        if isinstance(one, int) and abs(one) >= 2**31 and name != "seed":
-            raise ValueError(f"{option} {one}: wanted a number below 2^31")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not isfinite(number):
+            raise ValueError(f"{option} {number:g}: wanted a finite number")
+        if isinstance(number, int) and abs(number) >= 2**31 and name != "seed":
+            raise ValueError(f"{option} {number}: wanted a number below 2^31")
 
 
 def _check_effects(options):
@@ -302,9 +302,9 @@ class OwnOptions(TrainingOptions):
         from finite.training.own import Recipe
 
         usual = type(self).__dataclass_fields__["optimizer"].default
-        found = Recipe(self.model, self.loss or "", self.batch, "" if self.optimizer == usual else self.optimizer,
-                       self.steps, self.measure_every, None, self.seed)  # fmt: skip
-        return replace(found, batch_size=self.minibatch(found.num_samples))
+        recipe = Recipe(self.model, self.loss or "", self.batch, "" if self.optimizer == usual else self.optimizer,
+                        self.steps, self.measure_every, None, self.seed)  # fmt: skip
+        return replace(recipe, batch_size=self.minibatch(recipe.num_samples))
 
     def described_own(self, samples: int) -> str:
         """For the title of a picture."""
@@ -314,7 +314,7 @@ class OwnOptions(TrainingOptions):
 
 def without_effect_on(model: str) -> dict[str, str]:
     """Options of layers that the model does not have, and why."""
-    row, blocks = layers_of(model), [one.name for one in MODELS.values() if one.block_size is None]
+    row, blocks = layers_of(model), [entry.name for entry in MODELS.values() if entry.block_size is None]
     chosen = {
         "activation": (row.activation is None, "has its own"),
         "block_size": (row.block_size is None, f"has its own; of {' and '.join(blocks)} it can be chosen"),

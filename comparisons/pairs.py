@@ -35,8 +35,8 @@ class Limit:
 
 def keys(seed: int, width: int, seeds: int, depth: int | None = None) -> Array:
     """One key per network of a width (and, where it is given, a depth); networks of different sizes are independent."""
-    found = jax.random.split(jax.random.fold_in(jax.random.key(seed), width), seeds)
-    return found if depth is None else jax.vmap(lambda key: jax.random.fold_in(key, depth))(found)
+    network_keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), width), seeds)
+    return network_keys if depth is None else jax.vmap(lambda key: jax.random.fold_in(key, depth))(network_keys)
 
 
 def refused(problem: Problem, *, hessian: bool = True, times: int = 1) -> str | None:
@@ -83,7 +83,7 @@ def left_open(limit: Trajectory) -> list[str]:
 
 def only(trajectory: Trajectory, names: Collection[str]) -> Trajectory:
     """With no other observables."""
-    parts = {part: {name: of for name, of in getattr(trajectory, part).items() if name in names}
+    parts = {part: {name: values for name, values in getattr(trajectory, part).items() if name in names}
              for part in ("observables", "errors", "products")}  # fmt: skip
     return replace(trajectory, **parts)
 

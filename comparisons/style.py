@@ -152,14 +152,14 @@ def _shows(axis, artist):
     return bool(np.any(np.isfinite(points).all(axis=1) & above))
 
 
-def banded(what: str) -> str:
+def banded(statistic: str) -> str:
     """The label of a shaded band."""
-    return f"band: {what}"
+    return f"band: {statistic}"
 
 
-def band(what: str, color: str = "gray") -> Patch:
+def band(statistic: str, color: str = "gray") -> Patch:
     """Its handle."""
-    return Patch(facecolor=color, alpha=0.3, linewidth=0, label=banded(what))
+    return Patch(facecolor=color, alpha=0.3, linewidth=0, label=banded(statistic))
 
 
 def widths(dataset: xr.Dataset) -> list[Line2D]:
@@ -213,8 +213,8 @@ def logarithmic(axis: Axes, bottom: float = 0.0) -> None:
 
 def _heights(axis):
     """Of each line, those that are finite."""
-    found = [np.asarray(line.get_ydata(), float) for line in axis.lines]
-    return [heights[np.isfinite(heights)] for heights in found]
+    curves = [np.asarray(line.get_ydata(), float) for line in axis.lines]
+    return [heights[np.isfinite(heights)] for heights in curves]
 
 
 def spans(axis, factor):

@@ -59,8 +59,8 @@ def listing(options: Options) -> None:
 
 def commands(row: Row, options: Options) -> list[list[str]]:
     """The words of each, after ``python -m``."""
-    found = row.commands(options.preset, options.out / options.preset / row.name)
-    return [[str(options.cifar10) if word == CIFAR10 else word for word in words] for words in found]
+    templates = row.commands(options.preset, options.out / options.preset / row.name)
+    return [[str(options.cifar10) if word == CIFAR10 else word for word in words] for words in templates]
 
 
 def chosen(options: Options) -> list[Row]:

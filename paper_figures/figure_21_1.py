@@ -32,25 +32,25 @@ GROWS = {"N": "width", "L": "depth"}
 def draw(options: Options) -> None:
     """Raises Refused where results are missing."""
     results = options.results or Path("results") / NAME
-    checks = [one for run in ROWS["21_1"].runs for one in read(results / run / "coord_check.json", recipe(results))]
+    checks = [fit for run in ROWS["21_1"].runs for fit in read(results / run / "coord_check.json", recipe(results))]
     save(picture(checks), options.out or results / NAME)
 
 
 @plots.styled
 def picture(checks: list[dict]) -> Figure:
     """Measured exponents with their 95 % intervals against the derived ones; a panel each of width and depth, SGD and Adam."""
-    compared = [one for one in checks if None not in (one["derived"], one["exponent"])]  # JSON has null for what is no number
-    panels = sorted({(one["letter"], one["optimizer"]) for one in compared}, reverse=True)
-    colors = dict(plots.colors(list(dict.fromkeys(one["parametrization"] for one in compared))))
+    compared = [fit for fit in checks if None not in (fit["derived"], fit["exponent"])]  # JSON has null for what is no number
+    panels = sorted({(fit["letter"], fit["optimizer"]) for fit in compared}, reverse=True)
+    colors = dict(plots.colors(list(dict.fromkeys(fit["parametrization"] for fit in compared))))
     figure = Figure(figsize=(3.2 * len(panels), 3.6), layout="constrained")
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        shown = [one for one in compared if (one["letter"], one["optimizer"]) == panel]
-        ends = [one["derived"] for one in shown] + [one["exponent"] for one in shown]
+        shown = [fit for fit in compared if (fit["letter"], fit["optimizer"]) == panel]
+        ends = [fit["derived"] for fit in shown] + [fit["exponent"] for fit in shown]
         axis.axline((0, 0), slope=1, color="gray", linewidth=1, zorder=0, label="as derived")
         for place, (param, color) in enumerate(colors.items()):
-            of = [one for one in shown if one["parametrization"] == param]
-            if of:
-                x, y, low, high = np.array([[one["derived"], one["exponent"], *one["interval"]] for one in of], float).T
+            fits = [fit for fit in shown if fit["parametrization"] == param]
+            if fits:
+                x, y, low, high = np.array([[fit["derived"], fit["exponent"], *fit["interval"]] for fit in fits], float).T
                 x += 0.02 * (place - len(colors) / 2)  # beside each other
                 axis.vlines(x, low, high, color=color, linewidth=1)
                 axis.plot(x, y, "o", markersize=3, color=color, label=plots.NAMES.get(param, param))

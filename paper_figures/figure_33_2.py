@@ -44,8 +44,8 @@ def picture(run: xr.Dataset) -> Figure:
     """A panel per observable, a colour per depth."""
     gaps = gaps_over_depth(run)
     figure = Figure(figsize=(1.4 * plots.PANEL[0] * len(gaps), 1.7 * plots.PANEL[1]), layout="constrained")
-    for axis, (name, one) in zip(figure.subplots(1, len(gaps), squeeze=False)[0], gaps.items(), strict=True):
-        against_time(axis, one.drop_vars("width", errors="ignore").rename(depth="width"), run.depth.values, "L")
+    for axis, (name, gap) in zip(figure.subplots(1, len(gaps), squeeze=False)[0], gaps.items(), strict=True):
+        against_time(axis, gap.drop_vars("width", errors="ignore").rename(depth="width"), run.depth.values, "L")
         axis.set_ylabel(f"gap of {OBSERVABLES[name].label}")
     figure.suptitle(plots.wrapped(f"{run.attrs['title']}; gaps to the deepest, root mean square over seeds", 90), fontsize=9)
     return figure

@@ -59,9 +59,9 @@ def picture(runs: dict[str, tuple[xr.Dataset, xr.Dataset]]) -> Figure:
         column[0].set_ylabel(transfer_plots.FINAL_LOSS)
         name = f"{plots.NAMES.get(param, param)}: {along.attrs['title']}"
         column[0].set_title("\n".join([plots.wrapped(name, 52), *transfer_plots.statements(param, shifts)]))
-        one = along.isel(param=0)
-        landscape_plots.panel(column[1], one[SHOWN], landscape_plots.edge_of(one, "hessian_eigenvalues"))
-        column[1].set(xlabel="step", ylabel=OBSERVABLES[SHOWN].symbol, xlim=(0, int(one.step[-1])), title=statement(one[SHOWN]))
+        run = along.isel(param=0)
+        landscape_plots.panel(column[1], run[SHOWN], landscape_plots.edge_of(run, "hessian_eigenvalues"))
+        column[1].set(xlabel="step", ylabel=OBSERVABLES[SHOWN].symbol, xlim=(0, int(run.step[-1])), title=statement(run[SHOWN]))
         sizes = landscape_plots.sizes(along)
         column[1].legend(handles=sizes, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(sizes))
     band = plots.band(f"{transfer_plots.OF_LOSSES}; below, {landscape_plots.RANGE}")

@@ -58,7 +58,7 @@ def draw(options: Options) -> None:
     """Raises Refused where the results are missing."""
     results = options.results or Path("results") / NAME
     run = read(results / "trajectories.nc", recipe(results))
-    rates = [Rate.of(one) for one in read(results / "rates.json", recipe(results))]
+    rates = [Rate.of(record) for record in read(results / "rates.json", recipe(results))]
     save(picture(run, rates, json.loads(run.attrs["configuration"])), options.out or results / NAME)
 
 
@@ -72,10 +72,10 @@ def picture(run: xr.Dataset, rates: list[Rate], configuration: dict) -> Figure:
     for column, (name, selection) in zip(grid.T, shown.items(), strict=False):
         errors = deviations(run, name, selection, reference, "fluctuation")
         mine = [rate for rate in rates if (rate.observable, rate.kind) == (name, "fluctuation") and rate.rank in (None, 1)]
-        found = {rate.step: rate for rate in mine}
+        rate_at = {rate.step: rate for rate in mine}
         for step, color in zip(steps, _of_steps(steps), strict=True):
-            draw_rate(column[0], errors.sel(step=step), found[step], "fluctuation", color)
-        _against_width(column[0], errors, [found[step] for step in steps])
+            draw_rate(column[0], errors.sel(step=step), rate_at[step], "fluctuation", color)
+        _against_width(column[0], errors, [rate_at[step] for step in steps])
         against_time(column[1], errors, run.width.values)
         column[0].set_ylabel(f"gap of {OBSERVABLES[name].label}")
         column[1].set_ylabel(f"gap of {OBSERVABLES[name].label}")
@@ -100,11 +100,11 @@ def _of_steps(steps):
     return matplotlib.colormaps["plasma"](np.linspace(0.05, 0.8, len(steps)))
 
 
-def _against_width(axis: Axes, errors, found: list[Rate]):
-    colored = zip(found, _of_steps(found), strict=True)
+def _against_width(axis: Axes, errors, rates: list[Rate]):
+    colored = zip(rates, _of_steps(rates), strict=True)
     _named(axis, [(f"step {rate.step}", rate.exponent, rate.interval, color) for rate, color in colored], "N")
     axis.set(xscale="log", yscale="log", xlabel="width $N$")
-    axis.set_title(said([(rate.step, rate.interval) for rate in found], "step"))
+    axis.set_title(said([(rate.step, rate.interval) for rate in rates], "step"))
     plots.at_sizes(axis.xaxis, errors.width.values, rotation=0)
     plots.plain_numbers(axis.yaxis)
 
@@ -147,17 +147,17 @@ def late_power(steps: np.ndarray, gaps: np.ndarray) -> power_law.PowerLaw:
             return 0.5 * leverage @ np.log(np.mean(some**2, axis=1))
 
     left = [exponent(np.delete(gaps, seed, axis=1)) for seed in range(seeds)]
-    found, reach = exponent(gaps), stdtrit(seeds - 1, 0.975) * np.sqrt((seeds - 1) * np.var(left))
+    slope, reach = exponent(gaps), stdtrit(seeds - 1, 0.975) * np.sqrt((seeds - 1) * np.var(left))
     low, high = law.interval
-    return replace(law, interval=(float(min(low, found - reach)), float(max(high, found + reach))))
+    return replace(law, interval=(float(min(low, slope - reach)), float(max(high, slope + reach))))
 
 
-def said(intervals: list[tuple[int, tuple[float, float]]], of: str) -> str:
+def said(intervals: list[tuple[int, tuple[float, float]]], label: str) -> str:
     """What the intervals of exponents, each of a width or a step, say: which gaps grow, which fall, which do neither surely."""
     names = {"grows": [], "falls": [], "undecided": []}
     for name, (low, high) in intervals:
         names["grows" if low > 0 else "falls" if high < 0 else "undecided"].append(str(name))
-    return "; ".join(f"{verb} at {of} {', '.join(listed)}" for verb, listed in names.items() if listed)
+    return "; ".join(f"{verb} at {label} {', '.join(listed)}" for verb, listed in names.items() if listed)
 
 
 def _named(axis, powers, letter):

@@ -58,17 +58,17 @@ def picture(runs: dict[str, xr.Dataset]) -> Figure:
     figure = Figure(figsize=(1.2 * plots.PANEL[0] * len(runs), 2.3 * plots.PANEL[1] + 0.8), layout="constrained")
     grid = figure.subplots(2, len(runs), squeeze=False)
     for column, (name, run) in zip(grid.T, runs.items(), strict=True):
-        one, (optima, shifts) = run.isel(param=0), analyse(run)
-        transfer_plots.final_losses(column[0], one, transfer_plots.loss_range(run), optima)
+        sweep, (optima, shifts) = run.isel(param=0), analyse(run)
+        transfer_plots.final_losses(column[0], sweep, transfer_plots.loss_range(run), optima)
         column[0].set_ylabel(transfer_plots.FINAL_LOSS)
-        column[0].set_title("\n".join([COLUMNS[name], *transfer_plots.statements(str(one.param.values), shifts)]))
-        transfer_plots.sharpness(column[1], one)
+        column[0].set_title("\n".join([COLUMNS[name], *transfer_plots.statements(str(sweep.param.values), shifts)]))
+        transfer_plots.sharpness(column[1], sweep)
         column[1].set(ylim=transfer_plots.sharpness_range(run), ylabel=run["sharpness"].attrs["symbol"] + " at the optimum")
         plots.plain_numbers(column[1].yaxis)
         sizes = transfer_plots.sizes(run)
         column[1].legend(handles=sizes, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(sizes))
     plots.legend_below(figure, transfer_plots.marks(run))
     first = next(iter(runs.values()))
-    title = f"{plots.NAMES.get(str(one.param.values))}; {first.attrs['title']}{said_of_limits(first)}"
+    title = f"{plots.NAMES.get(str(sweep.param.values))}; {first.attrs['title']}{said_of_limits(first)}"
     figure.suptitle(plots.wrapped(title, 110), fontsize=9)
     return figure

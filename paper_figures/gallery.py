@@ -37,7 +37,7 @@ def _made(row, options, results, gallery) -> str:
     """The verdict of one row, which the gallery has then; or why it could not be made: then the gallery keeps what it has."""
     began = time.perf_counter()
     try:
-        verdict = one(row, options, results, gallery / f"{row.name}.png")
+        verdict = verdict_of(row, options, results, gallery / f"{row.name}.png")
     except (Refused, Damaged, ValueError, MemoryError) as refusal:  # of this row; the others are made all the same
         verdict = f"not made: {refusal}"
     else:
@@ -58,7 +58,7 @@ def kept(gallery: Path) -> dict[str, dict[str, str]]:
         stop(PROGRAM, f"{gallery / KEPT}: not what this command wrote; move it away, and its rows are made again")
 
 
-def one(row: Row, options: Options, results: Path, picture: Path) -> str:
+def verdict_of(row: Row, options: Options, results: Path, picture: Path) -> str:
     """The verdict of one row, all of whose results and pictures then are there."""
     for program, *arguments in commands(row, options):
         with contextlib.redirect_stdout(io.StringIO()):
@@ -96,10 +96,10 @@ def page(made: dict[str, dict[str, str]]) -> str:
     for row in ROWS.values():
         lines += ["", f"## {_title(row)}", "", f"Paper's figure {row.figure}: {row.shows}."]
         if row.claims:
-            lines += ["", "Paper: " + "; ".join(f"{what}: {said}" for what, said in row.claims.items()) + "."]
+            lines += ["", "Paper: " + "; ".join(f"{quantity}: {said}" for quantity, said in row.claims.items()) + "."]
         if row.name in made:
-            of = made[row.name]
-            lines += ["", f"Here (`{of['preset']}`, version {of['version']}): {of['verdict']}.", "",
+            record = made[row.name]
+            lines += ["", f"Here (`{record['preset']}`, version {record['version']}): {record['verdict']}.", "",
                       f"![{row.setting}]({row.name}.png)"]  # fmt: skip
         else:
             lines += ["", f"Not made: `python -m paper_figures.all --only {row.name}`."]

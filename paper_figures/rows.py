@@ -103,7 +103,7 @@ def _training(
                       ("learning-rates", rates)))  # fmt: skip
     if claims is None:
         claims = {"sharpness mup": "same", "transfer mup": "same", "sharpness ntp": "moves", "transfer ntp": "moves"}
-        claims = {what: said for what, said in claims.items() if what.split()[1] in param.split()}
+        claims = {quantity: said for quantity, said in claims.items() if quantity.split()[1] in param.split()}
         claims |= {"sharpness sp": "moves", "transfer sp": "moves"} if "sp" in param.split() else {}
     return Row(name=name, figure=figure, script="figure_1_1", setting=setting, minutes=minutes, claims=claims,
                shows="sharpness and loss against step, final loss against learning rate, per width",
@@ -118,8 +118,8 @@ def _beside_limit(
     followed = _over(PHOTOGRAPHS, ("widths", BESIDE_LIMIT), ("steps", SHORT))
     swept = _over(PHOTOGRAPHS, ("widths", BESIDE_LIMIT), ("learning-rates", (FEW, MANY, MANY)),
                   ("steps", ("8 --seeds 2", "16 --seeds 3", "32 --seeds 3")))  # fmt: skip
-    claims = {f"{what} {one}": "same" if one == "mup" else "moves"
-              for one in param.split() for what in ("sharpness", "transfer")}  # fmt: skip
+    claims = {f"{quantity} {parametrization}": "same" if parametrization == "mup" else "moves"
+              for parametrization in param.split() for quantity in ("sharpness", "transfer")}  # fmt: skip
     return Row(name=name, figure="1_1", script="figure_1_1", setting=setting, minutes=minutes, claims=claims,
                shows="sharpness and loss against step beside their limit, final loss against learning rate, per width",
                runs={"landscape": Run("comparisons.landscape", common, followed),
@@ -136,7 +136,7 @@ def _eigenvalues_beside_limit(
                " --top-k 10")  # fmt: skip
     return Row(name=name, figure="3_1", script="figure_3_1", setting=setting, minutes=minutes,
                shows="first, fifth and tenth eigenvalue of Hessian and NTK against step beside their limit, per width",
-               claims={f"{of} {rank}": "same" for of in ("hessian", "ntk") for rank in (1, 5, 10)},
+               claims={f"{matrix} {rank}": "same" for matrix in ("hessian", "ntk") for rank in (1, 5, 10)},
                runs={"": Run("comparisons.landscape", options,
                              _over(data, ("widths", BESIDE_LIMIT), ("steps", steps)))})  # fmt: skip
 
@@ -148,7 +148,7 @@ def _eigenvalues(name: str, figure: str, setting: str, rate: float, batch: int) 
                   ("batch-size", (str(min(batch, 64)), str(min(batch, 128)), str(batch))),
                   ("steps", ("24 --measure-every 6", "96 --measure-every 12", "4800 --measure-every 200")),
                   ("warmup-steps", ("8", "16", "100")), ("curvature-samples", ("32", "64", "1024")))  # fmt: skip
-    claims = {f"{of} {rank}": "same" for of in ("hessian", "ntk") for rank in (1, 5, 10)}
+    claims = {f"{matrix} {rank}": "same" for matrix in ("hessian", "ntk") for rank in (1, 5, 10)}
     return Row(name=name, figure=figure, script="figure_3_1", setting=setting, minutes=(2, 3, 240), claims=claims,
                shows="first, fifth and tenth eigenvalue of Hessian and NTK against step, per width",
                runs={"": Run("comparisons.landscape", options, sizes)})  # fmt: skip
@@ -211,7 +211,7 @@ COLUMNS = {"k1": _deep("--model resconvnet", RESIDUAL, BLOCKS),
 
 def _depths(name: str, figure: str, setting: str, columns: tuple[str, ...], minutes: tuple[float, float, float]) -> Row:
     moves = {column: "same" if column == "k1" else "moves" for column in columns}
-    claims = {f"{what} {column}": said for column, said in moves.items() for what in ("transfer", "sharpness")}
+    claims = {f"{quantity} {column}": said for column, said in moves.items() for quantity in ("transfer", "sharpness")}
     return Row(name=name, figure=figure, script="figure_6_1", setting=setting, minutes=minutes, claims=claims,
                shows="Depth-μP: final loss against learning rate, sharpness at the optimum, per depth",
                runs={column: COLUMNS[column] for column in columns})  # fmt: skip
@@ -250,7 +250,7 @@ def _directional() -> Row:
     return Row(name="36_1", figure="36_1", script="figure_36_1",
                setting="SimpleConvNet, μP over width; ConvNet, Depth-μP over depth",
                shows="final loss against learning rate, directional sharpness gᵀHg/|g|² against step",
-               claims={f"{what} {grows}": "same" for grows in grown for what in ("transfer", "directional")},
+               claims={f"{quantity} {grows}": "same" for grows in grown for quantity in ("transfer", "directional")},
                runs=runs, minutes=(3, 5, 700))  # fmt: skip
 
 

@@ -33,24 +33,24 @@ HEADS = {"not as in the paper, at this size": False, "as in the paper": True, "u
 
 @dataclass(frozen=True)
 class Finding:
-    """``found`` of ``what``; of a power of the step its 95 % interval, and ``theirs``, the paper's estimator; more to say."""
+    """``outcome`` of ``quantity``; of a power of the step its 95 % interval; ``theirs``: the paper's estimator; more to say."""
 
-    what: str
-    found: str
+    quantity: str
+    outcome: str
     interval: tuple[float, float] | None = None
     theirs: float | None = None
     more: str = ""
 
     def __str__(self):
         theirs = "" if self.theirs is None else f" (paper's estimator {self.theirs:+.2f})"
-        return f"{self.what}: {self.found}{theirs}" + (f" ({self.more})" if self.more else "")
+        return f"{self.quantity}: {self.outcome}{theirs}" + (f" ({self.more})" if self.more else "")
 
     def against(self, claim: str | None) -> bool | None:
         """Whether it is as claimed; None where it, or the claim, decides nothing."""
-        if claim is None or (self.interval is None and self.found == UNDECIDED):
+        if claim is None or (self.interval is None and self.outcome == UNDECIDED):
             return None
         if self.interval is None:
-            return self.found == claim
+            return self.outcome == claim
         low, high = self.interval
         if not np.isfinite([low, high]).all():
             return None
@@ -65,22 +65,22 @@ class Finding:
 
 def said(row: Row, findings: list[Finding], small: bool = False) -> str:
     """The verdict of a row, in a line; of networks too small to judge by, what was found only."""
-    claimed = [finding for finding in findings if finding.what in row.claims]
-    compared = [finding.against(row.claims[finding.what]) for finding in claimed]
+    claimed = [finding for finding in findings if finding.quantity in row.claims]
+    compared = [finding.against(row.claims[finding.quantity]) for finding in claimed]
     told = "; ".join(map(str, findings))
     if not row.claims:
         return f"the paper's claim is not at hand. {told}"
-    head = "too small to judge" if small else _judged([finding.what for finding in claimed], compared)
+    head = "too small to judge" if small else _judged([finding.quantity for finding in claimed], compared)
     return f"{head}. {told}"
 
 
-def _judged(what, compared):
+def _judged(quantities, compared):
     """Of the claims that were compared: which do not hold here, which do, and which are open."""
     if set(compared) == {True}:
         return "as in the paper"
-    of = {head: ", ".join(name for name, one in zip(what, compared, strict=True) if one is agrees)
-          for head, agrees in HEADS.items()}  # fmt: skip
-    told = "; ".join(f"{head}: {names}" for head, names in of.items() if names)
+    by_head = {head: ", ".join(name for name, outcome in zip(quantities, compared, strict=True) if outcome is agrees)
+               for head, agrees in HEADS.items()}  # fmt: skip
+    told = "; ".join(f"{head}: {names}" for head, names in by_head.items() if names)
     return f"{told or 'undecided'} ({DECIDES})" if None in compared or not compared else told
 
 
@@ -113,20 +113,20 @@ def beside_limits(along: xr.Dataset) -> Iterator[Finding]:
                       f"N = {int(widest[growing(along)])} off by {float(last.mean()) / at - 1:+.1%} ± {doubt:.1%}")  # fmt: skip
 
 
-def agreed(what: str, values: xr.DataArray) -> Finding:
+def agreed(quantity: str, values: xr.DataArray) -> Finding:
     late = late_agreement(values)
-    return Finding(what, WORDS.get(of_agreement(late), UNDECIDED if not late.diverged else "diverged"))
+    return Finding(quantity, WORDS.get(of_agreement(late), UNDECIDED if not late.diverged else "diverged"))
 
 
-def moved(what: str, shift) -> Finding:
-    return Finding(what, WORDS.get(shift.verdict, UNDECIDED))
+def moved(quantity: str, shift) -> Finding:
+    return Finding(quantity, WORDS.get(shift.verdict, UNDECIDED))
 
 
 def _eigenvalues(row: Row, results: Path) -> Iterator[Finding]:
     run = read(results / "landscape.nc").isel(param=0)
-    for what in row.claims:
-        name, rank = what.split()
-        yield agreed(what, run[f"{name}_eigenvalues"].sel(rank=int(rank)))
+    for quantity in row.claims:
+        name, rank = quantity.split()
+        yield agreed(quantity, run[f"{name}_eigenvalues"].sel(rank=int(rank)))
 
 
 def _gaps(row: Row, results: Path) -> Iterator[Finding]:
@@ -143,17 +143,17 @@ def _reference(run):
     return json.loads(run.attrs["configuration"])["reference"]
 
 
-def in_time(what: str, gaps: xr.DataArray) -> Finding:
+def in_time(quantity: str, gaps: xr.DataArray) -> Finding:
     """Late gaps (size, seed, step) ∝ step^exponent of the widest size that is not the reference."""
     from paper_figures.figure_3_2 import LATE, late_power
 
     late = gaps.isel(step=(gaps.step.values >= LATE * gaps.step.values.max()) & (gaps.step.values > 0))
     size = gaps.dims[0]
     if late.sizes["step"] < 3:
-        return Finding(what, UNDECIDED)
+        return Finding(quantity, UNDECIDED)
     law = late_power(late.step.values, late.isel({size: -1}).transpose("step", "seed").values)
     theirs = linear_fit(late.step.values, np.abs(late.isel({size: -1}).mean("seed").values))
-    return Finding(what, _power(law, "t"), law.interval, theirs)
+    return Finding(quantity, _power(law, "t"), law.interval, theirs)
 
 
 def in_width(gaps: xr.DataArray) -> Finding:
@@ -194,8 +194,8 @@ def gaps_over_depth(run: xr.Dataset) -> dict[str, xr.DataArray]:
     """(depth, seed, step): gaps to the deepest network."""
     run = run.isel(param=0)
     values = {name: first(run[name]) for name in ("loss", *SHARPNESS) if name in run}
-    return {name: (one.isel(depth=slice(None, -1)) - one.isel(depth=-1, drop=True)).transpose("depth", "seed", "step")
-            for name, one in values.items()}  # fmt: skip
+    return {name: (curves.isel(depth=slice(None, -1)) - curves.isel(depth=-1, drop=True)).transpose("depth", "seed", "step")
+            for name, curves in values.items()}  # fmt: skip
 
 
 def _depths(row: Row, results: Path) -> Iterator[Finding]:
@@ -226,11 +226,11 @@ def _directional(row: Row, results: Path) -> Iterator[Finding]:
 
 def _exponents(row: Row, results: Path) -> Iterator[Finding]:
     """Of those that are compared, whether all agree."""
-    checks = [one for run in row.runs for one in read_json(results / run / "coord_check.json")]
-    said = [one["verdict"] for one in checks if not one["verdict"].startswith("not compared")]
+    checks = [fit for run in row.runs for fit in read_json(results / run / "coord_check.json")]
+    said = [fit["verdict"] for fit in checks if not fit["verdict"].startswith("not compared")]
     agree, differ = said.count("agrees"), said.count("differs")
-    found = "as derived" if agree == len(said) else f"{differ} differ" if differ else UNDECIDED
-    yield Finding("exponents", found, more=f"{agree} of {len(said)} agree")
+    outcome = "as derived" if agree == len(said) else f"{differ} differ" if differ else UNDECIDED
+    yield Finding("exponents", outcome, more=f"{agree} of {len(said)} agree")
 
 
 OF = {"figure_1_1": _training, "figure_3_1": _eigenvalues, "figure_3_2": _gaps, "figure_33_2": _gaps_over_depth,

@@ -90,7 +90,7 @@ def test_powers_are_found_by_both_estimators():
     assert late.theirs == pytest.approx(0.7, abs=1e-3)
     assert late.against("+0.58 … +0.88")
     wide = verdicts.in_width(gaps(0.7, width=-0.6))
-    assert "N^-0.6" in wide.found
+    assert "N^-0.6" in wide.outcome
     assert wide.theirs == pytest.approx(-0.6, abs=1e-3)
 
 
@@ -101,7 +101,7 @@ def test_gaps_are_those_to_the_reference_of_the_run(monkeypatch):
     run = {name: values.expand_dims(rank=[1]) if "eigen" in name else values for name, values in run.items()}
     dataset = xr.Dataset(run, attrs={"configuration": json.dumps({"reference": "theory"})})
     monkeypatch.setattr(verdicts, "read", lambda path: dataset)
-    found = {one.what: one.found for one in verdicts.OF["figure_3_2"](ROWS["3_2_limit"], Path("there"))}
+    found = {one.quantity: one.outcome for one in verdicts.OF["figure_3_2"](ROWS["3_2_limit"], Path("there"))}
     assert found["loss in width"].startswith("N^-0.5")
     assert found["loss in time"].startswith("t^+0.70")
 
@@ -122,8 +122,8 @@ def test_how_far_the_widest_are_off_their_limit():
 def test_what_agrees_late_is_the_same_and_what_grows_moves():
     flat = xr.DataArray(np.ones((3, 2, 11)) + 0.001 * np.arange(6).reshape(3, 2, 1), dims=("width", "seed", "step"),
                         coords={"width": SIZES, "step": STEPS})  # fmt: skip
-    assert verdicts.agreed("sharpness mup", flat).found == "same"
-    assert verdicts.agreed("sharpness ntp", flat * xr.DataArray(SIZES, dims="width")).found == "moves"
+    assert verdicts.agreed("sharpness mup", flat).outcome == "same"
+    assert verdicts.agreed("sharpness ntp", flat * xr.DataArray(SIZES, dims="width")).outcome == "moves"
 
 
 def test_the_gallery_is_there():
@@ -139,7 +139,7 @@ def test_the_gallery_is_there():
 def test_a_gallery_keeps_what_it_has(tmp_path, monkeypatch, capsys):
     """Rows of other presets stay, and so does what a row had where it cannot be made again."""
     (tmp_path / "made.json").write_text('{"19_2": {"preset": "gpu", "version": "0", "verdict": "as in the paper. T"}}')
-    monkeypatch.setattr(gallery, "one", lambda row, *_: "undecided. S" if row.name == "6_2" else refuse())
+    monkeypatch.setattr(gallery, "verdict_of", lambda row, *_: "undecided. S" if row.name == "6_2" else refuse())
     program.main(["--preset", "cpu", "--only", "19_2", "6_2", "--out", str(tmp_path / "results"), "--gallery", str(tmp_path)])
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     table = dict(re.findall(r"^\| \[(.*?)\]\(.*?\) (\|.*\|)$", page, re.MULTILINE))

@@ -13,19 +13,19 @@ def answer(options: Options) -> None:
     try:
         if options.out:
             refuse_unwritable(options.out)
-        found = audit(model(options.model, options.loss, options.batch), optimizer=optimizer(options.optimizer),
-                      param=options.param, widths=options.widths, seeds=options.seeds, steps=options.steps)  # fmt: skip
+        report = audit(model(options.model, options.loss, options.batch), optimizer=optimizer(options.optimizer),
+                       param=options.param, widths=options.widths, seeds=options.seeds, steps=options.steps)  # fmt: skip
         if options.every:
-            print(found.every())
-        print(found, flush=True)
+            print(report.every())
+        print(report, flush=True)
         if options.out:
-            found.save(options.out)
+            report.save(options.out)
     except (ValueError, ImportError, OSError, MemoryError) as mistake:
         stop(PROGRAM, str(mistake))
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", flush=True)
         raise SystemExit(130) from None
-    raise SystemExit(0 if found.ok else 1)
+    raise SystemExit(0 if report.ok else 1)
 
 
 def refuse_unwritable(path: Path) -> None:

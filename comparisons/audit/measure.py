@@ -54,7 +54,7 @@ class Measured:
     drawn: bool = True
     crowd: int = 0
 
-    def of(self, quantity: str, name: str = "") -> list[np.ndarray]:
+    def by_width(self, quantity: str, name: str = "") -> list[np.ndarray]:
         return [sizes[quantity, name] for sizes in self.sizes]
 
 
@@ -73,8 +73,8 @@ def measure(model: Model, optimizer: Any, widths: Sequence[int], *, seeds: int =
             roles_of(uses, widths[:2])  # before all is trained
         rest = [model.at(width, jax.random.key(seed))[0] for seed in range(1, seeds)]
         drawn = drawn or not all(map(np.array_equal, jax.tree.leaves(start), jax.tree.leaves(rest[0])))
-        found = [program.sizes(params, uses[-1], steps) for params in (start, *rest)]
-        sizes.append({name: np.array([one[name] for one in found], dtype=float) for name in found[0]})
+        by_seed = [program.sizes(params, uses[-1], steps) for params in (start, *rest)]
+        sizes.append({name: np.array([values[name] for values in by_seed], dtype=float) for name in by_seed[0]})
     return Measured(tuple(widths), roles_of([uses[0], uses[-1]], [widths[0], widths[-1]]), sizes, drawn, crowd)
 
 
@@ -132,8 +132,8 @@ class _Program:
             value, gradient, params, state, moves = self.step(params, state)
             loss.append(float(value))
             if not np.isfinite(loss[0]):
-                what = f"the loss at width {self.width} is {loss[0]} at step 0"
-                raise ValueError(f"{what}: nothing can be measured{self.told_of_labels}")
+                fault = f"the loss at width {self.width} is {loss[0]} at step 0"
+                raise ValueError(f"{fault}: nothing can be measured{self.told_of_labels}")
             if first is None and (moves or len(loss) == steps + QUIET):  # or an optimiser that moves nothing
                 first = before[0], self.answers(len(loss) == 1, gradient, *before, initial), params
         late = self.answers(False, gradient, first[0], params, initial)
@@ -148,16 +148,16 @@ class _Program:
         of_uses, of_outputs, totals = jax.device_get(self.compared(*walked, initial, params))
         if not np.isfinite([of_outputs["delta_f"], *totals]).all():
             raise ValueError(f"at width {self.width} nothing is finite after {steps} steps: a smaller learning rate is wanted")
-        found = {("loss", ""): loss, **{(name, ""): float(value) for name, value in of_outputs.items()}}
+        sizes = {("loss", ""): loss, **{(name, ""): float(value) for name, value in of_outputs.items()}}
         for path, answer, total in zip(paths(params), answers, totals, strict=True):
-            found |= {(name, path): value for name, value in answer.items()} | {("total", path): float(total)}
+            sizes |= {(name, path): value for name, value in answer.items()} | {("total", path): float(total)}
         for use, values in zip(uses, of_uses, strict=True):
             values = {name: float(value) for name, value in values.items()}
             values["bound"] *= use.fan_in
             if not values["own_per_input"]:
                 values["own_per_input"] = values["own_at_end"]
-            found |= {(name, use.site): value for name, value in values.items()}
-        return found
+            sizes |= {(name, use.site): value for name, value in values.items()}
+        return sizes
 
 
 def _refuse_half_precision(params: Any) -> None:
@@ -187,10 +187,10 @@ def _answers(optimizer, fresh, gradient, state, params, initial) -> list[dict[st
     for p, g, (still, *made_of) in zip(*map(jax.tree.leaves, (initial, gradient)), made, strict=True):
         still = jnp.nan_to_num(still)  # 0/0 of what estimates its own rate
         noise, momentum = jnp.where(fresh, still, 0.0), jnp.where(fresh, 0.0, still)  # neither of gradients nor of weights
-        d, dd, *rest = (one - noise for one in made_of)
+        d, dd, *rest = (answer - noise for answer in made_of)
         d, dd = jnp.nan_to_num(d), jnp.nan_to_num(dd)
         apart = dd - d  # a decay that is no part of a gradient whose scale is forgotten; without what momentum makes
-        plain, twice, large, scaled, heavy = (one - apart for one in rest)
+        plain, twice, large, scaled, heavy = (answer - apart for answer in rest)
         answered = _rms(plain - momentum) > SLIGHT * _rms(plain)
         within = fresh & (_rms(apart) < 0.5 * _rms(d))
         answers.append({

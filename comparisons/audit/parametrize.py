@@ -129,9 +129,9 @@ def parametrize(
             if role.name != "constant":
                 _multiplied(multipliers, role.use.site, f"{path}, as {role.name}", wanted.init_std / starts[path])
             continue
-        found = wanted.init_std if zero else Power(N=quarter(stds[path]))
+        measured = wanted.init_std if zero else Power(N=quarter(stds[path]))
         forgets, relative = OPTIMIZERS[rules[path]].forgets_scale(), OPTIMIZERS[rules[path]].relative
-        changes[path] = Change(f"{named}, {rules[path]}", wanted.init_std / found, wanted.learning_rate,
+        changes[path] = Change(f"{named}, {rules[path]}", wanted.init_std / measured, wanted.learning_rate,
                                gradient if forgets else ONE, wanted.init_std if relative else None)  # fmt: skip
         starts[path] = wanted.init_std
 
@@ -149,8 +149,8 @@ def _rule_of(path: str, answer: Mapping[str, float], rule: str | None) -> str:
         return RELATIVE
     if kind == WHOLE and answer["update_of_large"] != 0:
         if rule is None:
-            one = "its optimiser is neither linear in the gradient nor forgets the scale of every entry"
-            raise ValueError(f'{path}: {one}: name its row of limits.exponents, rule="muon_keller", say')
+            fault = "its optimiser is neither linear in the gradient nor forgets the scale of every entry"
+            raise ValueError(f'{path}: {fault}: name its row of limits.exponents, rule="muon_keller", say')
         return rule
     return LINEAR if kind == LINEAR else ENTRYWISE
 
@@ -227,7 +227,7 @@ def _scaled(model: Model, ratios: Callable, changes: Mapping[str, Change], multi
         params, apply = model.at(width, key)
         by = ratios(width)
         scaled = _times(params, lambda path: changes[path].initial(*by))
-        factors = {site: one(*by) for site, (one, _) in multipliers.items()}
+        factors = {site: factor(*by) for site, (factor, _) in multipliers.items()}
         # jitted, so that inputs and weights are no constants to what follows them, wherever it is called
         through = jax.jit(lambda params, inputs: follow(apply, params, inputs, factors=factors)[0]) if factors else apply
         return scaled, through

@@ -24,11 +24,11 @@ def picture(audit, path: Path) -> None:
         for role in measured.roles:
             row = rows.get((role.use.path, role.use.operation, quantity))
             if row and role.use.operation not in (BIAS, GAIN):
-                _line(axis, measured.widths, measured.of(size, role.use.site), row, role.use.path)
+                _line(axis, measured.widths, measured.by_width(size, role.use.site), row, role.use.path)
         axis.set_title(label)
     for size, color in (("f", "black"), ("delta_f", "tab:blue")):
         row = rows["outputs", "", size]
-        _line(axes[-1], measured.widths, measured.of(size), row, {"f": "$f$", "delta_f": r"$\Delta f$"}[size], color)
+        _line(axes[-1], measured.widths, measured.by_width(size), row, {"f": "$f$", "delta_f": r"$\Delta f$"}[size], color)
     axes[-1].set_title("outputs")
     for axis in axes:
         axis.set(xscale="log", yscale="log", xlabel="width $N$")
@@ -49,7 +49,7 @@ def picture(audit, path: Path) -> None:
 def _line(axis, widths, values, row: Row, label: str, color: str = "0.6") -> None:
     wrong = row.verdict == DIFFERS
     with np.errstate(divide="ignore"):
-        middle = np.exp([np.log(one).mean() for one in values])
+        middle = np.exp([np.log(sizes).mean() for sizes in values])
     if not (np.isfinite(middle) & (middle > 0)).all():
         return
     color = WRONG if wrong else color

@@ -111,5 +111,5 @@ def audit(
     requirements(param, ENTRYWISE, "mse")  # before all is measured
     with computing("float64" if jax.config.jax_enable_x64 else "float32"):
         measured = measure(model, optimizer, sorted(widths), seeds=seeds, steps=steps)
-    found = Findings(measured, param, model.loss_name)
-    return Audit(model.name, param, measured, tuple(found.rows), tuple(found.suspects), tuple(found.remarks))
+    findings = Findings(measured, param, model.loss_name)
+    return Audit(model.name, param, measured, tuple(findings.rows), tuple(findings.suspects), tuple(findings.remarks))

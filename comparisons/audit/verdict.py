@@ -54,10 +54,10 @@ class Row:
 
     def __str__(self) -> str:
         name = f"{f'{self.weight} {self.operation}'.strip()}, {self.quantity}"
-        found = f"N^{self.exponent:+.3f} [{self.interval[0]:+.3f}, {self.interval[1]:+.3f}]"
+        measured = f"N^{self.exponent:+.3f} [{self.interval[0]:+.3f}, {self.interval[1]:+.3f}]"
         smaller = self.verdict == AGREES and self.exponent < self.wanted - TOLERANCE
         wanted = f"{'at most' if smaller else 'wanted'} {power(self.wanted)}"
-        return f"{name:<44}  {found}  {wanted:<15}  {self.verdict}"
+        return f"{name:<44}  {measured}  {wanted:<15}  {self.verdict}"
 
 
 @dataclass(frozen=True)
@@ -109,19 +109,19 @@ def requirements(param: str, kind: str, loss: str) -> tuple[Mapping[str, Wanted]
     sizes = regimes.predicted(regimes.case(scaling, loss=loss))
     linear = 1 if OPTIMIZERS[kind].forgets_scale() else 2
 
-    def of(quantity, role):
+    def growth(quantity, role):
         return next((float(s.N) for layer, s in sizes[quantity].items() if layer.split()[0] == role), nan)
 
-    found = {
+    by_role = {
         role: Wanted(
             float(e.multiplier.N + e.init_std.N), float(e.learning_rate.N + linear * e.multiplier.N),
-            of("h", role), of("delta_h", role), of("own_change", role),
+            growth("h", role), growth("delta_h", role), growth("own_change", role),
         )
         for role, e in scaling.roles.items()
     }  # fmt: skip
-    outputs = {"f": max(of("f", "readout"), 0.0), "delta_f": of("delta_f", "readout")}  # f(0) is asked to be bounded
-    found["constant"] = Wanted(nan, 0.0, nan, nan, nan)  # nothing of it grows
-    return found, outputs
+    outputs = {"f": max(growth("f", "readout"), 0.0), "delta_f": growth("delta_f", "readout")}  # f(0) is asked to be bounded
+    by_role["constant"] = Wanted(nan, 0.0, nan, nan, nan)  # nothing of it grows
+    return by_role, outputs
 
 
 def score_exponent(role: Role, param: str, loss: str) -> float:
@@ -179,14 +179,14 @@ class Findings:
 
     def fitted(self, quantity: str, name: str = "", over: tuple[str, str] | None = None) -> tuple[float, Interval]:
         """(exponent, interval) of a size, or of one over another."""
-        values = self.measured.of(quantity, name)
+        values = self.measured.by_width(quantity, name)
         if over:
             with np.errstate(divide="ignore", invalid="ignore"):
-                values = [a / b for a, b in zip(values, self.measured.of(*over), strict=True)]
+                values = [a / b for a, b in zip(values, self.measured.by_width(*over), strict=True)]
         return exponent_of(self.measured.widths, values)
 
     def typical(self, quantity: str, name: str, width: int = -1) -> float:
-        return float(np.median(self.measured.of(quantity, name)[width]))
+        return float(np.median(self.measured.by_width(quantity, name)[width]))
 
     def kind(self, path: str) -> str:
         return kind_of(self.typical("entrywise", path), self.typical("growth", path))
@@ -198,17 +198,17 @@ class Findings:
         falls no more than √(1 + crowd/N) does, in which all of them are as large as what aligns, is undecided.
         """
         name = SIZES.get(quantity, quantity)
-        widths, values = self.measured.widths, self.measured.of(name, site)
-        found, late, most = exponent_of(widths, values), exponent_of(widths[-2:], values[-2:])[0], 0.0
-        if name in CHANGES and found[0] < wanted:
+        widths, values = self.measured.widths, self.measured.by_width(name, site)
+        fit, late, most = exponent_of(widths, values), exponent_of(widths[-2:], values[-2:])[0], 0.0
+        if name in CHANGES and fit[0] < wanted:
             squares = [np.full(2, 1 + self.measured.crowd / width) for width in widths]
             most, of_late = (exponent_of(widths[which], squares[which])[0] / 2 for which in (slice(None), slice(-2, None)))
             late -= of_late
-        self.row(weight, operation, quantity, found, wanted, at_most, late, most)
+        self.row(weight, operation, quantity, fit, wanted, at_most, late, most)
 
-    def row(self, weight, operation, quantity, found, wanted, at_most=False, late=None, most=0.0) -> float:
+    def row(self, weight, operation, quantity, fit, wanted, at_most=False, late=None, most=0.0) -> float:
         """Adds it; returns by how much it is off, 0 where it is not clearly.  ``most``, below 0: how far below is undecided."""
-        exponent, (low, high) = found
+        exponent, (low, high) = fit
         off = exponent - wanted
         if not isfinite(off) or abs(off) <= TOLERANCE or (at_most and off < 0):
             verdict = AGREES if isfinite(off) else ""
@@ -288,9 +288,9 @@ class Findings:
             return
         if gradient < ROUNDING * self.largest_gradient:
             return
-        muted = [np.median(values) for values in self.measured.of("muted", path)]
+        muted = [np.median(values) for values in self.measured.by_width("muted", path)]
         if self.kind(path) != LINEAR and muted[-1] < FELT:
-            over = [1 / np.minimum(values, 1 - 1e-7) - 1 for values in self.measured.of("muted", path)]
+            over = [1 / np.minimum(values, 1 - 1e-7) - 1 for values in self.measured.by_width("muted", path)]
             off = self.row(path, "", "ε", exponent_of(self.measured.widths, over), 0.0)
             if off > 0:
                 gradient = self.fitted("gradient", path)[0]
@@ -299,21 +299,21 @@ class Findings:
             self.suspects.append(Suspect((path,), "weight decay", told="within the gradient, which it drowns"))
         decay, std, update = (self.typical(name, path) for name in ("decay", "std", "update"))
         if decay * std > SMALL * update:
-            found = self.fitted("decay", path)
-            off = self.row(path, "", "decay", found, 0.0)
+            fit = self.fitted("decay", path)
+            off = self.row(path, "", "decay", fit, 0.0)
             if off:
-                self.add(path, "weight decay times learning rate", found[0], found[0] - off)
+                self.add(path, "weight decay times learning rate", fit[0], fit[0] - off)
 
-    def add(self, path: str, number: str, found: float, wanted: float) -> None:
+    def add(self, path: str, number: str, exponent: float, wanted: float) -> None:
         """Beside others of the same fault."""
         for place, other in enumerate(self.suspects):
-            if other.number == number and abs(other.found - found) + abs(other.wanted - wanted) < TOLERANCE:
+            if other.number == number and abs(other.found - exponent) + abs(other.wanted - wanted) < TOLERANCE:
                 weights = dict.fromkeys((*other.weights, path))  # which may act more than once
                 self.suspects[place] = Suspect(tuple(weights), number, other.found, other.wanted)
                 return
-        self.suspects.append(Suspect((path,), number, found, wanted))
+        self.suspects.append(Suspect((path,), number, exponent, wanted))
 
 
-def _times(found: tuple[float, Interval], exponent: float) -> tuple[float, Interval]:
-    value, (low, high) = found
+def _times(fit: tuple[float, Interval], exponent: float) -> tuple[float, Interval]:
+    value, (low, high) = fit
     return value + exponent, (low + exponent, high + exponent)

@@ -116,7 +116,7 @@ def growth_of(widths: Int[np.ndarray, " W"], values: Int[np.ndarray, "W S"], eve
     seeds = values.shape[1]
     drawn = np.random.default_rng(0).integers(seeds, size=(RESAMPLES, seeds))
     error = np.hypot(np.median(values[:, drawn], axis=2).std(axis=1), every / np.sqrt(12))  # which step it was is rounded
-    fits = [_line(of(widths.astype(float)), np.median(values, axis=1), error) for of in SHAPES.values()]
+    fits = [_line(shape(widths.astype(float)), np.median(values, axis=1), error) for shape in SHAPES.values()]
     (misfits, (slope, _), (error, _)) = zip(*fits, strict=True)
     low, high = slope - Z * error, slope + Z * error
     if low <= 0 or min(misfits) > chdtri(len(widths) - 2, LEVEL):
@@ -137,7 +137,7 @@ def _line(x, y, error) -> tuple[float, float, float]:
 
 def until_unknown(dataset: xr.Dataset, name: str) -> xr.Dataset:
     """The steps before the first at which the limit's own error is too large a part of its value."""
-    limit, error = (of(dataset, name, selection_of(name)) for of in (limit_component, limit_error))
+    limit, error = (component(dataset, name, selection_of(name)) for component in (limit_component, limit_error))
     if limit is None or error is None:
         return dataset
     lost = np.logical_or.accumulate((error > OWN * TOLERANCE * abs(limit)).values)
@@ -172,7 +172,7 @@ def _predicted(dataset, name, prediction):
     if relative is None:
         return None
     widths, steps = dataset.width.values, dataset.step.values
-    least, most = (predicted_steps(np.where(np.isinf(relative), of, relative), widths, steps) for of in (np.inf, 0.0))
+    least, most = (predicted_steps(np.where(np.isinf(relative), bound, relative), widths, steps) for bound in (np.inf, 0.0))
     return least.tolist() if np.all(most - least <= LAST * np.diff(steps).max(initial=1)) else None
 
 

@@ -31,8 +31,8 @@ def dynamics(dataset: xr.Dataset, edge_of_stability: float, title: str) -> Figur
     for axis, (name, selection) in zip(axes, SHOWN.items(), strict=True):
         values = dataset[variable(name)].sel(selection)
         for width, color in plots.colors(dataset.width.values):
-            one = values.sel(width=width)
-            mean, spread = one.mean("seed"), one.std("seed")
+            curves = values.sel(width=width)
+            mean, spread = curves.mean("seed"), curves.std("seed")
             plots.against_step(axis, mean, color=color, label=f"N = {width}")
             axis.fill_between(dataset.step, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0,
                               label=plots.banded(SPREAD))  # fmt: skip
@@ -67,8 +67,8 @@ def rates(dataset: xr.Dataset, measured: Sequence[Rate], reference: str, title: 
             axis.set(xscale="log", xlabel="width $N$", title=_titled(dataset, name, reference))
             plots.logarithmic(axis)
             subtracted = r"\infty" if reference_of(dataset, name, reference) == "theory" else dataset.width.values[-1]
-            what = f"over seeds of $o_N-o_{{{subtracted}}}$"
-            axis.set_ylabel(f"rms {what}" if kind == "fluctuation" else f"|mean {what}|")
+            averaged = f"over seeds of $o_N-o_{{{subtracted}}}$"
+            axis.set_ylabel(f"rms {averaged}" if kind == "fluctuation" else f"|mean {averaged}|")
             plots.at_sizes(axis.xaxis, errors.width.values)
     handles = [Line2D([], [], marker="o", linestyle="-", color=matplotlib.colormaps["plasma"](x), label=f"step {step}")
                for step, x in zip(steps, np.linspace(0.05, 0.8, len(steps)), strict=True)]  # fmt: skip
@@ -91,26 +91,26 @@ def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: 
         for width, color in plots.colors(dataset.width.values):
             if width in magnitude.width.values:
                 plots.against_step(axis, magnitude.sel(width=width), color=color, label=f"N = {width}")
-        found = next(g for g in grown if g.observable == name and g.rank in (None, 1))
+        observed = next(g for g in grown if g.observable == name and g.rank in (None, 1))
         axis.set(xlabel="step", ylabel=f"rms deviation of {_label(name)}")
         plots.logarithmic(axis)
-        grew = [] if np.isnan(found.largest) else [f"at most × {largest(found)}"]
-        axis.set_title("\n".join([_titled(dataset, name, reference), *grew, found.verdict]))
+        grew = [] if np.isnan(observed.largest) else [f"at most × {largest(observed)}"]
+        axis.set_title("\n".join([_titled(dataset, name, reference), *grew, observed.verdict]))
     plots.legend_below(figure, plots.widths(dataset))
     figure.suptitle(f"{title}; reference: {reference}; super consistent: at most × {GROWN:g}", fontsize=9)
     return figure
 
 
 @plots.styled
-def following(dataset: xr.Dataset, found: Sequence[Following], edge_of_stability: float, title: str) -> Figure:
+def following(dataset: xr.Dataset, followed: Sequence[Following], edge_of_stability: float, title: str) -> Figure:
     """Beyond the edge: one network per width on the limit's sharpness, how far they are off it, and when they first were."""
     dataset = plots.drawable(dataset)
     figure, (sharp, off, when) = _panels(3)
-    last, tolerance = found[-1].observable, found[-1].tolerance
+    last, tolerance = followed[-1].observable, followed[-1].tolerance
     rms = np.sqrt((relative_deviations(dataset, last) ** 2).mean("seed"))
     for width, color in plots.colors(dataset.width.values):
-        one = dataset["hessian_eigenvalues"].sel(rank=1, width=width).isel(seed=0)
-        plots.against_step(sharp, one, color=color, label=f"N = {width}")
+        curve = dataset["hessian_eigenvalues"].sel(rank=1, width=width).isel(seed=0)
+        plots.against_step(sharp, curve, color=color, label=f"N = {width}")
         plots.against_step(off, rms.sel(width=width), color=color, label=f"N = {width}")
     limit = limit_component(dataset, "sharpness", {"rank": 1})
     if limit is not None:
@@ -119,41 +119,42 @@ def following(dataset: xr.Dataset, found: Sequence[Following], edge_of_stability
     sharp.set(xlabel="step", ylabel=_label("sharpness"), title="one network of each width")
     plots.logarithmic(off)
     off.axhline(tolerance, color="gray", linewidth=0.9, label=TOLERATED)
-    if found[-1].until < dataset.step.values[-1]:
-        off.axvline(found[-1].until, label=KNOWN, **UNTIL)
+    if followed[-1].until < dataset.step.values[-1]:
+        off.axvline(followed[-1].until, label=KNOWN, **UNTIL)
     off.set(xlabel="step", ylabel=f"rms relative deviation of {_label(last)}", title=f"tolerated: {tolerance:g}")
-    for one, color in zip(found, ("tab:blue", "tab:orange"), strict=False):
-        draw_following(when, one, color)
-    when.set(xscale="log", xlabel="width $N$", ylabel="steps", title="\n".join(f"{one.observable}: {one.law}" for one in found))
+    for series, color in zip(followed, ("tab:blue", "tab:orange"), strict=False):
+        draw_following(when, series, color)
+    when.set(xscale="log", xlabel="width $N$", ylabel="steps",
+             title="\n".join(f"{series.observable}: {series.law}" for series in followed))  # fmt: skip
     plots.at_sizes(when.xaxis, dataset.width.values)
-    handles = [Line2D([], [], color=color, marker="o", linestyle="", label=f"{one.observable} follows")
-               for one, color in zip(found, ("tab:blue", "tab:orange"), strict=False)]  # fmt: skip
+    handles = [Line2D([], [], color=color, marker="o", linestyle="", label=f"{series.observable} follows")
+               for series, color in zip(followed, ("tab:blue", "tab:orange"), strict=False)]  # fmt: skip
     handles += [*plots.limit_handles(), plots.edge_handle(),
                 Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label=TO_THE_END),
                 Line2D([], [], color="gray", linewidth=0.9, label=TOLERATED), Line2D([], [], label=KNOWN, **UNTIL),
                 Line2D([], [], color="gray", linestyle=":", label="predicted")]  # fmt: skip
     plots.legend_below(figure, [*plots.widths(dataset), *handles])
     crosses = "networks of the largest width cross" if limit is None else "the limit crosses"
-    figure.suptitle(f"{title}; {crosses} the edge of stability at step {found[0].crossing}", fontsize=9)
+    figure.suptitle(f"{title}; {crosses} the edge of stability at step {followed[0].crossing}", fontsize=9)
     return figure
 
 
-def draw_following(axis: Axes, one: Following, color) -> None:
+def draw_following(axis: Axes, series: Following, color) -> None:
     """Mean over seeds with its interval, hollow where some follow to the end; the mean that the law of first order has."""
-    steps, ends = np.array(one.steps), np.array(one.intervals).T
+    steps, ends = np.array(series.steps), np.array(series.intervals).T
     for left, fill, group in ((False, "full", None), (True, "none", TO_THE_END)):
-        shown = (np.array(one.to_the_end) > 0) == left
-        points = axis.errorbar(np.array(one.widths)[shown], steps[shown], yerr=np.abs(ends - steps)[:, shown], color=color,
+        shown = (np.array(series.to_the_end) > 0) == left
+        points = axis.errorbar(np.array(series.widths)[shown], steps[shown], yerr=np.abs(ends - steps)[:, shown], color=color,
                                marker="o", markersize=3.5, linestyle="", elinewidth=0.8, fillstyle=fill)[0]  # fmt: skip
-        points.set(label=f"{one.observable} follows", gid=group)
-    if one.predicted is not None:
-        axis.plot(one.widths, one.predicted, color=color, linestyle=":", label="predicted")
+        points.set(label=f"{series.observable} follows", gid=group)
+    if series.predicted is not None:
+        axis.plot(series.widths, series.predicted, color=color, linestyle=":", label="predicted")
 
 
-def largest(found: Growth) -> str:
+def largest(observed: Growth) -> str:
     """The largest growth, if there is one, with its interval, where it has one."""
-    low, high = found.interval
-    size = f"{found.largest:.3g}".replace("nan", "–").replace("inf", "∞")
+    low, high = observed.interval
+    size = f"{observed.largest:.3g}".replace("nan", "–").replace("inf", "∞")
     return f"{size} [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else size
 
 

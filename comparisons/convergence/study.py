@@ -56,16 +56,16 @@ TOLERANCES = {"float32": (3e-6, 1e-3), "float64": (1e-12, 1e-3)}  # the tightest
 class Cell:
     """The "limit", the "prediction" of how networks depart from it, or of a width the "networks" and their "deviations"."""
 
-    what: str
+    kind: str
     width: int | None = None
 
     @property
     def name(self) -> str:
-        return self.what if self.width is None else f"N{self.width}-{self.what}"
+        return self.kind if self.width is None else f"N{self.width}-{self.kind}"
 
     def __str__(self):
         of_width = {"networks": f"N = {self.width}", "deviations": f"N = {self.width} minus limit"}
-        return of_width.get(self.what, self.what)
+        return of_width.get(self.kind, self.kind)
 
 
 @dataclass(frozen=True)
@@ -99,22 +99,22 @@ class Comparison(Work):
         o = self.options
         return f"{o.described(self.problem)}, {o.param}, η0 = {o.learning_rate:g}, {o.seeds} seeds"
 
-    def cells(self, what: str) -> list[Cell]:
+    def cells(self, kind: str) -> list[Cell]:
         """One per width, the widest first, which takes longest."""
-        return [Cell(what, width) for width in sorted(self.options.widths, reverse=True)]
+        return [Cell(kind, width) for width in sorted(self.options.widths, reverse=True)]
 
     def networks(self, cells: Sequence[Cell]) -> list[estimate.Networks | estimate.Limit]:
-        trained = [cell.width for cell in cells if cell.what == "networks"]
+        trained = [cell.width for cell in cells if cell.kind == "networks"]
         networks = [estimate.Networks(self.problem, width, self.options.seeds, measured_by_default()) for width in trained]
         return networks + [estimate.Limit(self.problem, self.against_theory) for cell in cells if cell == LIMIT]
 
     def compute(self, cells: Sequence[Cell], store: Store, report: Report) -> list[Values]:
         (cell,) = cells
-        if cell.what == "networks":
+        if cell.kind == "networks":
             return [_trained(self, cell.width, report)]
-        if cell.what == "deviations":
+        if cell.kind == "deviations":
             return [_deviations(self, cell.width, store)]
-        if cell.what == "prediction":
+        if cell.kind == "prediction":
             return [_laws(None if pairs.why_no_laws(self.problem) else limit.predict(self.problem))]
         return [labelled.arrays([limit.solve(self.problem, hessian=self.against_theory)])]
 
@@ -146,7 +146,7 @@ def compare(options: Options) -> list[rates.Rate]:
         files.write_json([growth.record() for growth in grown], folder / "growth.json")
         followed = [] if after is None or not known else measure_following(dataset, prediction, after)
         if followed:
-            files.write_json([one.record() for one in followed], folder / "following.json")
+            files.write_json([series.record() for series in followed], folder / "following.json")
         _draw(comparison, dataset, measured, grown, followed, folder)
         run.conclude(table(measured, grown, followed, comparison, after, shown_steps(dataset)), dataset.attrs)
     return measured
@@ -201,13 +201,13 @@ def _deviations(comparison, width, store) -> Values:
     problem, typical, law = comparison.problem, _typical(comparison, store), _prediction(store)
     keys, trained = pairs.keys(comparison.options.seed, width, comparison.options.seeds), _networks(comparison, store, width)
     matched = zip(trained, pairs.matching_limits(problem, width, keys, typical), strict=True)
-    found = {"deviation": [{name: one[name] - its[name] for name in its.observables} for one, its in matched]}
+    measured = {"deviation": [{name: trajectory[name] - its[name] for name in its.observables} for trajectory, its in matched]}
     if law is not None and law.sensitivity is not None:
         network = build(problem, width)
         first = [law.first_order(pairs.initial_gram(network, key)) for key in keys]
-        found["first_order"] = [{name: one[name] for name in typical.observables} for one in first]
-    return {f"{suffix} {name}": np.array([one[name] for one in of_seeds])
-            for suffix, of_seeds in found.items() for name in of_seeds[0]}  # fmt: skip
+        measured["first_order"] = [{name: order[name] for name in typical.observables} for order in first]
+    return {f"{suffix} {name}": np.array([values[name] for values in of_seeds])
+            for suffix, of_seeds in measured.items() for name in of_seeds[0]}  # fmt: skip
 
 
 def _laws(prediction: Prediction | None) -> Values:
@@ -220,21 +220,21 @@ def _laws(prediction: Prediction | None) -> Values:
 
 
 def _prediction(store: Store) -> Prediction | None:
-    found = store.read(PREDICTION)
-    if not found:
+    stored = store.read(PREDICTION)
+    if not stored:
         return None
-    basis, parts = found.pop("basis", None), defaultdict(dict)
-    for label, values in found.items():
+    basis, parts = stored.pop("basis", None), defaultdict(dict)
+    for label, values in stored.items():
         part, name = label.split(" ")
         parts[name][part] = values
-    sensitivity = {name: of.pop("sensitivity") for name, of in parts.items() if "sensitivity" in of}
-    return Prediction({name: Law(**of) for name, of in parts.items() if of}, basis, sensitivity or None)
+    sensitivity = {name: law.pop("sensitivity") for name, law in parts.items() if "sensitivity" in law}
+    return Prediction({name: Law(**law) for name, law in parts.items() if law}, basis, sensitivity or None)
 
 
 def _networks(comparison, store, width) -> list[Trajectory]:
-    found = store.read(Cell("networks", width))
-    del found["seconds"]
-    return labelled.trajectories(found, comparison.problem.steps)
+    stored = store.read(Cell("networks", width))
+    del stored["seconds"]
+    return labelled.trajectories(stored, comparison.problem.steps)
 
 
 def _typical(comparison, store) -> Trajectory:
@@ -256,7 +256,7 @@ def _dataset(comparison, store) -> xr.Dataset:
         cells += [LIMIT, PREDICTION, *comparison.cells("deviations")]
         arrays = {width: store.read(Cell("deviations", width)) for width in widths}
         for suffix in dict.fromkeys(label.split(" ")[0] for label in arrays[widths[0]]):
-            of_suffix = {width: labelled.trajectories(_with(suffix, found), steps) for width, found in arrays.items()}
+            of_suffix = {width: labelled.trajectories(_with(suffix, stored), steps) for width, stored in arrays.items()}
             dataset = dataset.merge(_named(labelled.from_trajectories(of_suffix), suffix))
         limit_alone = labelled.from_trajectories({1: [_typical(comparison, store)]}).isel(width=0, seed=0, drop=True)
         dataset = dataset.merge(_named(limit_alone, "limit"))
@@ -334,17 +334,18 @@ def table(
     if unstable_after is not None:
         crosses = "networks of the largest width cross" if "sharpness" in left_open else "the limit crosses"
         lines += ["", f"{crosses} the edge of stability at step {unstable_after}: no exponents after it"]
-    lines += [line for one in followed for line in _followed(one, int(comparison.problem.steps[-1]))]
+    lines += [line for series in followed for line in _followed(series, int(comparison.problem.steps[-1]))]
     return "\n".join(lines)
 
 
-def _followed(one: Following, last: int):
+def _followed(series: Following, last: int):
     """How long networks follow the limit beyond the edge; the end is the last step, or that until which it is known."""
-    rate, (low, high) = one.rate, one.interval
+    rate, (low, high) = series.rate, series.interval
     grows = f"; if log N/(2r), r = {rate:.3g} [{low:.3g}, {high:.3g}] per step" if isfinite(rate) else ""
-    known = "" if one.until == last else f"; behind step {one.until} its own error is too large to say"
-    yield f"{one.observable} within {one.tolerance:.0%} of it for so many steps: {one.law}{grows}{known}"
-    columns = one.widths, one.steps, one.intervals, one.predicted or [np.nan] * len(one.widths), one.to_the_end
+    known = "" if series.until == last else f"; behind step {series.until} its own error is too large to say"
+    yield f"{series.observable} within {series.tolerance:.0%} of it for so many steps: {series.law}{grows}{known}"
+    columns = (series.widths, series.steps, series.intervals, series.predicted or [np.nan] * len(series.widths),
+               series.to_the_end)  # fmt: skip
     for width, steps, (low, high), predicted, to_the_end in zip(*columns, strict=True):
         theory = f"theory {predicted:.1f}" if isfinite(predicted) else ""
         left = f"{to_the_end:.0%} to the end" if to_the_end else ""

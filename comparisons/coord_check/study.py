@@ -164,10 +164,10 @@ class Job(Work):
         problems = self.problems(cell.optimizer, cell.depth)
         keys = pairs.keys(self.options.seed, cell.width, self.seeds(cell.width), cell.depth)
         networks = [build(problem, cell.width) for problem in problems]
-        found = measured_sizes.measure(problems, networks, keys, self.options.precision)
+        quantities = measured_sizes.measure(problems, networks, keys, self.options.precision)
         if self.options.along:
-            found |= {ALONG: measured_sizes.alignment(problems, networks, keys, self.options.precision)}
-        return {f"{quantity}/{layer}": sizes for quantity, layers in found.items() for layer, sizes in layers.items()}
+            quantities |= {ALONG: measured_sizes.alignment(problems, networks, keys, self.options.precision)}
+        return {f"{quantity}/{layer}": sizes for quantity, layers in quantities.items() for layer, sizes in layers.items()}
 
 
 def sizes(store: Store, cell: Cell) -> Sizes:
@@ -185,8 +185,8 @@ def check(options: Options) -> list[Check]:
         regime.announce(problem for sweep in job.sweeps for problem in job.problems(sweep.optimizer, sweep.depths[0]))
         run.ensure(job.cells)
         measured = {cell: sizes(run.store, cell) for cell in job.cells}
-        checks = [one for sweep in job.sweeps for one in checked(job, sweep, [measured[cell] for cell in sweep.cells])]
-        files.write_json([asdict(one) for one in checks], run.folder / "coord_check.json")
+        checks = [fit for sweep in job.sweeps for fit in checked(job, sweep, [measured[cell] for cell in sweep.cells])]
+        files.write_json([asdict(fit) for fit in checks], run.folder / "coord_check.json")
         for optimizer in options.optimizer:
             plots.save(picture(job, optimizer, measured, checks), run.folder / f"coord_check-{optimizer}")
         report = [table(checks, options.every)]
@@ -223,7 +223,7 @@ def prepare(options: Options) -> Job:
     job = Job(options, params, sweeps, data, {})
     problems = [problem for sweep in sweeps for problem in job.problems(sweep.optimizer, sweep.depths[0])]
     measured_sizes.check(build(problems[0], widths[0]))
-    config = runs.config(options, *data[:2]) | {"exponents": [parametrization.rows(one.scaling()) for one in problems]}
+    config = runs.config(options, *data[:2]) | {"exponents": [parametrization.rows(problem.scaling()) for problem in problems]}
     for printed in ("every", "rates"):
         config.pop(printed)  # changes what is printed only
     return replace(job, config=config)
@@ -270,15 +270,15 @@ def table(checks: Sequence[Check], every: bool = False) -> str:
     what is not compared and why.
     """
     groups: dict[tuple, list[Check]] = {}
-    for one in checks:
-        groups.setdefault((one.parametrization, one.optimizer, one.fixed), []).append(one)
+    for fit in checks:
+        groups.setdefault((fit.parametrization, fit.optimizer, fit.fixed), []).append(fit)
     lines = []
     for (param, optimizer, fixed), members in groups.items():
-        agree, left_out = [one for one in members if one.verdict == "agrees"], [one for one in members if not one.compared]
-        worst = max((abs(one.exponent - one.derived) for one in agree), default=float("nan"))
+        agree, left_out = [fit for fit in members if fit.verdict == "agrees"], [fit for fit in members if not fit.compared]
+        worst = max((abs(fit.exponent - fit.derived) for fit in agree), default=float("nan"))
         head = f"{param}, {optimizer}, {fixed}: {len(agree)} of {len(members) - len(left_out)} exponents agree"
         lines.append(head + (f", within {worst:.3f}" if agree else ""))
-        lines += [_row(one) for one in members if every or (one.compared and one.verdict != "agrees")]
+        lines += [_row(fit) for fit in members if every or (fit.compared and fit.verdict != "agrees")]
         lines += [f"    {len(left_out)} {left_out[0].verdict}, and from there on no power is left"] if left_out else []
     return "\n".join(lines)
 
@@ -288,13 +288,13 @@ def rates(job: Job, checks: Sequence[Check]) -> str:
     for weights without multipliers.
     """
     lines = ["power of the learning rate, without multipliers, with which ΔW x is as large at every width: derived, measured"]
-    for one in checks:
-        if (one.quantity, one.letter) == ("own_change", "N") and isfinite(one.exponent) and isfinite(one.derived):
-            scaling = job.problem(one.parametrization, one.optimizer, job.sweeps[0].depths[0]).scaling()
-            power = float(parametrization.gauge(scaling, "multiplier")[one.layer.split()[0]].learning_rate.N)
-            high, low = (power - end for end in one.interval)
-            found = f"{power - one.derived:+.2f}  {power - one.exponent:+.3f} [{low:+.3f}, {high:+.3f}]"
-            lines.append(f"    {one.parametrization}, {one.optimizer + ',':<15} {one.fixed}  {one.layer:<15}{found}")
+    for fit in checks:
+        if (fit.quantity, fit.letter) == ("own_change", "N") and isfinite(fit.exponent) and isfinite(fit.derived):
+            scaling = job.problem(fit.parametrization, fit.optimizer, job.sweeps[0].depths[0]).scaling()
+            power = float(parametrization.gauge(scaling, "multiplier")[fit.layer.split()[0]].learning_rate.N)
+            high, low = (power - end for end in fit.interval)
+            powers = f"{power - fit.derived:+.2f}  {power - fit.exponent:+.3f} [{low:+.3f}, {high:+.3f}]"
+            lines.append(f"    {fit.parametrization}, {fit.optimizer + ',':<15} {fit.fixed}  {fit.layer:<15}{powers}")
     return "\n".join(lines)
 
 
@@ -317,12 +317,12 @@ def _told(step, exponent, interval):
     return f"{step}: {exponent:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
-def _row(one: Check) -> str:
-    low, high = one.interval
-    mark = "✗ " if one.compared and one.verdict != "agrees" else "  "
-    derived = f"derived {one.letter}^{one.derived:<+6.2f} " if one.compared else ""
-    found = f"{one.letter}^{one.exponent:<+8.3f}[{low:+.3f}, {high:+.3f}]" if isfinite(one.exponent) else f"{'–':<26}"
-    return f"  {mark}{one.quantity:<24}{one.layer:<15}{found}  {derived}{one.verdict}"
+def _row(fit: Check) -> str:
+    low, high = fit.interval
+    mark = "✗ " if fit.compared and fit.verdict != "agrees" else "  "
+    derived = f"derived {fit.letter}^{fit.derived:<+6.2f} " if fit.compared else ""
+    measured = f"{fit.letter}^{fit.exponent:<+8.3f}[{low:+.3f}, {high:+.3f}]" if isfinite(fit.exponent) else f"{'–':<26}"
+    return f"  {mark}{fit.quantity:<24}{fit.layer:<15}{measured}  {derived}{fit.verdict}"
 
 
 # The picture ----------------------------------------------------------------------------------------------------------
@@ -338,25 +338,25 @@ def picture(job: Job, optimizer: str, cells: Mapping[Cell, Sizes], checks: Seque
     figure = Figure(figsize=(2.5 * len(SHOWN), 2.4 * len(sweeps) + 0.7), layout="constrained")
     grid = figure.subplots(len(sweeps), len(SHOWN), squeeze=False)
     colors = dict(plots.colors(job.params))
-    found = {(c.parametrization, c.fixed, c.quantity, c.layer): c for c in checks if c.optimizer == optimizer}
+    fits = {(c.parametrization, c.fixed, c.quantity, c.layer): c for c in checks if c.optimizer == optimizer}
     for row, sweep in zip(grid, sweeps, strict=True):
         measured = [cells[cell] for cell in sweep.cells]
         for axis, quantity in zip(row, SHOWN, strict=True):
             layer = _shown_layer([n for q, n in measured[0] if q == quantity])
             for rank, param in enumerate(job.params):
-                one = found[param, sweep.fixed, quantity, layer]
-                if not one.compared:
+                fit = fits[param, sweep.fixed, quantity, layer]
+                if not fit.compared:
                     continue
                 with np.errstate(divide="ignore", over="ignore"):
                     logs = [np.log(cell[quantity, layer][rank]).mean() for cell in measured]
                 size = 2 + 5 * (1 - rank / len(job.params))  # those drawn later leave the earlier ones visible
-                _draw(axis, np.array(sweep.growing), np.exp(logs), one, colors[param], size)
+                _draw(axis, np.array(sweep.growing), np.exp(logs), fit, colors[param], size)
             axis.set(xscale="log", xlabel="width $N$" if sweep.letter == "N" else "depth $L$")
             if any(line.get_xdata().size for line in axis.lines):
                 axis.set_yscale("log")
             else:
                 axis.set(xlim=(sweep.growing[0], sweep.growing[-1]), yticks=[])
-                compared = any(found[param, sweep.fixed, quantity, layer].compared for param in job.params)
+                compared = any(fits[param, sweep.fixed, quantity, layer].compared for param in job.params)
                 axis.text(0.5, 0.5, "diverged" if compared else "not compared", transform=axis.transAxes, ha="center")
             axis.set_title(LABELS[quantity] + ("" if layer == "readout" else f", {layer}"))
             low, high = axis.get_ylim()
@@ -373,7 +373,7 @@ def picture(job: Job, optimizer: str, cells: Mapping[Cell, Sizes], checks: Seque
     plots.legend_below(figure, handles)
     o = job.options
     title = f"{o.model}, {optimizer}, {o.activation}, {o.data} data, η0 = {o.learning_rate:g}, {o.steps} steps"
-    reasons = dict.fromkeys(f"{one.parametrization}, {one.verdict}" for one in found.values() if not one.compared)
+    reasons = dict.fromkeys(f"{fit.parametrization}, {fit.verdict}" for fit in fits.values() if not fit.compared)
     figure.suptitle("\n".join([f"{title}; geometric mean over seeds", *reasons]), fontsize=9)
     return figure
 
@@ -385,14 +385,14 @@ def _shown_layer(layers: list[str]) -> str:
     return next(name for name in last if name in layers)
 
 
-def _draw(axis: Axes, growing: np.ndarray, magnitude: np.ndarray, one: Check, color, markersize) -> None:
-    drawn, agrees = np.isfinite(magnitude) & (magnitude > 0), one.verdict == "agrees"
+def _draw(axis: Axes, growing: np.ndarray, magnitude: np.ndarray, fit: Check, color, markersize) -> None:
+    drawn, agrees = np.isfinite(magnitude) & (magnitude > 0), fit.verdict == "agrees"
     axis.plot(growing[drawn], magnitude[drawn], marker="o", markersize=markersize, linestyle="", color=color,
-              fillstyle="full" if agrees else "none", label=plots.NAMES.get(one.parametrization, one.parametrization),
+              fillstyle="full" if agrees else "none", label=plots.NAMES.get(fit.parametrization, fit.parametrization),
               gid=None if agrees else DISAGREES)  # fmt: skip
-    if isfinite(one.derived) and drawn.all():
-        level = np.exp(np.mean(np.log(magnitude) - one.derived * np.log(growing)))
-        axis.plot(growing, level * growing.astype(float) ** one.derived, color=color, linewidth=1, label=DERIVED)
+    if isfinite(fit.derived) and drawn.all():
+        level = np.exp(np.mean(np.log(magnitude) - fit.derived * np.log(growing)))
+        axis.plot(growing, level * growing.astype(float) ** fit.derived, color=color, linewidth=1, label=DERIVED)
 
 
 def main(arguments=None) -> None:

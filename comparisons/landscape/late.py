@@ -53,10 +53,10 @@ def statement(values: xr.DataArray) -> str:
 
 def late_values(dataset: xr.Dataset) -> list[Late]:
     """Of every parametrization and observable."""
-    found = []
+    records = []
     for param in dataset.param.values:
         for name in followed(dataset):
-            one = late_agreement(first(dataset[name]).sel(param=param))
+            late = late_agreement(first(dataset[name]).sel(param=param))
             label = {"parametrization": str(param), "observable": name, "growing": growing(dataset)}
-            found.append(Late(**label, verdict=verdict(one), **asdict(one)))
-    return found
+            records.append(Late(**label, verdict=verdict(late), **asdict(late)))
+    return records

@@ -62,7 +62,7 @@ def why_not(unknown: Mapping[str, str], param: str) -> list[str]:
     names: dict[str, list[str]] = {}
     for name, why in unknown.items():
         names.setdefault(why, []).append(name)
-    return [f"no limit is drawn of {', '.join(of)} in {param}: {why}" for why, of in names.items()]
+    return [f"no limit is drawn of {', '.join(observables)} in {param}: {why}" for why, observables in names.items()]
 
 
 def together(limits: Sequence[xr.Dataset], params: Sequence[str], depths: Sequence[int]) -> xr.Dataset:

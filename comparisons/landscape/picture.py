@@ -18,18 +18,18 @@ RESOLUTION = 400  # points of a density, whose window is one fiftieth of what is
 
 
 @plots.styled
-def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
+def picture(dataset: xr.Dataset, late: list[Late], title: str) -> Figure:
     """A row per observable, a column per parametrization, a colour per size: mean and range over seeds; limits dashed."""
     dataset = plots.drawable(dataset)
     names, params = followed(dataset), [str(param) for param in dataset.param.values]
     figure = Figure(figsize=(1.25 * plots.PANEL[0] * len(params) + 0.4, 0.85 * plots.PANEL[1] * len(names) + 0.9),
                     layout="constrained")  # fmt: skip
     grid = figure.subplots(len(names), len(params), sharex=True, squeeze=False)
-    said = {(one.parametrization, one.observable): one for one in found}
+    said = {(entry.parametrization, entry.observable): entry for entry in late}
     for row, name in zip(grid, names, strict=True):
         for axis, param in zip(row, params, strict=True):
-            one = dataset.sel(param=param)
-            panel(axis, first(one[name]), edge_of(one, name), *limit_of(one, name))
+            curves = dataset.sel(param=param)
+            panel(axis, first(curves[name]), edge_of(curves, name), *limit_of(curves, name))
             axis.set_title(f"{plots.NAMES.get(param, param)}: late {_ratio(said[param, name])}, {said[param, name].verdict}")
         row[0].set_ylabel(OBSERVABLES[name].symbol.replace("_k", "_1"))
     for axis in grid[-1]:
@@ -39,11 +39,11 @@ def picture(dataset: xr.Dataset, found: list[Late], title: str) -> Figure:
     return figure
 
 
-def limit_of(one: xr.Dataset, name: str, rank: int = 1) -> tuple[xr.DataArray | None, xr.DataArray | None]:
+def limit_of(curves: xr.Dataset, name: str, rank: int = 1) -> tuple[xr.DataArray | None, xr.DataArray | None]:
     """(limit, its own error), each (step) or (depth, step), of one parametrization; None where it is known nowhere."""
-    found = (one.get(f"{name}_limit"), one.get(f"{name}_error_limit"))
-    found = (values if values is None or "rank" not in values.dims else values.sel(rank=rank) for values in found)
-    return tuple(None if values is None else first(values) for values in found)
+    pair = (curves.get(f"{name}_limit"), curves.get(f"{name}_error_limit"))
+    pair = (values if values is None or "rank" not in values.dims else values.sel(rank=rank) for values in pair)
+    return tuple(None if values is None else first(values) for values in pair)
 
 
 def sizes(dataset: xr.Dataset) -> list[Line2D]:
@@ -56,10 +56,10 @@ def _named(letter, size):
     return f"{SIZES[letter]} = {size}"
 
 
-def edge_of(one: xr.Dataset, name: str) -> float:
+def edge_of(curves: xr.Dataset, name: str) -> float:
     """The line beyond which full-batch descent of one parametrization is unstable; not a number of what has none."""
     edges = {"hessian_eigenvalues": "edge_of_stability", "preconditioned_sharpness": "preconditioned_edge_of_stability"}
-    return float(one[edges[name]]) if name in edges else np.nan
+    return float(curves[edges[name]]) if name in edges else np.nan
 
 
 def panel(
@@ -78,7 +78,7 @@ def panel(
         plots.against_step(axis, mean, color=color, label=_named(letter, size))
         axis.fill_between(values.step, low, high, color=color, alpha=0.2, linewidth=0, label=plots.banded(RANGE))
         if limit is not None and letter in limit.dims:
-            plots.limit(axis, *(of if of is None else of.sel({letter: size}) for of in (limit, error)), color=color)
+            plots.limit(axis, *(curve if curve is None else curve.sel({letter: size}) for curve in (limit, error)), color=color)
     if limit is not None and letter not in limit.dims:
         plots.limit(axis, limit, error)
     if ((values > 0) | values.isnull()).all() and values.notnull().any():
@@ -90,17 +90,17 @@ def _ratio(late):
     return f"× {late.ratio:.2f}" if np.isfinite(late.ratio) else "–"
 
 
-def table(found: list[Late], title: str) -> str:
+def table(late: list[Late], title: str) -> str:
     """The late values, for the terminal."""
-    symbol, sizes = SIZES[found[0].growing], found[0].sizes
-    long = max(9, *(len(one.parametrization) for one in found))
+    symbol, sizes = SIZES[late[0].growing], late[0].sizes
+    long = max(9, *(len(row.parametrization) for row in late))
     form = f"{{:<{long}}} {{:<26}}{'{:>10}' * len(sizes)}  {{:>7}}  {{:<24}} {{}}".format
     lines = [title, f"late: mean over seeds and steps from {LATE:g} of all on", ""]
     lines.append(form("param", "observable", *(f"{symbol} = {size}" for size in sizes), "ratio", f"{symbol}^exponent", ""))
-    for one in found:
-        law = f"{one.exponent:+.3f} [{one.interval[0]:+.3f}, {one.interval[1]:+.3f}]" if np.isfinite(one.exponent) else "–"
-        values = (f"{value:.4g}" for value in one.values)
-        lines.append(form(one.parametrization, one.observable, *values, _ratio(one), law, one.verdict))
+    for row in late:
+        law = f"{row.exponent:+.3f} [{row.interval[0]:+.3f}, {row.interval[1]:+.3f}]" if np.isfinite(row.exponent) else "–"
+        values = (f"{value:.4g}" for value in row.values)
+        lines.append(form(row.parametrization, row.observable, *values, _ratio(row), law, row.verdict))
     lines.append(f"super consistent: ratio at most {APART:g} and exponent within ±{FLAT:g}, each with its whole 95 % interval")
     return "\n".join(lines)
 
@@ -127,20 +127,20 @@ def density(dataset: xr.Dataset, title: str) -> Figure:
     return figure
 
 
-def _density(axis, one):
-    nodes = one["density_nodes"].values
+def _density(axis, dataset):
+    nodes = dataset["density_nodes"].values
     if not np.isfinite(nodes).any():
         return
     low, high = np.nanmin(nodes), np.nanmax(nodes)
     at, window = np.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), RESOLUTION), (high - low) / 50
-    top, letter = 0.0, growing(one)
-    for size, color in plots.colors(one[letter].values):
-        there = one.sel({letter: size})
+    top, letter = 0.0, growing(dataset)
+    for size, color in plots.colors(dataset[letter].values):
+        there = dataset.sel({letter: size})
         vectors = [there[name].values.reshape(-1) for name in ("density_nodes", "density_weights")]
         seeds = there.sizes["seed"]
         nodes, weights = (values.reshape(seeds, -1) for values in vectors)
-        found = Density(*(jnp.asarray(values) for values in (nodes, weights / weights.sum(1, keepdims=True))))
-        mean, error = found.smoothed(jnp.asarray(at), float(window))
+        spectrum = Density(*(jnp.asarray(values) for values in (nodes, weights / weights.sum(1, keepdims=True))))
+        mean, error = spectrum.smoothed(jnp.asarray(at), float(window))
         mean, error = np.asarray(mean), np.asarray(error)
         axis.plot(at, mean, color=color, label=_named(letter, size))
         axis.fill_between(at, np.maximum(mean - error, 1e-300), mean + error, color=color, alpha=0.2, linewidth=0,

@@ -122,9 +122,9 @@ class Sizes(Work):
         return [Limit(*key) for key, why in self.no_limits.items() if self.options.limit and why is None]
 
     def networks(self, cells: Sequence[Cell | Limit]) -> list[estimate.Networks | estimate.Limit]:
-        o, of = self.options, self.problems
-        return [estimate.Networks(of[cell.param, cell.depth], cell.width, o.seeds, self.observables, o.curvature_samples)
-                if isinstance(cell, Cell) else self._limit(of[cell.param, cell.depth]) for cell in cells]  # fmt: skip
+        o, problems = self.options, self.problems
+        return [estimate.Networks(problems[cell.param, cell.depth], cell.width, o.seeds, self.observables, o.curvature_samples)
+                if isinstance(cell, Cell) else self._limit(problems[cell.param, cell.depth]) for cell in cells]  # fmt: skip
 
     def _limit(self, problem):
         return estimate.Limit(problem, self._curved(problem))
@@ -206,14 +206,14 @@ def landscape(options: Options) -> list[Late]:
         run.ensure(cells)
         dataset = _dataset(sizes, run.store)
         files.write(dataset, run.folder / "landscape.nc")
-        found = late_values(dataset)
-        files.write_json([asdict(one) for one in found], run.folder / "landscape.json")
-        plots.save(picture(dataset, found, sizes.title), run.folder / "landscape")
+        late = late_values(dataset)
+        files.write_json([asdict(entry) for entry in late], run.folder / "landscape.json")
+        plots.save(picture(dataset, late, sizes.title), run.folder / "landscape")
         if options.density:
             plots.save(density(dataset, sizes.title), run.folder / "density")
         left_open = _without_limit(sizes, run.store) if options.limit else ()
-        run.conclude("\n".join([table(found, sizes.title), *left_open]), dataset.attrs)
-    return found
+        run.conclude("\n".join([table(late, sizes.title), *left_open]), dataset.attrs)
+    return late
 
 
 def prepare(options: Options) -> Sizes:

@@ -47,9 +47,9 @@ class Found:
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         size = self.dataset.attrs["size"]
-        optima = [{size if key == "width" else key: value for key, value in asdict(one).items() if key != "depth"}
-                  for one in self.optima]  # fmt: skip
-        files.write_json({"optima": optima, "shifts": [asdict(one) for one in self.shifts]}, folder / "optimum.json")
+        optima = [{size if key == "width" else key: value for key, value in asdict(entry).items() if key != "depth"}
+                  for entry in self.optima]  # fmt: skip
+        files.write_json({"optima": optima, "shifts": [asdict(shift) for shift in self.shifts]}, folder / "optimum.json")
         plots.save(picture(self.dataset, self.optima, self.shifts, self.title), folder / "optimum")
         page.write(folder, command, str(self), {"superconsistency": results.sources()})
 
@@ -84,10 +84,10 @@ def answer(options: Options) -> None:
     if not options.file:
         raise ValueError("which sweep? FILE.csv of columns width, learning_rate, seed, loss")
     columns = {role: getattr(options, role) for role in ("size", "learning_rate", "seed", "loss")}
-    found = optimum(options.file, initial_loss=options.initial_loss, **columns)
-    print(found)
+    result = optimum(options.file, initial_loss=options.initial_loss, **columns)
+    print(result)
     if options.out:
-        found.save(options.out, as_given(options, PROGRAM))
+        result.save(options.out, as_given(options, PROGRAM))
         print(f"results in {options.out}")
 
 

@@ -58,13 +58,13 @@ def _file(path):
     head = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
     reader = csv.reader(text.splitlines(), delimiter=max(",;\t", key=head.count))
     try:
-        found = [(f"{path}, line {reader.line_num}", [cell.strip() for cell in row]) for row in reader
+        lines = [(f"{path}, line {reader.line_num}", [cell.strip() for cell in row]) for row in reader
                  if any(cell.strip() for cell in row) and not row[0].startswith("#")]  # fmt: skip
     except csv.Error as fault:
         raise ValueError(f"{path}, line {reader.line_num}: {fault}") from None
-    if len(found) < 2:
+    if len(lines) < 2:
         raise ValueError(f"{path}: wanted a line with the names of columns, and a line for each network")
-    (_, header), *rows = found
+    (_, header), *rows = lines
     for where, row in rows:
         if len(row) != len(header):
             raise ValueError(f"{where}: {len(row)} fields, the first line has {len(header)}")
@@ -86,16 +86,16 @@ def dataset_of(rows: Rows, named: Mapping[str, str], initial_loss: float | None 
     losses, initial, first = {}, {}, {}
     repeated = defaultdict(int)
     for where, row in rows.rows:
-        of = {role: (where, rows.header[place], row[place]) for role, place in columns.items()}
-        param = of["param"][2] if "param" in of else Path(rows.name).stem
-        cell = param, _positive(*of["size"]), _positive(*of["learning_rate"])
-        seed = of["seed"][2] if "seed" in of else str(repeated[cell])
+        fields = {role: (where, rows.header[place], row[place]) for role, place in columns.items()}
+        param = fields["param"][2] if "param" in fields else Path(rows.name).stem
+        cell = param, _positive(*fields["size"]), _positive(*fields["learning_rate"])
+        seed = fields["seed"][2] if "seed" in fields else str(repeated[cell])
         repeated[cell] += 1
         if (*cell, seed) in losses:
             raise ValueError(f"{where}: {size} {cell[1]:g}, learning rate {cell[2]:g}, seed {seed} again: the first is on "
                              f"{first[*cell, seed].rpartition(', ')[2]}")  # fmt: skip
-        losses[*cell, seed], first[*cell, seed] = _loss(*of["loss"]), where
-        start = _loss(*of["initial_loss"]) if "initial_loss" in of else initial_loss or inf
+        losses[*cell, seed], first[*cell, seed] = _loss(*fields["loss"]), where
+        start = _loss(*fields["initial_loss"]) if "initial_loss" in fields else initial_loss or inf
         initial[cell[0], cell[1], seed] = min(start, initial.get((cell[0], cell[1], seed), inf))
     return _gridded(losses, initial, size)
 
@@ -105,38 +105,38 @@ def _gridded(losses, initial, size):
     sizes, rates = sorted(sizes), sorted(rates)
     if len(sizes) < FEWEST_SIZES:
         raise ValueError(f"{size} {sizes[0]:g} is the only one: at least {FEWEST_SIZES} sizes are wanted")
-    whole = all(one.is_integer() and one < EXACT for one in sizes)
+    whole = all(scale.is_integer() and scale < EXACT for scale in sizes)
     shape = len(params), len(sizes), len(seeds), len(rates)
     swept = np.reshape([cell in losses for cell in product(params, sizes, rates, seeds)], (*shape[:2], shape[3], shape[2]))
     swept, values = swept.swapaxes(2, 3), np.full(shape, np.nan)
     places = [dict(zip(axis, range(len(axis)), strict=True)) for axis in (params, sizes, seeds, rates)]
     start = np.full(shape[:3], np.nan)
-    for (param, one, rate, seed), loss in losses.items():
-        place = tuple(axis[label] for axis, label in zip(places, (param, one, seed, rate), strict=True))
-        values[place], start[place[:3]] = loss, initial[param, one, seed]
+    for (param, scale, rate, seed), loss in losses.items():
+        place = tuple(axis[label] for axis, label in zip(places, (param, scale, seed, rate), strict=True))
+        values[place], start[place[:3]] = loss, initial[param, scale, seed]
     highest = np.max(values, initial=0.0, where=np.isfinite(values))
     start[np.isinf(start)] = nextafter(highest, inf)
     axes = "param", "width", "seed", "learning_rate"
     dataset = xr.Dataset(
         {"final_loss": (axes, values), "swept": (axes, swept), "initial_loss": (axes[:3], start)},
-        {"param": params, "width": [int(one) for one in sizes] if whole else sizes, "seed": seeds, "learning_rate": rates},
+        {"param": params, "width": [int(scale) for scale in sizes] if whole else sizes, "seed": seeds, "learning_rate": rates},
         {"size": size})  # fmt: skip
-    return dataset, [line for param, one in product(range(len(params)), range(len(sizes)))
-                     for line in _said(swept[param, one], rates, f"{size} {sizes[one]:g}"
+    return dataset, [line for param, index in product(range(len(params)), range(len(sizes)))
+                     for line in _said(swept[param, index], rates, f"{size} {sizes[index]:g}"
                                        + (f" of {params[param]}" if len(params) > 1 else ""))]  # fmt: skip
 
 
-def _said(swept, rates, what):
+def _said(swept, rates, label):
     """Of one size: lines about what is not used.  Raises ValueError where too little is left."""
     present = swept[swept.any(axis=1)]
     whole, some = present.all(axis=0), present.any(axis=0)
     if not len(present):
-        raise ValueError(f"{what} has no row")
+        raise ValueError(f"{label} has no row")
     apart = [f"{rate:g}" for rate, all_ran, one_ran in zip(rates, whole, some, strict=True) if one_ran and not all_ran]
     if (count := int(whole.sum())) < FEWEST_RATES:
         ran = f"{'s' * (count != 1)}{f' at which all of its {len(present)} seeds have a row' if apart else ''}"
-        raise ValueError(f"{what} has {count} learning rate{ran}: at least {FEWEST_RATES} are wanted")
-    lines = [f"{what}: left out, as not all of its {len(present)} seeds have a row: learning rate {', '.join(apart)}"]
+        raise ValueError(f"{label} has {count} learning rate{ran}: at least {FEWEST_RATES} are wanted")
+    lines = [f"{label}: left out, as not all of its {len(present)} seeds have a row: learning rate {', '.join(apart)}"]
     return lines if apart else []
 
 
@@ -146,25 +146,25 @@ def _said(swept, rates, what):
 def _columns(rows: Rows, named: Mapping[str, str]) -> dict[str, int]:
     """The place of each role's column; seed, param and initial_loss may be missing."""
     plain = [re.sub(r"[\W_]+", "_", name.lower()).strip("_") for name in rows.header]
-    found = {}
+    places = {}
     for role, names in COLUMNS.items():
         if asked := named.get(role):
             if asked not in rows.header:
                 raise ValueError(f"{rows.name} has no column {asked!r}: it has {', '.join(rows.header)}")
-            found[role] = rows.header.index(asked)
+            places[role] = rows.header.index(asked)
             continue
-        known = [place for name in names for place, one in enumerate(plain) if one == name and place not in found.values()]
+        known = [place for name in names for place, title in enumerate(plain) if title == name and place not in places.values()]
         if role == "size":
-            found[role] = _size(rows, known, found.values())
+            places[role] = _size(rows, known, places.values())
         elif len(known) > 1 and plain[known[0]] != role:
             _ambiguous(rows, known, role)
         elif known:
-            found[role] = known[0]
+            places[role] = known[0]
     for role in ("learning_rate", "loss"):
-        if role not in found:
+        if role not in places:
             raise ValueError(f"{rows.name} has no column of the {role.replace('_', ' ')}: it has {', '.join(rows.header)}; "
                              f"--{role.replace('_', '-')} NAME says which it is")  # fmt: skip
-    return found
+    return places
 
 
 def _size(rows, known: Sequence[int], taken: Iterable[int]) -> int:

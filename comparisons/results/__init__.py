@@ -64,8 +64,8 @@ def _device():
 
 def joined(provenances: Iterable[dict[str, str]]) -> dict[str, str]:
     """Of numbers that were computed at several times: each value that there is, "0.10.2; 0.12.0"."""
-    found = list(provenances)
-    return {name: "; ".join(dict.fromkeys(one[name] for one in found)) for name in provenance()}
+    records = list(provenances)
+    return {name: "; ".join(dict.fromkeys(record[name] for record in records)) for name in provenance()}
 
 
 def require_same_sources(path: Path, provenance: Mapping) -> None:

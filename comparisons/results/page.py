@@ -114,11 +114,11 @@ def _columns(values: Mapping[str, Any]) -> str:
 
 def _flat(record: Mapping[str, Any], within: str = "") -> dict[str, Any]:
     """The values of a record, those of a record within it by both names."""
-    found = {}
+    flat = {}
     for name, value in record.items():
         inner = isinstance(value, Mapping)
-        found |= _flat(value, f"{within}{name}.") if inner else {f"{within}{name}": value}
-    return found
+        flat |= _flat(value, f"{within}{name}.") if inner else {f"{within}{name}": value}
+    return flat
 
 
 def _line(kind, cells):

@@ -89,11 +89,11 @@ class Cell:
     floor: float
 
     @classmethod
-    def of(cls, one: xr.Dataset) -> "Cell":
-        losses, initial = one["final_loss"].transpose("seed", "learning_rate").values, one["initial_loss"].values
-        known = one.attrs.get("precision")
-        floor = rounding(initial.mean(), known, one.attrs.get("loss", "mse")) if known else 0.0
-        return cls(one.learning_rate.values, losses, initial, floor)
+    def of(cls, dataset: xr.Dataset) -> "Cell":
+        losses, initial = dataset["final_loss"].transpose("seed", "learning_rate").values, dataset["initial_loss"].values
+        known = dataset.attrs.get("precision")
+        floor = rounding(initial.mean(), known, dataset.attrs.get("loss", "mse")) if known else 0.0
+        return cls(dataset.learning_rate.values, losses, initial, floor)
 
     @cached_property
     def mean(self) -> Float[np.ndarray, " L"]:
@@ -124,15 +124,15 @@ def analyse(dataset: xr.Dataset) -> tuple[list[Optimum], list[Shift]]:
     if (lowest := np.min(losses, where=np.isfinite(losses), initial=0.0)) < 0:
         raise ValueError(f"loss {lowest:g}: it is below zero, and its logarithm is looked at")
     for param in dataset.param.values:
-        one = dataset.sel(param=param)
-        sizes = sizes_of(one)
-        cells = [Cell.of(at_size(one, *size)) for size in sizes]
-        found = [_optimum(str(param), cell, size) for cell, size in zip(cells, sizes, strict=True)]
-        optima += [optimum for optimum, _, _ in found]
-        if has_limit(one):
-            optima += [_optimum_of_limit(str(param), one, depth) for depth in dict.fromkeys(depth for _, depth in sizes)]
-        best, draws = [o.best_learning_rate for o, _, _ in found], np.array([draws for _, draws, _ in found])
-        doubts = np.array([doubt for _, _, doubt in found])
+        sweep = dataset.sel(param=param)
+        sizes = sizes_of(sweep)
+        cells = [Cell.of(at_size(sweep, *size)) for size in sizes]
+        minima = [_optimum(str(param), cell, size) for cell, size in zip(cells, sizes, strict=True)]
+        optima += [optimum for optimum, _, _ in minima]
+        if has_limit(sweep):
+            optima += [_optimum_of_limit(str(param), sweep, depth) for depth in dict.fromkeys(depth for _, depth in sizes)]
+        best, draws = [o.best_learning_rate for o, _, _ in minima], np.array([draws for _, draws, _ in minima])
+        doubts = np.array([doubt for _, _, doubt in minima])
         together = _together(cells)
         shifts += _shifts(str(param), size_names(dataset), sizes, np.log(best), draws, doubts, together)
     return optima, shifts
@@ -151,17 +151,17 @@ def sizes_of(dataset: xr.Dataset) -> list[tuple[float, int | None]]:
 
 def at_size(dataset: xr.Dataset, width: float, depth: int | None) -> xr.Dataset:
     """The results of one size; where a sweep has not run everything, at the learning rates at which all of its seeds ran."""
-    one = dataset.sel(width=width)
-    one = one.sel(depth=depth) if "depth" in one.dims else one
-    if "swept" not in one:
-        return one
-    one = one.isel(seed=one["swept"].any("learning_rate"))
-    return one.isel(learning_rate=one["swept"].all("seed"))
+    sweep = dataset.sel(width=width)
+    sweep = sweep.sel(depth=depth) if "depth" in sweep.dims else sweep
+    if "swept" not in sweep:
+        return sweep
+    sweep = sweep.isel(seed=sweep["swept"].any("learning_rate"))
+    return sweep.isel(learning_rate=sweep["swept"].all("seed"))
 
 
-def has_limit(one: xr.Dataset) -> bool:
+def has_limit(sweep: xr.Dataset) -> bool:
     """Beside a parametrization that has a limit, one that has none is filled with what is not a number."""
-    return "final_loss_limit" in one and bool(one["final_loss_limit"].notnull().any())
+    return "final_loss_limit" in sweep and bool(sweep["final_loss_limit"].notnull().any())
 
 
 def nearest(rates: Float[np.ndarray, " L"], best: float) -> int:
@@ -242,22 +242,22 @@ def _fitted(cell, best, rng):
     """Of a vertex: the minimum of the fit, or where there is none, what lies around losses as good as the lowest."""
     rates, losses = cell.rates, cell.losses
     x, around = np.log(rates), neighbourhood(cell.mean, cell.usable)
-    found = minimum(x[around], losses[:, around])
-    if found is None:
+    fit = minimum(x[around], losses[:, around])
+    if fit is None:
         low, high = _ends(rates, around.start, around.stop)
         with np.errstate(divide="ignore"):
             draws = _draws(*np.log([[low], [high]]), rng.random(RESAMPLES))
         return best, (low, high), draws, 0.0
-    if found.error > FAR_OFF * found.scatter:  # too steep for the polynomial: the three lowest points know better
-        found = replace(found, place=float(np.log(best)), doubt=float(np.log(best)) - found.place)
-    reach = stdtrit(len(losses) - 1, 0.975) * found.error
-    draws = found.place + found.scatter * rng.standard_t(len(losses) - 1, RESAMPLES)
-    low, high = (float(end) for end in np.exp([found.place - reach, found.place + reach]))
+    if fit.error > FAR_OFF * fit.scatter:  # too steep for the polynomial: the three lowest points know better
+        fit = replace(fit, place=float(np.log(best)), doubt=float(np.log(best)) - fit.place)
+    reach = stdtrit(len(losses) - 1, 0.975) * fit.error
+    draws = fit.place + fit.scatter * rng.standard_t(len(losses) - 1, RESAMPLES)
+    low, high = (float(end) for end in np.exp([fit.place - reach, fit.place + reach]))
     if low < rates[0]:
         low, draws = 0.0, np.where(draws < x[0], -np.inf, draws)
     if high > rates[-1]:
         high, draws = np.inf, np.where(draws > x[-1], np.inf, draws)
-    return float(np.exp(found.place)), (low, high), draws, found.doubt
+    return float(np.exp(fit.place)), (low, high), draws, fit.doubt
 
 
 def neighbourhood(loss: Float[np.ndarray, " L"], usable: Bool[np.ndarray, " L"]) -> slice:
@@ -324,9 +324,9 @@ def _lowest(coefficients, x) -> float | None:
     return min(map(float, places[inside]), key=curve, default=None)
 
 
-def _bracketed(cell, found, rng):
+def _bracketed(cell, optimum, rng):
     """Of what ``bracket`` left open: the interval, and draws, of resampled seeds."""
-    (best, low, high), seeds = found, len(cell.losses)
+    (best, low, high), seeds = optimum, len(cell.losses)
     brackets = [bracket(cell.rates, cell.losses[s].mean(axis=0), cell.initial[s].mean(), cell.floor)[1:]
                 for s in rng.integers(seeds, size=(RESAMPLES, seeds))]  # fmt: skip
     with np.errstate(divide="ignore"):
@@ -338,10 +338,10 @@ def _bracketed(cell, found, rng):
     return (float(min(low, spread[0])), float(max(high, spread[1]))), draws
 
 
-def _optimum_of_limit(param, one, depth) -> Optimum:
-    one = at_size(one, int(one.width.max()), depth)
-    rates, loss = one.learning_rate.values, one["final_loss_limit"].values
-    best, low, high = bracket(rates, loss, float(one["initial_loss"].mean()))
+def _optimum_of_limit(param, sweep, depth) -> Optimum:
+    sweep = at_size(sweep, int(sweep.width.max()), depth)
+    rates, loss = sweep.learning_rate.values, sweep["final_loss_limit"].values
+    best, low, high = bracket(rates, loss, float(sweep["initial_loss"].mean()))
     return Optimum(param, None, depth, best, (low, high), float(loss[nearest(rates, best)]))
 
 
@@ -363,8 +363,8 @@ def _together(cells: list[Cell]) -> Translation | None:
     lowest = [int(np.argmin(np.where(cell.usable, cell.mean, np.inf))) for cell in cells]
     around = [neighbourhood(cell.mean, cell.usable) for cell in cells]
     useless = np.flatnonzero(~usable)
-    start = max(min(one.start for one in around), int(np.max(useless, where=useless < min(lowest), initial=-1)) + 1)
-    stop = min(max(one.stop for one in around), int(np.min(useless, where=useless > max(lowest), initial=len(usable))))
+    start = max(min(window.start for window in around), int(np.max(useless, where=useless < min(lowest), initial=-1)) + 1)
+    stop = min(max(window.stop for window in around), int(np.min(useless, where=useless > max(lowest), initial=len(usable))))
     if not (start < min(lowest) and max(lowest) < stop - 1 and usable[start:stop].all()):
         return None
     return translation(np.log(cells[0].rates[start:stop]), np.array([cell.losses[:, start:stop] for cell in cells]))

@@ -251,8 +251,8 @@ def _root(terms, x, misfit: Callable) -> float:
         return np.sum(np.exp(-np.multiply.outer(beta, x)) * terms, axis=-1)
 
     signs = np.sign(trend(EXPONENTS))
-    found = [brentq(trend, EXPONENTS[i], EXPONENTS[i + 1], xtol=1e-14) for i in np.flatnonzero(signs[1:] * signs[:-1] < 0)]
-    return min([*found, *EXPONENTS[signs == 0]], key=misfit, default=NAN)
+    roots = [brentq(trend, EXPONENTS[i], EXPONENTS[i + 1], xtol=1e-14) for i in np.flatnonzero(signs[1:] * signs[:-1] < 0)]
+    return min([*roots, *EXPONENTS[signs == 0]], key=misfit, default=NAN)
 
 
 def _not_excluded(excess: Callable, estimate: float) -> tuple[float, float]:
@@ -374,10 +374,10 @@ class _Squares:
         """The same law of errors that have so much of the order ``beyond``."""
         coefficients = self.coefficients(self.over(self.exponent).mean(axis=1))
         more = 1 + size * self.narrowness ** len(self.basis) * coefficients.sum() / (self.basis.T @ coefficients)
-        found = copy(self)
-        found.errors = self.errors / np.sqrt(more)[:, None]
-        found.exponent = found._untrended()
-        return found
+        law = copy(self)
+        law.errors = self.errors / np.sqrt(more)[:, None]
+        law.exponent = law._untrended()
+        return law
 
     @property
     def has_a_small_next_order(self):
@@ -391,8 +391,8 @@ class _Squares:
             squares = self.normalised(beta)
             trends = np.abs(self.shuffled_contrast @ squares.T.ravel())
             rounding = ROUNDING * np.abs(self.contrast) @ squares.sum(axis=1)
-            found = np.abs(self.contrast @ squares.sum(axis=1)) - np.partition(trends, most)[most]
-            return np.inf if np.isnan(found) else found - rounding
+            margin = np.abs(self.contrast @ squares.sum(axis=1)) - np.partition(trends, most)[most]
+            return np.inf if np.isnan(margin) else margin - rounding
 
         return _not_excluded(excess, self.exponent)
 

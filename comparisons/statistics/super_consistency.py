@@ -108,23 +108,23 @@ def late_steps(steps: np.ndarray) -> np.ndarray:
 
 def agreement(sizes: np.ndarray, values: Float[np.ndarray, "sizes seeds"]) -> Agreement:
     """Of late values.  Of opposite signs, or zero somewhere but not everywhere, they have no ratio and no exponent."""
-    mean, size = values.mean(axis=1), np.abs(values)
-    found = {"sizes": [int(one) for one in sizes], "values": mean.tolist()}
+    mean, modulus = values.mean(axis=1), np.abs(values)
+    late = {"sizes": [int(size) for size in sizes], "values": mean.tolist()}
     if not np.isfinite(values).all() or values.size == 0:
-        return Agreement(**found, diverged=True)
+        return Agreement(**late, diverged=True)
     if np.ptp(values) == 0:
-        return Agreement(**found, ratio=1.0, at_most=1.0, exponent=0.0, interval=(0.0, 0.0))
-    if np.sign(mean).min() * np.sign(mean).max() <= 0 or size.min() == 0:
-        return Agreement(**found, ratio=np.inf, at_most=np.inf)
+        return Agreement(**late, ratio=1.0, at_most=1.0, exponent=0.0, interval=(0.0, 0.0))
+    if np.sign(mean).min() * np.sign(mean).max() <= 0 or modulus.min() == 0:
+        return Agreement(**late, ratio=np.inf, at_most=np.inf)
     ratio = float(np.abs(mean).max() / np.abs(mean).min())
-    several = size.shape[1] > 1
-    exponent, interval = exponent_of(sizes.tolist(), list(size)) if several else _of_one_network_each(sizes, size[:, 0])
-    return Agreement(**found, ratio=ratio, at_most=ratio * _leeway(np.log(size)), exponent=exponent, interval=interval)
+    several = modulus.shape[1] > 1
+    exponent, interval = exponent_of(sizes.tolist(), list(modulus)) if several else _of_one_network_each(sizes, modulus[:, 0])
+    return Agreement(**late, ratio=ratio, at_most=ratio * _leeway(np.log(modulus)), exponent=exponent, interval=interval)
 
 
 def _of_one_network_each(sizes: np.ndarray, values: Float[np.ndarray, " sizes"]) -> tuple[float, tuple[float, float]]:
     """Their scatter about the line is all there is: least squares, Student's t."""
-    x, y = (np.log(of) - np.log(of).mean() for of in (sizes, values))
+    x, y = (np.log(quantity) - np.log(quantity).mean() for quantity in (sizes, values))
     slope, freedom = float(x @ y / (x @ x)), len(sizes) - 2
     scatter = np.sum((y - slope * x) ** 2) / freedom if freedom else 0.0
     reach = float(stdtrit(freedom, 0.975) * np.sqrt(scatter / (x @ x)))

@@ -93,8 +93,8 @@ class Networks(Work):
         return {key: self._why_not(Limit(*key)) for key in self.scalings}
 
     def _why_not(self, cell):
-        one = pairs.refused(self.problem(cell.param, cell.depth), hessian=self.limits_follow)
-        return one or pairs.refused(self.at_the_end(cell), hessian=False, times=len(self.rates))
+        reason = pairs.refused(self.problem(cell.param, cell.depth), hessian=self.limits_follow)
+        return reason or pairs.refused(self.at_the_end(cell), hessian=False, times=len(self.rates))
 
     def at_the_end(self, cell: Limit, learning_rate: float | None = None) -> Problem:
         """Measured there only; but of linear2 another schedule takes longer to compile than all that it saves."""
@@ -162,22 +162,23 @@ class Networks(Work):
             observables=self.observables(first), curvature_samples=min(self.samples, problem.num_samples),
             numerics=Numerics(self.precision, max_matvecs=pairs.max_matvecs(problem)), progress=report,
         )  # fmt: skip
-        return [{"loss": one["loss"]} | ({"sharpness": first_of(one[name]), "sharpness_error": first_of(one.error(name))}
-                                         if first.sharpness else {}) for one in trained]  # fmt: skip
+        return [{"loss": trajectory["loss"]} | ({"sharpness": first_of(trajectory[name]),
+                                                 "sharpness_error": first_of(trajectory.error(name))}
+                                                if first.sharpness else {}) for trajectory in trained]  # fmt: skip
 
     def limit(self, cell: Limit) -> Values:
         """final_loss_limit (learning_rate,), in NTP, where f(0) is random, its mean; sharpness_limit (step,) at its lowest.
 
         Not numbers where the limit leaves the sharpness open.
         """
-        found = [solve(self.at_the_end(cell, rate), hessian=False)["loss"][-1] for rate in self.rates]
-        best = self.rates[int(np.nanargmin([one if np.isfinite(one) else np.inf for one in found]))]
+        losses = [solve(self.at_the_end(cell, rate), hessian=False)["loss"][-1] for rate in self.rates]
+        best = self.rates[int(np.nanargmin([loss if np.isfinite(loss) else np.inf for loss in losses]))]
         curve = np.full(len(self.base.steps), np.nan)
         if self.limits_follow:
             trajectory = solve(self.problem(cell.param, cell.depth, best))
             if "sharpness" in trajectory and np.isfinite(trajectory.error("sharpness")).all():
                 curve = trajectory["sharpness"]
-        return {"final_loss_limit": np.array(found), "sharpness_limit": curve}
+        return {"final_loss_limit": np.array(losses), "sharpness_limit": curve}
 
 
 @cache

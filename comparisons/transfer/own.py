@@ -77,9 +77,9 @@ class OwnNetworks(Work):
         keys = pairs.keys(self.seed, first.width, self.seeds)[np.array([cell.seed for cell in cells])]
         trained = train(self.recipe, first.width, keys, [cell.learning_rate for cell in cells],
                         observables=self.observables(first), curvature_samples=self.samples, progress=report)  # fmt: skip
-        return [{"loss": one["loss"]} | ({"sharpness": first_of(one[self.sharpness]),
-                                          "sharpness_error": first_of(one.error(self.sharpness))}
-                                         if first.sharpness else {}) for one in trained]  # fmt: skip
+        return [{"loss": trajectory["loss"]} | ({"sharpness": first_of(trajectory[self.sharpness]),
+                                                 "sharpness_error": first_of(trajectory.error(self.sharpness))}
+                                                if first.sharpness else {}) for trajectory in trained]  # fmt: skip
 
 
 def own_networks(options: OwnOptions) -> tuple[OwnNetworks, dict]:

@@ -122,8 +122,8 @@ def transfer(options: Options) -> tuple[list[Optimum], list[Shift]]:
             dataset = dataset.assign(sharpness(sweep, run.store, rates).data_vars)
         made = run.store.provenance(swept + followed)
         files.write(dataset.assign_attrs(made), run.folder / "transfer.nc")
-        found = {"optima": [asdict(o) for o in optima], "shifts": [asdict(s) for s in shifts]}
-        files.write_json(found, run.folder / "transfer.json")
+        record = {"optima": [asdict(o) for o in optima], "shifts": [asdict(s) for s in shifts]}
+        files.write_json(record, run.folder / "transfer.json")
         plots.save(picture(dataset, optima, shifts, sweep.title), run.folder / "transfer")
         run.conclude("\n".join([table(optima, shifts, sweep.title), *sweep.without_limit]), made)
     return optima, shifts
@@ -142,7 +142,7 @@ def prepare(options: Options) -> Sweep:
     for param, depth in product(o.param, o.depths):
         problem = replace(base, parametrization=param, depth=depth)
         scalings[param, problem.network.depth] = problem.scaling()
-    exponents = [parametrization.rows(one) for one in scalings.values()]
+    exponents = [parametrization.rows(scaling) for scaling in scalings.values()]
     rates = tuple(sorted(o.learning_rates))
     work = Networks(base, scalings, rates, o.seed, o.seeds, o.sharpness_seeds, o.precision, o.curvature_samples)
     sweep = Sweep(o, work, runs.config(o, base.inputs, base.targets) | {"exponents": exponents})
@@ -219,7 +219,7 @@ def limits_of(sweep: Sweep, store: Store) -> xr.Dataset:
     """
     if not sweep.limits:
         return xr.Dataset()
-    found, rates, steps = {cell: store.read(cell) for cell in sweep.limits}, list(sweep.work.rates), sweep.work.steps
+    stored, rates, steps = {cell: store.read(cell) for cell in sweep.limits}, list(sweep.work.rates), sweep.work.steps
     params, lacking = list(sweep.options.param), {"final_loss_limit": np.full(len(rates), np.nan),
                                                   "sharpness_limit": np.full(len(steps), np.nan)}  # fmt: skip
     told = {"final_loss_limit": ("learning_rate", {"long_name": "final loss at infinite width", "units": "1",
@@ -228,7 +228,7 @@ def limits_of(sweep: Sweep, store: Store) -> xr.Dataset:
                                          "units": "1"})}  # fmt: skip
     dataset = xr.Dataset(
         {name: (("param", "depth", axis),
-                [[found.get(Limit(param, depth), lacking)[name] for depth in sweep.depths] for param in params], attributes)
+                [[stored.get(Limit(param, depth), lacking)[name] for depth in sweep.depths] for param in params], attributes)
          for name, (axis, attributes) in told.items()},
         {"param": params, "depth": sweep.depths, "learning_rate": rates, "step": steps},
     )  # fmt: skip
