@@ -136,6 +136,8 @@ class Optimizer:
     relative  whether the update is in units of the weights' entries
     whole     whether it takes the gradient of a matrix as a whole, so that its ε is compared with the gradient's norm
     same_as   another one of the same sizes, whose exponents are its own
+    averages  of gradients over steps: "" none; "apart", taken of what is linear in them and of their sizes, each by itself;
+              "before" it forgets their size, so that they are like a larger batch
     """
 
     name: str
@@ -144,6 +146,7 @@ class Optimizer:
     relative: bool = False
     whole: bool = False
     same_as: str | None = None
+    averages: str = ""
 
     def forgets_scale(self, role: Role = Role("any", ONE, ONE)) -> bool:
         """Whether a larger gradient makes no larger update (Adam, sign, Muon)."""
@@ -191,12 +194,13 @@ def _orthogonal(scale: str) -> Optimizer:
         return ONE if role.vector else front.power(role.fan_out, role.fan_in) / role.entries**HALF
 
     return Optimizer(f"muon_{scale}", f"update = {front.words}UVᵀ of the gradient UΣVᵀ, whose rank is of order one (ε → 0); "
-                                      "of a bias, a gain as Adam", update, whole=True)  # fmt: skip
+                                      "of a bias, a gain as Adam", update, whole=True, averages="before")  # fmt: skip
 
 
 _SGD = Optimizer("sgd", "update = gradient", lambda gradient, role: gradient)
-_ADAM = Optimizer("adam", "update = gradient / |gradient|, entry by entry (ε → 0)", lambda gradient, role: ONE)
-_LAMB = Optimizer("lamb", "update = Adam's times |W| over its norm", lambda gradient, role: ONE, relative=True)
+_ADAM = Optimizer("adam", "update = gradient / |gradient|, entry by entry (ε → 0)", lambda gradient, role: ONE,
+                  averages="apart")  # fmt: skip
+_LAMB = replace(_ADAM, name="lamb", rule="update = Adam's times |W| over its norm", relative=True)
 _UNIT = _orthogonal("unit")
 OPTIMIZERS = {
     rule.name: rule
@@ -205,15 +209,16 @@ OPTIMIZERS = {
         replace(_SGD, name="momentum", rule="update = sum of O(1) gradients", same_as="sgd"),
         _ADAM,
         replace(_ADAM, name="adamw", rule=f"{_ADAM.rule}, and weight decay apart from it", same_as="adam"),
-        replace(_ADAM, name="sign", rule="update = sign of the gradient", same_as="adam"),
-        replace(_ADAM, name="lion", rule="update = sign of O(1) gradients' average", same_as="adam"),
+        replace(_ADAM, name="sign", rule="update = sign of the gradient", same_as="adam", averages=""),
+        replace(_ADAM, name="lion", rule="update = sign of O(1) gradients' average", same_as="adam", averages="before"),
         _LAMB,
         replace(_LAMB, name="adafactor", rule="update = gradient / its factored rms, times the rms of W", same_as="lamb"),
         _UNIT,
         *(_orthogonal(scale) for scale in MUON_SCALES if scale != "unit"),
-        replace(_UNIT, name="shampoo", rule=f"{_UNIT.rule}: (GGᵀ)^(-1/4) G (GᵀG)^(-1/4)", same_as="muon_unit"),
+        replace(_UNIT, name="shampoo", rule=f"{_UNIT.rule}: (GGᵀ)^(-1/4) G (GᵀG)^(-1/4)", same_as="muon_unit",
+                averages="apart"),
         replace(_UNIT, name="soap", rule=f"{_UNIT.rule}: Adam in the bases of GGᵀ, GᵀG, in which few entries are not 0",
-                same_as="muon_unit"),
+                same_as="muon_unit", averages="apart"),
     )
 }  # fmt: skip
 COMMON = ("sgd", "adam")  # which commands begin with

@@ -38,6 +38,9 @@ class Options:
     """Which of the three has no power: init_std (weights N(0,1)), multiplier, or learning_rate."""
     explain: bool = False
     """Print the derivation, condition by condition."""
+    noise: bool = False
+    """Print how learning rate, weight decay λ, averages and ε go with the batch size B and the horizon D (samples seen), in
+    every role and parametrization: powers that multiply those of N and L."""
     impose: tuple[str, ...] = ()
     """Further equations, as role.quantity.N=power."""
     loss: Annotated[str, OneOf(LOSSES)] = "mse"

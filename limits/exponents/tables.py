@@ -3,11 +3,12 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from fractions import Fraction
 
 from limits.command.arguments import read, stop
-from limits.exponents import regimes
+from limits.exponents import noise, regimes
 from limits.exponents.algebra import COMMON, MUON_SCALES, OPTIMIZERS, Power
 from limits.exponents.derivation import Solution, derive, table
 from limits.exponents.options import PROGRAM, Options
@@ -70,7 +71,7 @@ def _other_sizes(s: Solution) -> list[str]:
         columns |= {f"λ, e = {e}": regimes.weight_decay(case, Fraction(e)) for e in ("1/2", "3/4", "1")}
     rows = [["", *columns]]
     for layer in columns["ε"]:
-        rows.append([layer, *(_plain_power(str(found[layer].N), str(found[layer].L)) for found in columns.values())])
+        rows.append([layer, *(_plain_power(str(powers[layer].N), str(powers[layer].L)) for powers in columns.values())])
     as_what = "the norm of a matrix's gradient" if s.optimizer.whole else "an entry of the gradient"
     balance = "" if s.optimizer.relative else "; λ, decoupled, that keeps outputs where weights sum up with exponent e"
     explodes = ["    L^(inf): exponentially with the depth"] if any("inf" in row[1] for row in rows) else []
@@ -88,7 +89,27 @@ def describe(scaling: Scaling, depth: int, block_size: int, loss: str) -> str:
     return "\n".join(lines + _aligned([["quantity", "layer", "size"], *rows]))
 
 
+def _noise(names: Sequence[str], form: str) -> str:
+    """Powers of B and D, of every regime of these optimisers: as text, or as JSON."""
+    solved = [noise.derive_noise(name, regime) for name in names for regime in noise.regimes(noise.find(name))]
+    if form == "json":
+        return json.dumps([asdict(s) for s in solved], default=str, indent=1)
+    quantities = [s.name for s in fields(solved[0])][2:]
+    rows = [[s.optimizer, s.regime, *(_of_samples(getattr(s, name)) for name in quantities)] for s in solved]
+    told = [f"{regime:<7} {words}" for regime, words in noise.REGIMES.items() if any(s.regime == regime for s in solved)]
+    head = ["optimizer", "regime", "learning rate", "λ, decoupled", "1 − β", "ε", "steps · rate · drift"]
+    return "\n".join([*_aligned([head, *rows], indent=""), "", *told, "B the batch size, D the samples seen in all"])
+
+
+def _of_samples(power: Mapping[str, Fraction] | None) -> str:
+    return _plain_power(*map(str, power.values()), letters="BD") if power else "-"
+
+
 def _text_of(c: Options) -> str:
+    if c.noise:
+        if c.explain or c.impose or c.param or c.architecture or c.format not in ("text", "json"):
+            raise ValueError("--noise, the same in all parametrizations: only with --optimizer, --scale, --format text or json")
+        return _noise(list(OPTIMIZERS) if "all" in c.optimizer else _optimizers(c), c.format)
     optimizers = _optimizers(c)
     if c.param is not None and ("=" in c.param or c.param.endswith(".toml")):
         if c.explain or c.impose:
@@ -177,11 +198,11 @@ def _json(rows: list[dict]) -> str:
 FORMATS = {"text": _text, "markdown": _markdown, "latex": _latex, "json": _json}
 
 
-def _plain_power(n: str, l: str) -> str:
+def _plain_power(n: str, l: str, letters: str = "NL") -> str:
     def factor(x, p):
         return x if p == "1" else f"{x}^{p}" if p.isdigit() else f"{x}^({p})"
 
-    return " ".join(factor(x, p) for x, p in (("N", n), ("L", l)) if p != "0") or "1"
+    return " ".join(factor(x, p) for x, p in zip(letters, (n, l), strict=True) if p != "0") or "1"
 
 
 def _math(n: str, l: str) -> str:
