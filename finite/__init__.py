@@ -10,8 +10,8 @@ OTHERS = ("`limits` is another distribution's here ({}), and both cannot be: `pi
 
 def _require_our_limits():
     """Raises ImportError where `pip install limits`, by hand or for another package, has overwritten ours, or hides it."""
-    found = find_spec("limits")
-    origin = found and found.origin  # None: removed with the other one
+    spec = find_spec("limits")
+    origin = spec and spec.origin  # None: removed with the other one
     if origin and "superconsistency" in Path(origin).read_text(encoding="utf-8"):
         return
     line = OTHERS.format(origin or "removed")

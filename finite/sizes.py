@@ -60,8 +60,8 @@ def check(network: Network) -> None:
                          "finite.networks.Architecture")  # fmt: skip
 
 
-def _measured(what, problems, networks, keys, precision):
-    """``what`` of every network and seed: arrays (networks, seeds, …)."""
+def _measured(quantities, problems, networks, keys, precision):
+    """``quantities`` of every network and seed: arrays (networks, seeds, …)."""
     first = networks[0]
     check(first)
     if any(n.architecture is not first.architecture for n in networks):
@@ -74,19 +74,19 @@ def _measured(what, problems, networks, keys, precision):
         numbers = [(descent(p, n), n.numbers("multiplier"), n.numbers("init_std"))
                    for p, n in zip(problems, networks, strict=True)]  # fmt: skip
         stacked = jax.tree.map(lambda *values: jnp.stack([real(value) for value in values]), *numbers)
-        found = []
+        per_seed = []
         for key in keys:
             drawn = jax.tree.map(real, architecture.init(key))
             shape = drawn["readout"].shape[0], READOUTS
             readouts = real(normal(jax.random.fold_in(key, READOUTS), shape))
-            found.append(jax.device_get(_of_each(what, architecture, program, data, stacked, drawn, readouts)))
-    return jax.tree.map(lambda *seeds: np.stack(seeds, axis=1).astype(np.float64), *found)
+            per_seed.append(jax.device_get(_of_each(quantities, architecture, program, data, stacked, drawn, readouts)))
+    return jax.tree.map(lambda *seeds: np.stack(seeds, axis=1).astype(np.float64), *per_seed)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _of_each(what, architecture, program, data, numbers, drawn, readouts):
+def _of_each(quantities, architecture, program, data, numbers, drawn, readouts):
     """In every parametrization, one after the other, from the same N(0, 1) draws."""
-    return jax.lax.map(lambda one: what(architecture, program, data, *one, drawn, readouts), numbers)
+    return jax.lax.map(lambda row: quantities(architecture, program, data, *row, drawn, readouts), numbers)
 
 
 def _start(architecture, loss, data, multiplier, init_std, drawn):

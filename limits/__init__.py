@@ -31,8 +31,8 @@ def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")
-    found = import_module(module)
-    globals()[name] = getattr(found, attribute) if attribute else found
+    home = import_module(module)
+    globals()[name] = getattr(home, attribute) if attribute else home
     return globals()[name]
 
 

@@ -98,7 +98,7 @@ def branches(moved: Callable[[Array, Array, Array], Array], vectors: Array, inve
     """
     zero = jnp.zeros(())
     change = jax.jvp(lambda h: moved(h, zero, vectors), (zero,), (jnp.ones(()),))[1]
-    first, turn = (of[..., ::-1] for of in eigh(vectors.T @ change))
+    first, turn = (ascending[..., ::-1] for ascending in eigh(vectors.T @ change))
 
     def second(rate, vector):
         by_one, by_two = second_order(lambda h: moved(h, rate, vector[:, None])[:, 0])
@@ -131,13 +131,13 @@ def groups(
         end = 0
         for i in np.flatnonzero(~simple[t] & (of_step > DEGENERATE * of_step[0])):
             if i >= end:
-                found = _group(t, of_step[i], len(of_step), *singular(t, of_step[i]))
-                yield found
-                end = found.first + found.vectors.shape[1]
+                group = _group(t, of_step[i], len(of_step), *singular(t, of_step[i]))
+                yield group
+                end = group.first + group.vectors.shape[1]
 
 
 def _group(step, value, k, matrix, slope) -> Group:
-    distances, vectors = (of[..., ::-1] for of in np.linalg.eigh(matrix))
+    distances, vectors = (ascending[..., ::-1] for ascending in np.linalg.eigh(matrix))
     together = np.abs(distances) <= DEGENERATE * value * np.linalg.norm(slope, 2)
     first, own, rest = int(np.argmax(together)), vectors[:, together], vectors[:, ~together]
     own = np.linalg.solve(np.linalg.cholesky(-own.T @ slope @ own), own.T).T

@@ -79,7 +79,7 @@ def compiled_soon(static_argnums=()):
     XLA_FLAGS has no others: half as long to compile, up to a tenth longer to run.
     """
 
-    def of(function):
+    def jitted(function):
         turn, unknown = Lock(), []
 
         @cache
@@ -90,9 +90,9 @@ def compiled_soon(static_argnums=()):
         @wraps(function)
         def called(*args):
             with turn:
-                found = compiled(not unknown and jax.default_backend() == "cpu")
+                program = compiled(not unknown and jax.default_backend() == "cpu")
             try:
-                return found(*args)
+                return program(*args)
             except jax.errors.JaxRuntimeError as refusal:
                 if "No such compile option" not in str(refusal):
                     raise
@@ -101,7 +101,7 @@ def compiled_soon(static_argnums=()):
 
         return called
 
-    return of
+    return jitted
 
 
 def by_batches(function, rows, most: int):
@@ -129,12 +129,12 @@ def two_digits(value: float | int) -> str:
     return f"{float(f'{value:.2g}'):,.10g}".replace(",", " ")
 
 
-def require_memory(numbers: float, what: str = "this limit needs", advice: str = "") -> None:
+def require_memory(numbers: float, subject: str = "this limit needs", advice: str = "") -> None:
     """Raises MemoryError, in one line, where so many float64 numbers are more than there is room for."""
     needed, there = 8 * numbers, physical_memory()
     if needed > there:
         more = f": {advice}" if advice else ""
-        raise MemoryError(f"{what} about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are{more}")
+        raise MemoryError(f"{subject} about {needed / 2**30:.1f} GiB, more than the {there / 2**30:.1f} GiB there are{more}")
 
 
 @cache

@@ -20,14 +20,14 @@ DEEPEST = 1000  # layers of a plain network, which are compiled one by one
 class Pooling:
     """A row.
 
-    of            (windows, axis=) → one number of each window; traceable
+    reduction     (windows, axis=) → one number of each window; traceable
     first         whether it may come before an activation that only grows: of the largest, φ is the largest
     has_kernel    whether it has an analytic kernel
     description   for the help of the commands
     """
 
     name: str
-    of: Callable[..., Any]
+    reduction: Callable[..., Any]
     first: bool = False
     has_kernel: bool = False
     description: str = ""
@@ -138,9 +138,9 @@ def read_model(
     row = layers_of(name)
     ACTIVATIONS.find(activation)
     POOLINGS.find(pooling)
-    for what, size in (("depth", depth), ("block size", block_size)):
+    for label, size in (("depth", depth), ("block size", block_size)):
         if size < 1:
-            raise ValueError(f"{what} {size} must be at least 1")
+            raise ValueError(f"{label} {size} must be at least 1")
     depth = depth if row.depth is None else row.depth
     if depth > DEEPEST and row.architecture == "plain":
         raise ValueError(f"{depth} layers: wanted at most {DEEPEST}; the many blocks of residual networks are one loop")

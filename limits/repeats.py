@@ -50,8 +50,8 @@ def error_of_eigenvalues(
 def errors_of(values: Observables, of_repeats: Observables, *, averaged: int) -> Observables:
     """Of every observable; ``of_repeats`` has the repeats on a first axis.  ``averaged`` as in ``error_of_eigenvalues``."""
     return {
-        name: error_of_eigenvalues(values[name], of, averaged=averaged) if _ranked(name) else scatter(of)
-        for name, of in of_repeats.items()
+        name: error_of_eigenvalues(values[name], repeats, averaged=averaged) if _ranked(name) else scatter(repeats)
+        for name, repeats in of_repeats.items()
     }
 
 

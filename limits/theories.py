@@ -139,15 +139,15 @@ def solve(
     (array([0.5   , 0.1027, 0.0333]), array([2.253, 2.392, 2.683]))
     """
     row = _row(problem)
-    of = import_module(row.home)
+    home = import_module(row.home)
     insist_on_room(problem, hessian=hessian)
     if initial_outputs is not None:
-        return of.solve(problem, initial_outputs=given_outputs(problem, initial_outputs))
-    limit = of.solve(problem, hessian=hessian) if row.dear else of.solve(problem)
+        return home.solve(problem, initial_outputs=given_outputs(problem, initial_outputs))
+    limit = home.solve(problem, hessian=hessian) if row.dear else home.solve(problem)
     limit = replace(limit, left_open=_left_open(row, limit))
     if not outputs_are_random(problem):
         return limit
-    return replace(limit, observables=limit.observables | {"loss": of.loss_law(problem)[0]})
+    return replace(limit, observables=limit.observables | {"loss": home.loss_law(problem)[0]})
 
 
 def _left_open(row, limit):
@@ -176,11 +176,11 @@ def _too_long(row, problem, hessian, times) -> str | None:
     minutes, gibibytes = _takes(row, problem, hessian, times)
     if minutes <= LONGEST:
         return None
-    what = "the limit" if times == 1 else f"{times} limits"
-    what += f" of {problem.model} in {problem.scaling().name} on {problem.num_samples} samples"
+    subject = "the limit" if times == 1 else f"{times} limits"
+    subject += f" of {problem.model} in {problem.scaling().name} on {problem.num_samples} samples"
     enough = _enough(row, problem, hessian, times)
-    return (f"{what} would take about {_lasting(minutes)} and {two_digits(gibibytes)} GiB, and at most {_lasting(LONGEST)} are"
-            f" waited for: {enough or f'{row.home}.solve waits longer'}")  # fmt: skip
+    return (f"{subject} would take about {_lasting(minutes)} and {two_digits(gibibytes)} GiB, and at most {_lasting(LONGEST)}"
+            f" are waited for: {enough or f'{row.home}.solve waits longer'}")  # fmt: skip
 
 
 def _takes(row, problem, hessian, times):
@@ -201,7 +201,7 @@ def _enough(row, problem, hessian, times) -> str | None:
 
 
 def _lasting(minutes):
-    unit, length = next(one for one in UNITS if minutes >= 2 * one[1] or one == UNITS[-1])
+    unit, length = next(row for row in UNITS if minutes >= 2 * row[1] or row == UNITS[-1])
     return f"{two_digits(minutes / length)} {unit}"
 
 
@@ -232,9 +232,9 @@ def insist_on_room_for_laws(problem: Problem) -> None:
     lasting, advice = _lasting(minutes), f"with hessian=False {row.law}.predict takes less"
     require_memory(numbers, f"the laws of {problem.model} would take about {lasting} and", advice)
     if minutes > LONGEST:
-        what = f"the laws of {problem.model} in {problem.scaling().name} would take about {lasting} and"
+        subject = f"the laws of {problem.model} in {problem.scaling().name} would take about {lasting} and"
         gibibytes = two_digits(8 * numbers / 2**30)
-        raise ValueError(f"{what} {gibibytes} GiB, and at most {_lasting(LONGEST)} are waited for: {advice}")
+        raise ValueError(f"{subject} {gibibytes} GiB, and at most {_lasting(LONGEST)} are waited for: {advice}")
 
 
 # Refusals that several theories share: the line, or None where there is nothing to say ------------------------------------

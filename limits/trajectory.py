@@ -168,9 +168,9 @@ class Trajectory(Mapping):
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Raises NotKnown, in one line, for an observable that it does not have."""
-        if (found := self.observables.get(stored(name))) is None:
+        if (values := self.observables.get(stored(name))) is None:
             raise NotKnown(self._not_known(name))
-        return found[:, 0] if name == "sharpness" else found
+        return values[:, 0] if name == "sharpness" else values
 
     def error(self, name: str) -> np.ndarray:
         """The measuring error of an observable, zeros where it is exact; raises as its value does."""

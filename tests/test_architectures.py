@@ -321,7 +321,7 @@ def test_curvature_is_that_of_dense_derivatives(case, loss):
         params, bound = unravel(flat), (network.apply, unravel(flat), x)
         matvecs = curvature.hessian(*bound, y, of), curvature.gauss_newton(*bound, of), curvature.residual(*bound, y, of)
         columns = [jax.vmap(lambda v, m=m: ravel_pytree(m(unravel(v)))[0])(jnp.eye(len(flat))).T for m in matvecs]
-        traces = curvature.gauss_newton_trace(network, params, x, of), *curvature.trace(network, params, x, y, key, of=of)
+        traces = curvature.gauss_newton_trace(network, params, x, of), *curvature.trace(network, params, x, y, key, ell=of)
         return *columns, curvature.dense_ntk(network, params, x), *traces
 
     H, J, G = traced(dense, flat, inputs, targets)

@@ -90,15 +90,15 @@ def test_a_network_in_place_of_the_infinite_one_trains_as_it_does(options):
     kind, data, state = in_place_of_infinite(problem, params, N)
     state = conv_network.advance(kind, data, state, 1)
     # the limit starts at f = 0: so does the network
-    params["readout"] = state.now.weights.last.reshape(C, -1).T
+    params["readout"] = state.fields.weights.last.reshape(C, -1).T
     inputs, targets = jnp.asarray(problem.inputs), jnp.asarray(problem.targets)
     rates, velocity = net.numbers("learning_rate"), jax.tree.map(jnp.zeros_like, params)
     gradients = jax.jit(jax.grad(lambda params, x, y: LOSSES[problem.loss].mean(net.apply(params, x), y)))
     more = conv_network.more_draws(kind, RNG, [(0, C * rows) for rows in kind.rows(data)], N)
     for t in range(problem.num_steps):
         rows = np.arange(P) if problem.batches is None else problem.batches[t]
-        theta = conv_network.ntk(kind, data, state.matrices, state.now, *more)
-        np.testing.assert_allclose(state.now.outputs, net.apply(params, inputs), atol=1e-10)
+        theta = conv_network.ntk(kind, data, state.matrices, state.fields, *more)
+        np.testing.assert_allclose(state.fields.outputs, net.apply(params, inputs), atol=1e-10)
         np.testing.assert_allclose(theta, dense_ntk(net, params, inputs), atol=1e-10)
         gradient = gradients(params, inputs[rows], targets[rows])
         for role in params:
@@ -106,7 +106,7 @@ def test_a_network_in_place_of_the_infinite_one_trains_as_it_does(options):
             velocity[role] = problem.momentum * velocity[role] + step
             params[role] = params[role] - problem.learning_rate * velocity[role]
         state = conv_network.advance(kind, data, state, t + 2)
-    assert np.abs(state.now.outputs).max() > 0.01
+    assert np.abs(state.fields.outputs).max() > 0.01
 
 
 @pytest.mark.parametrize("options", [
@@ -127,7 +127,7 @@ def test_products_of_the_hessian_are_those_of_autodiff(options):
         trained = [A[:N, :n].T for A, (n, _) in zip(tangent.trained, counts, strict=True)]
         return [tangent.first / np.sqrt(N), *trained, tangent.last / np.sqrt(N)]
 
-    left, now = state.now.weights.left, state.now
+    left, now = state.fields.weights.left, state.fields
     weights = real(now.weights._replace(first=now.weights.first * np.sqrt(N), last=now.weights.last * np.sqrt(N)))
     scale = data.scales[1]
     initial = kernels_of(problem, params, N)
@@ -176,8 +176,8 @@ def test_gauss_newton_part_alone_has_the_eigenvalues_of_the_kernel(options):
     kind, data = conv._read(problem, 256, 2)
     *_, state = conv.run(problem, kind, data, 256, np.random.default_rng(0))
     more = conv_network.more_draws(kind, RNG, [(0, 2 * rows) for rows in kind.rows(data)], 256)
-    theta = conv_network.ntk(kind, data, state.matrices, state.now, *more)
-    exact = dmft.observables(kind, data, state.now.outputs[None], theta[None], 3)["gauss_newton_eigenvalues"][0]
+    theta = conv_network.ntk(kind, data, state.matrices, state.fields, *more)
+    exact = dmft.observables(kind, data, state.fields.outputs[None], theta[None], 3)["gauss_newton_eigenvalues"][0]
     found = lanczos.spectrum(kind, data, np.random.default_rng(1), state, 3, 2, lanczos.GAUSS_NEWTON)
     np.testing.assert_allclose(found.values[:3], exact, atol=2e-3 * exact[0])
 
@@ -198,15 +198,15 @@ def test_one_pixel_is_a_perceptron():
     theirs = network.begin(perceptron, data_of_it, first, sent[0][None], returned[0][None], last)
     ours, theirs = conv_network.advance(kind, data, ours, 5), network.advance(perceptron, data_of_it, theirs, 5)
     assert int(ours.step) == int(theirs.step) == 5
-    np.testing.assert_allclose(ours.now.outputs, theirs.now.outputs, rtol=1e-9)
-    assert np.abs(ours.now.outputs).max() > 0.1
-    theta = conv_network.ntk(kind, data, ours.matrices, ours.now, *conv_network.more_draws(kind, RNG, [(0, 6)], 512))
+    np.testing.assert_allclose(ours.fields.outputs, theirs.fields.outputs, rtol=1e-9)
+    assert np.abs(ours.fields.outputs).max() > 0.1
+    theta = conv_network.ntk(kind, data, ours.matrices, ours.fields, *conv_network.more_draws(kind, RNG, [(0, 6)], 512))
     gradients = dmft.gradients(perceptron, data_of_it, theirs)
-    np.testing.assert_allclose(theta, dmft.ntk(perceptron, data_of_it, theirs.now, gradients), rtol=1e-8)
+    np.testing.assert_allclose(theta, dmft.ntk(perceptron, data_of_it, theirs.fields, gradients), rtol=1e-8)
     signals = jnp.asarray(RNG.normal(size=(1, 3, 2)))
     tridiagonal = []
     for model, at, state in ((kind, data, ours), (curvature.Perceptron(perceptron), data_of_it, theirs)):
-        matrices, now, krylov = lanczos.begin(model, at, state.now, state.matrices, signals, 6)
+        matrices, now, krylov = lanczos.begin(model, at, state.fields, state.matrices, signals, 6)
         for _ in range(6):
             matrices, krylov = lanczos.extended(model, at, jnp.asarray(lanczos.HESSIAN), now, matrices, krylov)
         tridiagonal.append(krylov.matrix)

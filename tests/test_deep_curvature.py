@@ -121,7 +121,7 @@ def loss_of(kind, data, W, weights):
 def test_products_are_those_of_autodiff_where_matrices_are_real(activation, residual, loss):
     kind, rng = network.Kind(activation, loss, residual, False), np.random.default_rng(2)
     data, W, state = a_network(kind, rng)
-    now, (H, m, n) = state.now, state.now.weights.trained.shape
+    now, (H, m, n) = state.fields, state.fields.weights.trained.shape
     met = np.arange(m)[:, None] < np.asarray(state.matrices.num_above)[:, None, None]
     v = network.Weights(rng.normal(size=(2, 3, N)), np.zeros(2), rng.normal(size=(2, H, m, n)) * (met & (np.arange(n) < N)),
                         rng.normal(size=(2, C, N)))  # fmt: skip

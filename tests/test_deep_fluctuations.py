@@ -103,7 +103,7 @@ def test_two_hidden_layers_at_a_width_are_a_network():
         state = step(state)
     perceptron, parts = curvature.Perceptron(kind), jnp.asarray(lanczos.HESSIAN)
     products = deep_fluctuations.PRODUCTS
-    matrices, now, krylov = lanczos.begin(perceptron, data, state.now, state.matrices, data.targets[None], products)
+    matrices, now, krylov = lanczos.begin(perceptron, data, state.fields, state.matrices, data.targets[None], products)
     for _ in range(products):
         matrices, krylov = lanczos.extended(perceptron, data, parts, now, matrices, krylov)
 
@@ -121,7 +121,7 @@ def test_two_hidden_layers_at_a_width_are_a_network():
     flat, unflatten = jax.flatten_util.ravel_pytree(weights)
     dense = problem.richness**2 * jax.hessian(lambda flat: loss(*unflatten(flat)))(flat)
     values = np.linalg.eigvalsh(dense)
-    np.testing.assert_allclose(state.now.outputs, data.inputs @ weights[0] @ weights[1].T @ weights[2].T, rtol=1e-8)
+    np.testing.assert_allclose(state.fields.outputs, data.inputs @ weights[0] @ weights[1].T @ weights[2].T, rtol=1e-8)
     np.testing.assert_allclose(np.linalg.eigvalsh(krylov.matrix)[-1], values[-1], rtol=1e-8)
 
 

@@ -168,7 +168,7 @@ def test_gauss_newton_trace_is_exact(dense):
 
 
 def test_hessian_trace(dense):
-    estimate = jax.jit(partial(curvature.trace, dense.network, probes=200, of=dense.of))
+    estimate = jax.jit(partial(curvature.trace, dense.network, probes=200, ell=dense.of))
     value, error = estimate(*dense.bound[1:], dense.targets, jax.random.key(0))
     if dense.network.layerwise_linear:
         assert error == 0
@@ -202,7 +202,7 @@ def test_gradient_noise_is_the_trace_of_the_covariance(dense):
         return jnp.stack([dense.sample_loss(f, y) for f, y in zip(outputs, dense.targets, strict=True)])
 
     covariance = np.cov(jax.jacrev(losses)(dense.flat).T, bias=True)
-    got = jax.jit(partial(curvature.gradient_noise, dense.network.apply, of=dense.of))(*dense.bound[1:], dense.targets)
+    got = jax.jit(partial(curvature.gradient_noise, dense.network.apply, ell=dense.of))(*dense.bound[1:], dense.targets)
     np.testing.assert_allclose(got, np.trace(covariance), **TOLERANCE)
 
 

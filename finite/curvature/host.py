@@ -41,7 +41,7 @@ def sharpness_of_matvec(
         raise ValueError(f"top {top}: wanted 1 to {size}, the number of weights")
     products, rng = _Products(matvec, size, np.dtype(dtype)), np.random.default_rng(seed)
     if size <= max(FEW, 2 * top + 1):
-        values, columns = np.linalg.eigh(np.stack([products(one) for one in np.eye(size, dtype=dtype)]))
+        values, columns = np.linalg.eigh(np.stack([products(unit) for unit in np.eye(size, dtype=dtype)]))
         values, vectors = values[-top:], columns.T[-top:]
     else:
         values, vectors = _largest(products, top, None, rtol, basis, max_matvecs, rng)
@@ -77,10 +77,10 @@ def _largest(products, top, known, rtol, basis, max_matvecs, rng):
     restarts = max((max_matvecs - products.count - top) // (kept - top), 1)
     start = out(rng.normal(size=products.size).astype(products.dtype))
     try:
-        found, columns = eigsh(operator, top, which="LA", v0=start, ncv=kept, maxiter=restarts, tol=rtol / 2)
+        eigenvalues, columns = eigsh(operator, top, which="LA", v0=start, ncv=kept, maxiter=restarts, tol=rtol / 2)
     except ArpackNoConvergence as partial:
-        found, columns = partial.eigenvalues, partial.eigenvectors
-    return found, columns.T
+        eigenvalues, columns = partial.eigenvalues, partial.eigenvectors
+    return eigenvalues, columns.T
 
 
 class _Products:
@@ -91,9 +91,9 @@ class _Products:
 
     def __call__(self, v: np.ndarray) -> np.ndarray:
         self.count += 1
-        found = np.asarray(self.matvec(np.ascontiguousarray(v, self.dtype)), self.dtype)
-        if found.shape != (self.size,):
-            raise ValueError(f"matvec returned an array of shape {found.shape}: wanted ({self.size},)")
-        if not np.isfinite(found).all():
+        product = np.asarray(self.matvec(np.ascontiguousarray(v, self.dtype)), self.dtype)
+        if product.shape != (self.size,):
+            raise ValueError(f"matvec returned an array of shape {product.shape}: wanted ({self.size},)")
+        if not np.isfinite(product).all():
             raise ValueError("matvec returned values that are not finite")
-        return found
+        return product

@@ -404,11 +404,11 @@ def _blocks(basis, rows):
 
 def _polynomials(state, sign, alpha, beta):
     """The next p_j at the levels, and the sum of their squares."""
-    before, now, total = state.growth
-    after = ((state.levels - sign * alpha) * now - state.beta[state.m - 1] * before) / beta
+    before, current, total = state.growth
+    after = ((state.levels - sign * alpha) * current - state.beta[state.m - 1] * before) / beta
     more = jnp.where((after > 0) & (total > 0), total + after**2, -jnp.inf)
     enough = 2 / jnp.pi / MISSED**2 * state.current.size
-    return jnp.stack([now, after, jnp.where((total == jnp.inf) | (more > enough), jnp.inf, more)])
+    return jnp.stack([current, after, jnp.where((total == jnp.inf) | (more > enough), jnp.inf, more)])
 
 
 def _undecided(state):

@@ -39,7 +39,7 @@ class Program(NamedTuple):
     numerics: Numerics
 
     @property
-    def of(self) -> Loss:
+    def ell(self) -> Loss:
         return LOSSES[self.loss]
 
     def over_networks(self, function):
@@ -60,14 +60,14 @@ def in_turn(function, *many):
     turns = jnp.where(jnp.isnan(first) & (first == 0), 0, number)
 
     @partial(jax.jit, inline=True)  # asked for its shapes first, and yet traced once
-    def one(i, many):
+    def result(i, many):
         return function(*jax.tree.map(lambda rows: jax.lax.dynamic_index_in_dim(rows, i, keepdims=False), many))
 
-    def turn(i, found):
-        return jax.tree.map(lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, i, 0), found, one(i, many))
+    def turn(i, results):
+        return jax.tree.map(lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, i, 0), results, result(i, many))
 
-    found = jax.tree.map(lambda shape: jnp.zeros((len(leaf), *shape.shape), shape.dtype), jax.eval_shape(one, 0, many))
-    return jax.tree.map(lambda rows: rows[:number], jax.lax.fori_loop(0, turns, turn, found))
+    results = jax.tree.map(lambda shape: jnp.zeros((len(leaf), *shape.shape), shape.dtype), jax.eval_shape(result, 0, many))
+    return jax.tree.map(lambda rows: rows[:number], jax.lax.fori_loop(0, turns, turn, results))
 
 
 def program_of(problem: Problem, architecture: Architecture, observables: Sequence[str], numerics: Numerics) -> Program:
@@ -160,7 +160,7 @@ def observe(program, network, params, acting, inverse_root, data, starts, key):
 
     One computation after the other (``_after``).
     """
-    found, spectra = {}, {}
+    observed, spectra = {}, {}
     for names in _together(operators(program, network, params, inverse_root, data)):
         runs = operators(program, network, params, inverse_root, data)
         spectra |= _spectra(program, {name: runs[name] for name in names}, starts, key)
@@ -170,14 +170,14 @@ def observe(program, network, params, acting, inverse_root, data, starts, key):
             continue
         where = (program.architecture, acting) if observer.acting else (network, params)
         for measured in observer.measure(At(program, *where, data, inverse_root, spectra, key)):
-            found |= measured
+            observed |= measured
             if observer.waits:
                 first = next(iter(measured.values())).value
                 params, acting = _after(first[(0,) * first.ndim], (params, acting))
     if program.numerics.warm_start:
         starts = {name: (starts[name][1], lanczos.combined(spectrum.vectors, starts[name][1]), spectrum.beyond)
                   for name, spectrum in spectra.items()}  # fmt: skip
-    return {name: measured for name, measured in found.items() if name in program.observables}, starts
+    return {name: measured for name, measured in observed.items() if name in program.observables}, starts
 
 
 def operators(program, network, params, inverse_root, data) -> dict[str, Operator]:
@@ -203,7 +203,7 @@ def lanczos_runs(program: Program, network: Architecture, rows: int) -> int:
 
 def products(program: Program, network: Architecture, rows: int, of_a_run: int) -> int:
     """About how many a measurement takes, of which each Lanczos run takes so many."""
-    beside = sum(one.products(program, network) for one in OBSERVERS.values() if one.wanted(program))
+    beside = sum(observer.products(program, network) for observer in OBSERVERS.values() if observer.wanted(program))
     return beside + of_a_run * lanczos_runs(program, network, rows)
 
 
@@ -215,7 +215,7 @@ def _runs_alone(program, network):
 
 
 def _hessian(at):
-    return curvature.hessian(at.network.apply, at.params, *at.data, at.program.of)
+    return curvature.hessian(at.network.apply, at.params, *at.data, at.program.ell)
 
 
 def _hessian_runs(at):
@@ -226,7 +226,7 @@ def _hessian_runs(at):
 
 
 def _mixed(at):
-    return partial(curvature.parts, at.network.apply, at.params, *at.data, at.program.of)
+    return partial(curvature.parts, at.network.apply, at.params, *at.data, at.program.ell)
 
 
 def _hessian_eigenvalues(at):
@@ -236,7 +236,7 @@ def _hessian_eigenvalues(at):
 
 
 def _residual_runs(at):
-    matvec = partial(curvature.residual, at.network.apply, at.params, *at.data, at.program.of)
+    matvec = partial(curvature.residual, at.network.apply, at.params, *at.data, at.program.ell)
     return {"residual": Operator(matvec, at.params, 1, 1, (0.0, 1.0), _mixed(at))}
 
 
@@ -263,7 +263,7 @@ def _kernel_runs(at):
         of_outputs = targets.size <= size(at.params)  # JJᵀ and JᵀJ: in the smaller of the two spaces
         kernel = (curvature.ntk, targets) if of_outputs else (curvature.gauss_newton, at.params)
         for name in kernels(program):
-            matvec, like = kernel if name == "ntk" else (partial(curvature.gauss_newton, of=program.of), at.params)
+            matvec, like = kernel if name == "ntk" else (partial(curvature.gauss_newton, ell=program.ell), at.params)
             runs[name] = Operator(partial(matvec, at.network.apply, at.params, inputs), like, top, 0)
     return runs
 
@@ -276,7 +276,7 @@ def _kernel_eigenvalues(at):
     for name, observables in wanted.items():
         if dense:
             outputs = None if name == "ntk" else network.apply(at.params, inputs)
-            matrix = theta if outputs is None else curvature.dense_gauss_newton(theta, outputs, program.of)
+            matrix = theta if outputs is None else curvature.dense_gauss_newton(theta, outputs, program.ell)
             values, errors, products = jnp.linalg.eigvalsh(matrix)[::-1][: program.top_k], None, None
             theta = _after(values[0], theta)
         else:
@@ -289,14 +289,14 @@ def _kernel_eigenvalues(at):
 def kernels(program):
     """The spectra needed, each with the observables that it is: "ntk" and, where it differs, "gauss_newton"."""
     wanted = [name for name in KERNEL if name in program.observables]
-    if program.of.quadratic:
+    if program.ell.quadratic:
         return {"ntk": wanted} if wanted else {}
     return {name.removesuffix("_eigenvalues"): [name] for name in wanted}
 
 
 def _trace(at):
     probes = at.program.numerics.probes
-    value, error = curvature.trace(at.network, at.params, *at.data, at.key, probes=probes, of=at.program.of)
+    value, error = curvature.trace(at.network, at.params, *at.data, at.key, probes=probes, ell=at.program.ell)
     yield {"hessian_trace": Measured(value, error, None if at.network.layerwise_linear else jnp.asarray(probes))}
 
 
@@ -305,7 +305,7 @@ def _trace_products(program, network):
 
 
 def _directional_sharpness(at):
-    value = curvature.directional_sharpness(at.network.apply, at.params, *at.data, at.program.of)
+    value = curvature.directional_sharpness(at.network.apply, at.params, *at.data, at.program.ell)
     yield {"directional_sharpness": Measured(value, products=jnp.asarray(1))}
 
 
@@ -313,10 +313,10 @@ def _density(at):
     """Nodes and weights of the Hessian's spectral density, of all its random vectors one behind the other."""
     key = jax.random.fold_in(at.key, 1)  # other vectors than those of the trace
     probes, steps = at.program.numerics.density_probes, at.program.numerics.density_steps
-    found = density.spectral_density(_hessian(at), at.params, key, probes=probes, steps=steps)
-    products = jnp.asarray(found.nodes.size)  # one for each node
-    weights = found.weights / probes
-    yield {"density_nodes": Measured(found.nodes.ravel(), products=products),
+    spectrum = density.spectral_density(_hessian(at), at.params, key, probes=probes, steps=steps)
+    products = jnp.asarray(spectrum.nodes.size)  # one for each node
+    weights = spectrum.weights / probes
+    yield {"density_nodes": Measured(spectrum.nodes.ravel(), products=products),
            "density_weights": Measured(weights.ravel(), products=products)}  # fmt: skip
 
 
@@ -325,7 +325,7 @@ def _density_products(program, _):
 
 
 def _gradient_noise(at):
-    yield {"gradient_noise": Measured(curvature.gradient_noise(at.network.apply, at.params, *at.data, at.program.of))}
+    yield {"gradient_noise": Measured(curvature.gradient_noise(at.network.apply, at.params, *at.data, at.program.ell))}
 
 
 HESSIAN = ("hessian_eigenvalues", "hessian_min")
@@ -382,8 +382,8 @@ def _spectra(program, runs, starts, key) -> dict[str, lanczos.Extremes]:
     needed = [np.r_[np.arange(top) < run.top, np.arange(bottom) >= bottom - run.bottom] for run in runs.values()]
     past = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[name] for name in runs))
     parts = jnp.array([run.parts for run in runs.values()], real)
-    found = jax.lax.map(lambda row: spectrum(first.mixed(*row[0]), *row[1:]), (parts, past, jnp.array(needed)))
-    return {name: _only(needed[i], jax.tree.map(lambda leaf: leaf[i], found)) for i, name in enumerate(runs)}  # noqa: B023
+    extremes = jax.lax.map(lambda row: spectrum(first.mixed(*row[0]), *row[1:]), (parts, past, jnp.array(needed)))
+    return {name: _only(needed[i], jax.tree.map(lambda leaf: leaf[i], extremes)) for i, name in enumerate(runs)}  # noqa: B023
 
 
 def _only(wanted, spectrum: lanczos.Extremes) -> lanczos.Extremes:

@@ -5,7 +5,7 @@
     NTK    JJᵀ/P, of size PC × PC, for MSE with the same nonzero eigenvalues as G; in general G has those of BᵀJJᵀB/P,
            BBᵀ = ℓ''
 
-The loss ``of`` is MSE if not given: ℓ = |f − y|²/2, ℓ' = f − y, ℓ'' = 1.
+The loss ``ell`` is MSE if not given: ℓ = |f − y|²/2, ℓ' = f − y, ℓ'' = 1.
 
 Everything here is *raw*, of the weights that the given functions take; ``finite.train`` gives them in coordinates in which
 it is the rescaled curvature.  Constructors bind network, data and weights, and return ``v → A v``.  Nonlinear functions
@@ -27,20 +27,20 @@ Matvec = Callable[[Params], Params]
 
 
 def loss(
-    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss = MSE
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], ell: Loss = MSE
 ) -> Float[Array, ""]:
     """L(θ): mean over samples, sum over outputs."""
-    return of.mean(apply(params, inputs), targets)
+    return ell.mean(apply(params, inputs), targets)
 
 
 def loss_of_many(
-    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss = MSE
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], ell: Loss = MSE
 ) -> Float[Array, ""]:
     """L(θ) of any number of samples, ``SAMPLES_AT_ONCE`` after the other; not to be differentiated."""
     whole = len(inputs) // SAMPLES_AT_ONCE * SAMPLES_AT_ONCE
     if len(inputs) <= SAMPLES_AT_ONCE:
-        return loss(apply, params, inputs, targets, of)
-    total = lambda x, y: jnp.sum(of.value(apply(params, x), y))  # noqa: E731
+        return loss(apply, params, inputs, targets, ell)
+    total = lambda x, y: jnp.sum(ell.value(apply(params, x), y))  # noqa: E731
     chunks = (array[:whole].reshape(-1, SAMPLES_AT_ONCE, array.shape[1]) for array in (inputs, targets))
     sums = jax.lax.map(lambda chunk: total(*chunk), tuple(chunks))
     rest = total(inputs[whole:], targets[whole:]) if whole < len(inputs) else 0.0
@@ -48,26 +48,26 @@ def loss_of_many(
 
 
 def hessian(
-    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss = MSE
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], ell: Loss = MSE
 ) -> Matvec:
     """v → H v: forward over reverse."""
-    return jax.linearize(jax.grad(lambda p: loss(apply, p, inputs, targets, of)), params)[1]
+    return jax.linearize(jax.grad(lambda p: loss(apply, p, inputs, targets, ell)), params)[1]
 
 
-def gauss_newton(apply: Apply, params: Params, inputs: Float[Array, "P D"], of: Loss = MSE) -> Matvec:
+def gauss_newton(apply: Apply, params: Params, inputs: Float[Array, "P D"], ell: Loss = MSE) -> Matvec:
     """v → G v = Jᵀ ℓ'' J v/P."""
     outputs, push, pull = jacobian(apply, params, inputs)
-    if of.quadratic:
+    if ell.quadratic:
         return lambda v: pull(push(v) / len(inputs))
-    curvature = of.curvature(outputs) / len(inputs)
+    curvature = ell.curvature(outputs) / len(inputs)
     return lambda v: pull(jnp.einsum("pcd,pd->pc", curvature, push(v)))
 
 
 def residual(
-    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss = MSE
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], ell: Loss = MSE
 ) -> Matvec:
     """v → R v: the Hessian of <r, f> with r = ℓ'/P held fixed; its own formula, not H − G."""
-    r = of.gradient(apply(params, inputs), targets) / len(inputs)
+    r = ell.gradient(apply(params, inputs), targets) / len(inputs)
     return jax.linearize(jax.grad(lambda p: jnp.sum(r * apply(p, inputs))), params)[1]
 
 
@@ -103,33 +103,33 @@ def dense_ntk(network: Architecture, params: Params, inputs: Float[Array, "P D"]
 
 
 def dense_gauss_newton(
-    theta: Float[Array, "PC PC"], outputs: Float[Array, "P C"], of: Loss = MSE
+    theta: Float[Array, "PC PC"], outputs: Float[Array, "P C"], ell: Loss = MSE
 ) -> Float[Array, "PC PC"]:
     """BᵀJJᵀB/P, of the nonzero eigenvalues of G, from the dense NTK and f."""
-    if of.quadratic:
+    if ell.quadratic:
         return theta
     P, C = outputs.shape
-    root = of.root(outputs)
+    root = ell.root(outputs)
     tensor = jnp.einsum("pce,pcqd,qdf->peqf", root, theta.reshape(P, C, P, C), root, optimize=[(0, 1), (0, 1)])
     return tensor.reshape(P * C, P * C)
 
 
 def gauss_newton_trace(
-    network: Architecture, params: Params, inputs: Float[Array, "P D"], of: Loss = MSE
+    network: Architecture, params: Params, inputs: Float[Array, "P D"], ell: Loss = MSE
 ) -> Float[Array, ""]:
     """tr G = |BᵀJ|²/P, exactly, in the memory of one backward pass.
 
     Without the layers' factors sample after sample, and C gradients at once: samples do not mix.
     """
     if network.layer_factors is not None:
-        root = None if of.quadratic else of.root(network.apply(params, inputs))
+        root = None if ell.quadratic else ell.root(network.apply(params, inputs))
         pairs = ((a, b if root is None else jnp.einsum("pce,...pcn->...pen", root, b))
                  for a, b in _layers(network, params, inputs))  # fmt: skip
         return sum(jnp.sum(jnp.sum(a**2, axis=-1) * jnp.sum(b**2, axis=(-2, -1))) for a, b in pairs) / len(inputs)
 
     def of_sample(x):
         outputs, pull = jax.vjp(lambda p: network.apply(p, x[None])[0], params)
-        return jnp.sum(jax.vmap(lambda column: squared_norm(pull(column)[0]))(of.root(outputs).T))
+        return jnp.sum(jax.vmap(lambda column: squared_norm(pull(column)[0]))(ell.root(outputs).T))
 
     return jnp.mean(jax.lax.map(of_sample, inputs))
 
@@ -142,19 +142,19 @@ def trace(
     key: Array,
     *,
     probes: int = 16,
-    of: Loss = MSE,
+    ell: Loss = MSE,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(tr H, its standard error).  tr G is exact; so is tr R = 0 if the network is layerwise linear.
 
     Otherwise tr R is the mean of zᵀRz over random signs z (Hutchinson 1990), the error its standard error.
     Raises ValueError for fewer than two probes, whose spread nobody knows.
     """
-    exact = gauss_newton_trace(network, params, inputs, of)
+    exact = gauss_newton_trace(network, params, inputs, ell)
     if network.layerwise_linear:
         return exact, jnp.zeros_like(exact)
     if probes < 2:
         raise ValueError(f"{probes} probes: a standard error needs two")
-    matvec = residual(network.apply, params, inputs, targets, of)
+    matvec = residual(network.apply, params, inputs, targets, ell)
 
     def sample(key):
         z = signs_like(key, params)
@@ -165,27 +165,27 @@ def trace(
 
 
 def directional_sharpness(
-    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss = MSE
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], ell: Loss = MSE
 ) -> Float[Array, ""]:
     """gᵀHg/|g|² along g = ∇L; not a number where g = 0."""
-    gradient, matvec = jax.linearize(jax.grad(lambda p: loss(apply, p, inputs, targets, of)), params)
+    gradient, matvec = jax.linearize(jax.grad(lambda p: loss(apply, p, inputs, targets, ell)), params)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(gradient)]))
     direction = jax.tree.map(lambda leaf: leaf / largest, gradient)  # near convergence |g|² underflows; 0/0 is wanted
     return inner(direction, matvec(direction)) / squared_norm(direction)
 
 
 def parts(
-    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss, g: Array, r: Array
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], ell: Loss, g: Array, r: Array
 ) -> Matvec:
     """v → (g G + r R) v, of numbers g and r that may be traced: one compiled program is the product with H, with G and with R.
 
     The Hessian of (1/P) Σ_p g ℓ(f) + (r − g) <ℓ'(f_0), f> at f_0 = f.
     """
-    held = of.gradient(apply(params, inputs), targets)
+    held = ell.gradient(apply(params, inputs), targets)
 
     def mixed(p):
         outputs = apply(p, inputs)
-        return g * of.mean(outputs, targets) + (r - g) * jnp.sum(held * outputs) / len(inputs)
+        return g * ell.mean(outputs, targets) + (r - g) * jnp.sum(held * outputs) / len(inputs)
 
     return jax.linearize(jax.grad(mixed), params)[1]
 
@@ -196,15 +196,15 @@ def preconditioned(matvec: Matvec, inverse_root: Matvec) -> Matvec:
 
 
 def gradient_noise(
-    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], of: Loss = MSE
+    apply: Apply, params: Params, inputs: Float[Array, "P D"], targets: Float[Array, "P C"], ell: Loss = MSE
 ) -> Float[Array, ""]:
     """tr Σ = (1/P) Σ_p |∇ℓ_p − ∇L|², the trace of the covariance of one sample's gradient; sample after sample."""
-    mean = jax.grad(lambda p: loss(apply, p, inputs, targets, of))(params)
+    mean = jax.grad(lambda p: loss(apply, p, inputs, targets, ell))(params)
 
     def of_sample(pair):
         x, y = pair
-        one = jax.grad(lambda p: loss(apply, p, x[None], y[None], of))(params)
-        return squared_norm(jax.tree.map(jnp.subtract, one, mean))
+        gradient = jax.grad(lambda p: loss(apply, p, x[None], y[None], ell))(params)
+        return squared_norm(jax.tree.map(jnp.subtract, gradient, mean))
 
     return jnp.mean(jax.lax.map(of_sample, (inputs, targets)))
 

@@ -62,7 +62,7 @@ def objective(model: Model, apply: Callable) -> Objective:
 
 
 def sharpness(
-    of: Objective, params: Any, batch: Any, *, top: int = 1, select: str | None = None, preconditioner: Any = None,
+    batch_loss: Objective, params: Any, batch: Any, *, top: int = 1, select: str | None = None, preconditioner: Any = None,
     rtol: float | Array = 1e-3, basis: int | None = None, start: Any = None,
 ) -> lanczos.Extremes:  # fmt: skip
     """The ``top`` largest eigenvalues of the Hessian, with errors; preconditioned, of P^{-1/2} H P^{-1/2}.
@@ -83,31 +83,31 @@ def sharpness(
     if begin and len(begin) != len(chosen):
         begin = _selected(start, chosen)
     if top == 1 and not whole:
-        product = lambda v: _product(of, chosen, params, batch, preconditioner, v)  # noqa: E731
+        product = lambda v: _product(batch_loss, chosen, params, batch, preconditioner, v)  # noqa: E731
         return _largest(product, _selected(params, chosen), begin, kept, float(rtol))
     start = begin or jax.tree.map(jnp.zeros_like, _selected(params, chosen))
-    found = _extremes(of, chosen, top, kept, params, batch, preconditioner, start, rtol)
+    extremes = _extremes(batch_loss, chosen, top, kept, params, batch, preconditioner, start, rtol)
     for _ in range(0 if whole else -(-MATVECS // kept) - 1):
-        if bool(found.converged.all()):
+        if bool(extremes.converged.all()):
             break
-        start = jax.tree.map(lambda rows: jnp.nan_to_num(rows).sum(0), found.vectors)
-        found = _extremes(of, chosen, top, kept, params, batch, preconditioner, start, rtol)
-    return found
+        start = jax.tree.map(lambda rows: jnp.nan_to_num(rows).sum(0), extremes.vectors)
+        extremes = _extremes(batch_loss, chosen, top, kept, params, batch, preconditioner, start, rtol)
+    return extremes
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _extremes(of, chosen, top, kept, params, batch, preconditioner, start, rtol):
-    matvec = _matvec(of, chosen, params, batch, preconditioner)
+def _extremes(batch_loss, chosen, top, kept, params, batch, preconditioner, start, rtol):
+    matvec = _matvec(batch_loss, chosen, params, batch, preconditioner)
     return lanczos.extremes(matvec, start, top=top, rtol=rtol, max_matvecs=kept)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _product(of, chosen, params, batch, preconditioner, v):
-    return _matvec(of, chosen, params, batch, preconditioner)(v)
+def _product(batch_loss, chosen, params, batch, preconditioner, v):
+    return _matvec(batch_loss, chosen, params, batch, preconditioner)(v)
 
 
-def _matvec(of, chosen, params, batch, preconditioner):
-    matvec, _ = _hessian(of, chosen, params, batch)
+def _matvec(batch_loss, chosen, params, batch, preconditioner):
+    matvec, _ = _hessian(batch_loss, chosen, params, batch)
     if preconditioner is None:
         return matvec
     roots = jax.tree.map(jnp.sqrt, _selected(preconditioner, chosen))
@@ -138,8 +138,8 @@ def _largest(product: Callable, like: list, start: list, kept: int, rtol: float)
             matrix = np.diag(np.pad(values[best:], (0, best)))
         basis.append(_unit(w))
     _turned(basis, turn[:, -1:])
-    found = (np.array([one]) for one in (value, error, error <= limit))
-    return lanczos.Extremes(*found, [leaf[None] for leaf in basis[0]], None, np.asarray(count))
+    arrays = (np.array([number]) for number in (value, error, error <= limit))
+    return lanczos.Extremes(*arrays, [leaf[None] for leaf in basis[0]], None, np.asarray(count))
 
 
 def _orthogonal(w: list, basis: list) -> tuple[list, np.ndarray]:
@@ -185,9 +185,11 @@ def _combination(rows, weights):
 
 
 @partial(jax.jit, static_argnums=(0,), static_argnames=("select", "probes"))
-def trace(of: Objective, params: Any, batch: Any, key: Any, *, select: str | None = None, probes: int = 16) -> tuple[Any, Any]:
+def trace(
+    batch_loss: Objective, params: Any, batch: Any, key: Any, *, select: str | None = None, probes: int = 16
+) -> tuple[Any, Any]:
     """(tr H, its standard error) from random signs (Hutchinson 1990); probes at least 2."""
-    matvec, like = _hessian(of, _chosen(params, select), params, batch)
+    matvec, like = _hessian(batch_loss, _chosen(params, select), params, batch)
 
     def sample(key):
         z = signs_like(key, like)
@@ -199,17 +201,17 @@ def trace(of: Objective, params: Any, batch: Any, key: Any, *, select: str | Non
 
 @partial(jax.jit, static_argnums=(0,), static_argnames=("select", "probes", "steps"))
 def density(
-    of: Objective, params: Any, batch: Any, key: Any, *, select: str | None = None, probes: int = 8, steps: int = 64
+    batch_loss: Objective, params: Any, batch: Any, key: Any, *, select: str | None = None, probes: int = 8, steps: int = 64
 ) -> Density:
     """The density of the Hessian's eigenvalues (``finite.curvature.density``)."""
-    matvec, like = _hessian(of, _chosen(params, select), params, batch)
+    matvec, like = _hessian(batch_loss, _chosen(params, select), params, batch)
     return spectral_density(matvec, like, key, probes=probes, steps=steps)
 
 
 @partial(jax.jit, static_argnums=(0,), static_argnames=("top",))
-def ntk(of: Objective, params: Any, inputs: Any, *, top: int = 1, rtol: float | Array = 1e-3) -> lanczos.Extremes:
+def ntk(batch_loss: Objective, params: Any, inputs: Any, *, top: int = 1, rtol: float | Array = 1e-3) -> lanczos.Extremes:
     """The ``top`` largest eigenvalues of JJᵀ/P, P the number of samples, by products; outputs one array, samples first."""
-    outputs, push = jax.linearize(lambda p: of.apply(p, inputs), params)
+    outputs, push = jax.linearize(lambda p: batch_loss.apply(p, inputs), params)
     _refuse_half_precision("outputs are", outputs)
     pull = jax.linear_transpose(push, params)
     matvec = lambda u: push(*pull(u)) / len(outputs)  # noqa: E731
@@ -217,12 +219,12 @@ def ntk(of: Objective, params: Any, inputs: Any, *, top: int = 1, rtol: float | 
 
 
 @partial(jax.jit, static_argnums=(0,))
-def gradient_noise(of: Objective, params: Any, batch: Any) -> jax.Array:
+def gradient_noise(batch_loss: Objective, params: Any, batch: Any) -> jax.Array:
     """tr Σ = (1/P) Σ_p |∇ℓ_p − ∇L|² of losses that are means over samples; sample after sample."""
-    mean = jax.grad(of)(params, batch)
+    mean = jax.grad(batch_loss)(params, batch)
 
-    def of_sample(one):
-        alone = jax.grad(of)(params, jax.tree.map(lambda leaf: leaf[None], one))
+    def of_sample(sample):
+        alone = jax.grad(batch_loss)(params, jax.tree.map(lambda leaf: leaf[None], sample))
         return squared_norm(jax.tree.map(jnp.subtract, alone, mean))
 
     return jnp.mean(jax.lax.map(of_sample, jax.tree.map(jnp.asarray, tuple(batch))))
@@ -230,7 +232,7 @@ def gradient_noise(of: Objective, params: Any, batch: Any) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0,), static_argnames=("halvings",))
 def critical_sharpness(
-    of: Objective, params: Any, batch: Any, direction: Any, *, rate: float | Array = 1.0, halvings: int = 4
+    batch_loss: Objective, params: Any, batch: Any, direction: Any, *, rate: float | Array = 1.0, halvings: int = 4
 ) -> jax.Array:
     """2/η_c: η_c the smallest step along ``direction`` (an update at learning rate 1) that raises the loss (Kalra et al. 2026).
 
@@ -238,17 +240,17 @@ def critical_sharpness(
     bound within a factor 1 + 2^-halvings.  A few forward passes, no derivative.  0 where no step raises it; not a number where
     none lowers it, as far as rounding tells: an ascent, or weights that have arrived.
     """
-    start = of(params, batch)
+    start = batch_loss(params, batch)
 
     def raises(step):
-        return ~(of(jax.tree.map(lambda p, d: p + step * d, params, direction), batch) < start)  # not a number: it does
+        return ~(batch_loss(jax.tree.map(lambda p, d: p + step * d, params, direction), batch) < start)  # not a number: it does
 
     first = raises(jnp.asarray(rate, start.dtype))
     factor = jnp.where(first, 0.5, 2.0).astype(start.dtype)
 
     def goes_on(carry):
-        step, now = carry
-        return (now == first) & (step > 1e-12) & (step < 1e12)
+        step, raised = carry
+        return (raised == first) & (step > 1e-12) & (step < 1e12)
 
     begin = jnp.asarray(rate, start.dtype), first
     step, _ = jax.lax.while_loop(goes_on, lambda carry: (carry[0] * factor, raises(carry[0] * factor)), begin)
@@ -276,8 +278,8 @@ def cross_entropy_in_chunks(features: Any, readout: Any, labels: Any, *, chunk: 
     if count <= chunk:
         return jnp.mean(of_places(*rows))
     of_places, whole = jax.checkpoint(of_places), count - count % chunk
-    chunks = [one[:whole].reshape(-1, chunk, *one.shape[1:]) for one in rows]
-    begin = jnp.sum(of_places(*(one[whole:] for one in rows)))  # what is left over
+    chunks = [array[:whole].reshape(-1, chunk, *array.shape[1:]) for array in rows]
+    begin = jnp.sum(of_places(*(array[whole:] for array in rows)))  # what is left over
     return jax.lax.scan(lambda total, places: (total + jnp.sum(of_places(*places)), None), begin, chunks)[0] / count
 
 
@@ -287,14 +289,14 @@ def memory(params: Any, *, select: str | None = None, vectors: int = MATVECS) ->
 
 
 def _basis(params, chosen, top):
-    one = sum(leaf.size * leaf.dtype.itemsize for leaf in _selected(params, chosen))
-    room, fewest = SHARE * physical_memory() / one, FEWEST + 2 * (top - 1)
+    vector = sum(leaf.size * leaf.dtype.itemsize for leaf in _selected(params, chosen))
+    room, fewest = SHARE * physical_memory() / vector, FEWEST + 2 * (top - 1)
     in_parts, compiled = (int(room - beside) for beside in BESIDE)
     kept = compiled if top > 1 or compiled >= MATVECS else in_parts
     if kept < fewest:
-        taken = (fewest + BESIDE[top > 1]) * one / 2**30
-        what = f"a Lanczos basis of {fewest} vectors and what surrounds it take {taken:.1f} GiB"
-        raise MemoryError(f"{what}, more than {SHARE:.0%} of the memory: select some leaves")
+        taken = (fewest + BESIDE[top > 1]) * vector / 2**30
+        need = f"a Lanczos basis of {fewest} vectors and what surrounds it take {taken:.1f} GiB"
+        raise MemoryError(f"{need}, more than {SHARE:.0%} of the memory: select some leaves")
     return min(MATVECS, kept)
 
 
@@ -314,7 +316,7 @@ def _selected(tree, chosen):
     return [jnp.asarray(leaves[i]) for i in chosen]
 
 
-def _hessian(of, chosen, params, batch):
+def _hessian(batch_loss, chosen, params, batch):
     """(v → H v of the selected leaves, what v is like)"""
     leaves, tree = jax.tree.flatten(params)
 
@@ -322,7 +324,7 @@ def _hessian(of, chosen, params, batch):
         moved = list(leaves)
         for place, leaf in zip(chosen, selected, strict=True):
             moved[place] = leaf
-        return of(tree.unflatten(moved), batch)
+        return batch_loss(tree.unflatten(moved), batch)
 
     like, names = _selected(params, chosen), paths(params)
     for place, leaf in zip(chosen, like, strict=True):
@@ -330,7 +332,7 @@ def _hessian(of, chosen, params, batch):
     return jax.linearize(jax.grad(loss), like)[1], like
 
 
-def _refuse_half_precision(what, leaf):
+def _refuse_half_precision(subject, leaf):
     """Raises ValueError: of such products rounding leaves too little, and the host knows no eigenvalues of them."""
     if jnp.finfo(leaf.dtype).bits < 32:
-        raise ValueError(f"{what} {leaf.dtype}: curvature wants float32; let apply cast what it reads")
+        raise ValueError(f"{subject} {leaf.dtype}: curvature wants float32; let apply cast what it reads")

@@ -25,10 +25,10 @@ def load_npz(
     lie class by class, in random order.
     Raises DataError, a ValueError, for whatever is wrong with the file; ValueError for more samples than it has.
     """
-    found = _read(path, "inputs")
-    x, shape = _inputs(path, found)
-    labels = _labels(found["targets"])
-    y = _matrix(path, "targets", found["targets"]) if labels is None else _classes(path, labels, loss)
+    arrays = _read(path, "inputs")
+    x, shape = _inputs(path, arrays)
+    labels = _labels(arrays["targets"])
+    y = _matrix(path, "targets", arrays["targets"]) if labels is None else _classes(path, labels, loss)
     if len(x) != len(y):
         raise DataError(f"{path}: {len(x)} inputs but {len(y)} targets, wanted one target row per input row")
     if samples is None and labels is None:
@@ -52,12 +52,12 @@ def _read(path, *names):
         labels = read_arrays(path, ("labels",))["labels"]
     except DataError:  # and whatever else is wrong is told of inputs and targets
         return read_arrays(path, (*names, "targets"))
-    found = read_arrays(path, names, ("targets",))
-    if "targets" in found:
+    arrays = read_arrays(path, names, ("targets",))
+    if "targets" in arrays:
         raise DataError(f"{path}: it has targets and labels, wanted one of them")
     if _labels(labels) is None:
         raise DataError(f"{path}: labels {_told(labels)}, wanted a column of integers{_numbered(labels)}")
-    return found | {"targets": labels}
+    return arrays | {"targets": labels}
 
 
 def _told(values):
@@ -70,10 +70,10 @@ def _numbered(values):
     return ": number the classes, np.unique(…, return_inverse=True)[1]" if text else ""
 
 
-def _inputs(path, found):
-    if getattr(found["inputs"], "ndim", 2) not in (3, 4):
-        return _matrix(path, "inputs", found["inputs"]), None
-    pixels = pixels_of(path, found, "inputs")
+def _inputs(path, arrays):
+    if getattr(arrays["inputs"], "ndim", 2) not in (3, 4):
+        return _matrix(path, "inputs", arrays["inputs"]), None
+    pixels = pixels_of(path, arrays, "inputs")
     if not len(pixels):
         raise DataError(f"{path}: inputs of shape {pixels.shape}, wanted at least one image")
     return network_inputs(pixels), pixels.shape[1:]

@@ -27,9 +27,9 @@ def fetch(url: str, sha256: str, folder: str | Path = ".", timeout: float = 30.0
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        found = _save(url, part, timeout)
-        if found != sha256:
-            raise DataError(f"{url}: what arrived has SHA-256 {found}, wanted {sha256}; nothing was kept")
+        digest = _save(url, part, timeout)
+        if digest != sha256:
+            raise DataError(f"{url}: what arrived has SHA-256 {digest}, wanted {sha256}; nothing was kept")
         os.replace(part, target)
     except (OSError, HTTPException) as fault:
         why = reason(fault.reason) if isinstance(fault, URLError) and isinstance(fault.reason, OSError) else reason(fault)
@@ -41,9 +41,9 @@ def fetch(url: str, sha256: str, folder: str | Path = ".", timeout: float = 30.0
 
 def _checked(target, sha256):
     with open(target, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise DataError(f"{target}: it has SHA-256 {found}, wanted {sha256}; remove it to have it fetched anew")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        raise DataError(f"{target}: it has SHA-256 {digest}, wanted {sha256}; remove it to have it fetched anew")
     return target
 
 

@@ -100,12 +100,12 @@ def numbered(labels: Integer[np.ndarray, " n"] | Bool[np.ndarray, " n"]) -> tupl
 
     They are 0, …, C − 1, or 1, …, C, or −1 and 1; every class has a sample.  Raises ValueError for other ones.
     """
-    found, numbers = np.unique(labels, return_inverse=True)
-    first, last = (int(label) for label in found[[0, -1]])
-    if not (first in (0, 1) and last - first == len(found) - 1) and found.tolist() != [-1, 1]:
-        shown = ", ".join(str(label) for label in found[:4]) + (f", … {last}" if len(found) > 4 else "")
+    distinct, numbers = np.unique(labels, return_inverse=True)
+    first, last = (int(label) for label in distinct[[0, -1]])
+    if not (first in (0, 1) and last - first == len(distinct) - 1) and distinct.tolist() != [-1, 1]:
+        shown = ", ".join(str(label) for label in distinct[:4]) + (f", … {last}" if len(distinct) > 4 else "")
         raise ValueError(f"labels {shown}: wanted classes numbered from 0 or from 1, none left out")
-    return numbers.reshape(-1), tuple(str(int(label)) for label in found)
+    return numbers.reshape(-1), tuple(str(int(label)) for label in distinct)
 
 
 def holds_images(path: str | Path) -> bool:
@@ -119,15 +119,15 @@ def read_npz(path: str | Path) -> Images:
     Where it has them, test_images, test_labels, and classes: C texts; else these are as ``numbered`` finds them.
     Raises DataError, a ValueError, for whatever is wrong with the file.
     """
-    found = read_arrays(path, ("train_images", "train_labels"), ("test_images", "test_labels", "classes"))
-    if ("test_images" in found) != ("test_labels" in found):
+    arrays = read_arrays(path, ("train_images", "train_labels"), ("test_images", "test_labels", "classes"))
+    if ("test_images" in arrays) != ("test_labels" in arrays):
         raise DataError(f"{path}: test images and test labels come together, or neither")
-    pixels, labels = pixels_of(path, found, "train_images"), _labels_of(path, found, "train_labels")
+    pixels, labels = pixels_of(path, arrays, "train_images"), _labels_of(path, arrays, "train_labels")
     test_pixels, test_labels = pixels[:0], labels[:0]
-    if "test_images" in found:
-        test_pixels, test_labels = pixels_of(path, found, "test_images"), _labels_of(path, found, "test_labels")
+    if "test_images" in arrays:
+        test_pixels, test_labels = pixels_of(path, arrays, "test_images"), _labels_of(path, arrays, "test_labels")
     try:
-        classes, values = _classes_of(found, labels)
+        classes, values = _classes_of(arrays, labels)
         labels, test_labels = _among(values, "training", labels), _among(values, "test", test_labels)
         return Images(pixels, labels, test_pixels, test_labels, classes)
     except ValueError as wrong:
@@ -135,13 +135,13 @@ def read_npz(path: str | Path) -> Images:
 
 
 def pixels_of(
-    path: str | Path, found: dict, name: str
+    path: str | Path, arrays: dict, name: str
 ) -> UInt8[np.ndarray, "n H W channels"] | Float[np.ndarray, "n H W channels"]:
     """Images (n, H, W) or (n, H, W, channels) of an .npz file: integers from 0 to 255 as bytes, reals in [0, 1].
 
     Raises DataError for anything else.
     """
-    values = found[name]
+    values = arrays[name]
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
         raise DataError(f"{path}: {name} hold {getattr(values, 'dtype', 'no numbers')}, wanted integers or reals")
     pixels = values[..., None] if values.ndim == 3 else values
@@ -149,8 +149,8 @@ def pixels_of(
         raise DataError(f"{path}: {name} of shape {values.shape}, wanted (n, H, W), (n, H, W, 1) or (n, H, W, 3)")
     whole, limit = pixels.dtype.kind != "f", 1 if pixels.dtype.kind == "f" else 255
     if pixels.size and not (pixels.min() >= 0 and pixels.max() <= limit):
-        found = f"{pixels.min():g} … {pixels.max():g}"
-        raise DataError(f"{path}: {name} go over {found}; wanted integers from 0 to 255, or reals from 0 to 1")
+        extent = f"{pixels.min():g} … {pixels.max():g}"
+        raise DataError(f"{path}: {name} go over {extent}; wanted integers from 0 to 255, or reals from 0 to 1")
     return pixels.astype(np.uint8 if whole else np.float64)
 
 
@@ -189,8 +189,8 @@ def _check_labels(half, images, labels, num_classes):
         raise ValueError(f"a {half} label is {wrong[0]}, wanted 0 to {num_classes - 1}: there are {num_classes} classes")
 
 
-def _labels_of(path, found, name):
-    labels = found[name]
+def _labels_of(path, arrays, name):
+    labels = arrays[name]
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
         raise DataError(f"{path}: {name} hold {getattr(labels, 'dtype', 'no numbers')}, wanted integers")
     if labels.ndim not in (1, 2) or labels.size != len(labels):
@@ -198,9 +198,9 @@ def _labels_of(path, found, name):
     return labels.reshape(-1).astype(np.int64)
 
 
-def _classes_of(found, labels):
+def _classes_of(arrays, labels):
     """(their names, their labels in order)"""
-    names = found.get("classes", None)
+    names = arrays.get("classes", None)
     if names is None:
         names = numbered(labels)[1]
         return names, np.array(names, np.int64)
@@ -222,15 +222,15 @@ def _halves(root):
     """The folders of the classes: of training images, and where there are any, of test images."""
     names = _subfolders(root)
     splits = {part: [name for name in names if name.lower() in part] for part in (TRAIN, VALIDATION, TEST)}
-    found = [name for of_part in splits.values() for name in of_part]
-    others = [name for name in names if name not in found]
-    if not found:
+    known = [name for of_part in splits.values() for name in of_part]
+    others = [name for name in names if name not in known]
+    if not known:
         return [root]
     if others:
-        raise DataError(f"{root}: {_listed(found)} beside {_listed(others)}: wanted either splits (train, val, test), each "
+        raise DataError(f"{root}: {_listed(known)} beside {_listed(others)}: wanted either splits (train, val, test), each "
                         "with a subfolder per class, or a subfolder per class")  # fmt: skip
     if len(splits[TRAIN]) != 1 or any(len(of_part) > 1 for of_part in splits.values()):
-        raise DataError(f"{root}: {_listed(found)}: wanted one folder train, and at most one val and one test")
+        raise DataError(f"{root}: {_listed(known)}: wanted one folder train, and at most one val and one test")
     if not _subfolder_names(root / splits[TRAIN][0]):
         raise DataError(f"{root / splits[TRAIN][0]}: no subfolders, wanted one per class")
     beside = [root / name for name in (*splits[TEST], *splits[VALIDATION])]
@@ -284,8 +284,8 @@ def _decoded(files, size, description) -> UInt8[np.ndarray, "n H W 3"]:
         picture = _picture(file, size)
         pixels = np.empty((len(files), *picture.shape), np.uint8) if pixels is None else pixels
         if picture.shape != pixels.shape[1:]:
-            found, wanted = (f"{width}×{height}" for height, width, _ in (picture.shape, pixels.shape[1:]))
-            raise DataError(f"{file}: {found} pixels, {files[0].name} has {wanted}; with a size given, all are scaled to it")
+            actual, wanted = (f"{width}×{height}" for height, width, _ in (picture.shape, pixels.shape[1:]))
+            raise DataError(f"{file}: {actual} pixels, {files[0].name} has {wanted}; with a size given, all are scaled to it")
         pixels[place] = picture
     return pixels
 

@@ -63,13 +63,13 @@ def digits(samples: int, outputs: int = 1, seed: int = 0) -> Data:
     return x / _root_mean_square(x), _digit_targets(labels[chosen], outputs)
 
 
-def drawn(count: int, samples: int, seed: int, what: str = "samples") -> Int[np.ndarray, " samples"]:
+def drawn(count: int, samples: int, seed: int, noun: str = "samples") -> Int[np.ndarray, " samples"]:
     """Which of ``count`` are taken: ``samples`` different ones at random, as they come, in random order.
 
     With the same seed, fewer are the first of more.  Raises ValueError for more than there are, or fewer than one.
     """
     if not 1 <= samples <= count:
-        raise ValueError(f"{samples} samples: there are from 1 to {count} {what}")
+        raise ValueError(f"{samples} samples: there are from 1 to {count} {noun}")
     return np.random.default_rng(seed).permutation(count)[:samples]
 
 

@@ -102,11 +102,11 @@ def once(build: Callable[..., Architecture]) -> Callable[..., Architecture]:
     remembered, turn = cache(build), Lock()
 
     @wraps(build)
-    def of(*sizes):
+    def built(*sizes):
         with turn:
             return remembered(*sizes)
 
-    return of
+    return built
 
 
 def parametrized(

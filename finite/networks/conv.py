@@ -122,7 +122,7 @@ def pooled(x: Map, pooling: str, leave: int = 1) -> Map:
     if min(rows, columns) < leave:
         return x
     windows = x[:, : 2 * rows, : 2 * columns].reshape(P, rows, 2, columns, 2, channels)
-    return POOLINGS[pooling].of(windows, axis=(2, 4))
+    return POOLINGS[pooling].reduction(windows, axis=(2, 4))
 
 
 def read_out(x: Map, readout: Float[Array, "m C"]) -> Signal:

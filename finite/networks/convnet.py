@@ -91,7 +91,7 @@ def _convnet(
         for stage, (start, stop) in enumerate(bounds):
             if start < stop:
                 weights = {role: params[role][start:stop] for role in inside if role in shapes}
-                stream, signals = jax.lax.scan(lambda h, one: watch(block(h, one)), stream, weights)
+                stream, signals = jax.lax.scan(lambda h, kernels: watch(block(h, kernels)), stream, weights)
                 within.append(signals)
             stream = _pooled(stream, stage, pooling)
         return by_pixel(neighbourhoods(images, 2), first), within, stream, read_out(jax.nn.relu(stream), params["readout"])

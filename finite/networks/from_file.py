@@ -68,8 +68,8 @@ def attribute(text: str) -> Any:
 
 def _batch(text: str) -> tuple[Any, Any]:
     if ".py:" in text:
-        found = attribute(text)
-        return found() if callable(found) else found
+        batch = attribute(text)
+        return batch() if callable(batch) else batch
     if not text.endswith(".npz"):
         raise ValueError(f"{text}: wanted FILE.npz or FILE.py:NAME")
     try:

@@ -64,8 +64,8 @@ class Model:
             raise ValueError(f"build({width}, key): its params hold no arrays")
         for name, leaf in names.items():
             if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)):
-                what = f"of {leaf.dtype}" if hasattr(leaf, "dtype") else _kind(leaf)
-                where = f"build({width}, key): {name} is {what}"
+                kind = f"of {leaf.dtype}" if hasattr(leaf, "dtype") else _kind(leaf)
+                where = f"build({width}, key): {name} is {kind}"
                 raise ValueError(f"{where}: params are arrays of real numbers; let apply hold the rest")
         return params, apply
 
@@ -91,17 +91,17 @@ def loss_of(loss: str | Callable, outputs: Any, targets: Any) -> jax.Array:
     """As ``Model.of_outputs``, of a loss by its name or a function."""
     if isinstance(loss, str):
         return _ours(loss, outputs, targets)
-    found = loss(outputs, targets)
-    if not _is_array(found):
-        raise ValueError(f"the loss returns {_kind(found)}: wanted one number")
-    found = jnp.asarray(found)
-    if found.size != 1:
-        raise ValueError(f"the loss returns an array of shape {found.shape}: wanted one number, a mean over the batch")
-    return found.reshape(())
+    value = loss(outputs, targets)
+    if not _is_array(value):
+        raise ValueError(f"the loss returns {_kind(value)}: wanted one number")
+    value = jnp.asarray(value)
+    if value.size != 1:
+        raise ValueError(f"the loss returns an array of shape {value.shape}: wanted one number, a mean over the batch")
+    return value.reshape(())
 
 
 @contextlib.contextmanager
-def theirs(what: str):
+def theirs(call: str):
     """Whatever a user's function raises becomes a ValueError of one line; what it was is its cause."""
     try:
         yield
@@ -109,7 +109,7 @@ def theirs(what: str):
         raise
     except Exception as fault:
         kind = "" if isinstance(fault, ValueError) else f"{type(fault).__name__}: "
-        raise ValueError(f"{what}: {kind}{' '.join(str(fault).split())[:300]}") from fault
+        raise ValueError(f"{call}: {kind}{' '.join(str(fault).split())[:300]}") from fault
 
 
 def _ours(name: str, outputs, targets):
@@ -144,16 +144,16 @@ def _path(keys) -> str:
     return "/".join(words[:-1] if of_variable else words) or "params"
 
 
-def _is_array(thing) -> bool:
-    return isinstance(thing, jax.Array | np.ndarray | np.generic | float)
+def _is_array(value) -> bool:
+    return isinstance(value, jax.Array | np.ndarray | np.generic | float)
 
 
-def _kind(thing) -> str:
-    if isinstance(thing, tuple | list):
-        return f"{type(thing).__name__} of {len(thing)}"
-    if isinstance(thing, dict):
-        return f"dict of {', '.join(map(str, list(thing)[:4]))}"
-    return type(thing).__name__
+def _kind(value) -> str:
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, dict):
+        return f"dict of {', '.join(map(str, list(value)[:4]))}"
+    return type(value).__name__
 
 
 # Adapters -------------------------------------------------------------------------------------------------------------

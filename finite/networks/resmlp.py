@@ -69,7 +69,7 @@ def _resmlp(num_inputs, width, depth, block_size, num_outputs, activation) -> Ar
         x = inputs * fan_in_multiplier(num_inputs)
         first = Signal(x, x @ params["input"] + taps["input"])
         blocks = [{role: of_all[role] for role in inside} for of_all in (params, taps)]
-        stream, within = jax.lax.scan(lambda h, one: watch(block(h, one)), first.output, blocks)
+        stream, within = jax.lax.scan(lambda h, weights_and_taps: watch(block(h, weights_and_taps)), first.output, blocks)
         return first, within, stream, Signal(phi(stream), phi(stream) @ params["readout"] + taps["readout"])
 
     def no_taps(inputs):

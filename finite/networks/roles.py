@@ -110,7 +110,7 @@ def follow(
         _Value(leaf, _Weight(path, leaf.size, start)) for leaf, path, start in zip(leaves, paths(params), starts, strict=True)
     ]
     outputs = walk.run(closed.jaxpr, closed.consts, [*weights, *map(_Value, flat)])
-    acting = {one.use.path for one in walk.found}
+    acting = {act.use.path for act in walk.acts}
     for value in weights:
         if value.weight.path not in acting:
             walk.add(value, UNUSED)
@@ -120,11 +120,11 @@ def follow(
 
 def uses_of(apply: Callable, params: Any, inputs: Any) -> list[Use]:
     """The uses alone: nothing is computed.  Raises ValueError where ``apply`` reads no leaf of its params."""
-    found = []
-    jax.eval_shape(lambda params, inputs: found.append(follow(apply, params, inputs)[1]), params, inputs)
-    if all(use.operation in (UNUSED, SCORES) for use in found[0]):
+    uses = []
+    jax.eval_shape(lambda params, inputs: uses.append(follow(apply, params, inputs)[1]), params, inputs)
+    if all(use.operation in (UNUSED, SCORES) for use in uses[0]):
         raise ValueError("apply(params, inputs) reads none of its params: it closes over others")
-    return found[0]
+    return uses[0]
 
 
 # Two widths: powers --------------------------------------------------------------------------------------------------
@@ -193,19 +193,19 @@ def roles_of(uses: Sequence[Sequence[Use]], widths: Sequence[int]) -> list[Role]
     operations: dict[str, dict[str, None]] = {}
     for use in uses[0]:
         operations.setdefault(use.path, {})[use.operation] = None  # (the paths of scores are pairs)
-    found = [
+    all_roles = [
         Role(
             a, power(a.fan_in, b.fan_in), power(a.fan_out, b.fan_out), power(abs(a.multiplier), abs(b.multiplier)),
             tuple(o for o in operations[a.path] if o not in (a.operation, SCORES)),
         )
         for a, b in pairs
     ]  # fmt: skip
-    weights = [role for role in found if role.use.operation != SCORES]
+    weights = [role for role in all_roles if role.use.operation != SCORES]
     if all(grows(power) != 1 for role in weights for power in (role.fan_in, role.fan_out)):
         power, path = max((power, role.use.path) for role in weights for power in (role.fan_in, role.fan_out))
         told = f"no fan of a weight grows as the width N, {path}'s as N^{power:.2f}"
         raise ValueError(f"{told}: does build(width, key) read the width as it is?")
-    return [role for role in found if role.use.operation != SCORES or grows(role.fan_in)]
+    return [role for role in all_roles if role.use.operation != SCORES or grows(role.fan_in)]
 
 
 def grows(power: float) -> int | None:
@@ -264,7 +264,7 @@ class _Value(NamedTuple):
 
 
 @dataclass
-class _Found:
+class _Act:
     use: Use
     signal: Signal | None
     factors: list[float] = field(default_factory=list)
@@ -272,10 +272,10 @@ class _Found:
 
 
 class _Walk:
-    """Evaluates a program, equation by equation; ``found`` is what weights did in it."""
+    """Evaluates a program, equation by equation; ``acts`` are what weights did in it."""
 
     def __init__(self, factors: Mapping[str, float] | None, signals: bool, prefix: str = ""):
-        self.factors, self.signals, self.prefix, self.places, self.found = factors, signals, prefix, 0, []
+        self.factors, self.signals, self.prefix, self.places, self.acts = factors, signals, prefix, 0, []
 
     def run(self, jaxpr, consts, values: Sequence[_Value]) -> list[_Value]:
         env = dict(zip(jaxpr.constvars, map(_Value, consts), strict=True)) | dict(zip(jaxpr.invars, values, strict=True))
@@ -311,7 +311,7 @@ class _Walk:
         if number is not None:
             value = ins[place]
             for index in value.uses:
-                self.found[index].factors.append(number)
+                self.acts[index].factors.append(number)
             return [value._replace(data=results[0], factor=value.factor * (1 if value.uses else number))]
         derived = any(value.derived for value in ins)
         if name == "dot_general" and not derived and not any(value.constant for value in ins):
@@ -331,8 +331,8 @@ class _Walk:
             if stream.history and stream.history < branch.history and inside:
                 site = self.site()
                 for index in inside:
-                    one = self.found[index]
-                    one.use = replace(one.use, branch=site, last=index in branch.ends)
+                    act = self.acts[index]
+                    act.use = replace(act.use, branch=site, last=index in branch.ends)
                 return stream.history, branch.ends
         return a.history | b.history, frozenset()
 
@@ -340,7 +340,7 @@ class _Walk:
         (axes, _), _ = eqn.params["dimension_numbers"]
         known = ins[0].sources and ins[1].sources
         operands = (ins[0].sources | ins[1].sources) - {OUTSIDE} if known else frozenset()
-        made_by = [self.found[index].use for index in sorted(operands)]
+        made_by = [self.acts[index].use for index in sorted(operands)]
         path = " · ".join(dict.fromkeys(use.path for use in made_by if use.operation != BIAS)) or SCORES
         path = path if known else ACTIVATIONS
         use = Use(path, SCORES, fan_in=_prod(ins[0], axes), multiplier=ins[0].factor * ins[1].factor)
@@ -358,10 +358,10 @@ class _Walk:
         alone = len(weights) == 1 and not any(other.derived for other in others)
         kind = _kind(eqn, place, value) if alone else None
         if kind is None:
-            first = len(self.found)
+            first = len(self.acts)
             for index in weights:
                 self.add(ins[index], name)
-            history = _histories(ins) | frozenset(range(first, len(self.found)))
+            history = _histories(ins) | frozenset(range(first, len(self.acts)))
             derived = all(value.weight or value.derived or value.constant for value in ins)
             return [_Value(result, history=history, derived=derived) for result in _bind(eqn, [other.data for other in ins])]
         operation, fans = kind
@@ -386,7 +386,7 @@ class _Walk:
         if operation == GAIN:
             made = self.record(use, Signal(result, own, arriving.data), result, arriving.history)
             return [made._replace(uses=(), factor=arriving.factor, sources=arriving.sources)]
-        branch = next((one.branch for one in (self.found[end].use for end in arriving.ends) if one.branch), "")
+        branch = next((act.branch for act in (self.acts[end].use for end in arriving.ends) if act.branch), "")
         use = replace(use, branch=branch, last=bool(branch))  # h + f(h) + bias
         made = self.record(use, Signal(data, own, jnp.ones(())), result, arriving.history)
         history = arriving.history if branch else made.history
@@ -399,7 +399,7 @@ class _Walk:
         """Constants on what arrives that are nobody's: a mixture of values that a weight meets directly are no scores."""
         if not arriving.uses:
             return arriving.factor
-        last = self.found[arriving.uses[0]]
+        last = self.acts[arriving.uses[0]]
         if last.use.operation != SCORES:
             return 1.0
         number = prod(last.factors)
@@ -423,8 +423,8 @@ class _Walk:
             if use.operation == SCORES:
                 result = self.multiplied(result, use.site)
                 signal = signal._replace(output=result)
-        self.found.append(_Found(use, signal, operands=operands))
-        index = len(self.found) - 1
+        self.acts.append(_Act(use, signal, operands=operands))
+        index = len(self.acts) - 1
         alone = frozenset([index])
         sources = alone if use.operation != SCORES else frozenset()
         return _Value(result, uses=(index,), sources=sources, history=history | alone, ends=alone)
@@ -432,7 +432,7 @@ class _Walk:
     def add(self, value: _Value, operation: str) -> None:
         """A weight that does nothing known."""
         nothing, use = jnp.zeros(()), Use(value.weight.path, operation, fan_out=value.weight.size, site=self.site())
-        self.found.append(_Found(use, Signal(nothing, nothing, nothing)))
+        self.acts.append(_Act(use, Signal(nothing, nothing, nothing)))
 
     def site(self) -> str:
         self.places += 1
@@ -444,21 +444,21 @@ class _Walk:
 
     def finished(self, signals: bool = True) -> tuple[list[Use], list[Signal | None]]:
         """The uses with all their constants, and what they made; without it nothing more is computed."""
-        for scores in self.found:
+        for scores in self.acts:
             if scores.use.operation == SCORES:
                 none, d = not scores.factors and scores.use.multiplier == 1.0, scores.use.fan_in
-                for one in (self.found[index] for index in scores.operands if self.found[index].factors):
-                    if not none and (one.use.fan_in == d or not np.isclose(d * one.factors[-1] ** 2, 1)):
+                for act in (self.acts[index] for index in scores.operands if self.acts[index].factors):
+                    if not none and (act.use.fan_in == d or not np.isclose(d * act.factors[-1] ** 2, 1)):
                         continue
-                    number = one.factors.pop()
-                    times = 1.0 if one.use.operation == BIAS else number
+                    number = act.factors.pop()
+                    times = 1.0 if act.use.operation == BIAS else number
                     scores.use = replace(scores.use, multiplier=scores.use.multiplier * times)
-        uses = [replace(one.use, multiplier=one.use.multiplier * prod(one.factors)) for one in self.found]
+        uses = [replace(act.use, multiplier=act.use.multiplier * prod(act.factors)) for act in self.acts]
         if not signals:
             return uses, [None] * len(uses)
         signals = [
-            one.signal._replace(output=one.signal.output * prod(one.factors), own=one.signal.own * prod(one.factors))
-            for one in self.found
+            act.signal._replace(output=act.signal.output * prod(act.factors), own=act.signal.own * prod(act.factors))
+            for act in self.acts
         ]
         return uses, signals
 
@@ -488,12 +488,12 @@ class _Walk:
         outer = [self.outer(history, ins) for history in histories]
         for use, signal in zip(inside, signals, strict=True):
             use = replace(use, copies=use.copies * p["length"], repeats=use.repeats * p["length"])
-            self.found.append(_Found(use, signal))
+            self.acts.append(_Act(use, signal))
         return [_Value(data, history=history) for data, history in zip((*carried, *stacked), outer, strict=True)]
 
     def outer(self, history, begun):
         """A history inside, of what is found next, as one here; ``begun``: with which values."""
-        passed = (begun[-1 - index].history if index < 0 else frozenset([len(self.found) + index]) for index in history)
+        passed = (begun[-1 - index].history if index < 0 else frozenset([len(self.acts) + index]) for index in history)
         return frozenset().union(*passed)
 
     def cond(self, eqn, ins):
@@ -502,7 +502,7 @@ class _Walk:
         site, inside, histories = self.site(), {}, {}
 
         def branch(which):
-            def of(data):
+            def taken(data):
                 walk = _Walk(self.factors, self.signals, f"{site}.{which}.")
                 tagged = [_within(value, *given) for value, given in zip(operands, data, strict=True)]
                 outs = walk.run(branches[which].jaxpr, branches[which].consts, _begun(tagged))
@@ -510,24 +510,24 @@ class _Walk:
                 histories[which] = [value.history for value in outs]
                 return [value.data for value in outs], signals
 
-            return of
+            return taken
 
         data = [(value.data, value.weight.initial if value.weight else None) for value in operands]
         made = [jax.eval_shape(branch(i), data)[1] for i in range(len(branches))]
         nothing = jax.tree.map(lambda signal: jnp.zeros(signal.shape, signal.dtype), made)
 
         def padded(which):
-            def of(data):
+            def with_zeros(data):
                 outs, signals = branch(which)(data)
                 return outs, [signals if i == which else nothing[i] for i in range(len(branches))]
 
-            return of
+            return with_zeros
 
         outs, signals = jax.lax.switch(index.data, [padded(i) for i in range(len(branches))], data)
         outer = [frozenset()] * len(outs)
         for which, made in enumerate(signals):
             outer = [before | self.outer(history, operands) for before, history in zip(outer, histories[which], strict=True)]
-            self.found += [_Found(use, signal) for use, signal in zip(inside[which], made, strict=True)]
+            self.acts += [_Act(use, signal) for use, signal in zip(inside[which], made, strict=True)]
         return [_Value(result, history=history) for result, history in zip(outs, outer, strict=True)]
 
 
@@ -549,8 +549,8 @@ def _begun(values) -> list[_Value]:
 
 def _bind(eqn, data) -> list:
     """The equation's results; of constants constants, while tracing too."""
-    found = eqn.primitive.get_bind_params(eqn.params)
-    functions, params = found if isinstance(found, tuple) else ((), found)  # JAX before and after 0.10
+    bind_params = eqn.primitive.get_bind_params(eqn.params)
+    functions, params = bind_params if isinstance(bind_params, tuple) else ((), bind_params)  # JAX before and after 0.10
     if any(isinstance(value, jax.core.Tracer) for value in data):
         results = eqn.primitive.bind(*functions, *data, **params)
     else:

@@ -65,13 +65,13 @@ def init_blocks(key: Array, sizes: Sizes) -> Params:
 
 def transformed(params: Params, stream: Stream, sizes: Sizes) -> Stream:
     """LN of the stream behind all blocks."""
-    return normalized(jax.lax.scan(lambda h, one: (_block(h, one, sizes)[0], None), stream, _blocks(params))[0])
+    return normalized(jax.lax.scan(lambda h, block: (_block(h, block, sizes)[0], None), stream, _blocks(params))[0])
 
 
 def watched(params: Params, stream: Stream, sizes: Sizes) -> tuple[Stream, dict[str, Signal]]:
     """The same, and the signals of the last block and of the stream behind it, by the names of ``matrices``."""
     before = jax.tree.map(lambda w: w[:-1], _blocks(params))
-    stream, _ = jax.lax.scan(lambda h, one: (_block(h, one, sizes)[0], None), stream, before)
+    stream, _ = jax.lax.scan(lambda h, block: (_block(h, block, sizes)[0], None), stream, before)
     stream, signals = _block(stream, jax.tree.map(lambda w: w[-1], _blocks(params)), sizes)
     return normalized(stream), signals | {"stream": Signal(None, _rows(stream))}
 

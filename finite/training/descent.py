@@ -98,73 +98,77 @@ class Update:
     decay_in_gradient: bool = False
 
 
-def _sgd(of):
-    return optax.chain(of.at_rates, of.decayed, optax.trace(of.momentum, of.nesterov), of.down)
+def _sgd(rule):
+    return optax.chain(rule.at_rates, rule.decayed, optax.trace(rule.momentum, rule.nesterov), rule.down)
 
 
-def _identity(of, state):
+def _identity(rule, state):
     return lambda v: v
 
 
-def _moments(of):
-    return optax.scale_by_adam(*of.betas, eps=of.epsilon)
+def _moments(rule):
+    return optax.scale_by_adam(*rule.betas, eps=rule.epsilon)
 
 
-def _adam(of):
-    return optax.chain(of.in_units, of.decayed, _moments(of), of.at_rates, of.down)
+def _adam(rule):
+    return optax.chain(rule.in_units, rule.decayed, _moments(rule), rule.at_rates, rule.down)
 
 
-def _adamw(of):
-    return optax.chain(of.in_units, _moments(of), of.at_rates, of.decayed, of.down)
+def _adamw(rule):
+    return optax.chain(rule.in_units, _moments(rule), rule.at_rates, rule.decayed, rule.down)
 
 
-def _over_adam(of, state):
+def _over_adam(rule, state):
     moments = optax.tree.get(state, "ScaleByAdamState")
-    unbiased = 1.0 - of.betas[1] ** moments.count[..., None]  # of a stack of vectors one each
-    root = jax.tree.map(lambda v: jnp.sqrt(jnp.sqrt(v / unbiased) + of.epsilon), moments.nu)
+    unbiased = 1.0 - rule.betas[1] ** moments.count[..., None]  # of a stack of vectors one each
+    root = jax.tree.map(lambda v: jnp.sqrt(jnp.sqrt(v / unbiased) + rule.epsilon), moments.nu)
     return lambda v: jax.tree.map(jnp.divide, v, root)
 
 
-def _sign(of):
-    return optax.chain(optax.scale_by_sign(), of.at_rates, of.decayed, of.down)
+def _sign(rule):
+    return optax.chain(optax.scale_by_sign(), rule.at_rates, rule.decayed, rule.down)
 
 
-def _lion(of):
-    return optax.chain(optax.scale_by_lion(*of.betas), of.at_rates, of.decayed, of.down)
+def _lion(rule):
+    return optax.chain(optax.scale_by_lion(*rule.betas), rule.at_rates, rule.decayed, rule.down)
 
 
-def _lamb(of):
+def _lamb(rule):
     trusted = leaf_by_leaf(lambda role: optax.scale_by_trust_ratio())
-    return optax.chain(of.in_units, _moments(of), of.decayed, trusted, of.at_rates, of.down)
+    return optax.chain(rule.in_units, _moments(rule), rule.decayed, trusted, rule.at_rates, rule.down)
 
 
-def _adafactor(of):
-    one = optax.chain(optax.scale_by_factored_rms(min_dim_size_to_factor=1), optax.clip_by_block_rms(1.0))
-    return optax.chain(of.in_units, leaf_by_leaf(lambda role: one), of.in_weights, of.at_rates, of.decayed, of.down)
+def _adafactor(rule):
+    factored = optax.chain(optax.scale_by_factored_rms(min_dim_size_to_factor=1), optax.clip_by_block_rms(1.0))
+    return optax.chain(
+        rule.in_units, leaf_by_leaf(lambda role: factored), rule.in_weights, rule.at_rates, rule.decayed, rule.down
+    )
 
 
-def _whole(of, of_matrix):
-    chosen = leaf_by_leaf(lambda role: _moments(of) if role in VECTORS else of_matrix)
-    return optax.chain(of.in_units, chosen, of.at_rates, of.decayed, of.down)
+def _whole(rule, of_matrix):
+    chosen = leaf_by_leaf(lambda role: _moments(rule) if role in VECTORS else of_matrix)
+    return optax.chain(rule.in_units, chosen, rule.at_rates, rule.decayed, rule.down)
 
 
-def _muon(scale, of):
-    return _whole(of, muon(scale, of.momentum, of.nesterov, of.epsilon))
+def _muon(scale, rule):
+    return _whole(rule, muon(scale, rule.momentum, rule.nesterov, rule.epsilon))
 
 
-def _shampoo(of, adam=False):
-    return _whole(of, shampoo(of.betas, of.epsilon, adam=adam))
+def _shampoo(rule, adam=False):
+    return _whole(rule, shampoo(rule.betas, rule.epsilon, adam=adam))
 
 
-def _over_shampoo(of, state, adam=False):
+def _over_shampoo(rule, state, adam=False):
     """Of stacks at once; decomposed here, before any product asks for it."""
     states = optax.tree.get(state, "Leaves").states
-    found = [bases(one, of.betas[1], of.epsilon, adam=adam) if isinstance(one, Sides) else one for one in states]
+    metrics = [
+        bases(of_leaf, rule.betas[1], rule.epsilon, adam=adam) if isinstance(of_leaf, Sides) else of_leaf for of_leaf in states
+    ]
 
-    def one(of_leaf, v):
-        return of_leaf.over(v, 0.5) if isinstance(of_leaf, Bases) else _over_adam(of, of_leaf)(v)
+    def divided(of_leaf, v):
+        return of_leaf.over(v, 0.5) if isinstance(of_leaf, Bases) else _over_adam(rule, of_leaf)(v)
 
-    return lambda v: jax.tree.unflatten(jax.tree.structure(v), map(one, found, jax.tree.leaves(v)))
+    return lambda v: jax.tree.unflatten(jax.tree.structure(v), map(divided, metrics, jax.tree.leaves(v)))
 
 
 UPDATES = Table("optimizer", (
@@ -193,18 +197,18 @@ def descent(problem: Problem, network: Network) -> Descent:
     Rates of θ turned into rates of multiplier · θ: the gradient shrinks by the multiplier, the update grows by it.  The metric
     is what the update is per gradient: 1, or of an optimiser that forgets the gradient's scale a ratio of two sizes.
     """
-    of, update = network.factors, UPDATES.find(problem.optimizer)
-    acting = {role: f.multiplier * f.init_std for role, f in of.items()}
-    unit = {role: acting[role] if update.decay_in_gradient else 1.0 for role in of}  # of the decaying
+    factors, update = network.factors, UPDATES.find(problem.optimizer)
+    acting = {role: f.multiplier * f.init_std for role, f in factors.items()}
+    unit = {role: acting[role] if update.decay_in_gradient else 1.0 for role in factors}  # of the decaying
     numbers = {
         "eta": problem.step_sizes,
         "momentum": problem.momentum,
         "betas": problem.betas,
         "epsilon": problem.epsilon,
-        "decay": {role: problem.weight_decay / unit[role] if problem.trained in ("all", role) else 0.0 for role in of},
-        "rates": {role: f.learning_rate * f.multiplier**f.gauge for role, f in of.items()},
-        "gradient": {role: f.epsilon / f.multiplier for role, f in of.items()},
-        "metric": {role: f.learning_rate * f.multiplier**2 / (f.gradient / f.update) for role, f in of.items()},
+        "decay": {role: problem.weight_decay / unit[role] if problem.trained in ("all", role) else 0.0 for role in factors},
+        "rates": {role: f.learning_rate * f.multiplier**f.gauge for role, f in factors.items()},
+        "gradient": {role: f.epsilon / f.multiplier for role, f in factors.items()},
+        "metric": {role: f.learning_rate * f.multiplier**2 / (f.gradient / f.update) for role, f in factors.items()},
         "weights": acting,
     }
     as_real = partial(jnp.asarray, dtype=jnp.zeros(()).dtype)

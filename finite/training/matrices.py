@@ -41,8 +41,8 @@ def leaf_by_leaf(choose: Choice) -> optax.GradientTransformation:
 
     def update(updates, state, params):
         many = zip(by_leaf(updates), state.states, jax.tree.leaves(params), strict=True)
-        found = [stacked(role, leaf, choose(role).update)(leaf, of_leaf, weights) for (role, leaf), of_leaf, weights in many]
-        updates, states = zip(*found, strict=True)
+        pairs = [stacked(role, leaf, choose(role).update)(leaf, of_leaf, weights) for (role, leaf), of_leaf, weights in many]
+        updates, states = zip(*pairs, strict=True)
         return jax.tree.unflatten(jax.tree.structure(params), updates), Leaves(states)
 
     return optax.GradientTransformation(init, update)
@@ -104,11 +104,11 @@ def shampoo(betas: tuple[Array, Array], epsilon: Array, *, adam: bool = False) -
         new = gradient @ gradient.T, gradient.T @ gradient
         left, right = (b2 * old + (1 - b2) * of_step for old, of_step in zip(state[2:4], new, strict=True))
         state = Sides(count, b1 * state.mean + (1 - b1) * gradient, left, right, state.squares)
-        found = bases(state, b2, epsilon)
+        eigenbases = bases(state, b2, epsilon)
         if adam:
-            state = state._replace(squares=b2 * state.squares + (1 - b2) * found.into(gradient) ** 2)
-            found = found._replace(p=root_of_squares(state, b2, epsilon))
-        return found.over(state.mean / (1 - b1**count)), state
+            state = state._replace(squares=b2 * state.squares + (1 - b2) * eigenbases.into(gradient) ** 2)
+            eigenbases = eigenbases._replace(p=root_of_squares(state, b2, epsilon))
+        return eigenbases.over(state.mean / (1 - b1**count)), state
 
     return optax.GradientTransformation(init, update)
 

@@ -183,17 +183,17 @@ def _signals(program):
 
 def _chunk(program, recipe, keys, etas, measured, report):
     params = _initial(recipe.read(), program.width, keys)
-    state, steps, found = _begin(program, etas, params), recipe.steps, []
+    state, steps, rows = _begin(program, etas, params), recipe.steps, []
     for index, step in enumerate(steps):
         if index:
             stretch = np.int32(steps[index - 1]), np.int32(step)
             params, state = _advance(program, program.data, program.batches, etas, params, state, *stretch)
         losses = np.asarray(_losses(program, program.data, etas, params), float)
-        found.append([measured.of(place, key, index, loss, partial(_one, (params, state), place))
-                      for place, (key, loss) in enumerate(zip(keys, losses, strict=True))])  # fmt: skip
+        rows.append([measured.of(place, key, index, loss, partial(_one, (params, state), place))
+                     for place, (key, loss) in enumerate(zip(keys, losses, strict=True))])  # fmt: skip
         report((index + 1) / len(steps))
     measured.starts.clear()
-    return [_trajectory(steps, column) for column in zip(*found, strict=True)]
+    return [_trajectory(steps, column) for column in zip(*rows, strict=True)]
 
 
 def _one(networks, place):
@@ -223,8 +223,8 @@ def _advance(program, data, batches, etas, params, state, start, stop):
     """Weights and optimiser's state after the steps start, …, stop − 1."""
 
     def advance(eta, params, state):
-        def step(t, now):
-            params, state = now
+        def step(t, carry):
+            params, state = carry
             batch = data if batches is None else jax.tree.map(lambda rows: rows[batches[t]], data)
             updates, state = program.optimizer.update(jax.grad(program.objective)(params, batch), state, params)
             return jax.tree.map(lambda p, u: (p + eta * u).astype(p.dtype), params, updates), state
@@ -247,34 +247,34 @@ class _Measured:
 
     def of(self, place, key, index, loss, network) -> dict[str, tuple[Any, Any, Any]]:
         """(value, error or None, products or None) by observable, at a measured step; ``network()`` is (params, state)."""
-        found = {"loss": (loss, None, None)}
+        readings = {"loss": (loss, None, None)}
         for name in self.observables:
             measure, counted = MEASURES[name]
             if np.isfinite(loss):
                 at = jax.random.fold_in(jax.random.fold_in(key, 0x6D656173), index)
-                found[name] = jax.device_get(measure(self, place, at, *network()))
+                readings[name] = jax.device_get(measure(self, place, at, *network()))
             else:
                 lost = np.full(self.top_k, np.nan) if OBSERVABLES[name].axis else np.nan
-                found[name] = (lost, np.full_like(lost, np.inf), 0) if counted else (lost, None, None)
-        return found
+                readings[name] = (lost, np.full_like(lost, np.inf), 0) if counted else (lost, None, None)
+        return readings
 
     def extremes(self, name, place, params, top, preconditioner=None):
-        found = own.sharpness(self.program.objective, params, self.curved, top=top, rtol=self.rtol,
-                              start=self.starts.get((name, place)), preconditioner=preconditioner)  # fmt: skip
-        past = jax.tree.map(lambda rows: jnp.nan_to_num(rows).sum(0), found.vectors)
+        extremes = own.sharpness(self.program.objective, params, self.curved, top=top, rtol=self.rtol,
+                                 start=self.starts.get((name, place)), preconditioner=preconditioner)  # fmt: skip
+        past = jax.tree.map(lambda rows: jnp.nan_to_num(rows).sum(0), extremes.vectors)
         self.starts[name, place] = jax.tree.structure(params).unflatten(jax.tree.leaves(past))
-        return found
+        return extremes
 
 
 def _eigenvalues(measured, place, key, params, state):
-    found = measured.extremes("hessian", place, params, measured.top_k)
-    return found.values, found.errors, found.matvecs
+    extremes = measured.extremes("hessian", place, params, measured.top_k)
+    return extremes.values, extremes.errors, extremes.matvecs
 
 
 def _preconditioned(measured, place, key, params, state):
     by = _preconditioner(measured.program, measured.program.data, params, state)
-    found = measured.extremes("preconditioned", place, params, 1, by)
-    return found.values[0], found.errors[0], found.matvecs
+    extremes = measured.extremes("preconditioned", place, params, 1, by)
+    return extremes.values[0], extremes.errors[0], extremes.matvecs
 
 
 def _trace(measured, place, key, params, state):
@@ -337,5 +337,5 @@ def _trajectory(steps, column):
     """Of what was found at each step, in float64."""
     kinds = [{name: [at[name][kind] for at in column] for name in column[0] if column[0][name][kind] is not None}
              for kind in range(3)]  # fmt: skip
-    values, errors = ({name: np.array(of, float) for name, of in kind.items()} for kind in kinds[:2])
-    return Trajectory(steps, values, errors, {name: np.array(of, int) for name, of in kinds[2].items()})
+    values, errors = ({name: np.array(series, float) for name, series in kind.items()} for kind in kinds[:2])
+    return Trajectory(steps, values, errors, {name: np.array(series, int) for name, series in kinds[2].items()})

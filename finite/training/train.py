@@ -140,17 +140,17 @@ def _advance(program, update, data, batches, augmented, weights, state, keys, et
     """Weights and optimiser's state after the steps start, …, stop − 1."""
     apply = program.architecture.apply
 
-    def step(t, now, key, optimizer):
-        params, state = now
+    def step(t, carry, key, optimizer):
+        params, state = carry
         inputs, targets = data if batches is None else jax.tree.map(lambda rows: rows[batches[t]], data)
         inputs = inputs if augmented is None else augmented.seen(_augmenting_key(key, t), inputs)
-        gradient = jax.grad(lambda p: curvature.loss(apply, p, inputs, targets, program.of))(params)
+        gradient = jax.grad(lambda p: curvature.loss(apply, p, inputs, targets, program.ell))(params)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
     def advance(params, state, key, eta):
         optimizer = replace(update, eta=eta).transformation()
-        return jax.lax.fori_loop(start, stop, lambda t, now: step(t, now, key, optimizer), (params, state))
+        return jax.lax.fori_loop(start, stop, lambda t, carry: step(t, carry, key, optimizer), (params, state))
 
     return program.over_networks(advance)(weights, state, keys, etas)
 
@@ -160,14 +160,16 @@ def _measure(program, update, data, curved, weights, state, starts, keys, index)
     """((values, errors, products) by observable; for every Lanczos run the vectors from which the next one starts)"""
 
     def measure(params, state, starts, key):
-        loss = curvature.loss_of_many(program.architecture.apply, params, *data, program.of)
+        loss = curvature.loss_of_many(program.architecture.apply, params, *data, program.ell)
         healthy = jnp.isfinite(loss)
         params = jax.tree.map(lambda leaf: jnp.where(healthy, leaf, 0), params)  # no Lanczos run on a diverged network
         rescaled = *coordinates(program.architecture, update, params), params, update.inverse_root(state)
-        found, starts = observe(program, *rescaled, curved, starts, _measuring_key(key, index + 1))
-        values = {name: jnp.where(healthy, one.value, jnp.nan) for name, one in found.items()}
-        errors = {name: _or_infinite(one.error, healthy) for name, one in found.items() if one.error is not None}
-        products = {name: one.products for name, one in found.items() if one.products is not None}
+        observed, starts = observe(program, *rescaled, curved, starts, _measuring_key(key, index + 1))
+        values = {name: jnp.where(healthy, measured.value, jnp.nan) for name, measured in observed.items()}
+        errors = {
+            name: _or_infinite(measured.error, healthy) for name, measured in observed.items() if measured.error is not None
+        }
+        products = {name: measured.products for name, measured in observed.items() if measured.products is not None}
         return ({"loss": loss, **values}, errors, products), starts
 
     return program.over_networks(measure)(weights, state, starts, keys)
@@ -198,8 +200,8 @@ def _trajectories(steps, measurements):
     *numbers, products = jax.tree.map(lambda *steps: np.stack(steps, axis=1), *measurements)
     values, errors = jax.tree.map(np.float64, numbers)
     return [
-        Trajectory(steps, *jax.tree.map(lambda column: column[one], (values, errors, products)))  # noqa: B023
-        for one in range(len(values["loss"]))
+        Trajectory(steps, *jax.tree.map(lambda column: column[network], (values, errors, products)))  # noqa: B023
+        for network in range(len(values["loss"]))
     ]
 
 

@@ -66,14 +66,14 @@ def bulk_edge(
 def _gap(A0, B0, T, variance) -> float | None:
     """1 − μ above the edge, None below.  Newton's iterates increase to the smallest solution, as the iteration's own do."""
     start = np.stack([A0, B0])
-    z, one = start, np.broadcast_to(np.eye(A0.shape[1]), start.shape)
+    z, identity = start, np.broadcast_to(np.eye(A0.shape[1]), start.shape)
     for _ in range(MOST):
         if _tightness(*z, T) >= 1:
             return None
         resolvent = _resolvent(*z, T)
         missing = start + variance * _passed_on(resolvent, len(A0)) - z
         derivative = np.eye(z.size) - variance * _derivative(resolvent, len(A0))
-        step, test = (found.reshape(z.shape) for found in np.linalg.solve(derivative, _columns(missing, one)).T)
+        step, test = (solution.reshape(z.shape) for solution in np.linalg.solve(derivative, _columns(missing, identity)).T)
         if np.linalg.eigvalsh(test).min() <= 0:  # 1 − a positive map is inverted by one if and only if μ < 1
             return None
         z = z + step
@@ -83,7 +83,7 @@ def _gap(A0, B0, T, variance) -> float | None:
 
 
 def _columns(*blocks):
-    return np.stack([of.ravel() for of in blocks], 1)
+    return np.stack([block.ravel() for block in blocks], 1)
 
 
 def _smallest(derivative, start) -> float:

@@ -83,11 +83,11 @@ def solve(
     ranks = problem.top_k + problem.num_outputs
     values, of_coarse = (_of_mean(kind, data, runs, ranks) for runs in (fine, coarse))
     spread = errors_of(values, stacked([observables(kind, data, *run, ranks) for run in fine]), averaged=repeats)
-    errors = {name: np.hypot(of, of_coarse[name] - values[name]) for name, of in spread.items()}
+    errors = {name: np.hypot(error, of_coarse[name] - values[name]) for name, error in spread.items()}
     if hessian:
         curved, curved_errors = mean_hessian(of_hessian, of_coarse_hessian)
         values, errors = values | curved, errors | curved_errors
-    values, errors = (first_ranks(of, problem.top_k) for of in (values, errors))
+    values, errors = (first_ranks(observed, problem.top_k) for observed in (values, errors))
     return Trajectory(problem.steps, values, errors, left_open=left_open(kind, hessian))
 
 
@@ -96,7 +96,7 @@ def _fewer(repeats):
 
 
 def _of_mean(kind, data, runs, ranks):
-    return observables(kind, data, *(np.mean(of, 0) for of in zip(*runs, strict=True)), ranks)
+    return observables(kind, data, *(np.mean(of_runs, 0) for of_runs in zip(*runs, strict=True)), ranks)
 
 
 def work(problem: Problem, samples: int = SAMPLES, repeats: int = REPEATS, *, hessian: bool = True) -> tuple[float, float]:
@@ -185,19 +185,19 @@ def _check_room_for_gradients(problem, samples):
 def _measured(problem, kind, data, samples, repeats, seed, curved) -> tuple[list, list]:
     """(f (T, P, C) and Θ (T, P, C, P, C) of independent runs, values and bounds of the Hessian of the first few).  What
     measuring draws, training does not see."""
-    found, of_hessian, copies = [], [], int(data.space.copies)
+    measured, of_hessian, copies = [], [], int(data.space.copies)
     gradients = [(0, data.targets.shape[1] * rows) for rows in kind.rows(data)]
     for index, of_run in enumerate(np.random.SeedSequence(seed).spawn(repeats)):
         of_measuring = np.random.SeedSequence(of_run.entropy, spawn_key=(*of_run.spawn_key, MEASURING))
         rng, of_steps, curvatures = np.random.default_rng(of_measuring), [], []
         for state in run(problem, kind, data, samples, np.random.default_rng(of_run)):
-            theta = ntk(kind, data, state.matrices, state.now, *more_draws(kind, rng, gradients, samples, copies))
-            of_steps.append(jax.device_get((state.now.outputs, theta)))
+            theta = ntk(kind, data, state.matrices, state.fields, *more_draws(kind, rng, gradients, samples, copies))
+            of_steps.append(jax.device_get((state.fields.outputs, theta)))
             if index < curved:
                 curvatures.append(lanczos.outliers(kind, data, rng, state, problem.top_k))
-        found.append(tuple(np.stack(of) for of in zip(*of_steps, strict=True)))
-        of_hessian += [tuple(stacked(of) for of in zip(*curvatures, strict=True))] * (index < curved)
-    return found, of_hessian
+        measured.append(tuple(np.stack(steps) for steps in zip(*of_steps, strict=True)))
+        of_hessian += [tuple(stacked(steps) for steps in zip(*curvatures, strict=True))] * (index < curved)
+    return measured, of_hessian
 
 
 def run(problem, kind, data, samples, rng) -> Iterator[State]:

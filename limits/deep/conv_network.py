@@ -110,16 +110,16 @@ class Kind(NamedTuple):
 
     # What ``limits.deep.lanczos`` asks of a network
 
-    def linearised(self, data, now, matrices):
+    def linearised(self, data, fields, matrices):
         """With the gradient of L, of all samples."""
-        signal = LOSSES[self.loss].gradient(now.outputs, data.targets) * data.richness / len(data.targets)
-        return backward(self, data, now, matrices, signal)
+        signal = LOSSES[self.loss].gradient(fields.outputs, data.targets) * data.richness / len(data.targets)
+        return backward(self, data, fields, matrices, signal)
 
-    def pulled_back(self, data, now, matrices, signals: Float[Array, "b P C"]):
-        return pulled_back(self, data, now, matrices, signals)
+    def pulled_back(self, data, fields, matrices, signals: Float[Array, "b P C"]):
+        return pulled_back(self, data, fields, matrices, signals)
 
-    def product(self, data, now, matrices, tangents, parts):
-        return product(self, data, now, matrices, tangents, parts)
+    def product(self, data, fields, matrices, tangents, parts):
+        return product(self, data, fields, matrices, tangents, parts)
 
     def has_room(self, data, matrices, b, products) -> bool:
         more = [b * (1 + products) * rows for rows in self.rows(data)]
@@ -148,7 +148,7 @@ def pooled(x: Map, leave: int = 1, *, pooling: str) -> Map:
     if (rows, columns) == tuple(sides):
         return x
     windows = x[:, : 2 * rows, : 2 * columns].reshape(P, rows, 2, columns, 2, S)
-    return POOLINGS[pooling].of(windows, axis=(2, 4))
+    return POOLINGS[pooling].reduction(windows, axis=(2, 4))
 
 
 def neighbourhoods(x: Map, stride: int) -> Float[Array, "_ _"]:
@@ -189,7 +189,7 @@ class State(NamedTuple):
     weights: Weights
     velocity: Weights
     matrices: tuple[GaussianMatrix, ...]
-    now: Fields
+    fields: Fields
 
 
 Rooms = list[tuple[int, int]]  # fields below and above of each matrix
@@ -203,7 +203,7 @@ def first_draws(kind, rng, sizes: tuple[int, int, int], rooms: Rooms, samples: i
     (r, P, C), (places, patches, Z), size = sizes, kind.counts, samples // copies
     from_below = [r, *(P * Y for Y in places)]
     from_above = [*(K * P * Y for K, Y in zip(patches, places, strict=True)), C * Z]
-    counts = [of for pair in zip(from_below, from_above, strict=True) for of in pair]
+    counts = [count for pair in zip(from_below, from_above, strict=True) for count in pair]
     if kind.residual:
         drawn = [quasi_gaussians(rng, sum(counts), size)]
     else:
@@ -212,7 +212,7 @@ def first_draws(kind, rng, sizes: tuple[int, int, int], rooms: Rooms, samples: i
     stored = []
     for back, sent, K, (n, m) in zip(between[::2], between[1::2], patches, rooms, strict=True):
         more_sent, more_back = rng.normal(size=(n - len(sent), size)), rng.normal(size=(m * K - len(back), size))
-        sent, back = (np.tile(np.concatenate(of), copies) for of in ((sent, more_sent), (back, more_back)))
+        sent, back = (np.tile(np.concatenate(pair), copies) for pair in ((sent, more_sent), (back, more_back)))
         stored.append((sent, back.reshape(m, -1)))
     return np.tile(first, copies), *_of_matrices(stored), np.tile(last, copies).reshape(C, -1)
 
@@ -227,7 +227,7 @@ def more_draws(kind, rng, rooms: Rooms, samples: int, copies: int = 1):
 
 
 def _of_matrices(pairs):
-    return tuple(tuple(of) for of in zip(*pairs, strict=True))
+    return tuple(tuple(draws) for draws in zip(*pairs, strict=True))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -240,8 +240,8 @@ def begin(kind, data, first, sent, returned, last) -> State:
     maps = tuple(jnp.zeros((count, S)) for count in (len(data.inputs), *rows))
     below, above = (tuple(jnp.zeros((count, pair[i])) for count, pair in zip(rows, rooms, strict=True)) for i in (0, 1))
     outputs = jnp.zeros(data.targets.shape)
-    now = Fields(velocity, outputs, maps, below, outputs, maps, above)
-    return State(jnp.zeros((), int), weights, velocity, tuple(map(unmet, sent, returned)), now)
+    fields = Fields(velocity, outputs, maps, below, outputs, maps, above)
+    return State(jnp.zeros((), int), weights, velocity, tuple(map(unmet, sent, returned)), fields)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -258,15 +258,15 @@ def advance(kind, data, state, until) -> State:
         features, last = kind.features(maps[-1]), state.weights.last
         last = jax.lax.cond(state.step == 0, lambda: without_outputs(data.space, features, last), lambda: last)
         weights = state.weights._replace(last=last)
-        now = state.now._replace(
+        fields = state.fields._replace(
             weights=weights, outputs=data.space.products(features, last) / data.richness, maps=maps, below=below
         )
         share = data.shares[state.step % len(data.shares)]
-        signal = -LOSSES[kind.loss].gradient(now.outputs, data.targets) * share[:, None] * data.richness
-        matrices, now = backward(kind, data, now, matrices, signal)
-        force = scaled(data, _force(data, now.signal, features, now.gradients[0], now.below, now.above))
+        signal = -LOSSES[kind.loss].gradient(fields.outputs, data.targets) * share[:, None] * data.richness
+        matrices, fields = backward(kind, data, fields, matrices, signal)
+        force = scaled(data, _force(data, fields.signal, features, fields.gradients[0], fields.below, fields.above))
         weights, velocity = moved(kind, data, state.step, weights, state.velocity, force)
-        return State(state.step + 1, weights, velocity, matrices, now)
+        return State(state.step + 1, weights, velocity, matrices, fields)
 
     return jax.lax.while_loop(going, step, state)
 
@@ -282,16 +282,16 @@ def forward(kind, data, weights, matrices) -> tuple[tuple[GaussianMatrix, ...], 
     return tuple(after), tuple(maps), tuple(coordinates)
 
 
-def backward(kind, data, now, matrices, signal: Float[Array, "P C"]) -> tuple[tuple[GaussianMatrix, ...], Fields]:
+def backward(kind, data, fields, matrices, signal: Float[Array, "P C"]) -> tuple[tuple[GaussianMatrix, ...], Fields]:
     """(the matrices, the fields with the gradients of this error signal)"""
-    matrices, gradients, above = cotangents(kind, data, now, matrices, signal[None])
-    gradients, above = (tuple(of[0] for of in each) for each in (gradients, above))
-    return matrices, now._replace(signal=signal, gradients=gradients, above=above)
+    matrices, gradients, above = cotangents(kind, data, fields, matrices, signal[None])
+    gradients, above = (tuple(layer[0] for layer in each) for each in (gradients, above))
+    return matrices, fields._replace(signal=signal, gradients=gradients, above=above)
 
 
-def cotangents(kind, data, now, matrices, signals: Float[Array, "b P C"]) -> tuple[tuple[GaussianMatrix, ...], tuple, tuple]:
+def cotangents(kind, data, fields, matrices, signals: Float[Array, "b P C"]) -> tuple[tuple[GaussianMatrix, ...], tuple, tuple]:
     """(the matrices, gradients (b, PX, S) at all maps, coordinates (b, PY, m) of those that the transposes met)"""
-    weights, maps = now.weights, now.maps
+    weights, maps = fields.weights, fields.maps
     g = _all_through(kind.features, maps[-1], signals @ weights.last)
     after, gradients, coordinates = [], [g], []
     for layer in reversed(range(len(matrices))):
@@ -324,65 +324,67 @@ def _force(data, signal, features, gradient, below, above) -> Weights:
     return Weights(data.inputs.T @ gradient, jnp.zeros(()), trained, signal.T @ features)
 
 
-def pulled_back(kind, data, now, matrices, signals: Float[Array, "b P C"]) -> tuple[tuple[GaussianMatrix, ...], Weights]:
+def pulled_back(kind, data, fields, matrices, signals: Float[Array, "b P C"]) -> tuple[tuple[GaussianMatrix, ...], Weights]:
     """(the matrices, Jᵀ of each of these error signals)"""
-    matrices, gradients, above = cotangents(kind, data, now, matrices, signals)
-    force = partial(_force, data, features=kind.features(now.maps[-1]), below=now.below)
+    matrices, gradients, above = cotangents(kind, data, fields, matrices, signals)
+    force = partial(_force, data, features=kind.features(fields.maps[-1]), below=fields.below)
     return matrices, jax.vmap(lambda e, g, a: force(e, gradient=g, above=a))(signals, gradients[0], above)
 
 
 @partial(jax.jit, static_argnums=0)
-def ntk(kind, data, matrices, now, sent, returned) -> Float[Array, "P C P C"]:
+def ntk(kind, data, matrices, fields, sent, returned) -> Float[Array, "P C P C"]:
     """Σ over the matrices of a²r <∂f ∂f>; these draws make room for the gradients of all outputs."""
     (P, C), more = data.targets.shape, [(len(n), len(m)) for n, m in zip(sent, returned, strict=True)]
-    now, matrices = _with_room(now, more), tuple(map(with_more, matrices, sent, returned))
+    fields, matrices = _with_room(fields, more), tuple(map(with_more, matrices, sent, returned))
 
     def of_output(matrices, signal):
         signals = jnp.broadcast_to(signal, (1, P, C))
-        matrices, (g, *_), above = cotangents(kind, data, now, matrices, signals)
-        first = jnp.einsum("pxr,pxs->prs", *(_by_sample(of, P) for of in (data.inputs, g[0])))
-        return matrices, (first.reshape(P, -1), tuple(_by_sample(of[0], P) for of in above))
+        matrices, (g, *_), above = cotangents(kind, data, fields, matrices, signals)
+        first = jnp.einsum("pxr,pxs->prs", *(_by_sample(rows, P) for rows in (data.inputs, g[0])))
+        return matrices, (first.reshape(P, -1), tuple(_by_sample(layer[0], P) for layer in above))
 
     _, (first, above) = jax.lax.scan(of_output, matrices, jnp.eye(C))
-    features = kind.features(now.maps[-1])
+    features = kind.features(fields.maps[-1])
     theta = data.rates[0] * data.space.weight * jnp.einsum("cps,eqs->pcqe", first, first)
-    for below, back in zip(now.below, above, strict=True):
+    for below, back in zip(fields.below, above, strict=True):
         below = jnp.einsum("pyn,qzn->pyqz", *[_by_sample(below, P)] * 2)
         theta += data.rates[1] * jnp.einsum("pyqz,pycqze->pcqe", below, jnp.einsum("cpym,eqzm->pycqze", back, back))
     return theta + data.rates[2] * jnp.einsum("pq,ce->pcqe", data.space.products(features, features), jnp.eye(C))
 
 
-def _by_sample(of, P):
-    return of.reshape(P, -1, of.shape[-1])
+def _by_sample(rows, P):
+    return rows.reshape(P, -1, rows.shape[-1])
 
 
-def product(kind, data, now, matrices, tangents: Weights, parts) -> tuple[tuple[GaussianMatrix, ...], Weights]:
+def product(kind, data, fields, matrices, tangents: Weights, parts) -> tuple[tuple[GaussianMatrix, ...], Weights]:
     """(the matrices having met it, H v of each of b tangents v, or so much of G and so much of R)
 
-    ``now`` has the gradients of γ0 times the gradient of L: what changes Jᵀ of that is R's part, and that of its change, G's.
+    ``fields`` have the gradients of γ0 times the gradient of L: what changes Jᵀ of it is R's part, and that of its change, G's.
     """
     of_signal, of_weights = parts
     u = jax.vmap(partial(scaled, data, power=0.5))(tangents)
-    matrices, dh, below = _moved_forward(kind, data, now, matrices, u)
-    features, of_features = jax.vmap(lambda d: jax.jvp(kind.features, (now.maps[-1],), (d,)), out_axes=(None, 0))(dh[-1])
-    outputs = jnp.einsum("ps,bcs->bpc", features, u.last) + jnp.einsum("bps,cs->bpc", of_features, now.weights.last)
-    curved = jnp.einsum("pce,bpe->bpc", LOSSES[kind.loss].curvature(now.outputs), outputs * data.space.weight / data.richness)
+    matrices, dh, below = _moved_forward(kind, data, fields, matrices, u)
+    features, of_features = jax.vmap(lambda d: jax.jvp(kind.features, (fields.maps[-1],), (d,)), out_axes=(None, 0))(dh[-1])
+    outputs = jnp.einsum("ps,bcs->bpc", features, u.last) + jnp.einsum("bps,cs->bpc", of_features, fields.weights.last)
+    curved = jnp.einsum(
+        "pce,bpe->bpc", LOSSES[kind.loss].curvature(fields.outputs), outputs * data.space.weight / data.richness
+    )
     change = of_signal * data.richness / len(data.targets) * curved
-    u, dh, below, of_features = jax.tree.map(lambda of: of_weights * of, (u, dh, below, of_features))
-    matrices, gradient, above = _moved_backward(kind, data, now, matrices, u, dh, change)
+    u, dh, below, of_features = jax.tree.map(lambda leaf: of_weights * leaf, (u, dh, below, of_features))
+    matrices, gradient, above = _moved_backward(kind, data, fields, matrices, u, dh, change)
 
     def of_one(change, gradient, above, below, of_features):
-        moved_signal = _force(data, change, features, gradient, now.below, above)
-        further = tuple(a.T @ d for a, d in zip(now.above, below, strict=True))
+        moved_signal = _force(data, change, features, gradient, fields.below, above)
+        further = tuple(a.T @ d for a, d in zip(fields.above, below, strict=True))
         trained = jax.tree.map(jnp.add, moved_signal.trained, further)
         return scaled(
-            data, moved_signal._replace(trained=trained, last=moved_signal.last + now.signal.T @ of_features), power=0.5
+            data, moved_signal._replace(trained=trained, last=moved_signal.last + fields.signal.T @ of_features), power=0.5
         )
 
     return matrices, jax.vmap(of_one)(change, gradient, above, below, of_features)
 
 
-def _moved_forward(kind, data, now, matrices, u) -> tuple[tuple[GaussianMatrix, ...], tuple, tuple]:
+def _moved_forward(kind, data, fields, matrices, u) -> tuple[tuple[GaussianMatrix, ...], tuple, tuple]:
     """(the matrices, δh (b, PX, S) of all maps, coordinates (b, PY, n) of what patches change by)"""
 
     def along(function, at, tangents):
@@ -390,20 +392,20 @@ def _moved_forward(kind, data, now, matrices, u) -> tuple[tuple[GaussianMatrix, 
 
     dh, after, coordinates = data.inputs @ u.first, [], []
     moved_maps, b = [dh], len(u.first)
-    for layer, (matrix, h) in enumerate(zip(matrices, now.maps[:-1], strict=True)):
+    for layer, (matrix, h) in enumerate(zip(matrices, fields.maps[:-1], strict=True)):
         seen = along(partial(kind.seen, layer), h, dh)
         matrix, out, below = send(
-            data.space, matrix, seen.reshape(-1, seen.shape[-1]), now.weights.left, now.weights.trained[layer]
+            data.space, matrix, seen.reshape(-1, seen.shape[-1]), fields.weights.left, fields.weights.trained[layer]
         )
         past = along(partial(kind.past, layer), h, dh) if kind.residual else 0.0
-        of_weights = now.below[layer] @ u.trained[layer].swapaxes(1, 2) @ matrix.above
+        of_weights = fields.below[layer] @ u.trained[layer].swapaxes(1, 2) @ matrix.above
         dh = past + out.reshape(b, -1, out.shape[-1]) + of_weights
         after, moved_maps = [*after, matrix], [*moved_maps, dh]
         coordinates.append(below.reshape(b, -1, below.shape[-1]))
     return tuple(after), tuple(moved_maps), tuple(coordinates)
 
 
-def _moved_backward(kind, data, now, matrices, u, dh, change) -> tuple[tuple[GaussianMatrix, ...], Array, tuple]:
+def _moved_backward(kind, data, fields, matrices, u, dh, change) -> tuple[tuple[GaussianMatrix, ...], Array, tuple]:
     """(the matrices, δg (b, PX, S) of the first map, coordinates (b, PY, m) of those that the transposes met)"""
 
     def pulled(function, at, cotangent, of_at, of_cotangents):
@@ -411,18 +413,18 @@ def _moved_backward(kind, data, now, matrices, u, dh, change) -> tuple[tuple[Gau
         along = partial(jax.jvp, partial(_through, function), (at, cotangent))
         return jax.vmap(lambda *moved: along(moved)[1])(of_at, of_cotangents)
 
-    weights, start = now.weights, now.signal @ now.weights.last
-    dg = pulled(kind.features, now.maps[-1], start, dh[-1], change @ weights.last + now.signal @ u.last)
+    weights, start = fields.weights, fields.signal @ fields.weights.last
+    dg = pulled(kind.features, fields.maps[-1], start, dh[-1], change @ weights.last + fields.signal @ u.last)
     after, coordinates = [], []
     for layer in reversed(range(len(matrices))):
         left, trained = weights.left, weights.trained[layer]
         matrix, out, above = _sent_back(data, matrices[layer], dg, left, trained)
-        out += now.above[layer] @ u.trained[layer] @ matrix.below
-        before = image(matrix.transposed, now.above[layer], left, trained.T)
+        out += fields.above[layer] @ u.trained[layer] @ matrix.below
+        before = image(matrix.transposed, fields.above[layer], left, trained.T)
         past = 0.0
         if kind.residual:
-            past = pulled(partial(kind.past, layer), now.maps[layer], now.gradients[layer + 1], dh[layer], dg)
-        dg = pulled(partial(kind.seen, layer), now.maps[layer], before, dh[layer], out) + past
+            past = pulled(partial(kind.past, layer), fields.maps[layer], fields.gradients[layer + 1], dh[layer], dg)
+        dg = pulled(partial(kind.seen, layer), fields.maps[layer], before, dh[layer], out) + past
         after, coordinates = [matrix, *after], [above, *coordinates]
     return tuple(after), dg, tuple(coordinates)
 
@@ -433,16 +435,16 @@ def widened(weights: Weights, rooms: Rooms) -> Weights:
     return weights._replace(trained=trained)
 
 
-def _with_room(now: Fields, rooms) -> Fields:
-    below, above = (tuple(longer(c, pair[i]) for c, pair in zip(of, rooms, strict=True)) for i, of in
-                    enumerate((now.below, now.above)))  # fmt: skip
-    return now._replace(weights=widened(now.weights, rooms), below=below, above=above)
+def _with_room(fields: Fields, rooms) -> Fields:
+    below, above = (tuple(longer(c, pair[i]) for c, pair in zip(coordinates, rooms, strict=True)) for i, coordinates in
+                    enumerate((fields.below, fields.above)))  # fmt: skip
+    return fields._replace(weights=widened(fields.weights, rooms), below=below, above=above)
 
 
 @jax.jit
 def grown(state: State, sent, returned) -> State:
     """The same with room for as many more fields."""
     rooms = [(len(n), len(m)) for n, m in zip(sent, returned, strict=True)]
-    weights, velocity = (widened(of, rooms) for of in (state.weights, state.velocity))
+    weights, velocity = (widened(vector, rooms) for vector in (state.weights, state.velocity))
     matrices = tuple(map(with_more, state.matrices, sent, returned))
-    return State(state.step, weights, velocity, matrices, _with_room(state.now, rooms))
+    return State(state.step, weights, velocity, matrices, _with_room(state.fields, rooms))

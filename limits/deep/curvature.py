@@ -68,24 +68,24 @@ class Perceptron(NamedTuple):
     def loss(self) -> str:
         return self.kind.loss
 
-    def linearised(self, data, now, matrices):
+    def linearised(self, data, fields, matrices):
         """With the gradient of L, of all samples; where φ is linear, the cotangents are those of any signal."""
-        signal = LOSSES[self.loss].gradient(now.outputs, data.targets) * data.richness / len(data.targets)
+        signal = LOSSES[self.loss].gradient(fields.outputs, data.targets) * data.richness / len(data.targets)
         signal = self.kind.on_rows(data, signal)
-        return (matrices, now._replace(signal=signal)) if self.exact else backward(self.kind, data, now, matrices, signal)
+        return (matrices, fields._replace(signal=signal)) if self.exact else backward(self.kind, data, fields, matrices, signal)
 
-    def pulled_back(self, data, now, matrices, signals: Float[Array, "b P C"]) -> tuple[GaussianMatrix, Weights]:
+    def pulled_back(self, data, fields, matrices, signals: Float[Array, "b P C"]) -> tuple[GaussianMatrix, Weights]:
         signals, b = self.kind.on_rows(data, signals), len(signals)
         if self.exact:
-            cotangents, above = (jnp.broadcast_to(of, (b, *of.shape)) for of in (now.cotangents[0], now.above))
+            cotangents, above = (jnp.broadcast_to(field, (b, *field.shape)) for field in (fields.cotangents[0], fields.above))
         else:
-            matrices, cotangents, above = sent_back(self.kind, data, now, matrices, signals)
+            matrices, cotangents, above = sent_back(self.kind, data, fields, matrices, signals)
             cotangents, above = cotangents[0], above.swapaxes(0, 1)
-        force = partial(pulled_back, self.kind, data, features=now.features[-1], below=now.below)
+        force = partial(pulled_back, self.kind, data, features=fields.features[-1], below=fields.below)
         return matrices, jax.vmap(lambda e, g, a: force(e, cotangents=g, above=a))(signals, cotangents, above)
 
-    def product(self, data, now, matrices, tangents, parts) -> tuple[GaussianMatrix, Weights]:
-        return product(self.kind, data, now, matrices, tangents, parts)
+    def product(self, data, fields, matrices, tangents, parts) -> tuple[GaussianMatrix, Weights]:
+        return product(self.kind, data, fields, matrices, tangents, parts)
 
     def has_room(self, data, matrices, b, products) -> bool:
         (q, g), C = self.kind.counts(data), data.targets.shape[1]
@@ -100,19 +100,19 @@ class Perceptron(NamedTuple):
 
 
 def observables(kind, data, rng: np.random.Generator, state: State, k: int) -> tuple[dict, dict]:
-    """(values, bounds of what Lanczos got wrong) of those of the Hessian that have a limit, at the step of ``state.now``; not
-    a number after a divergence."""
+    """(values, bounds of what Lanczos got wrong) of those of the Hessian that have a limit, at the step of ``state.fields``;
+    not a number after a divergence."""
     network = Perceptron(kind)
     if not kind.exact:
         return outliers(network, data, rng, state, k)
-    if not np.isfinite(state.now.outputs).all():
+    if not np.isfinite(state.fields.outputs).all():
         shapes = {"hessian_eigenvalues": k, "directional_sharpness": (), "hessian_min": (), "residual_eigenvalues": 2}
         values = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
         return values, values
     b = min(k, data.targets.shape[1]) + 1  # a larger block costs little here
     directional = directional_sharpness(network, data, rng, state, b)
-    edge = edge_of_bulk(kind, data, state.now)
-    top, residual = (spectrum(network, data, rng, state, n, b, of, edge) for n, of in ((k, HESSIAN), (1, RESIDUAL)))
+    edge = edge_of_bulk(kind, data, state.fields)
+    top, residual = (spectrum(network, data, rng, state, n, b, parts, edge) for n, parts in ((k, HESSIAN), (1, RESIDUAL)))
     upper, upper_error = _outside(top.values[:k], top.errors[:k], edge)
     lower, lower_error = _outside(-top.values[-1], top.errors[-1], edge)
     ends, ends_error = _outside(residual.values[[0, -1]] * [1, -1], residual.errors[[0, -1]], edge)
@@ -126,10 +126,10 @@ def _outside(values, errors, edge):
     return np.maximum(values, edge), np.where(values > edge, errors, np.maximum(values + errors - edge, 0.0))
 
 
-def edge_of_bulk(kind, data, now) -> float:
+def edge_of_bulk(kind, data, fields) -> float:
     """Of a linear network: see ``limits.deep.bulk_edge``."""
-    kernels = (data.space.weight * jnp.einsum("las,lbs->lab", of, of) for of in (now.features, now.cotangents))
-    return edge_from_kernels(kind, data, now.outputs, *kernels, now.weights.left)
+    kernels = (data.space.weight * jnp.einsum("las,lbs->lab", rows, rows) for rows in (fields.features, fields.cotangents))
+    return edge_from_kernels(kind, data, fields.outputs, *kernels, fields.weights.left)
 
 
 def edge_from_kernels(kind, data, outputs, features, gradients, left) -> float:
@@ -160,27 +160,27 @@ def brought(kind, data, H: int) -> tuple[int, int]:
 
 
 def product(
-    kind, data, now: Fields, matrices: GaussianMatrix, tangents: Weights, parts=HESSIAN
+    kind, data, fields: Fields, matrices: GaussianMatrix, tangents: Weights, parts=HESSIAN
 ) -> tuple[GaussianMatrix, Weights]:
     """(the matrices having met it, H v of each of b tangents v, or so much of G and so much of R)
 
-    ``now`` has the cotangents of γ0 times the gradient of L (``Perceptron.linearised``): what changes Jᵀ of that is R's part,
-    and that of its change, G's.
+    ``fields`` have the cotangents of γ0 times the gradient of L (``Perceptron.linearised``): what changes Jᵀ of that is R's
+    part, and that of its change, G's.
     """
     of_signal, of_weights = parts
     u = jax.vmap(partial(scaled, data, power=0.5))(tangents)
-    slopes, bends = jax.jvp(lambda h: kind.activated(h)[1], (now.h,), (jnp.ones_like(now.h),))
-    matrices, dh, below = _forward(kind, data, now, matrices, u, slopes)
+    slopes, bends = jax.jvp(lambda h: kind.activated(h)[1], (fields.h,), (jnp.ones_like(fields.h),))
+    matrices, dh, below = _forward(kind, data, fields, matrices, u, slopes)
     features = slopes[-1] * dh[-1]
-    change = of_signal * _change(kind, data, now, u.last, features)
-    u, below, features, bends = jax.tree.map(lambda of: of_weights * of, (u, below, features, bends[:, None] * dh))
-    matrices, cotangents, above = _backward(kind, data, now, matrices, u, slopes, bends, change)
-    at = now.signal, now.features[-1], now.below, now.cotangents[0], now.above
+    change = of_signal * _change(kind, data, fields, u.last, features)
+    u, below, features, bends = jax.tree.map(lambda leaf: of_weights * leaf, (u, below, features, bends[:, None] * dh))
+    matrices, cotangents, above = _backward(kind, data, fields, matrices, u, slopes, bends, change)
+    at = fields.signal, fields.features[-1], fields.below, fields.cotangents[0], fields.above
     along = jax.vmap(lambda *moved: jax.jvp(partial(pulled_back, kind, data), at, moved)[1])
     return matrices, jax.vmap(partial(scaled, data, power=0.5))(along(change, features, below, cotangents, above))
 
 
-def _forward(kind, data, now, matrices, u, slopes) -> tuple[GaussianMatrix, Array, Array]:
+def _forward(kind, data, fields, matrices, u, slopes) -> tuple[GaussianMatrix, Array, Array]:
     """(the matrices, δh of the H + 1 layers (layers, b, q, S), coordinates of φ'δh (b, H, q, n))"""
     new, q = brought(kind, data, len(matrices.below))[0], kind.counts(data)[0]
     combine = jnp.kron(jnp.eye(len(u.first)), combinations(new, q)) if new < q else None
@@ -188,43 +188,45 @@ def _forward(kind, data, now, matrices, u, slopes) -> tuple[GaussianMatrix, Arra
     def through(dh, layer):
         matrix, trained, slope, features, move = layer
         b, q, S = dh.shape
-        fields = (slope * dh).reshape(-1, S)
-        matrix, out, coordinates = send(data.space, matrix, fields, now.weights.left, trained, combine)
+        changes = (slope * dh).reshape(-1, S)
+        matrix, out, coordinates = send(data.space, matrix, changes, fields.weights.left, trained, combine)
         out = out.reshape(b, q, S) + features @ move.swapaxes(1, 2) @ matrix.above
         return kind.residual * dh + out, (matrix, dh, coordinates.reshape(b, q, -1))
 
-    layers = matrices, now.weights.trained, slopes[:-1], now.below, u.trained.swapaxes(0, 1)
+    layers = matrices, fields.weights.trained, slopes[:-1], fields.below, u.trained.swapaxes(0, 1)
     dh, (matrices, behind, coordinates) = jax.lax.scan(through, kind.rows(data) @ u.first, layers)
     return matrices, jnp.concatenate([behind, dh[None]]), coordinates.swapaxes(0, 1)
 
 
-def _backward(kind, data, now, matrices, u, slopes, bends, change) -> tuple[GaussianMatrix, Array, Array]:
+def _backward(kind, data, fields, matrices, u, slopes, bends, change) -> tuple[GaussianMatrix, Array, Array]:
     """(the matrices, δg of the first layer (b, g, S), coordinates of those that the transposes met (b, H, g, m))"""
     b, _, S = u.last.shape
-    slopes, bends = (of[..., :1, :] if kind.exact else of for of in (slopes, bends))  # the same for all rows
+    slopes, bends = (rows[..., :1, :] if kind.exact else rows for rows in (slopes, bends))  # the same for all rows
 
     def through(dg, layer):
         matrix, trained, slope, bend, above, move = layer
-        left = now.weights.left
+        left = fields.weights.left
         matrix, out, coordinates = send_back(data.space, matrix, dg.reshape(-1, S), left, trained)
         out = out.reshape(dg.shape) + above @ move @ matrix.below
         further = slope * out + bend * image(matrix.transposed, above, left, trained.T)
         return kind.residual * dg + further, (matrix, coordinates.reshape(b, len(above), -1))
 
     def at_outputs(change, last):
-        return jax.jvp(kind.at_outputs, (now.signal, now.weights.last), (change, last))
+        return jax.jvp(kind.at_outputs, (fields.signal, fields.weights.last), (change, last))
 
     start, moved = jax.vmap(at_outputs, out_axes=(None, 0))(change, u.last)
-    layers = matrices, now.weights.trained, slopes[:-1], bends[:-1], now.above, u.trained.swapaxes(0, 1)
+    layers = matrices, fields.weights.trained, slopes[:-1], bends[:-1], fields.above, u.trained.swapaxes(0, 1)
     dg, (matrices, coordinates) = jax.lax.scan(through, bends[-1] * start + slopes[-1] * moved, layers, reverse=True)
     return matrices, dg, coordinates.swapaxes(0, 1)
 
 
-def _change(kind, data, now, last, features) -> Float[Array, "b q C"]:
+def _change(kind, data, fields, last, features) -> Float[Array, "b q C"]:
     """δe of each tangent."""
 
     def outputs(features, last):
         return data.space.weight * jnp.einsum("...qs,...cs->...qc", features, last)
 
-    moved = kind.on_samples(data, outputs(now.features[-1], last) + outputs(features, now.weights.last))
-    return kind.on_rows(data, jnp.einsum("pce,bpe->bpc", LOSSES[kind.loss].curvature(now.outputs), moved) / len(data.targets))
+    moved = kind.on_samples(data, outputs(fields.features[-1], last) + outputs(features, fields.weights.last))
+    return kind.on_rows(
+        data, jnp.einsum("pce,bpe->bpc", LOSSES[kind.loss].curvature(fields.outputs), moved) / len(data.targets)
+    )

@@ -108,17 +108,17 @@ def solve(
     total, of_runs, of_hessian, ranks = None, [], [], problem.top_k + problem.num_outputs
     for run, rng in _runs(problem, kind, data, samples, repeats, seed):
         curved = hessian and len(of_hessian) < _curved(repeats)
-        found, of_curvature = _measured(kind, data, run, rng, problem.top_k * curved)
-        of_runs.append(observables(kind, data, *found, ranks))
+        measured, of_curvature = _measured(kind, data, run, rng, problem.top_k * curved)
+        of_runs.append(observables(kind, data, *measured, ranks))
         of_hessian += [of_curvature] * curved
-        total = found if total is None else jax.tree.map(np.add, total, found)
+        total = measured if total is None else jax.tree.map(np.add, total, measured)
     values = observables(kind, data, *(sums / len(of_runs) for sums in total), ranks)
     errors = {} if kind.exact else errors_of(values, stacked(of_runs), averaged=repeats)
     if hessian:
         coarse = None if kind.exact else _coarse(problem, kind, data, samples, _curved(_curved(repeats)), seed + 1)
         curved, curved_errors = mean_hessian(of_hessian, coarse)
         values, errors = values | curved, errors | curved_errors
-    values, errors = (first_ranks(of, problem.top_k) for of in (values, errors))
+    values, errors = (first_ranks(observed, problem.top_k) for observed in (values, errors))
     return Trajectory(problem.steps, values, errors, left_open=left_open(kind, hessian))
 
 
@@ -144,19 +144,19 @@ def _coarse(problem, kind, data, samples, repeats, seed) -> list[tuple[dict, dic
 
 def mean_hessian(of_runs, coarse) -> tuple[dict, dict]:
     """(values, errors: bounds of Lanczos' own, and, where it is sampled, the scatter and what fewer samples change)"""
-    of_repeats, bounds = (stacked(of) for of in zip(*of_runs, strict=True))
-    values = {name: np.mean(of, 0) for name, of in of_repeats.items()}
-    bounds = {name: np.max(of, 0) for name, of in bounds.items()}
+    of_repeats, bounds = (stacked(runs) for runs in zip(*of_runs, strict=True))
+    values = {name: np.mean(repeats, 0) for name, repeats in of_repeats.items()}
+    bounds = {name: np.max(bound, 0) for name, bound in bounds.items()}
     if coarse is None:
         return values, bounds
     of_coarse = stacked([run for run, _ in coarse])
     spread = errors_of(values, of_repeats, averaged=1)
-    change = {name: np.mean(of_coarse[name], 0) - of for name, of in values.items()}
+    change = {name: np.mean(of_coarse[name], 0) - value for name, value in values.items()}
     return values, {name: np.sqrt(spread[name] ** 2 + change[name] ** 2 + bounds[name] ** 2) for name in values}
 
 
-def stacked(of):
-    return {name: np.stack([one[name] for one in of]) for name in of[0]}
+def stacked(runs):
+    return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
 
 
 @in_float64
@@ -225,7 +225,7 @@ def work(problem: Problem, samples: int = 8192, repeats: int = 8, *, hessian: bo
     training = 15 * H * (n * below + m * above) * S * T
     measuring = 15 * H * ((n + new_n / 2) * below + (m + new_m / 2) * above) * S * more * len(problem.steps)
     measuring += 15 * H * (m + outputs / 2) * outputs * S * len(problem.steps)
-    n, m = (2 * max(ROOM, of) for of in (n + new_n, m + max(new_m, outputs)))
+    n, m = (2 * max(ROOM, count) for count in (n + new_n, m + max(new_m, outputs)))
     basis = 2 * (lanczos.BLOCKS + 1) * b * ((r + C) * S + H * n * m)
     return runs * (training + measuring), _numbers_held(H, n, m, S) + basis
 
@@ -337,24 +337,24 @@ def _numbers_held(H, n, m, S):
 
 def _measured(kind, data, run, rng, k) -> tuple[tuple[np.ndarray, np.ndarray], tuple[dict, dict]]:
     """f (T, P, C) and Θ (T, P, C, P, C); of the Hessian, if k > 0, values and bounds of their errors."""
-    found, of_hessian = [], []
+    measured, of_hessian = [], []
     for state in run:
         gradients = _gradients(kind, data, rng, state)
-        found.append(jax.device_get((state.now.outputs, ntk(kind, data, state.now, gradients))))
+        measured.append(jax.device_get((state.fields.outputs, ntk(kind, data, state.fields, gradients))))
         of_hessian.append(curvature.observables(kind, data, rng, state, k) if k else ({}, {}))
-    outputs_and_ntk = tuple(np.stack(parts) for parts in zip(*found, strict=True))
-    return outputs_and_ntk, tuple(stacked(of) for of in zip(*of_hessian, strict=True))
+    outputs_and_ntk = tuple(np.stack(parts) for parts in zip(*measured, strict=True))
+    return outputs_and_ntk, tuple(stacked(steps) for steps in zip(*of_hessian, strict=True))
 
 
 def observables(kind, data, outputs, ntk, top_k) -> dict[str, np.ndarray]:
     """Over all samples; not a number after a divergence."""
-    found = jax.device_get(_measure(kind, data, outputs, ntk, top_k))
-    gone = ~np.isfinite(found["loss"])
-    for name in found.keys() - {"loss"}:
-        found[name] = np.where(gone[:, None] if found[name].ndim > 1 else gone, np.nan, found[name])
+    values = jax.device_get(_measure(kind, data, outputs, ntk, top_k))
+    gone = ~np.isfinite(values["loss"])
+    for name in values.keys() - {"loss"}:
+        values[name] = np.where(gone[:, None] if values[name].ndim > 1 else gone, np.nan, values[name])
     if not ACTIVATIONS[kind.activation].piecewise_linear:
-        del found["hessian_trace"]  # this is G's; R's grows with the width
-    return found
+        del values["hessian_trace"]  # this is G's; R's grows with the width
+    return values
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -378,8 +378,8 @@ def _measure(kind, data, outputs, ntk, top_k) -> dict[str, Array]:
 def _gradients(kind, data, rng, state) -> Float[Array, "layers own C S"]:
     """Of all outputs: of each sample its own, or the same for all.  What the matrices meet here, training does not see."""
     if kind.exact:
-        return state.now.cotangents[:, None]
-    more = more_draws(kind, rng, (len(state.matrices.sent), 0, data.targets.size), state.now.h.shape[-1], data.space.copies)
+        return state.fields.cotangents[:, None]
+    more = more_draws(kind, rng, (len(state.matrices.sent), 0, data.targets.size), state.fields.h.shape[-1], data.space.copies)
     return gradients(kind, data, grown(state, *more))
 
 
@@ -388,14 +388,14 @@ def gradients(kind, data, state) -> Float[Array, "layers P C S"]:
     """Of all outputs, of each sample, where the matrices have room for them."""
     P, C = data.targets.shape
     signals = jnp.broadcast_to(jnp.eye(C)[:, None], (C, P, C))
-    return sent_back(kind, data, state.now, state.matrices, signals)[1].swapaxes(1, 2)
+    return sent_back(kind, data, state.fields, state.matrices, signals)[1].swapaxes(1, 2)
 
 
 @partial(jax.jit, static_argnums=0)
-def ntk(kind, data, now, gradients) -> Float[Array, "P C P C"]:
+def ntk(kind, data, fields, gradients) -> Float[Array, "P C P C"]:
     """Σ over the matrices of a²r Φ below ∘ G above."""
     P, C = data.targets.shape
-    features = kind.on_samples(data, now.features)
+    features = kind.on_samples(data, fields.features)
     features = data.space.weight * jnp.einsum("lps,lqs->lpq", features, features)
     gradients = data.space.weight * jnp.einsum("lpcs,lqes->lpcqe", gradients, gradients)
     gradients = jnp.broadcast_to(gradients, (len(gradients), P, C, P, C))
@@ -409,9 +409,9 @@ def _kernels(kind, data, run, rng) -> Kernels:
     """From the fields of all measured steps, kept on the host."""
     (P, C), kept = data.targets.shape, []
     for state in run:
-        now, of_outputs = state.now, _gradients(kind, data, rng, state)
-        theta = ntk(kind, data, now, of_outputs)
-        kept.append(jax.device_get((kind.on_samples(data, now.features), of_outputs, now.outputs, theta)))
+        fields, of_outputs = state.fields, _gradients(kind, data, rng, state)
+        theta = ntk(kind, data, fields, of_outputs)
+        kept.append(jax.device_get((kind.on_samples(data, fields.features), of_outputs, fields.outputs, theta)))
     features, of_outputs, outputs, theta = (np.stack(steps) for steps in zip(*kept, strict=True))
     weight = float(data.space.weight)
     of_gradients = weight * np.einsum("tlpcs,ulqes->ltupcqe", of_outputs, of_outputs, optimize=True)

@@ -191,10 +191,10 @@ def _orthonormal(space, fields, least) -> Float[Array, "fields S"]:
     """Modified Gram-Schmidt; fields of which less than ``least`` is left are dropped, and zeros follow the rest."""
 
     def add(carry, field_and_least):
-        (found, count), (field, least) = carry, field_and_least
-        rest = space.beyond(space.beyond(field[None], found), found)
+        (basis, count), (field, least) = carry, field_and_least
+        rest = space.beyond(space.beyond(field[None], basis), basis)
         size = space.norms(rest)[0]
-        found = found.at[count].set(jnp.where(size > least, rest[0] / size, 0.0))
-        return (found, count + (size > least)), None
+        basis = basis.at[count].set(jnp.where(size > least, rest[0] / size, 0.0))
+        return (basis, count + (size > least)), None
 
     return jax.lax.scan(add, (jnp.zeros_like(fields), 0), (fields, least))[0][0]

@@ -36,11 +36,11 @@ def solve(problem: Problem, *, samples: int = 8192, repeats: int = 8, seed: int 
     insist(refuses(problem))
     depths = [problem.network.depth * factor for factor in (1, 2, 4)]
     options = {"samples": samples, "repeats": repeats, "seed": seed, "hessian": False}
-    found = [dmft.solve(replace(problem, depth=depth), **options) for depth in depths]
+    trajectories = [dmft.solve(replace(problem, depth=depth), **options) for depth in depths]
     values, errors = {}, {}
-    for name in found[0].observables:
-        of_depths = np.stack([trajectory[name] for trajectory in found])
-        sampling = np.stack([trajectory.error(name) for trajectory in found])
+    for name in trajectories[0].observables:
+        of_depths = np.stack([trajectory[name] for trajectory in trajectories])
+        sampling = np.stack([trajectory.error(name) for trajectory in trajectories])
         values[name] = _combined(weights(depths), of_depths)
         second = values[name] - _combined(weights(depths[1:]), of_depths[1:])
         third = (values[name] - of_depths[-1]) / depths[0] / depths[0]

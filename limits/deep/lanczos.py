@@ -36,19 +36,19 @@ DROPPED = 1e-7  # parts of a block that are so small are no new directions
 class Network(Protocol):
     """What is asked of a network of fields; hashable, for it is a static argument of compiled functions.
 
-    A state has the fields of its step in ``now``, their weights among them, and ``matrices``, all that have met something.
+    A state has the ``fields`` of its step, their weights among them, and ``matrices``, all that have met something.
     """
 
     exact: bool  # whether fields are coordinates, not samples
     loss: str  # of ``limits.losses``
 
-    def linearised(self, data, now, matrices) -> tuple[Any, Any]:
+    def linearised(self, data, fields, matrices) -> tuple[Any, Any]:
         """(matrices, fields) with what products share: the gradient of L among them."""
 
-    def pulled_back(self, data, now, matrices, signals: Float[Array, "b P C"]) -> tuple[Any, Weights]:
+    def pulled_back(self, data, fields, matrices, signals: Float[Array, "b P C"]) -> tuple[Any, Weights]:
         """(matrices, Jᵀ of each of these error signals)"""
 
-    def product(self, data, now, matrices, tangents: Weights, parts) -> tuple[Any, Weights]:
+    def product(self, data, fields, matrices, tangents: Weights, parts) -> tuple[Any, Weights]:
         """(matrices, H v of each of b tangents v, or so much of G and so much of R)"""
 
     def has_room(self, data, matrices, b: int, products: int) -> bool:
@@ -81,9 +81,9 @@ class Ritz(NamedTuple):
 
 
 def outliers(network: Network, data, rng: np.random.Generator, state, k: int) -> tuple[dict, dict]:
-    """(values, bounds of what Lanczos got wrong) of those of the Hessian that samples know, at the step of ``state.now``; not
-    a number after a divergence."""
-    if not np.isfinite(state.now.outputs).all():
+    """(values, bounds of what Lanczos got wrong) of those of the Hessian that samples know, at the step of ``state.fields``;
+    not a number after a divergence."""
+    if not np.isfinite(state.fields.outputs).all():
         values = {"hessian_eigenvalues": np.full(k, np.nan), "directional_sharpness": np.full((), np.nan)}
         return values, values
     b = min(k, data.targets.shape[1])
@@ -95,7 +95,7 @@ def outliers(network: Network, data, rng: np.random.Generator, state, k: int) ->
 
 def directional_sharpness(network: Network, data, rng: np.random.Generator, state, b: int) -> float:
     """g·Hg/|g|², not a number where g = 0: one product of a block, of which the gradient is all."""
-    gradient = LOSSES[network.loss].gradient(state.now.outputs, data.targets)
+    gradient = LOSSES[network.loss].gradient(state.fields.outputs, data.targets)
     start = jnp.zeros((b, *data.targets.shape)).at[0].set(gradient)
     _, krylov = _after_product(network, data, HESSIAN, *_begun(network, data, rng, state, start))
     return float(jnp.trace(krylov.matrix)) if np.any(gradient) else np.nan
@@ -104,7 +104,7 @@ def directional_sharpness(network: Network, data, rng: np.random.Generator, stat
 def spectrum(
     network: Network, data, rng: np.random.Generator, state, k: int, b: int, parts=HESSIAN, edge: float | None = None
 ) -> Ritz:
-    """The k largest eigenvalues of H, or of these parts, as far as gradients see them, at the step of ``state.now``.
+    """The k largest eigenvalues of H, or of these parts, as far as gradients see them, at the step of ``state.fields``.
 
     ``edge`` of the bulk, where it is known: then the smallest is found too, and what is within the bulk is left there.
     Starts from b random directions in the range of Jᵀ: that finds b-fold eigenvalues.  Where all is exact, more of them if
@@ -135,8 +135,8 @@ def _begun(network, data, rng, state, signals) -> tuple[Any, Krylov]:
     while not network.has_room(data, state.matrices, b, FEWEST):
         state, _ = network.wider(data, rng, state, state.velocity)
         _require_memory(state, b)
-    matrices, now, krylov = begin(network, data, state.now, state.matrices, signals)
-    return state._replace(matrices=matrices, now=now), krylov
+    matrices, fields, krylov = begin(network, data, state.fields, state.matrices, signals)
+    return state._replace(matrices=matrices, fields=fields), krylov
 
 
 def _with_room(network, data, rng, state, krylov) -> tuple[Any, Krylov]:
@@ -150,35 +150,35 @@ def _with_room(network, data, rng, state, krylov) -> tuple[Any, Krylov]:
 
 def _require_memory(state, b):
     """For the basis, held twice while it is added to, and as much room for fields again."""
-    tangent, matrices = (sum(of.size for of in jax.tree.leaves(part)) for part in (state.now.weights, state.matrices))
+    tangent, matrices = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (state.fields.weights, state.matrices))
     require_memory(2 * (BLOCKS + 1) * b * tangent + 2 * matrices, "the Hessian needs", "fewer samples or steps")
 
 
 @partial(jax.jit, static_argnums=(0, 5))
-def begin(network, data, now, matrices, signals: Float[Array, "b P C"], blocks: int = BLOCKS) -> tuple[Any, Any, Krylov]:
+def begin(network, data, fields, matrices, signals: Float[Array, "b P C"], blocks: int = BLOCKS) -> tuple[Any, Any, Krylov]:
     """(matrices, fields, Krylov space) before the first product: it starts from what Jᵀ makes of these signals, and has room
     for so many blocks."""
-    matrices, now = network.linearised(data, now, matrices)
-    matrices, start = network.pulled_back(data, now, matrices, signals)
+    matrices, fields = network.linearised(data, fields, matrices)
+    matrices, start = network.pulled_back(data, fields, matrices, signals)
     start = jax.vmap(partial(scaled, data, power=0.5))(start)
     start, _ = _orthonormal(data.space, start, jnp.sqrt(jnp.diagonal(_products(data.space, start, start))))
     b = len(signals)
     M = blocks * b
-    basis = jax.tree.map(lambda of: jnp.zeros((M + b, *of.shape[1:])), start)
-    return matrices, now, Krylov(_put(basis, start, 0), jnp.zeros((M, M)), jnp.zeros((b, b)), jnp.zeros((), int))
+    basis = jax.tree.map(lambda leaf: jnp.zeros((M + b, *leaf.shape[1:])), start)
+    return matrices, fields, Krylov(_put(basis, start, 0), jnp.zeros((M, M)), jnp.zeros((b, b)), jnp.zeros((), int))
 
 
 def _after_product(network, data, parts, state, krylov) -> tuple[Any, Krylov]:
-    matrices, krylov = extended(network, data, jnp.asarray(parts), state.now, state.matrices, krylov)
+    matrices, krylov = extended(network, data, jnp.asarray(parts), state.fields, state.matrices, krylov)
     return state._replace(matrices=matrices), krylov
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(4, 5))
-def extended(network, data, parts, now, matrices, krylov) -> tuple[Any, Krylov]:
+def extended(network, data, parts, fields, matrices, krylov) -> tuple[Any, Krylov]:
     """One product of a block, orthogonalised; T gets its rows and columns from it."""
     b, space, at = len(krylov.rest), data.space, krylov.count * len(krylov.rest)
-    block = jax.tree.map(lambda of: jax.lax.dynamic_slice_in_dim(of, at, b), krylov.basis)
-    matrices, images = network.product(data, now, matrices, block, parts)
+    block = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, at, b), krylov.basis)
+    matrices, images = network.product(data, fields, matrices, block, parts)
     least = jnp.sqrt(jnp.max(jnp.diagonal(_products(space, images, images)))) * jnp.ones(b)
     images, overlaps = _beyond(space, krylov.basis, images)
     images, more = _beyond(space, krylov.basis, images)  # twice is enough
@@ -198,7 +198,7 @@ def _settled(krylov, k, bulk, tolerance) -> Ritz | None:
         return Ritz(*np.full((2, k), np.nan))
     values, vectors = np.linalg.eigh((T + T.T)[:used, :used] / 2)
     residuals = np.linalg.norm(rest @ vectors[-b:], axis=0)
-    values, errors = (np.pad(of[::-1], (0, max(0, k - len(of)))) for of in (values, _bounds(values, residuals)))
+    values, errors = (np.pad(rising[::-1], (0, max(0, k - len(rising)))) for rising in (values, _bounds(values, residuals)))
     outside = np.append((values + errors)[:k] > bulk[0], (values - errors)[-1] < bulk[1])
     known = np.append(errors[:k], errors[-1]) <= tolerance * np.abs(values).max()
     done = count >= FEWEST and (known | ~outside).all()
@@ -224,7 +224,7 @@ def _products(space, u, v) -> Float[Array, "a b"]:
 
 
 def _combined(weights: Float[Array, "a b"], tangents) -> Weights:
-    return jax.tree.map(lambda of: jnp.tensordot(weights, of, 1), tangents)
+    return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), tangents)
 
 
 def _beyond(space, basis, tangents) -> tuple[Weights, Float[Array, "a b"]]:
@@ -243,4 +243,4 @@ def _orthonormal(space, tangents, sizes) -> tuple[Weights, Float[Array, "b b"]]:
 
 
 def _put(basis, block, at) -> Weights:
-    return jax.tree.map(lambda of, new: jax.lax.dynamic_update_slice_in_dim(of, new, at, 0), basis, block)
+    return jax.tree.map(lambda leaf, new: jax.lax.dynamic_update_slice_in_dim(leaf, new, at, 0), basis, block)

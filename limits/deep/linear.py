@@ -76,8 +76,8 @@ def solve(problem: Problem, *, depth: int | None = None, hessian: bool = True) -
     depth = _checked(problem, depth)
     fields = dmft.solve(replace(problem, model=f"linear{depth + 1}")) if hessian else {}  # first: it may not fit this machine
     data = data_of(problem)
-    now, _ = sweep(data, depth, keep=False)
-    observables = _observables(problem, data, now)
+    state, _ = sweep(data, depth, keep=False)
+    observables = _observables(problem, data, state)
     known = np.isfinite(observables["loss"])
     of_hessian = {name: (fields[name].T * np.where(known, 1.0, np.nan)).T for name in OF_HESSIAN if name in fields}
     errors = {name: fields.error(name) for name in of_hessian}
@@ -118,26 +118,26 @@ def kernels(problem: Problem, *, depth: int | None = None) -> Kernels:
     """All kernels and responses at the measured steps.  Arguments and errors as in ``solve``."""
     depth = _checked(problem, depth, kernels_too=True)
     data = data_of(problem)
-    data, now, past = jax.tree.map(np.asarray, (data, *sweep(data, depth, keep=True)))
+    data, state, past = jax.tree.map(np.asarray, (data, *sweep(data, depth, keep=True)))
     with np.errstate(all="ignore"):  # after a divergence
-        return _between_times(problem, data, now, past)
+        return _between_times(problem, data, state, past)
 
 
-def _between_times(problem, data, now, past) -> Kernels:
+def _between_times(problem, data, state, past) -> Kernels:
     """From the coefficients; not a number after a divergence, which earlier times do not see."""
-    diverged = ~np.all([np.isfinite(a).reshape(len(a), -1).all(1) for a in now[:3]], axis=0)
+    diverged = ~np.all([np.isfinite(a).reshape(len(a), -1).all(1) for a in state[:3]], axis=0)
     if diverged.any():  # coefficients of what is yet to come are 0, but 0 · ∞ is not
-        now, past = jax.tree.map(lambda a: np.nan_to_num(a, nan=0.0, posinf=0.0, neginf=0.0), (now, past))
-    found = (
-        _features(data, now, past, problem.steps),
+        state, past = jax.tree.map(lambda a: np.nan_to_num(a, nan=0.0, posinf=0.0, neginf=0.0), (state, past))
+    two_time = (
+        _features(data, state, past, problem.steps),
         _gradients(data, past, problem.steps),
-        _feature_responses(data, now, past, problem.steps),
-        _gradient_responses(data, now, past, problem.steps),
+        _feature_responses(data, state, past, problem.steps),
+        _gradient_responses(data, state, past, problem.steps),
     )
-    for kernel in found:
+    for kernel in two_time:
         kernel[:, diverged[problem.steps]] = kernel[:, :, diverged[problem.steps]] = np.nan
-    outputs = data.inputs @ np.where(diverged[:, None, None], np.nan, now.weights)[problem.steps]
-    return Kernels(data.inputs, *found, outputs=outputs, error_signals=problem.targets - outputs)
+    outputs = data.inputs @ np.where(diverged[:, None, None], np.nan, state.weights)[problem.steps]
+    return Kernels(data.inputs, *two_time, outputs=outputs, error_signals=problem.targets - outputs)
 
 
 def refuses(problem: Problem, depth: int | None = None) -> str | None:
@@ -177,12 +177,12 @@ def _numbers(problem, depth, kernels_too) -> int:
 
 
 @in_float64
-def _observables(problem, data, now) -> dict[str, np.ndarray]:
-    x, now = np.asarray(data.inputs), jax.tree.map(lambda a: np.asarray(a)[problem.steps], now)
+def _observables(problem, data, state) -> dict[str, np.ndarray]:
+    x, state = np.asarray(data.inputs), jax.tree.map(lambda a: np.asarray(a)[problem.steps], state)
     with np.errstate(all="ignore"):  # after a divergence
-        loss = np.sum((problem.targets - x @ now.weights) ** 2, (1, 2)) / (2 * len(x))
-        theta = _ntk(now.features, now.gradients, np.diag(np.linalg.norm(x, axis=0) / np.sqrt(len(x))))
-    side = now.weights.shape[1] * now.weights.shape[2]
+        loss = np.sum((problem.targets - x @ state.weights) ** 2, (1, 2)) / (2 * len(x))
+        theta = _ntk(state.features, state.gradients, np.diag(np.linalg.norm(x, axis=0) / np.sqrt(len(x))))
+    side = state.weights.shape[1] * state.weights.shape[2]
     eigenvalues = np.asarray(_eigenvalues(jnp.asarray(theta.reshape(-1, side, side)), problem.top_k))
     return {"loss": loss, "ntk_eigenvalues": eigenvalues, "gauss_newton_eigenvalues": eigenvalues.copy()}
 
@@ -201,14 +201,14 @@ def _ntk(features, gradients, x) -> Float[np.ndarray, "T m C m C"]:
     return np.einsum("tlpq,tlce->tpcqe", x @ below @ x.T, above)
 
 
-def _features(data, now, past, steps) -> Float[np.ndarray, "L T T r r"]:
+def _features(data, state, past, steps) -> Float[np.ndarray, "L T T r r"]:
     r, decay = data.inputs.shape[1], data.decay[steps, None, None]
-    X, found = np.broadcast_to(np.eye(r), (len(steps), r, r)), np.empty((len(now.blocks), len(steps), len(steps), r, r))
-    for l, block in enumerate(now.blocks):
+    X, H = np.broadcast_to(np.eye(r), (len(steps), r, r)), np.empty((len(state.blocks), len(steps), len(steps), r, r))
+    for l, block in enumerate(state.blocks):
         X = np.concatenate([decay * X, block[steps]], 2)
         flat = X.reshape(-1, X.shape[2])
-        found[l] = _by_times(flat @ past.gram[: X.shape[2], : X.shape[2]] @ flat.T, r, r)
-    return found
+        H[l] = _by_times(flat @ past.gram[: X.shape[2], : X.shape[2]] @ flat.T, r, r)
+    return H
 
 
 def _gradients(data, past, steps) -> Float[np.ndarray, "L T T C C"]:
@@ -216,29 +216,29 @@ def _gradients(data, past, steps) -> Float[np.ndarray, "L T T C C"]:
     return np.stack([_by_times(G, C, C)[np.ix_(steps, steps)] for G in past.gradients])
 
 
-def _feature_responses(data, now, past, steps) -> Float[np.ndarray, "L T T r C"]:
+def _feature_responses(data, state, past, steps) -> Float[np.ndarray, "L T T r C"]:
     """A^l = X^l_l R^l: h^l depends on r^l through the g^l that it is made of."""
     r, C = data.inputs.shape[1], data.targets.shape[1]
-    responses = [(block[steps] @ R).reshape(-1, R.shape[1]) for block, R in zip(now.blocks, past.on_r, strict=True)]
+    responses = [(block[steps] @ R).reshape(-1, R.shape[1]) for block, R in zip(state.blocks, past.on_r, strict=True)]
     return np.stack([_by_times(A, r, C)[:, steps] for A in responses])
 
 
-def _gradient_responses(data, now, past, steps) -> Float[np.ndarray, "L T T C r"]:
+def _gradient_responses(data, state, past, steps) -> Float[np.ndarray, "L T T C r"]:
     """B^{l−1} of h^l = d u^l + E g^l and g^l = d r^l + D h^l: (1 − DE)⁻¹ D d, a triangular system.
 
     E(t,s) = X^l_l(t) and D(t,s) = d(t) B^l(t,s) + ρ(t,s) G^{l+1}(t,s) M(s)ᵀ.
     """
     (r, CT), C, T = past.errors.shape, data.targets.shape[1], len(data.decay)
     decay, M = data.decay, past.errors.reshape(r, T, C)
-    B, found = np.zeros((CT, T * r)), []
-    for l in reversed(range(len(now.blocks))):
-        G = (of_outputs(C, CT) if l == len(now.blocks) - 1 else past.gradients[l + 1]).reshape(T, C, T, C)
+    B, responses = np.zeros((CT, T * r)), []
+    for l in reversed(range(len(state.blocks))):
+        G = (of_outputs(C, CT) if l == len(state.blocks) - 1 else past.gradients[l + 1]).reshape(T, C, T, C)
         pushed = np.einsum("ts,tcse,ase->tcsa", data.response, G, M, optimize=True).reshape(CT, T * r)
         D = np.repeat(decay, C)[:, None] * B + pushed
-        system = np.eye(CT) - D @ now.blocks[l].reshape(T * r, CT)
+        system = np.eye(CT) - D @ state.blocks[l].reshape(T * r, CT)
         B = solve_triangular(system, D * np.repeat(decay, r), lower=True, unit_diagonal=True, check_finite=False)
-        found.append(_by_times(B, C, r)[np.ix_(steps, steps)])
-    return np.stack(found[::-1])
+        responses.append(_by_times(B, C, r)[np.ix_(steps, steps)])
+    return np.stack(responses[::-1])
 
 
 def _by_times(matrix, rows, columns):

@@ -173,7 +173,7 @@ def _laws(kind, sizes, data, runs, signals, k, draws, seed) -> dict[str, Law] | 
     spaces, side = 1 if kind.residual else sizes.H + 1, _side(sizes, kind.residual)
     networks, shape = partial(_networks, kind, sizes, data, runs, signals), (SIDE_BY_SIDE, spaces, side, side)
     limits, fits = networks(jnp.zeros((), float), jnp.zeros(shape))
-    limit, found = jax.tree.map(lambda a: np.asarray(a[0]), limits), []
+    limit, derivatives = jax.tree.map(lambda a: np.asarray(a[0]), limits), []
     simple, split = _split_levels(limit.smooth.theta, k)
     levels = _levels(kind, data, limit, k) if len(signals) else None
     for key in jax.random.split(jax.random.key(seed), -(-draws // SIDE_BY_SIDE)):
@@ -181,14 +181,14 @@ def _laws(kind, sizes, data, runs, signals, k, draws, seed) -> dict[str, Law] | 
         (up, room), (down, too) = (networks(jnp.asarray(step, float), noise) for step in (STEP, -STEP))
         if not jnp.all(fits & room & too):
             return None
-        found.append(_derivatives(data, k, split, levels, up, limit, down))
-    first, second = jax.tree.map(lambda *parts: np.concatenate(parts)[:draws], *found)
+        derivatives.append(_derivatives(data, k, split, levels, up, limit, down))
+    first, second = jax.tree.map(lambda *parts: np.concatenate(parts)[:draws], *derivatives)
     together = np.zeros_like(simple)
     for group in split:
         together[group.step, group.ranks] = True
     known, shifted = {NTK: simple | together}, {NTK: together}
     if levels is not None:
-        smooth = {name: of & _is_smooth(first[name], second[name]) for name, of in levels.known.items()}
+        smooth = {name: mask & _is_smooth(first[name], second[name]) for name, mask in levels.known.items()}
         known, shifted = known | smooth, shifted | {HESSIAN: levels.split}
     laws = {}
     with np.errstate(over="ignore", invalid="ignore"):  # after a divergence
@@ -200,11 +200,11 @@ def _laws(kind, sizes, data, runs, signals, k, draws, seed) -> dict[str, Law] | 
 
 def _split_levels(theta, k) -> tuple[Bool[np.ndarray, "T k"], list[Group]]:
     """(which eigenvalues of Θ are simple, the groups of others)"""
-    theta, one = np.nan_to_num(theta), np.eye(theta.shape[-1])
+    theta, identity = np.nan_to_num(theta), np.eye(theta.shape[-1])
     values = np.linalg.eigvalsh(theta)[:, ::-1]
     simple = apart(values, k)
     values = values[:, : simple.shape[1]]
-    return simple, list(groups(values, simple[:, : values.shape[1]], lambda t, value: (theta[t] - value * one, -one)))
+    return simple, list(groups(values, simple[:, : values.shape[1]], lambda t, value: (theta[t] - value * identity, -identity)))
 
 
 def _is_smooth(first, second) -> Bool[np.ndarray, "T ..."]:
@@ -216,15 +216,18 @@ def _is_smooth(first, second) -> Bool[np.ndarray, "T ..."]:
 def _derivatives(data, k, split, levels, up, limit, down) -> tuple[dict, dict]:
     """(o', o'') of each observable, (draws, T, …)"""
     smooth = _differences(up.smooth, limit.smooth, down.smooth)
-    found = jax.tree.map(np.array, _observed(data, limit.smooth, *smooth, k))
+    derivatives = jax.tree.map(np.array, _observed(data, limit.smooth, *smooth, k))
     for group in split:
-        both = _split(limit.smooth.theta[group.step], *(of.theta[:, group.step] for of in smooth), group)
-        for of, branch in zip(found, both, strict=True):
-            of[NTK][:, group.step, group.ranks] = branch[:, : group.shown]
+        both = _split(limit.smooth.theta[group.step], *(derivative.theta[:, group.step] for derivative in smooth), group)
+        for derivative, branch in zip(derivatives, both, strict=True):
+            derivative[NTK][:, group.step, group.ranks] = branch[:, : group.shown]
     if levels is None:
-        return found
+        return derivatives
     followed = (_followed(levels, k, network.hessian, sign) for network, sign in ((up, 1), (limit, 1), (down, -1)))
-    return tuple(of | jax.tree.map(np.asarray, more) for of, more in zip(found, _differences(*followed), strict=True))
+    return tuple(
+        derivative | jax.tree.map(np.asarray, more)
+        for derivative, more in zip(derivatives, _differences(*followed), strict=True)
+    )
 
 
 class Levels(NamedTuple):
@@ -248,9 +251,9 @@ def _levels(kind, data, limit, k) -> Levels:
             opposite[t, ranks] = opposite[t, ranks][::-1]
             split[t, ranks], alone[t, ranks] = end - first > 1, far[first] & far[end]
     edges = np.array([_edge(kind, data, jax.tree.map(lambda a: a[t], limit)) for t in range(len(values))])[:, None]  # noqa: B023
-    found, near = residuals <= FOUND * largest, edges + ALONE * largest
-    lowest = found[:, -1] & (-values[:, -1:] > near)[:, 0] & (values[:, -2:-1] - values[:, -1:] > ALONE * largest)[:, 0]
-    top = (alone & found[:, :m] & (values[:, :m] > near))[:, :k]
+    converged, near = residuals <= FOUND * largest, edges + ALONE * largest
+    lowest = converged[:, -1] & (-values[:, -1:] > near)[:, 0] & (values[:, -2:-1] - values[:, -1:] > ALONE * largest)[:, 0]
+    top = (alone & converged[:, :m] & (values[:, :m] > near))[:, :k]
     return Levels(opposite, split[:, :k], {HESSIAN: top, "hessian_min": lowest, "directional_sharpness": largest[:, 0] > 0})
 
 
@@ -271,9 +274,9 @@ def _followed(levels, k, ritz, sign) -> dict[str, np.ndarray]:
 def _split(theta, first, second, group) -> tuple[Float[Array, "draws g"], Float[Array, "draws g"]]:
     """(λ', λ'') of a group."""
 
-    def of_draw(one, two):
+    def of_draw(slope, bend):
         def moved(h, rate, v):
-            return (theta + h * one + 0.5 * h * h * two) @ v - (group.value + h * rate) * v
+            return (theta + h * slope + 0.5 * h * h * bend) @ v - (group.value + h * rate) * v
 
         return branches(moved, group.vectors, group.inverse)
 
@@ -329,13 +332,13 @@ def _step(kind, data, combine, state) -> State:
 
 
 def _measured(kind, data, state, signals) -> Measured:
-    """At the step of ``state.now``.  What the matrices meet in the products, training does not see."""
-    now = state.now
-    features, gradients = (jnp.einsum("lis,ljs->lij", fields, fields) for fields in (now.h, now.cotangents))
-    weights = data.space.products(now.h[-1], now.weights.last) / data.richness
+    """At the step of ``state.fields``.  What the matrices meet in the products, training does not see."""
+    fields = state.fields
+    features, gradients = (jnp.einsum("lis,ljs->lij", layers, layers) for layers in (fields.h, fields.cotangents))
+    weights = data.space.products(fields.h[-1], fields.weights.last) / data.richness
     smooth = Smooth(weights, _theta(data, features, gradients))
     hessian = _hessian(kind, data, state, signals) if len(signals) else None
-    return Measured(smooth, features, gradients, now.weights.left, hessian)
+    return Measured(smooth, features, gradients, fields.weights.left, hessian)
 
 
 def _hessian(kind, data, state, signals) -> Ritz:
@@ -343,11 +346,11 @@ def _hessian(kind, data, state, signals) -> Ritz:
     network, parts = curvature.Perceptron(kind), jnp.asarray(lanczos.HESSIAN)
 
     def after(signals, products):
-        matrices, now, krylov = lanczos.begin(network, data, state.now, state.matrices, signals, products)
-        extended = partial(lanczos.extended, network, data, parts, now)
+        matrices, fields, krylov = lanczos.begin(network, data, state.fields, state.matrices, signals, products)
+        extended = partial(lanczos.extended, network, data, parts, fields)
         return jax.lax.scan(lambda carry, _: (extended(*carry), None), (matrices, krylov), length=products)[0][1]
 
-    gradient = LOSSES[kind.loss].gradient(state.now.outputs, data.targets)
+    gradient = LOSSES[kind.loss].gradient(state.fields.outputs, data.targets)
     return Ritz(*_ritz(after(signals, PRODUCTS)), after(gradient[None], 1).matrix[0, 0])
 
 

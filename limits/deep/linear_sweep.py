@@ -76,7 +76,7 @@ class Past(NamedTuple):
     errors: Float[Array, "r CT"]
 
 
-class Now(NamedTuple):
+class State(NamedTuple):
     """One step: effective weights (r, C), f = x̂ · weights; equal-time kernels; X^l_l(t) of each layer (or nothing)."""
 
     weights: Float[Array, "r C"]
@@ -116,25 +116,25 @@ def numbers_held(r: int, C: int, depth: int, T: int, *, keep: bool) -> int:
     """How many numbers the sweep holds at once: its arrays twice, while they grow and for what is cut out of them."""
     CT = C * T
     past = (r + depth * CT) ** 2 + depth * CT * (2 * r + (depth + 2) * CT)
-    now = T * (depth * (r * r + C * C) + r * C) + (depth * T * r * CT if keep else 0)
-    return 2 * (past + now)
+    states = T * (depth * (r * r + C * C) + r * C) + (depth * T * r * CT if keep else 0)
+    return 2 * (past + states)
 
 
 @in_float64
-def sweep(data: Data, depth: int, *, keep: bool) -> tuple[Now, Past]:
+def sweep(data: Data, depth: int, *, keep: bool) -> tuple[State, Past]:
     """All T steps (leading axis T), with their blocks if ``keep``; and the coefficients.  After a divergence not finite.
 
     In stretches, each with arrays twice as long as the one before, so that early steps do not multiply zeros.
     """
     (_, r), C, last = data.inputs.shape, data.targets.shape[1], len(data.decay)
     start, length = 0, min(FIRST_STRETCH, last)
-    past, found = _nothing(r, length * C, depth), []
+    past, stretches = _nothing(r, length * C, depth), []
     while True:
-        past, now = _stretch(data, past, start, steps=length - start, keep=keep)
+        past, state = _stretch(data, past, start, steps=length - start, keep=keep)
         missing = [(0, 0), (0, 0), (0, (last - length) * C)]
-        found.append(now._replace(blocks=tuple(jnp.pad(block, missing) for block in now.blocks)))
+        stretches.append(state._replace(blocks=tuple(jnp.pad(block, missing) for block in state.blocks)))
         if length == last:
-            return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found), past
+            return jax.tree.map(lambda *parts: jnp.concatenate(parts), *stretches), past
         start, length = length, min(last, 2 * length)
         past = _grown(past, start * C, length * C)
 
@@ -174,7 +174,7 @@ def _grown(past, CT, longer) -> Past:
 
 
 @partial(jax.jit, static_argnames=("steps", "keep"), donate_argnames="past")
-def _stretch(data, past, start, *, steps, keep) -> tuple[Past, Now]:
+def _stretch(data, past, start, *, steps, keep) -> tuple[Past, State]:
     """So many steps from ``start`` on."""
 
     def step(past, t):
@@ -182,7 +182,7 @@ def _stretch(data, past, start, *, steps, keep) -> tuple[Past, Now]:
         rates = data.response[t, jnp.minimum(times, len(data.decay) - 1)]  # there is room for more times than there are
         past, gradients = _backward(data, past, rates, t)
         past, weights, features, blocks = _forward(data, past, rates, t)
-        return past, Now(weights, features, gradients, blocks if keep else ())
+        return past, State(weights, features, gradients, blocks if keep else ())
 
     return jax.lax.scan(step, past, start + jnp.arange(steps))
 
@@ -206,8 +206,8 @@ def _backward(data, past, rates, t) -> tuple[Past, Float[Array, "L C C"]]:
         for U in on_u[l + 1 :]:  # what g^l(t) becomes in a layer above overlaps with what the g of that layer are made of
             row = jnp.concatenate([row, row @ U.T], 1)
         gram = _put_twice(gram, row, r + l * CT + t * C)
-    now = jnp.stack([jax.lax.dynamic_slice(G, (t * C, t * C), (C, C)) for G in gradients[:-1]])
-    return past._replace(gram=gram, gradients=tuple(gradients[:-1]), on_u=tuple(on_u), on_r=tuple(on_r)), now
+    equal_time = jnp.stack([jax.lax.dynamic_slice(G, (t * C, t * C), (C, C)) for G in gradients[:-1]])
+    return past._replace(gram=gram, gradients=tuple(gradients[:-1]), on_u=tuple(on_u), on_r=tuple(on_r)), equal_time
 
 
 def _forward(data, past, rates, t) -> tuple[Past, Array, Array, tuple[Array, ...]]:

@@ -130,7 +130,7 @@ class State(NamedTuple):
     weights: Weights
     velocity: Weights
     matrices: GaussianMatrix
-    now: Fields
+    fields: Fields
 
 
 def first_draws(kind, rng, sizes, samples, copies=1):
@@ -141,7 +141,7 @@ def first_draws(kind, rng, sizes, samples, copies=1):
     if not kind.exact:
         (first, *below), (*above, last) = _met_first(kind, rng, (r, P, C, H), samples // copies)
         for l in range(H):
-            sent[l, :P], returned[l, :P] = (np.tile(of[l], copies) for of in (below, above))
+            sent[l, :P], returned[l, :P] = (np.tile(draws[l], copies) for draws in (below, above))
         first, last = np.tile(first, copies), np.tile(last, copies)
     return first, sent, returned, last
 
@@ -215,13 +215,15 @@ def advance(kind, data, state, until) -> State:
 
 def descended(kind, data, state, matrices, h, below) -> State:
     """After the step of the state's weights, which have sent these forward."""
-    now = seen(kind, data, state.now, state.weights, h, below)
+    fields = seen(kind, data, state.fields, state.weights, h, below)
     share = data.shares[state.step % len(data.shares)]
-    signal = -LOSSES[kind.loss].gradient(now.outputs, data.targets) * share[:, None] * data.richness
-    matrices, now = backward(kind, data, now, matrices, kind.on_rows(data, signal))
-    force = scaled(data, pulled_back(kind, data, now.signal, now.features[-1], now.below, now.cotangents[0], now.above))
+    signal = -LOSSES[kind.loss].gradient(fields.outputs, data.targets) * share[:, None] * data.richness
+    matrices, fields = backward(kind, data, fields, matrices, kind.on_rows(data, signal))
+    force = scaled(
+        data, pulled_back(kind, data, fields.signal, fields.features[-1], fields.below, fields.cotangents[0], fields.above)
+    )
     weights, velocity = moved(kind, data, state.step, state.weights, state.velocity, force)
-    return State(state.step + 1, weights, velocity, matrices, now)
+    return State(state.step + 1, weights, velocity, matrices, fields)
 
 
 def forward(kind, data, weights, matrices, combine=None) -> tuple[GaussianMatrix, Array, Array]:
@@ -244,26 +246,26 @@ def seen(kind, data, before, weights, h, below) -> Fields:
     return before._replace(weights=weights, outputs=outputs, h=h, features=features, below=below)
 
 
-def backward(kind, data, now, matrices, signal: Float[Array, "q C"]) -> tuple[GaussianMatrix, Fields]:
+def backward(kind, data, fields, matrices, signal: Float[Array, "q C"]) -> tuple[GaussianMatrix, Fields]:
     """(the matrices, the fields with the cotangents of this error signal)"""
-    matrices, cotangents, above = sent_back(kind, data, now, matrices, signal[None])
-    return matrices, now._replace(signal=signal, cotangents=cotangents[:, 0], above=above[:, 0])
+    matrices, cotangents, above = sent_back(kind, data, fields, matrices, signal[None])
+    return matrices, fields._replace(signal=signal, cotangents=cotangents[:, 0], above=above[:, 0])
 
 
-def sent_back(kind, data, now, matrices, signals: Float[Array, "b q C"]) -> tuple[GaussianMatrix, Array, Array]:
+def sent_back(kind, data, fields, matrices, signals: Float[Array, "b q C"]) -> tuple[GaussianMatrix, Array, Array]:
     """(the matrices, cotangents (layers, b, g, S), coordinates (H, b, g, m) of those that the transposes met)"""
-    slopes = kind.activated(now.h)[1]
+    slopes = kind.activated(fields.h)[1]
     slopes = slopes[:, :1] if kind.exact else slopes
 
     def through(cotangents, layer):
         matrix, trained, slope = layer
         b, g, S = cotangents.shape
-        matrix, out, coordinates = send_back(data.space, matrix, cotangents.reshape(-1, S), now.weights.left, trained)
+        matrix, out, coordinates = send_back(data.space, matrix, cotangents.reshape(-1, S), fields.weights.left, trained)
         further = slope * out.reshape(b, g, S)
         return kind.residual * cotangents + further, (matrix, cotangents, coordinates.reshape(b, g, -1))
 
-    start = slopes[-1] * kind.at_outputs(signals, now.weights.last)
-    layers = matrices, now.weights.trained, slopes[:-1]
+    start = slopes[-1] * kind.at_outputs(signals, fields.weights.last)
+    layers = matrices, fields.weights.trained, slopes[:-1]
     first, (matrices, behind, above) = jax.lax.scan(through, start, layers, reverse=True)
     return matrices, jnp.concatenate([first[None], behind]), above
 
@@ -313,11 +315,11 @@ def grown(state, sent, returned) -> State:
     def wider(weights):
         return widened(weights, n, m, s)
 
-    matrices, now = with_more(state.matrices, sent, returned), state.now
-    now = now._replace(
-        weights=wider(now.weights),
-        **{name: longer(getattr(now, name), s) for name in ("h", "features", "cotangents")},
-        below=longer(now.below, n),
-        above=longer(now.above, m),
+    matrices, fields = with_more(state.matrices, sent, returned), state.fields
+    fields = fields._replace(
+        weights=wider(fields.weights),
+        **{name: longer(getattr(fields, name), s) for name in ("h", "features", "cotangents")},
+        below=longer(fields.below, n),
+        above=longer(fields.above, m),
     )
-    return State(state.step, wider(state.weights), wider(state.velocity), matrices, now)
+    return State(state.step, wider(state.weights), wider(state.velocity), matrices, fields)

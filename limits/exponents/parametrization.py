@@ -142,9 +142,9 @@ def output_exponent(given: Scaling) -> float:
     """
     canonical = gauge(given)
     a = -canonical["readout"].multiplier.N - HALF
-    found = {r: (e.multiplier.N, e.learning_rate.N) for r, e in canonical.roles.items() if r in MATRICES}
-    of_this_form = {role: ({"input": 0, "readout": -HALF - a}.get(role, -HALF), 2 * a) for role in found}
-    if OPTIMIZERS[given.optimizer].forgets_scale() or found != of_this_form:
+    powers = {r: (e.multiplier.N, e.learning_rate.N) for r, e in canonical.roles.items() if r in MATRICES}
+    of_this_form = {role: ({"input": 0, "readout": -HALF - a}.get(role, -HALF), 2 * a) for role in powers}
+    if OPTIMIZERS[given.optimizer].forgets_scale() or powers != of_this_form:
         raise ValueError(f"{given.name}: not SGD at η0 γ² with factors 1/√fan-in and one γ; no limit is known for it")
     if not 0 <= a <= HALF:
         raise ValueError(
@@ -211,12 +211,12 @@ def rational(where: str, value: Any) -> Fraction:
         text = str(value).strip()
         if isinstance(value, bool):
             raise ValueError
-        found = Fraction(text if "/" in text else repr(float(text)))  # by a float: the digits of 1e999999 would fill the memory
+        power = Fraction(text if "/" in text else repr(float(text)))  # by a float: the digits of 1e999999 would fill the memory
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"{where} = {value!r} is not a rational number") from None
-    if abs(found) > LARGEST_POWER:
+    if abs(power) > LARGEST_POWER:
         raise ValueError(f"{where} = {text[:20]}: wanted a power from -{LARGEST_POWER} to {LARGEST_POWER}")
-    return found
+    return power
 
 
 def stored_as(optimizer: str) -> str:

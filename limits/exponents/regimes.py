@@ -236,12 +236,12 @@ def weight_decay(case: Case, alignment: Fraction) -> dict[str, Power]:
     if case.optimizer.relative:
         raise ValueError(f"{case.optimizer.name} moves weights in units of themselves: no weight decay balances its steps")
     case, _ = _without_explosion(case)
-    found = {}
+    decay = {}
     for layer, gradient in sizes(case, 0)[0].gradient.items():
         role, e = case.roles[_role(layer)], case.exponents[_role(layer)]
         output = e.multiplier * case.optimizer.step(gradient, role, e.init_std) * role.fan_in**alignment
-        found[layer] = e.learning_rate * output**2
-    return found
+        decay[layer] = e.learning_rate * output**2
+    return decay
 
 
 @dataclass(frozen=True)
@@ -275,8 +275,8 @@ def classify(case: Case) -> Verdict:
     layers = {name: _motion(history, name) for name in history[-1].h if name != "readout"}
     border = _border(case)
     output = history[-1].delta_h["readout"]
-    if found := _first_blow_up(history, case.loss):
-        return Verdict("unstable", found[1], layers, border)
+    if failure := _first_blow_up(history, case.loss):
+        return Verdict("unstable", failure[1], layers, border)
     logits = largest(history[0].h["readout"], output)
     if max(logits.N, logits.L) > 0:
         moving = "features move" if "moves" in layers.values() else "features are frozen"
@@ -299,11 +299,11 @@ def blow_up(case: Case, letter: str, num_steps: int = NUM_STEPS) -> tuple[int, s
 
 
 def _first_blow_up(history: list[Sizes], loss: str, letters: str = "NL") -> tuple[int, str] | None:
-    for step, now in enumerate(history):
-        watched = {f"h of {n}": s for n, s in now.h.items() if n != "readout"} if step == 0 else {}
-        watched |= {f"Δh of {n}": s for n, s in _features(now).items()}
+    for step, scales in enumerate(history):
+        watched = {f"h of {n}": s for n, s in scales.h.items() if n != "readout"} if step == 0 else {}
+        watched |= {f"Δh of {n}": s for n, s in _features(scales).items()}
         if LOSSES[loss].quadratic:
-            watched |= {"f": now.h["readout"]} if step == 0 else {"Δf": now.delta_h["readout"]}
+            watched |= {"f": scales.h["readout"]} if step == 0 else {"Δf": scales.delta_h["readout"]}
         for name, size in watched.items():
             if any(getattr(size, letter) > 0 for letter in letters):
                 growth = " and ".join(f"{x}^{p}" for x, p in (("N", size.N), ("L", size.L)) if x in letters and p > 0)
@@ -311,8 +311,8 @@ def _first_blow_up(history: list[Sizes], loss: str, letters: str = "NL") -> tupl
     return None
 
 
-def _features(now: Sizes) -> dict[str, Power]:
-    return {name: size for name, size in now.delta_h.items() if name != "readout"}
+def _features(scales: Sizes) -> dict[str, Power]:
+    return {name: size for name, size in scales.delta_h.items() if name != "readout"}
 
 
 def _motion(history: list[Sizes], name: str) -> str:
@@ -339,10 +339,10 @@ def _border_in(case: Case, unit: Power) -> Fraction | float:
     def worst(s):
         factor = unit**s
         faster = {role: replace(e, learning_rate=e.learning_rate * factor) for role, e in case.exponents.items()}
-        now = sizes(replace(case, exponents=faster))[-1]
-        watched = [*now.h.values(), *now.delta_h.values()]
+        scales = sizes(replace(case, exponents=faster))[-1]
+        watched = [*scales.h.values(), *scales.delta_h.values()]
         if not LOSSES[case.loss].quadratic:
-            watched = [size for sizes_ in (now.h, now.delta_h) for name, size in sizes_.items() if name != "readout"]
+            watched = [size for sizes_ in (scales.h, scales.delta_h) for name, size in sizes_.items() if name != "readout"]
         return max(size.N if unit.N else size.L for size in watched)
 
     if worst(Fraction(-100)) > 0:

@@ -153,7 +153,7 @@ def kernels(
     """
     spread = _numbers_per_pair(network)
     require_memory(8 * len(inputs) ** 2 + 8 * max(spread, BLOCK_NUMBERS))  # what is made of K and Θ included
-    numbers = tuple((role, of.multiplier, of.learning_rate) for role, of in factors.items())
+    numbers = tuple((role, factor.multiplier, factor.learning_rate) for role, factor in factors.items())
     inputs = np.ascontiguousarray(inputs, np.float64)
     return _kernels(network, inputs.tobytes(), inputs.shape, numbers, max(1, isqrt(BLOCK_NUMBERS // spread)))
 
@@ -167,14 +167,14 @@ def _kernels(network, inputs, shape, numbers, largest):
     count = -(-P // largest)
     side = -(-P // count)
     x = np.pad(np.frombuffer(inputs).reshape(shape), ((0, side * count - P), (0, 0)), mode="edge")  # one shape to compile
-    found = np.empty((2, count, side, count, side))
+    blocks = np.empty((2, count, side, count, side))
     for i, j in combinations_with_replacement(range(count), 2):
         left, right = (jnp.asarray(x[k * side : (k + 1) * side]) for k in (i, j))
         block = np.stack(of_pair(left, None if i == j else right))
-        found[:, i, :, j] = block if i != j else (block + block.swapaxes(1, 2)) / 2
-        found[:, j, :, i] = found[:, i, :, j].swapaxes(1, 2)
-    found = found.reshape(2, side * count, side * count)[:, :P, :P]
-    return found[0], found[1]
+        blocks[:, i, :, j] = block if i != j else (block + block.swapaxes(1, 2)) / 2
+        blocks[:, j, :, i] = blocks[:, i, :, j].swapaxes(1, 2)
+    blocks = blocks.reshape(2, side * count, side * count)[:, :P, :P]
+    return blocks[0], blocks[1]
 
 
 def _compiled(network, numbers):
@@ -211,7 +211,7 @@ def _stax(stax, layer: Layer, numbers):
         case Flatten():
             return stax.Flatten()
         case Block(branch, copies):
-            inside = stax.serial(*(_stax(stax, one, numbers) for one in branch))
+            inside = stax.serial(*(_stax(stax, inner, numbers) for inner in branch))
             block = stax.serial(stax.FanOut(2), stax.parallel(stax.Identity(), inside), stax.FanInSum())
             return stax.repeat(block, copies)
 
@@ -225,13 +225,13 @@ def _patches(stax, size, stride):
     def kernel_of(k, **_):
         first = {"nngp": 2, "ntk": 2, "cov1": 2 - k.diagonal_batch, "cov2": 2 - k.diagonal_batch}  # behind the samples
         pixels = 1 if k.diagonal_spatial else 2  # rows, (rows',) columns, (columns')
-        found = {name: getattr(k, name) for name in first}
-        for name, kernel in found.items():
+        patched = {name: getattr(k, name) for name in first}
+        for name, kernel in patched.items():
             if kernel is not None and kernel.ndim:  # Θ of the inputs is a plain 0
                 for axis in (first[name], first[name] + pixels):
                     kernel = _mean_over_offsets(kernel, range(axis, axis + pixels), size, stride)
-            found[name] = kernel
-        return k.replace(**found)
+            patched[name] = kernel
+        return k.replace(**patched)
 
     @stax.layer
     @stax.supports_masking(remask_kernel=False)

@@ -84,7 +84,9 @@ def kernels(problem: Problem) -> tuple[Float[np.ndarray, "P P"], Float[np.ndarra
     model, network = problem.network, _layers(problem)
     of_depth = factors(gauge(problem.scaling()), 1, model.depth, block_size=model.block_size)
     if problem.trained == "readout":
-        of_depth = {role: of if role == "readout" else replace(of, learning_rate=0.0) for role, of in of_depth.items()}
+        of_depth = {
+            role: factor if role == "readout" else replace(factor, learning_rate=0.0) for role, factor in of_depth.items()
+        }
     return analytic.kernels(network, problem.inputs, of_depth)
 
 
@@ -227,11 +229,11 @@ def _lanczos(theta, root, rows, k):
 
     shift = np.trace(theta) / len(theta) or 1.0  # ARPACK fails where the first product is 0
 
-    found, vectors = leading(apply, k)
+    eigenvalues, vectors = leading(apply, k)
     for _ in range(k):
         (other,), vector = leading(lambda x: outside(apply(outside(x))), 1)
-        least = np.argmin(found)
-        if other <= found[least] + ROUNDING * found.max():
+        least = np.argmin(eigenvalues)
+        if other <= eigenvalues[least] + ROUNDING * eigenvalues.max():
             break
-        found[least], vectors[:, least] = other, outside(vector[:, 0])
-    return np.sort(found)[::-1]
+        eigenvalues[least], vectors[:, least] = other, outside(vector[:, 0])
+    return np.sort(eigenvalues)[::-1]

@@ -64,18 +64,18 @@ def largest(matvec: Callable[[Array], Array], size: int, k: int) -> Float[Array,
         return jnp.pad(values, (0, k - len(values)))
     start = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, b), float))[0].T
     state, ritz = _iterated(apply, start, k, UNFILTERED)
-    found = _leading(state, ritz, b)
+    vectors = _leading(state, ritz, b)
     known = jnp.all(ritz.residuals <= RTOL * ritz.scale) | ~jnp.isfinite(ritz.scale)
     lowest = ritz.theta[-UNFILTERED * b] - jnp.linalg.norm(state.rest)
     filtered = partial(_filtered, apply, lowest, ritz.theta[-k])
 
-    def refined(found):
-        return _leading(*_iterated(filtered, found, k, BLOCKS + RESTARTS * (BLOCKS - KEPT)), b)
+    def refined(vectors):
+        return _leading(*_iterated(filtered, vectors, k, BLOCKS + RESTARTS * (BLOCKS - KEPT)), b)
 
-    found = lax.cond(known, lambda found: found, refined, found)[:k]
-    images = apply(found)
-    values, turn = eigh(images @ found.T)
-    residuals = jnp.linalg.norm(turn.T @ images - values[:, None] * (turn.T @ found), axis=1)
+    vectors = lax.cond(known, lambda vectors: vectors, refined, vectors)[:k]
+    images = apply(vectors)
+    values, turn = eigh(images @ vectors.T)
+    residuals = jnp.linalg.norm(turn.T @ images - values[:, None] * (turn.T @ vectors), axis=1)
     return jnp.where(residuals <= REACHED * ritz.scale, values, jnp.nan)[::-1]
 
 

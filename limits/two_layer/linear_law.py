@@ -216,21 +216,21 @@ def _groups(states, known, simple) -> Iterator[tuple[str, Group]]:
 
 def _products(of_hessian, lam, v, state):
     """M(λ) − 1, or Θ/P − λ, times these columns: singular where λ is an eigenvalue."""
-    of = partial(curvature.secular_product, lam) if of_hessian else curvature.gauss_newton_product
-    return jax.vmap(partial(of, state), 1, 1)(v) - (1.0 if of_hessian else lam) * v
+    product = partial(curvature.secular_product, lam) if of_hessian else curvature.gauss_newton_product
+    return jax.vmap(partial(product, state), 1, 1)(v) - (1.0 if of_hessian else lam) * v
 
 
 def _put_split(laws, run, meanfield, split, factors) -> None:
     """In place of what the laws have for these groups."""
     if not split:
         return
-    found = [[] for _ in split]
+    group_branches = [[] for _ in split]
     for some in np.split(factors, range(SIDE_BY_SIDE, len(factors), SIDE_BY_SIDE)):
         along = _states_along(run, meanfield, some)
-        for (name, group), of_group in zip(split, found, strict=True):
+        for (name, group), of_group in zip(split, group_branches, strict=True):
             of_group.append(_branches(name == HESSIAN, group, *jax.tree.map(lambda a: a[:, group.step], along)))  # noqa: B023
-    for (name, group), of_group in zip(split, found, strict=True):
-        first, second = (np.concatenate(of)[:, : group.shown] for of in zip(*of_group, strict=True))
+    for (name, group), of_group in zip(split, group_branches, strict=True):
+        first, second = (np.concatenate(draws)[:, : group.shown] for draws in zip(*of_group, strict=True))
         law = law_of_draws(first**2, second, shifts=first)
         for observable in (name, *SAME_AS.get(name, ())):
             for values, of_split in zip(laws[observable], law, strict=True):

@@ -156,8 +156,8 @@ def _trajectory(problem, times: Iterable[Measurement], hessian: bool) -> Observa
     def of_hessian(exact, _):
         return limit_of_hessian(exact, problem.top_k + 1, compact=problem.network.nonlinearity.piecewise_linear)
 
-    ranks, found = problem.top_k + problem.num_outputs, of_hessian if hessian else None
-    of_times = [observables(measured, ranks, found) | {SIGNAL: np.asarray(measured.error)} for measured in times]
+    ranks, finder = problem.top_k + problem.num_outputs, of_hessian if hessian else None
+    of_times = [observables(measured, ranks, finder) | {SIGNAL: np.asarray(measured.error)} for measured in times]
     return {name: np.stack([at_a_time[name] for at_a_time in of_times]) for name in of_times[0]}
 
 
@@ -169,8 +169,8 @@ def _edges(problem, signals: Float[np.ndarray, "R T P C"], reached: Float[np.nda
     result = np.stack([reached, np.full(len(reached), np.nan)])
     for t in np.flatnonzero(np.isfinite(noise)):
         of_cells = edge(inputs, signals[:, t].mean(0), patterns, max(reached[t] - noise[t], 0.0) / richness, slopes)
-        found = max(reached[t], richness * of_cells.found) if t == 0 else reached[t]
-        result[:, t] = found, max(richness * of_cells.bound - found, 0.0) + noise[t]
+        upper = max(reached[t], richness * of_cells.attained) if t == 0 else reached[t]
+        result[:, t] = upper, max(richness * of_cells.bound - upper, 0.0) + noise[t]
     return result
 
 
@@ -187,9 +187,9 @@ def _spectrum(problem, measured) -> HessianSpectrum:
     if diverged(measured):
         return HessianSpectrum(np.zeros(0), Spectrum(np.zeros(0), np.zeros(0)))
     exact, (N, n, _) = hessian_of(measured), measured.blocks.shape
-    found = limit_of_hessian(exact, problem.top_k, compact=problem.network.nonlinearity.piecewise_linear)
-    values = found["hessian_eigenvalues"]
-    outliers = values[(found[IN_BULK] == 0) & (values > exact.poles[0])]
+    observed = limit_of_hessian(exact, problem.top_k, compact=problem.network.nonlinearity.piecewise_linear)
+    values = observed["hessian_eigenvalues"]
+    outliers = values[(observed[IN_BULK] == 0) & (values > exact.poles[0])]
     multiplicities = np.full(N * n, 1 / N)
     zeros = problem.num_inputs + problem.num_outputs - np.sum(multiplicities)
     return HessianSpectrum(outliers, spectrum(exact.poles, multiplicities, zeros))

@@ -240,22 +240,22 @@ def _edge_of_a_linear_network(network, population, z):
 
 def _split_at_the_start(kind, population, start, rng) -> dict[str, dict[tuple[int, int], tuple]]:
     """{observable: {(first rank, how many): (λ', λ'') of these branches along each direction}}"""
-    outputs, found = population.targets.shape[1], {}
+    outputs, splits = population.targets.shape[1], {}
     if outputs == 1:
-        return found
+        return splits
     along = _directions(DRAWS, len(population.mass), rng)
     for name in ("ntk_eigenvalues",) if kind.functions.ell.quadratic else ("ntk_eigenvalues", "gauss_newton_eigenvalues"):
         matrix = _kernel(kind.functions, name, population, start, symmetric=True)
-        found[name] = {(group.first, group.shown): tuple(each[:, : group.shown] for each in
-                                                         _branches(kind, name, population, start, group, along))
-                       for group in _groups(np.asarray(matrix), kind.top_k)}  # fmt: skip
-    return found
+        splits[name] = {(group.first, group.shown): tuple(each[:, : group.shown] for each in
+                                                          _branches(kind, name, population, start, group, along))
+                        for group in _groups(np.asarray(matrix), kind.top_k)}  # fmt: skip
+    return splits
 
 
 def _groups(matrix, k) -> list[Group]:
     """Of the k largest, those that are several and apart from all others."""
-    values, one = np.linalg.eigvalsh(matrix)[::-1], np.eye(len(matrix))
-    several = groups(largest(values, k)[None], apart(values, k)[None], lambda _, value: (matrix - value * one, -one))
+    values, identity = np.linalg.eigvalsh(matrix)[::-1], np.eye(len(matrix))
+    several = groups(largest(values, k)[None], apart(values, k)[None], lambda _, value: (matrix - value * identity, -identity))
     return [group for group in several
             if np.sum(np.abs(values - group.value) < APART * values[0]) == group.vectors.shape[1]]  # fmt: skip
 

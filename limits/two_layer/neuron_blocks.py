@@ -78,8 +78,8 @@ def hessian_spectrum(
 def observables(measured: Measurement, top_k: int, of_hessian: OfHessian | None) -> Observables:
     """Loss, kernels, directional sharpness, and what ``of_hessian(hessian, top_k)`` finds; not a number where diverged."""
     if diverged(measured):
-        found = observables(jax.tree.map(jnp.zeros_like, measured), top_k, of_hessian)
-        return {name: np.full_like(values, np.nan) for name, values in found.items()} | {"loss": np.asarray(measured.loss)}
+        template = observables(jax.tree.map(jnp.zeros_like, measured), top_k, of_hessian)
+        return {name: np.full_like(values, np.nan) for name, values in template.items()} | {"loss": np.asarray(measured.loss)}
     return {
         "loss": np.asarray(measured.loss),
         "gauss_newton_eigenvalues": largest(np.linalg.eigvalsh(measured.gauss_newton), top_k),

@@ -30,9 +30,9 @@ MARGIN = 1e-9  # of unit normals to a unit vector within their cell
 
 
 class Edge(NamedTuple):
-    """max σ_1(U(s)) over cells: between ``found``, that of one of them, and ``bound``."""
+    """max σ_1(U(s)) over cells: between ``attained``, that of one of them, and ``bound``."""
 
-    found: float
+    attained: float
     bound: float
 
 
@@ -47,8 +47,8 @@ def candidates(inputs: Float[np.ndarray, "P r"], num_outputs: int) -> Bool[np.nd
     count = 2 ** max(P - 1, 0) if of_all else sum(comb(P, i) for i in range(r))
     if count * max(4, min(r, num_outputs) ** 2) > 4 * AFFORDABLE:
         return None
-    found = _all_signs(P) if of_all else _lowest_vertices(normals)
-    return (found[:, group] == same) & inputs.any(1)
+    signs = _all_signs(P) if of_all else _lowest_vertices(normals)
+    return (signs[:, group] == same) & inputs.any(1)
 
 
 def is_cell(inputs: Float[np.ndarray, "P r"], pattern: Bool[np.ndarray, " P"]) -> bool:
@@ -80,14 +80,14 @@ def edge(
         if size[block[0]] <= best:
             break
         value = _tallest(inputs, error, patterns, block, slopes)
-        for one in np.argsort(-value):
-            if value[one] <= best:
+        for index in np.argsort(-value):
+            if value[index] <= best:
                 break
             if checks == CHECKS:
                 return Edge(best, float(size[block[0]]))
             checks += 1
-            if is_cell(inputs, patterns[block[one] % len(patterns)]):
-                best = float(value[one])
+            if is_cell(inputs, patterns[block[index] % len(patterns)]):
+                best = float(value[index])
     return Edge(best, best)
 
 
