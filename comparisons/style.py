@@ -230,12 +230,13 @@ def at_sizes(axis: Axis, sizes: Sequence[int] | np.ndarray, rotation: float = 45
 
 
 def plain_numbers(axis: Axis) -> None:
-    """0.5, 1, 2, 5 in place of powers of ten, on a logarithmic axis that shows less than two and a half decades; and some
-    between them where it shows little more than one of these."""
+    """0.5, 1, 2, 5 in place of powers of ten, on a logarithmic axis that shows less than two decades, 0.3, 1, 3 up to two and a
+    half; and some between them where it shows little more than one of these."""
     low, high = axis.get_view_interval()
     if high > 300 * low:
         return
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 6 * low else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
+    few, some, many = (1, 3), (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    axis.set_major_locator(LogLocator(subs=few if high > 100 * low else some if high > 6 * low else many))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

@@ -44,7 +44,7 @@ def slope(values):
 
 def powers(name, regime):
     """Of B in (drift, noise), as they are derived."""
-    return [float(noise._powers(size)[0]) for size in noise.update(OPTIMIZERS[name], regime)]
+    return [float(noise.powers(size)[0]) for size in noise.update(OPTIMIZERS[name], regime)]
 
 
 @pytest.mark.parametrize(("name", "regime", "rule", "mean"), [
@@ -159,12 +159,16 @@ def test_the_command_prints_it(capsys):
     assert lines[1].split() == ["sgd", "noise", "B", "D^(-1/2)", "D^(-1/2)", "-", "-", "D^(1/2)"]
     assert lines[2].split()[:5] == ["adam", "noise", "B^(1/2)", "D^(-1/2)", "B^(1/2)"]
     assert [line.split()[1] for line in lines[4:7]] == ["few", "noise", "signal"]
-    assert set(OPTIMIZERS) <= set(said(capsys, "--noise", "--optimizer", "all").split())
+    rows = {words[0]: words for words in map(str.split, said(capsys, "--noise", "--optimizer", "all").splitlines()) if words}
+    assert set(OPTIMIZERS) <= rows.keys()
+    assert "-" in rows["lion"]  # it has no ε
     records = json.loads(said(capsys, "--noise", "--format", "json"))
     assert [(r["optimizer"], r["learning_rate"]["B"]) for r in records] == [("sgd", "1"), ("adam", "1/2"), ("adam", "1")]
 
 
-@pytest.mark.parametrize("words", [["--param", "mup"], ["--explain"], ["--format", "latex"], ["--optimizer", "adm"]])
+@pytest.mark.parametrize("words", [
+    ["--param", "mup"], ["--explain"], ["--depth", "4"], ["--format", "latex"], ["--optimizer", "adm"],
+])  # fmt: skip
 def test_what_has_no_meaning_there_is_refused_in_a_line(words, capsys):
     with pytest.raises(SystemExit) as exit_:
         said(capsys, "--noise", *words)

@@ -7,8 +7,8 @@ has two sizes, its *drift*, which all steps share, and its *noise*, new in each:
     linear in the gradient (SGD)        drift 1,       noise B^(-1/2)
     forgets its size (Adam, signs, …)   drift B^(1/2), noise 1           "noise": where that is the larger part
                                         drift 1,       noise B^(-1/2)    "signal": where the mean is
-    UVᵀ of a matrix (Muon)              drift B,       noise B^(1/2)     "few": noise, of fewer samples than directions, to each
-                                                                         its own, so that B singular values are equal
+    UVᵀ of a matrix (Muon)              drift B,       noise B^(1/2)     "few": noise, of fewer samples than directions, nearly
+                                                                         orthogonal, so that B singular values are equal
 
 What is asked
     diffusion   steps · (rate · noise)² is kept: over all of training noise moves the weights as far as before.  With λ as below
@@ -102,18 +102,18 @@ def derive_noise(name: str, regime: str = "noise") -> NoiseScaling:
     """
     optimizer = find(name)
     kept, unknown = conditions(optimizer, regime)
-    powers = sp.symbols([f"{quantity}_{letter}" for quantity in unknown for letter in "BD"])
-    (solution,) = sp.linsolve([power for size in kept.values() for power in _powers(size)], *powers)
-    solved = {quantity: size.subs(dict(zip(powers, solution, strict=True))) for quantity, size in unknown.items()}
+    symbols = sp.symbols([f"{quantity}_{letter}" for quantity in unknown for letter in "BD"])
+    (solution,) = sp.linsolve([power for size in kept.values() for power in powers(size)], *symbols)
+    solved = {quantity: size.subs(dict(zip(symbols, solution, strict=True))) for quantity, size in unknown.items()}
     drift, _ = update(optimizer, regime)
     solved["drift"] = STEPS * solved["learning_rate"] * drift
-    if optimizer.forgets_scale():
+    if optimizer.averages == "apart" or optimizer.whole:  # signs have none
         solved["epsilon"] = sp.Integer(1) if regime == "signal" else 1 / sp.sqrt(BATCH)
-    fractions = {quantity: dict(zip("BD", map(_fraction, _powers(size)), strict=True)) for quantity, size in solved.items()}
+    fractions = {quantity: dict(zip("BD", map(_fraction, powers(size)), strict=True)) for quantity, size in solved.items()}
     return NoiseScaling(name, regime, **{"one_minus_beta": None, "epsilon": None} | fractions)
 
 
-def _powers(size: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+def powers(size: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
     """Of B and of D."""
     logarithm = sp.expand_log(sp.log(size), force=True).expand()
     return tuple(logarithm.coeff(sp.log(letter)) for letter in (BATCH, HORIZON))

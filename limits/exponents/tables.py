@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from fractions import Fraction
 
 from limits.command.arguments import read, stop
@@ -89,15 +89,18 @@ def describe(scaling: Scaling, depth: int, block_size: int, loss: str) -> str:
     return "\n".join(lines + _aligned([["quantity", "layer", "size"], *rows]))
 
 
+NOISE_COLUMNS = {"learning_rate": "learning rate", "weight_decay": "λ, decoupled", "one_minus_beta": "1 − β", "epsilon": "ε",
+                 "drift": "steps · rate · drift"}  # fmt: skip
+
+
 def _noise(names: Sequence[str], form: str) -> str:
     """Powers of B and D, of every regime of these optimisers: as text, or as JSON."""
     solved = [noise.derive_noise(name, regime) for name in names for regime in noise.regimes(noise.find(name))]
     if form == "json":
         return json.dumps([asdict(s) for s in solved], default=str, indent=1)
-    quantities = [s.name for s in fields(solved[0])][2:]
-    rows = [[s.optimizer, s.regime, *(_of_samples(getattr(s, name)) for name in quantities)] for s in solved]
+    rows = [[s.optimizer, s.regime, *(_of_samples(getattr(s, name)) for name in NOISE_COLUMNS)] for s in solved]
     told = [f"{regime:<7} {words}" for regime, words in noise.REGIMES.items() if any(s.regime == regime for s in solved)]
-    head = ["optimizer", "regime", "learning rate", "λ, decoupled", "1 − β", "ε", "steps · rate · drift"]
+    head = ["optimizer", "regime", *NOISE_COLUMNS.values()]
     return "\n".join([*_aligned([head, *rows], indent=""), "", *told, "B the batch size, D the samples seen in all"])
 
 
@@ -107,7 +110,8 @@ def _of_samples(power: Mapping[str, Fraction] | None) -> str:
 
 def _text_of(c: Options) -> str:
     if c.noise:
-        if c.explain or c.impose or c.param or c.architecture or c.format not in ("text", "json"):
+        asked = replace(c, noise=False, optimizer=(), scale=(), format="text")
+        if asked != Options() or c.format not in ("text", "json"):
             raise ValueError("--noise, the same in all parametrizations: only with --optimizer, --scale, --format text or json")
         return _noise(list(OPTIMIZERS) if "all" in c.optimizer else _optimizers(c), c.format)
     optimizers = _optimizers(c)
