@@ -210,6 +210,8 @@ def labels(low, high):
 def test_short_axes_have_plain_numbers_and_long_ones_powers():
     assert {"0.5", "1", "2"} <= labels(0.3, 3)
     assert "$\\mathdefault{10^{0}}$" in labels(1e-6, 10)
+    within = {text for text in labels(0.005, 1.28) if text and 0.005 <= float(text) <= 1.28}
+    assert within == {"0.01", "0.03", "0.1", "0.3", "1"}  # no two touch
 
 
 @pytest.mark.parametrize("factor", [1.5, 2, 2.5, 4, 5.9, 6.1, 20])
