@@ -88,6 +88,7 @@ def test_what_is_in_mup_passes(optimizer, tmp_path):
     assert numbers["second", "learning rate"] == pytest.approx(-1 if optimizer is ADAM else 0, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_attention_begins_slowly_under_sgd():
     """Scores over d begin without alignment: queries and keys move less than they will, which is no fault."""
     model, optimizer = RIGHT["transformer, SGD"]
@@ -383,6 +384,7 @@ def test_mistakes_of_the_command(words, line, tmp_path, monkeypatch, capsys):
     assert (end.value.code, capsys.readouterr().err) == (2, f"{PROGRAM}: {line}\n")
 
 
+@pytest.mark.slow
 def test_parametrized_by_derivation(monkeypatch):
     """A tied embedding and attention in SP: each power is that of the derived table; the audit of the result passes."""
     monkeypatch.syspath_prepend(ROOT / "tests" / "benchmarks")

@@ -79,7 +79,9 @@ NETWORKS = {
     "convnet": SMALL | {"model": "convnet", "depth": 3, "pooling": "average"},
     "resconvnet": SMALL | {"model": "resconvnet", "depth": 4, "param": "depth_mup"},
 }
-for_each_network = pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
+DEEP = ("convnet", "resconvnet")  # more to compile; the ConvNet of one hidden layer has what they are made of
+for_each_network = pytest.mark.parametrize("options", [
+    pytest.param(options, marks=pytest.mark.slow if name in DEEP else [], id=name) for name, options in NETWORKS.items()])
 
 
 @for_each_network
@@ -110,8 +112,9 @@ def test_a_network_in_place_of_the_infinite_one_trains_as_it_does(options):
 
 
 @pytest.mark.parametrize("options", [
-    pytest.param(options, marks=pytest.mark.long if name == "average" else [], id=name)  # convnet has all that it has
-    for name, options in NETWORKS.items()])  # fmt: skip
+    pytest.param(NETWORKS["max"], id="max"),
+    *(pytest.param(NETWORKS[name], marks=pytest.mark.slow, id=name) for name in DEEP),
+    pytest.param(NETWORKS["average"], marks=pytest.mark.long, id="average")])  # fmt: skip  # convnet has all that it has
 @in_float64
 def test_products_of_the_hessian_are_those_of_autodiff(options):
     """Behind a training step, for two tangents at once; and the eigenvalues that Lanczos finds with them are its."""

@@ -34,8 +34,11 @@ def a_problem(targets=Y, **options):
 # Linear networks: exact
 
 
-@pytest.mark.parametrize("C", [1, 3])
-@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["", "momentum, decay, minibatches"])
+@pytest.mark.parametrize(
+    ("C", "options"),
+    [(1, {}), (3, EVERYTHING), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((3, {}), (1, EVERYTHING)))],
+    ids=["one output", "3 outputs, momentum, decay, minibatches", "3 outputs", "momentum, decay, minibatches"],
+)
 def test_one_hidden_layer_is_linear2(C, options):
     problem = a_problem(Y[:, :C], model="linear2", **options)
     ours, exact = deep_linear.solve(problem), linear2.solve(problem)
@@ -67,7 +70,7 @@ def states(problem, samples=0):
 
 
 @in_float64
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("loss", [pytest.param("mse", marks=pytest.mark.slow), "cross_entropy"])
 @pytest.mark.parametrize("model", [{"model": "linear3"}, RESIDUAL | {"activation": "linear"}], ids=["plain", "residual"])
 def test_gauss_newton_part_alone_has_the_kernels_eigenvalues(model, loss):
     """Three times each where outputs are alike: at step 0, and of MSE."""

@@ -87,6 +87,7 @@ def test_one_hidden_layer_at_a_width_is_linear2():
     np.testing.assert_allclose(values[:, :2], exact["ntk_eigenvalues"], rtol=1e-8)
 
 
+@pytest.mark.slow
 @in_float64
 def test_two_hidden_layers_at_a_width_are_a_network():
     """With the random matrix written out as far as it is known: dense gradient descent, and the dense Hessian by autodiff."""
@@ -159,6 +160,7 @@ def test_pair_at_the_start_in_closed_form():
     assert np.all(law.std_error[0] < 0.03 * law.std[0])
 
 
+@pytest.mark.slow
 def test_without_an_error_signal_the_hessian_moves_as_the_kernel_does():
     """Of targets 0 the residual part vanishes but for f(0), which has no share in o': pairs and all, draw by draw."""
     problem = a_problem(C=2, model="linear3", num_steps=0, measure_every=1)

@@ -60,7 +60,7 @@ def test_linear_kernels_are_exact():
     assert not any(np.any(kernel) for kernel in error)
 
 
-@pytest.mark.parametrize("activation", ["linear", "tanh"])
+@pytest.mark.parametrize("activation", ["linear", pytest.param("tanh", marks=pytest.mark.slow)])
 def test_room_for_fields_changes_nothing(activation, monkeypatch):
     """Fields that outgrow their arrays, in exact coordinates and in samples."""
     problem = a_problem(activation=activation)
@@ -147,7 +147,10 @@ def assert_same(one, other, names, within=4.5, rounding=1e-12):
         assert (np.abs(one[name] - other[name]) < within * error + rounding).all(), name
 
 
-@pytest.mark.parametrize(("activation", "loss"), [("tanh", "mse"), ("tanh", "cross_entropy"), ("linear", "cross_entropy")])
+@pytest.mark.parametrize(
+    ("activation", "loss"),
+    [pytest.param("tanh", "mse", marks=pytest.mark.slow), ("tanh", "cross_entropy"), ("linear", "cross_entropy")],
+)
 def test_one_hidden_layer_is_the_mean_field_of_particles(activation, loss):
     targets = CLASSES if loss == "cross_entropy" else Y
     problem = a_problem(targets=targets, model="mlp2", activation=activation, loss=loss, **EVERYTHING)

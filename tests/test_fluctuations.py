@@ -108,7 +108,7 @@ def test_laws_describe_sampled_networks(name):
         assert np.all(np.abs(mean - predicted) <= slack), observable
 
 
-@pytest.mark.parametrize("name", ["mup", "ntp"])
+@pytest.mark.parametrize("name", ["mup", pytest.param("ntp", marks=pytest.mark.slow)])
 def test_pair_in_closed_form(name):
     """One sample, x = 1, two outputs: Θ = S_EE + S_VV is 2, twice, and Θ' = h + Ξ with h ~ N(0,2) and a symmetric 2 × 2 matrix.
 

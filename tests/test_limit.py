@@ -114,6 +114,7 @@ def test_what_no_theory_has():
         solve(a_problem())["gradient_noise"]
 
 
+@pytest.mark.slow  # fourteen seconds: three theories
 def test_predictions():
     assert "sharpness" in predict(a_problem())
     assert "loss" in predict(a_problem("ntp"))

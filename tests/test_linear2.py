@@ -51,7 +51,11 @@ EXACT_CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", EXACT_CASES.values(), ids=EXACT_CASES)
+SLOW = ("mup, narrower than its outputs", "mup, as wide as D + C", "mup, fewer samples than outputs")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if name in SLOW else [], id=name)
+                                  for name, case in EXACT_CASES.items()])  # fmt: skip
 def test_every_width_equals_the_trained_network(case):
     options = dict(case)
     width = options.pop("width")

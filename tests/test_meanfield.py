@@ -46,7 +46,11 @@ def test_linear_activation_is_linear2(options):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, RICH | SCHEDULED, {"activation": "relu", "C": 3, "loss": "cross_entropy"} | RICH],
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        RICH | SCHEDULED,
+        {"activation": "relu", "C": 3, "loss": "cross_entropy"} | RICH,
+    ],
     ids=["plain", "nesterov, decay, minibatches, schedule", "cross-entropy"],
 )
 def test_the_particle_system_is_the_network(options):

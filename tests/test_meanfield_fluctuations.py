@@ -88,6 +88,7 @@ def test_laws_are_finite_differences_in_the_masses(options):
 TWO_OUTPUTS = pytest.param({"C": 2, "momentum": 0.3}, marks=pytest.mark.long)  # several have the tests around it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, TWO_OUTPUTS], ids=["plain", "two outputs"])
 def test_linear_networks_have_the_exact_laws(options):
     """Every observable of a two-layer linear network, whose law is exact and otherwise derived, within the standard errors."""

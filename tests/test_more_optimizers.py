@@ -146,7 +146,7 @@ def test_without_memory_shampoo_and_soap_are_muon():
         np.testing.assert_allclose(step, -U[:, :2] @ V[:2], atol=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["shampoo", "soap"])
+@pytest.mark.parametrize("optimizer", [pytest.param("shampoo", marks=pytest.mark.slow), "soap"])
 def test_preconditioned_sharpness_is_that_of_the_dense_matrices(optimizer):
     """After two steps, of P written out for every matrix."""
     problem = a_problem(optimizer, num_steps=2, measure_every=2)
@@ -198,7 +198,7 @@ def test_limits_refuse_all_but_sgd(optimizer):
         predict(problem)
 
 
-@pytest.mark.parametrize("optimizer", ["lamb", "muon_spectral", "soap"])
+@pytest.mark.parametrize("optimizer", [pytest.param("lamb", marks=pytest.mark.slow), "muon_spectral", "soap"])
 def test_layers_of_a_stack_are_matrices_of_their_own(optimizer):
     """And gains of a stack vectors: as if each layer were alone."""
     problem = replace(a_problem("sgd", model="mlp"), inputs=np.zeros((6, 3)), model="gpt", parametrization="depth_mup",

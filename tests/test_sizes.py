@@ -80,8 +80,15 @@ def written_out(problem, network, of, key):
     }
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [
+        ("plain", "sgd"),
+        ("residual", "adam"),
+        pytest.param("plain", "adam", marks=pytest.mark.slow),
+        pytest.param("residual", "sgd", marks=pytest.mark.slow),
+    ],
+)
 def test_sizes_are_those_of_the_networks_written_out(kind, optimizer, monkeypatch):
     """Two parametrizations and two seeds at once; power iterations run until they have converged."""
     monkeypatch.setattr(sizes, "POWER_ITERATIONS", 2000)

@@ -183,7 +183,7 @@ def test_observables_are_those_of_dense_matrices(architecture, loss):
     assert_observed(got, expected, network.layerwise_linear)
 
 
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("loss", [pytest.param("mse", marks=pytest.mark.slow), "cross_entropy"])
 def test_spectral_density_is_that_of_dense_hessians(loss):
     """With as many nodes as parameters they are the eigenvalues; with fewer, means of λ and λ² have the probes' spread."""
     problem, probes = everything(num_steps=4, measure_every=2, loss=loss), 50
@@ -261,7 +261,7 @@ def at_one_rate(of, problem):
 
 
 @pytest.mark.parametrize("name", ["sp", "mup, one rate"])
-@pytest.mark.parametrize("architecture", [LINEAR, TANH], ids=str)
+@pytest.mark.parametrize("architecture", [LINEAR, pytest.param(TANH, marks=pytest.mark.slow)], ids=str)
 def test_rescaled_curvature_has_the_rate_of_every_role(architecture, name):
     shifted = name != "sp"
     problem = everything(num_steps=4, measure_every=2)
@@ -476,7 +476,7 @@ class Held:
         self.arrays = arrays
 
 
-@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("vectorized", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_data_stay_on_the_device(monkeypatch, vectorized):
     """After the start nothing is put there but scalars, on purpose; nothing is fetched but what was measured, when it was.
 

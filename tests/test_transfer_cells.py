@@ -74,7 +74,7 @@ def interrupted(*_, **__):
     "options",
     [
         {"param": ("mup",), "momentum": 0.5, "batch_size": 4},
-        {"param": ("sp",), "model": "mlp3", "optimizer": "adam", "limit": False},
+        pytest.param({"param": ("sp",), "model": "mlp3", "optimizer": "adam", "limit": False}, marks=pytest.mark.slow),
         pytest.param({"param": ("mup",), "model": "conv", "data": "digits", "inputs": 64, "outputs": 3, "widths": (2, 4),
                       "loss": "cross_entropy"}, marks=pytest.mark.slow),
     ],
