@@ -67,7 +67,7 @@ def same(got, expected, rtol=1e-9):
         np.testing.assert_allclose(got[name], expected[name], rtol=rtol, err_msg=name)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_a_shift_of_the_scale_changes_nothing(kind, name, optimizer):
     given = scaling(name, optimizer, kind)

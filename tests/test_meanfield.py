@@ -110,7 +110,7 @@ def test_poor_networks_are_in_the_kernel_limit(activation, C):
         assert np.all(found.error(name) <= 0.01 * np.abs(kernel[name]).max()), name
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("activation", [pytest.param("tanh", marks=pytest.mark.slow), "relu"])
 def test_the_errors_are_those_of_the_clouds(activation):
     """Two sets of clouds differ by their errors, and by less with more particles; same seed, same result."""
     problem = a_problem(activation, P=12)

@@ -273,7 +273,7 @@ def test_rescaled_curvature_has_the_rate_of_every_role(architecture, name):
     assert_observed(got, dense_path(problem, network, of, architecture[1], of.rate), network.layerwise_linear)
 
 
-@pytest.mark.parametrize(("kind", "optimizer"), [("plain", "adam"), ("residual", "sgd")])
+@pytest.mark.parametrize(("kind", "optimizer"), [("plain", "adam"), pytest.param("residual", "sgd", marks=pytest.mark.slow)])
 def test_rescaled_curvature_of_adam_and_of_blocks(kind, optimizer):
     """Adam's step is rate/(size of a gradient) times the gradient: this stands where SGD's rate stands."""
     momentum = 0.0 if optimizer == "adam" else 0.6
@@ -316,7 +316,7 @@ def test_zero_steps():
     assert got["residual_eigenvalues"].shape == (1, 2)
 
 
-@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("vectorized", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_chunks_change_nothing(vectorized):
     problem = everything(measure_every=3)
     network, seeds, options = mlp(problem, WIDTH, *TANH), keys(3), {"observables": CHEAP, "precision": "float64"}
