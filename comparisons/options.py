@@ -223,6 +223,9 @@ class TrainingOptions(DataOptions):
 
     def problem(self, **given) -> Problem:
         """The problem of these options, with what a command adds.  Raises ValueError in one line."""
+        from finite.training.descent import UPDATES  # not before options are read
+
+        UPDATES.find(self.optimizer)
         inputs, targets, shape = self.load_shaped()
         own = {field.name: getattr(self, field.name) for field in fields(Problem) if hasattr(self, field.name)}
         del own["inputs"]  # of the options: their number

@@ -5,7 +5,7 @@ And how many of them fit: one line for what does not, before it is begun.
 
 import os
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from math import ceil
 from threading import Lock
 
@@ -55,21 +55,32 @@ def in_float64(function):
 
 
 def eigh(matrix):
-    """Eigenvalues, ascending, and vectors, of a symmetric JAX array; of a batch (``jax.vmap``) on a CPU one after the other.
+    """Eigenvalues, ascending, and vectors, of a symmetric JAX array; of a batch (``jax.vmap``, or leading axes) on a CPU one
+    after the other.
 
     There the decompositions of a batch wait for each other on the thread pool, and with two programs at once on two cores,
     or one that is one of three threads, they wait forever (jaxlib 0.10.2).
     """
-    return _one_by_one(matrix) if jax.default_backend() == "cpu" else tuple(jnp.linalg.eigh(matrix))
+    return _over_leading_axes(_one_by_one, matrix) if jax.default_backend() == "cpu" else tuple(jnp.linalg.eigh(matrix))
 
 
 def eigvalsh(matrix):
     """The eigenvalues alone, ascending, guarded as ``eigh`` is."""
-    return _values_one_by_one(matrix) if jax.default_backend() == "cpu" else jnp.linalg.eigvalsh(matrix)
+    return _over_leading_axes(_values_one_by_one, matrix) if jax.default_backend() == "cpu" else jnp.linalg.eigvalsh(matrix)
+
+
+def inv(matrix):
+    """The inverse, guarded as ``eigh`` is."""
+    return _inverses_one_by_one(matrix) if jax.default_backend() == "cpu" else jnp.linalg.inv(matrix)
+
+
+def _over_leading_axes(function, matrix):
+    return function(matrix) if matrix.ndim == 2 else jax.vmap(partial(_over_leading_axes, function))(matrix)
 
 
 _one_by_one = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
 _values_one_by_one = jax.custom_batching.sequential_vmap(lambda matrix: jnp.linalg.eigvalsh(matrix))
+_inverses_one_by_one = jax.custom_batching.sequential_vmap(lambda matrix: jnp.linalg.inv(matrix))
 
 
 def compiled_soon(static_argnums=()):

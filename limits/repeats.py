@@ -21,6 +21,12 @@ TWO_SIDED = 0.975
 APART = 4.0  # times the noise
 
 
+def check_repeats(repeats: int) -> None:
+    """Raises ValueError for fewer than two."""
+    if repeats < 2:
+        raise ValueError(f"{repeats} repeats: a standard error needs two")
+
+
 def scatter(of_repeats: Float[np.ndarray, "R *shape"]) -> Float[np.ndarray, "*shape"]:
     """Half of what the mean over the first axis is off by at most in 95 % of draws, as far as the repeats tell."""
     R = len(of_repeats)

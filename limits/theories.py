@@ -5,7 +5,7 @@
 The first row of ``THEORIES`` that is meant is asked.  Theories have what they refuse in common from here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
@@ -271,3 +271,18 @@ def features_stay(problem: Problem) -> str | None:
     """Where not all is trained."""
     return None if problem.trained == "all" else (
         f"only the {problem.trained} is trained: features stay, and the limit is that of ntk")  # fmt: skip
+
+
+def other_layers(problem: Problem, families: Container[str], layers: str) -> str | None:
+    """Why a theory of those families, with one of the layers in a residual branch, does not know this network."""
+    if problem.network.family not in families:
+        return f"no limit is known for {problem.model} in {problem.scaling().name}"
+    if problem.network.block_size > 1:
+        return f"no limit of blocks of {problem.network.block_size} {layers} is known: block_size 1 only"
+    return None
+
+
+def insist_on_outputs(problem: Problem) -> None:
+    """Raises ValueError where f(0) vanishes in the limit."""
+    if not outputs_are_random(problem):
+        raise ValueError(f"the limit of {problem.scaling().name} does not depend on f(0): its loss has no spread")

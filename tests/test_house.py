@@ -104,6 +104,14 @@ def test_folders_are_seen_at_a_glance(tracked):
     assert not {folder: count for folder, count in folders.items() if count > MOST}
 
 
+def test_decompositions_have_their_guard():
+    """Those of a batch may wait for each other for ever: ``limits.machine`` has them one at a time."""
+    bare = {f"jnp.linalg.{name}" for name in ("eigh", "eigvalsh", "inv")}
+    users = {module for module, tree in MODULES.items()
+             for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node) in bare}  # fmt: skip
+    assert users == {"limits.machine"}
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_is_pickled(module):
     """Configurations and results never hold a Python pickle, and none is ever read."""

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from limits import Problem, minibatches
 from limits import theories as limit
+from limits.activations import Activation
 from limits.machine import in_float64
 from limits.two_layer import linear_law as fluctuations
 from limits.two_layer import meanfield, particles
@@ -167,10 +169,24 @@ def test_laws_describe_sampled_networks(options):
         assert np.all((np.abs(error.mean(0) - of.bias / width) <= slack)[known]), (name, error.mean(0), of.bias / width, slack)
 
 
-def test_what_has_no_law():
-    """Eigenvalues in the bulk, everything after a divergence, and ReLU networks."""
-    few = {"particles": 256, "repeats": 2, "directions": 8}
+FEW = {"particles": 256, "repeats": 2, "directions": 8}
+
+
+def test_of_the_loss_at_step_0():
+    """f(0) ~ N(0, Φ)/√N: the loss departs by −f·y/P + |f|²/2P."""
     problem = a_problem()
+    y, P = problem.targets[:, 0], problem.num_samples
+    drawn = np.tanh(np.random.default_rng(0).normal(size=(200_000, 3)) @ problem.inputs.T / np.sqrt(3))
+    kernel, law = drawn.T @ drawn / len(drawn), meanfield.predict(problem, **FEW)["loss"]
+    for found, error, wanted in ((law.std, law.std_error, np.sqrt(y @ kernel @ y) / P),
+                                 (law.bias, law.bias_error, np.trace(kernel) / 2 / P)):  # fmt: skip
+        assert 0 < error[0] < 0.3 * wanted
+        assert abs(found[0] - wanted) < 4 * error[0]
+
+
+def test_what_has_no_law():
+    """Eigenvalues in the bulk, everything after a divergence, and networks with a kink, wherever it is."""
+    few, problem = FEW, a_problem()
     law = meanfield.predict(replace(problem, targets=100 * problem.targets), **few)
     assert np.isnan(law["sharpness"].std[0])
     assert np.isfinite(law["ntk_eigenvalues"].std[0, 0])
@@ -178,6 +194,15 @@ def test_what_has_no_law():
     assert not np.isfinite(wild["loss"].std[-1])
     assert np.isnan(wild["sharpness"].std[-1])
     assert meanfield.predict(a_problem("relu"), **few) is None
+
+
+@pytest.mark.parametrize(("kinked", "phi"), [
+    (True, lambda h: jnp.clip(h, -1, 1)), (True, jax.nn.relu6), (True, jax.nn.hard_swish), (True, jax.nn.selu),
+    (True, lambda h: jnp.maximum(h - 1.2345, 0.99 * (h - 1.2345))),
+    (False, jax.nn.elu), (False, jax.nn.silu), (False, jnp.sin), (False, jnp.exp), (False, lambda h: jnp.tanh(100 * h)),
+    (False, lambda h: jax.nn.relu(h) ** 2)])  # fmt: skip
+def test_kinks_are_found_wherever_they_are(kinked, phi):
+    assert Activation("a new one", phi).kinked == kinked
 
 
 def test_the_front_door_knows_them():

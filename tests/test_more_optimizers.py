@@ -1,5 +1,6 @@
 """Optimisers beyond SGD and Adam: against optax's own, Shampoo and SOAP against matrices written out, and their curvature."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -15,6 +16,7 @@ from comparisons.landscape import options as landscape
 from finite.networks import by_role
 from finite.networks.build import build
 from finite.training.descent import UPDATES, descent
+from finite.training.matrices import Sides, bases
 from limits import Problem, predict
 from limits.command.arguments import read
 from limits.exponents.algebra import MUON_SCALES, architecture
@@ -218,3 +220,12 @@ def test_layers_of_a_stack_are_matrices_of_their_own(optimizer):
         both, alone = after(params), after(last)
         for role in blocks:
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a[-1:], b, rtol=1e-9), both[role], alone[role])
+
+
+def test_decompositions_of_stacked_matrices_are_done_one_after_the_other():
+    """As of a batch by vmap (test_lanczos): on a CPU they can wait for each other for ever."""
+    sides = Sides(jnp.ones((), int), *(jnp.ones((3, *shape)) for shape in ((4, 5), (4, 4), (5, 5), (4, 5))))
+    program = jax.jit(bases).lower(sides, jnp.asarray(0.9), jnp.asarray(0.1)).as_text()
+    shapes = re.findall(r"stablehlo.custom_call @lapack_\w*syevd\w*\(.*?: \(tensor<([\dx]+)xf", program)
+    assert shapes
+    assert all(shape.count("x") == 1 for shape in shapes)

@@ -33,6 +33,7 @@ from comparisons.coord_check.options import PROGRAM, Options
 from comparisons.statistics.power_law import exponent_of
 from finite import sizes as measured_sizes
 from finite.networks.build import build
+from finite.training.descent import UPDATES
 from limits import Problem
 from limits.exponents import parametrization, regimes
 from limits.losses import LOSSES
@@ -132,6 +133,7 @@ class Job(Work):
 
     def problem(self, param: str, optimizer: str, depth: int) -> Problem:
         o, (inputs, targets, shape) = self.options, self.data
+        UPDATES.find(optimizer)
         problem = Problem(
             inputs, targets, param, optimizer, model=o.model, activation=o.activation, depth=depth,
             block_size=o.block_size, loss=o.loss, image_shape=shape, learning_rate=o.learning_rate, num_steps=o.steps,

@@ -22,6 +22,7 @@ from finite.curvature import operators as curvature
 from finite.networks import Architecture, Params, acting_through, by_role
 from finite.numerics import Numerics
 from limits.losses import LOSSES, Loss
+from limits.machine import eigvalsh
 from limits.problem import Problem
 from limits.rows import Table
 
@@ -277,7 +278,7 @@ def _kernel_eigenvalues(at):
         if dense:
             outputs = None if name == "ntk" else network.apply(at.params, inputs)
             matrix = theta if outputs is None else curvature.dense_gauss_newton(theta, outputs, program.ell)
-            values, errors, products = jnp.linalg.eigvalsh(matrix)[::-1][: program.top_k], None, None
+            values, errors, products = eigvalsh(matrix)[::-1][: program.top_k], None, None
             theta = _after(values[0], theta)
         else:
             values, errors, products = _values(at.spectra[name])

@@ -79,7 +79,7 @@ DATA = Table("data", (
 def load(data: str, wanted: Wanted) -> Shaped:
     """Of that name, or in that file or folder.  Raises ValueError, in one line, for what is neither."""
     if data in DATA:
-        return DATA[data].load(wanted)
+        return _checked(data, *DATA[data].load(wanted))
     if suffix(data) == ".txt":
         return _next_characters(read_text(data), wanted)
     if suffix(data) == ".npz" and not holds_images(data):
@@ -87,6 +87,12 @@ def load(data: str, wanted: Wanted) -> Shaped:
     images = _images(data, wanted)
     count = _given(wanted.samples, len(images.train_images))  # in random order: the first ones have the curvature
     return *images.train(wanted.loss, count, wanted.seed), images.train_images.shape[1:]
+
+
+def _checked(name, inputs, targets, shape) -> Shaped:
+    if not (inputs.ndim == targets.ndim == 2 and len(inputs) == len(targets)):
+        raise ValueError(f"data {name}: inputs {inputs.shape} and targets {targets.shape}: wanted (P, D) and (P, C)")
+    return inputs, targets, shape
 
 
 def suffix(data: str) -> str:

@@ -15,11 +15,12 @@ from limits.problem import Problem
 BUILDERS: dict[tuple[str, str], Callable[[Problem, int, Model], Network]] = {  # by family and architecture
     ("perceptron", "plain"): lambda problem, width, m: mlp(problem, width, m.depth, m.activation),
     ("perceptron", "residual"): lambda problem, width, m: resmlp(problem, width, m.depth, m.activation, m.block_size),
-    ("conv", "plain"): lambda problem, width, m: conv(problem, width, m.pooling),
-    ("convnet", "plain"): lambda problem, width, m: convnet(problem, width, m.depth, m.pooling),
-    ("convnet", "residual"): lambda problem, width, m: resconvnet(problem, width, m.depth, m.block_size, m.pooling),
-    ("vit", "residual"): lambda problem, width, m: vit(problem, width, m.depth),
-    ("gpt", "residual"): lambda problem, width, m: gpt(problem, width, m.depth),
+    ("conv", "plain"): lambda problem, width, m: conv(problem, width, m.pooling, m.activation),
+    ("convnet", "plain"): lambda problem, width, m: convnet(problem, width, m.depth, m.pooling, m.activation),
+    ("convnet", "residual"): lambda problem, width, m: resconvnet(
+        problem, width, m.depth, m.block_size, m.pooling, m.activation),
+    ("vit", "residual"): lambda problem, width, m: vit(problem, width, m.depth, activation=m.activation),
+    ("gpt", "residual"): lambda problem, width, m: gpt(problem, width, m.depth, activation=m.activation),
 }
 
 

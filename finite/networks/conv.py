@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from finite.networks import Architecture, Network, Params, Signal, once, parametrized, rowwise, standard_normal
 from finite.networks.mlp import check_sizes
+from limits.activations import ACTIVATIONS
 from limits.exponents.parametrization import fan_in_multiplier
 from limits.models import POOLINGS
 from limits.problem import Problem
@@ -26,7 +27,7 @@ Image = tuple[int, int, int]  # rows, columns, channels
 Map = Float[Array, "P _ _ _"]  # rows, columns, channels of each sample
 
 
-def conv(problem: Problem, width: int, pooling: str = "max") -> Network:
+def conv(problem: Problem, width: int, pooling: str = "max", activation: str = "relu") -> Network:
     """SimpleConvNet for the problem's images, outputs and parametrization.
 
     params = {"input": E (9·channels, N), "hidden": W (9·N, N), "readout": V (S·N, C)}
@@ -35,18 +36,18 @@ def conv(problem: Problem, width: int, pooling: str = "max") -> Network:
     Raises ValueError for a width below 1, inputs that are no images, and exponents that are not of a plain network.
     """
     check_sizes(width, 2)
-    return parametrized(_conv(problem.image, width, problem.num_outputs, pooling), problem, "plain", width, 2)
+    return parametrized(_conv(problem.image, width, problem.num_outputs, pooling, activation), problem, "plain", width, 2)
 
 
 @once
-def _conv(image: Image, width: int, num_outputs: int, pooling: str) -> Architecture:
+def _conv(image: Image, width: int, num_outputs: int, pooling: str, activation: str) -> Architecture:
     def forward(params, inputs):
         """f and the signals of every layer."""
         images = of_images(inputs, image)
         first = convolution(images, params["input"], stride=2)
-        seen = activated(first, pooling)
+        seen = activated(first, pooling, activation)
         second = convolution(seen, params["hidden"], stride=4)
-        last = read_out(activated(second, pooling), params["readout"])
+        last = read_out(activated(second, pooling, activation), params["readout"])
         signals = {
             "input": by_pixel(neighbourhoods(images, 2), first),
             "hidden 2": by_pixel(neighbourhoods(seen, 4), second),
@@ -106,13 +107,14 @@ def convolution(x: Map, kernel: Float[Array, "m n"], stride: int = 1) -> Map:
     return jax.checkpoint(lambda x, kernel: rowwise(neighbourhoods(x, stride), kernel))(x, kernel)
 
 
-def activated(x: Map, pooling: str) -> Map:
-    """pool φ(x).
+def activated(x: Map, pooling: str, activation: str) -> Map:
+    """pool φ(x), or φ of the largest.
 
-    The largest is φ of the largest, with the same derivatives: where it is positive, equal pixels share them, elsewhere there
-    are none.  So φ acts on a quarter of the pixels.
+    Of a φ that only grows the two are the same, with the same derivatives (of ReLU: where the largest is positive, equal
+    pixels share them, elsewhere there are none).  So φ acts on a quarter of the pixels.
     """
-    return jax.nn.relu(pooled(x, pooling)) if POOLINGS[pooling].first else pooled(jax.nn.relu(x), pooling)
+    phi = ACTIVATIONS[activation].phi
+    return phi(pooled(x, pooling)) if POOLINGS[pooling].first else pooled(phi(x), pooling)
 
 
 def pooled(x: Map, pooling: str, leave: int = 1) -> Map:

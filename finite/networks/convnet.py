@@ -28,12 +28,13 @@ from finite.networks.conv import (
     read_out,
 )
 from finite.networks.mlp import check_sizes
+from limits.activations import ACTIVATIONS
 from limits.problem import Problem
 
 STAGES = 3
 
 
-def convnet(problem: Problem, width: int, depth: int, pooling: str = "max") -> Network:
+def convnet(problem: Problem, width: int, depth: int, pooling: str = "max", activation: str = "relu") -> Network:
     """The plain network: ``depth`` convolutions, the stem is the first; the stages share the others as evenly as they can.
 
     params = {"input": E (9·channels, N), "hidden": W (depth − 1, 9·N, N), "readout": V (S·N, C)}
@@ -41,11 +42,13 @@ def convnet(problem: Problem, width: int, depth: int, pooling: str = "max") -> N
     Raises ValueError for sizes below 1, inputs that are no images, and exponents that are not of a plain network.
     """
     check_sizes(width, depth)
-    architecture = _convnet(problem.image, width, ("hidden",), depth - 1, 1, problem.num_outputs, pooling)
+    architecture = _convnet(problem.image, width, ("hidden",), depth - 1, 1, problem.num_outputs, pooling, activation)
     return parametrized(architecture, problem, "plain", width, depth)
 
 
-def resconvnet(problem: Problem, width: int, depth: int, block_size: int = 1, pooling: str = "max") -> Network:
+def resconvnet(
+    problem: Problem, width: int, depth: int, block_size: int = 1, pooling: str = "max", activation: str = "relu"
+) -> Network:
     """The residual network of ``depth`` blocks, which the stages share as evenly as they can.
 
     params = {"input": E (9·channels, N), "block_inner": U (L, k−1, 9·N, N), absent for k = 1, "block": W (L, 9·N, N),
@@ -54,16 +57,25 @@ def resconvnet(problem: Problem, width: int, depth: int, block_size: int = 1, po
     Raises ValueError for sizes below 1, inputs that are no images, and exponents that are not of a residual network.
     """
     check_sizes(width, depth, block_size)
-    architecture = _convnet(problem.image, width, ("block_inner", "block"), depth, block_size, problem.num_outputs, pooling)
+    roles, ends = ("block_inner", "block"), (problem.num_outputs, pooling, activation)
+    architecture = _convnet(problem.image, width, roles, depth, block_size, *ends)
     return parametrized(architecture, problem, "residual", width, depth, block_size)
 
 
 @once
 def _convnet(
-    image: Image, width: int, inside: tuple[str, ...], depth: int, block_size: int, num_outputs: int, pooling: str
+    image: Image,
+    width: int,
+    inside: tuple[str, ...],
+    depth: int,
+    block_size: int,
+    num_outputs: int,
+    pooling: str,
+    activation: str,
 ) -> Architecture:
     """``depth`` blocks, whose kernels have the roles ``inside``: "hidden", or "block_inner" and "block"."""
     residual, kernel, bounds = "block" in inside, (SIDE**2 * width, width), _bounds(depth)
+    phi = ACTIVATIONS[activation].phi
     left = pixels(lambda images: reduce(lambda x, stage: _pooled(x, stage, pooling), range(STAGES), images[:, ::2, ::2]), image)
     shapes = {
         "input": (SIDE**2 * image[2], width),
@@ -79,7 +91,7 @@ def _convnet(
         """The stream behind a block, and the signals within it."""
         signals, y = [], stream
         for kernel in (*weights.get("block_inner", ()), weights[inside[-1]]):
-            active = sqrt(2) * jax.nn.relu(y)
+            active = sqrt(2) * phi(y)
             y = convolution(active, kernel)
             signals.append(by_pixel(neighbourhoods(active), y))
         return stream + y if residual else y, signals
@@ -94,7 +106,7 @@ def _convnet(
                 stream, signals = jax.lax.scan(lambda h, kernels: watch(block(h, kernels)), stream, weights)
                 within.append(signals)
             stream = _pooled(stream, stage, pooling)
-        return by_pixel(neighbourhoods(images, 2), first), within, stream, read_out(jax.nn.relu(stream), params["readout"])
+        return by_pixel(neighbourhoods(images, 2), first), within, stream, read_out(phi(stream), params["readout"])
 
     def apply(params: Params, inputs: Float[Array, "P D"]) -> Float[Array, "P C"]:
         return forward(params, inputs, lambda behind: (behind[0], None))[-1].output

@@ -16,14 +16,14 @@ from finite.networks.transformer import HEADS, Sizes, check, init_blocks, matric
 from limits.problem import Problem
 
 
-def gpt(problem: Problem, width: int, depth: int, heads: int = HEADS) -> Network:
+def gpt(problem: Problem, width: int, depth: int, heads: int = HEADS, activation: str = "gelu") -> Network:
     """The network of ``depth`` blocks for the problem's tokens, outputs and parametrization.
 
     params = {"embedding": {"token": E (C, N), "place": e (T, N)}, "readout": V (N, C), and ``init_blocks``}
 
     Raises ValueError for sizes below 1, a width that the heads do not divide, and exponents that are not of a residual network.
     """
-    sizes = Sizes(width, depth, heads, causal=True)
+    sizes = Sizes(width, depth, heads, causal=True, activation=activation)
     check(sizes)
     return parametrized(_gpt(problem.num_inputs, sizes, problem.num_outputs), problem, "residual", width, depth, block_size=2)
 

@@ -34,12 +34,13 @@ Stream = Float[Array, "P T N"]
 
 
 class Sizes(NamedTuple):
-    """Of the blocks: width N, depth L, heads; ``causal``: no token sees those behind it."""
+    """Of the blocks: width N, depth L, heads; ``causal``: no token sees those behind it; ``activation`` of the perceptrons."""
 
     width: int
     depth: int
     heads: int
     causal: bool = False
+    activation: str = "gelu"
 
 
 def check(sizes: Sizes) -> None:
@@ -103,7 +104,7 @@ def _block(stream, weights, sizes):
     attended = rowwise(mixed, outer["attention"])
     y = normalized(stream + attended) * gain["mlp"]
     hidden = rowwise(y, inner["mlp"])
-    active = ACTIVATIONS["gelu"].phi(hidden) * fan_in_multiplier(RATIO)
+    active = ACTIVATIONS[sizes.activation].phi(hidden) * fan_in_multiplier(RATIO)
     computed = rowwise(active, outer["mlp"])
     signals = {
         "norm_gain": Signal(jnp.ones((1, 1), x.dtype), gain["mlp"][None]),

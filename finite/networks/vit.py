@@ -18,7 +18,9 @@ from limits.problem import Problem
 PATCH = 4  # pixels a side
 
 
-def vit(problem: Problem, width: int, depth: int, heads: int = HEADS, patch: int = PATCH) -> Network:
+def vit(
+    problem: Problem, width: int, depth: int, heads: int = HEADS, patch: int = PATCH, activation: str = "gelu"
+) -> Network:
     """The network of ``depth`` blocks for the problem's images, outputs and parametrization.
 
     params = {"input": E (patch²·channels, N), "embedding": e (T, N), "readout": V (N, C), and ``init_blocks``}
@@ -26,7 +28,7 @@ def vit(problem: Problem, width: int, depth: int, heads: int = HEADS, patch: int
     Raises ValueError for sizes below 1, a width that the heads do not divide or an image that the patches do not, and
     exponents that are not of a residual network.
     """
-    sizes, image = Sizes(width, depth, heads), problem.image
+    sizes, image = Sizes(width, depth, heads, activation=activation), problem.image
     check(sizes)
     if patch < 1 or image[0] % patch or image[1] % patch:
         raise ValueError(f"images of {image[0]}×{image[1]} pixels do not fall into patches of {patch}×{patch}")

@@ -171,7 +171,7 @@ def _over_shampoo(rule, state, adam=False):
     return lambda v: jax.tree.unflatten(jax.tree.structure(v), map(divided, metrics, jax.tree.leaves(v)))
 
 
-UPDATES = Table("optimizer", (
+UPDATES = Table("update (finite.training.descent.UPDATES) of optimizer", (
     Update("sgd", _sgd, _identity),
     Update("adam", _adam, _over_adam, decay_in_gradient=True),
     Update("adamw", _adamw, _over_adam),

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from optax import contrib
 
 from limits.exponents.algebra import MUON_SCALES, VECTORS
+from limits.machine import eigh
 
 Choice = Callable[[str], optax.GradientTransformation]  # of a role
 
@@ -115,7 +116,7 @@ def shampoo(betas: tuple[Array, Array], epsilon: Array, *, adam: bool = False) -
 
 def bases(state: Sides, beta: Array, epsilon: Array, *, adam: bool = False) -> Bases:
     """Of stacks of matrices, too."""
-    (left, U), (right, V) = (jnp.linalg.eigh(side / _unbiased(state, beta)) for side in (state.left, state.right))
+    (left, U), (right, V) = (eigh(side / _unbiased(state, beta)) for side in (state.left, state.right))
     p = ((jnp.maximum(left, 0)[..., :, None] + epsilon) * (jnp.maximum(right, 0)[..., None, :] + epsilon)) ** 0.25
     return Bases(U, V, root_of_squares(state, beta, epsilon) if adam else p)
 

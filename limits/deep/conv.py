@@ -37,7 +37,7 @@ from limits.machine import in_float64
 from limits.models import MODELS, POOLINGS
 from limits.problem import Problem
 from limits.repeats import errors_of, first_ranks
-from limits.theories import features_stay, insist, other_powers, unknown_to_all
+from limits.theories import features_stay, insist, other_layers, other_powers, unknown_to_all
 from limits.trajectory import Trajectory
 
 SAMPLES, REPEATS = 2048, 4
@@ -129,10 +129,8 @@ def refuses(problem: Problem) -> str | None:
     """Why there is no such limit."""
     if refusal := unknown_to_all(problem) or other_powers(problem.scaling()) or features_stay(problem):
         return refusal
-    if problem.network.family not in FAMILIES:
-        return f"no limit is known for {problem.model} in {problem.scaling().name}"
-    if problem.network.block_size > 1:
-        return f"no limit of blocks of {problem.network.block_size} convolutions is known: block_size 1 only"
+    if refusal := other_layers(problem, FAMILIES, "convolutions"):
+        return refusal
     if len(kind_of(problem).pools) == 1:  # the readout's alone
         return "no limit is known of one convolution and a readout: depth 2 at least"
     return None

@@ -41,7 +41,7 @@ from limits.machine import RATE, in_float64, require_memory, two_digits
 from limits.problem import Problem
 from limits.repeats import errors_of, first_ranks
 from limits.spectra import leading_eigenvalues
-from limits.theories import features_stay, insist, other_powers, unknown_to_all
+from limits.theories import features_stay, insist, other_layers, other_powers, unknown_to_all
 from limits.trajectory import Trajectory, hessian_left_open
 
 TOLERANCE = 1e-3  # what is left out of sampled fields, where they move by one: a tenth of the error at 8192 samples
@@ -238,16 +238,9 @@ def insist_on_room(problem: Problem, samples: int = 8192, repeats: int = 8, *, h
 
 def refuses(problem: Problem) -> str | None:
     """Why there is no such limit."""
-    model = problem.network
-    if refusal := unknown_to_all(problem) or other_powers(problem.scaling()):
+    if refusal := unknown_to_all(problem) or other_powers(problem.scaling()) or features_stay(problem):
         return refusal
-    if model.family != "perceptron":
-        return f"no limit is known for {problem.model} in {problem.scaling().name}"
-    if refusal := features_stay(problem):
-        return refusal
-    if model.block_size > 1:
-        return f"no limit of blocks of {model.block_size} matrices is known: block_size 1 only"
-    return None
+    return other_layers(problem, ("perceptron",), "matrices")
 
 
 def _read(problem, samples, repeats) -> tuple[Kind, Data]:

@@ -31,7 +31,7 @@ from limits.losses import LOSSES
 from limits.machine import in_float64
 from limits.problem import Problem, given_outputs
 from limits.spectra import largest
-from limits.theories import insist, unknown_to_all
+from limits.theories import insist, insist_on_outputs, unknown_to_all
 from limits.trajectory import Trajectory
 
 DENSE_ROWS = 500  # up to this size a matrix is decomposed, beyond it Lanczos (ARPACK, to rounding) takes over
@@ -62,8 +62,7 @@ def loss_law(problem: Problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarra
     about 2 % of the standard deviation.  Raises as ``solve``, and ValueError where f(0) vanishes.
     """
     insist(refuses(problem))
-    if output_exponent(problem.scaling()) > 0:
-        raise ValueError(f"the limit of {problem.scaling().name} does not depend on f(0): its loss has no spread")
+    insist_on_outputs(problem)
     nngp, theta = kernels(problem)
     values, vectors = np.linalg.eigh(nngp)
     spread = vectors * np.sqrt(np.clip(values, 0, None)) / problem.richness  # f(0) = spread · N(0, 1)

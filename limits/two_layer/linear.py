@@ -35,11 +35,11 @@ from jaxtyping import Array, Float
 
 from limits.coordinates import Coordinates, coordinates
 from limits.descent import Descent, descent, follow, heavy_ball
-from limits.exponents.parametrization import fan_in_multiplier, laziness, output_exponent
+from limits.exponents.parametrization import fan_in_multiplier, laziness
 from limits.losses import LOSSES
 from limits.machine import computing, in_float64
 from limits.problem import Problem, given_outputs
-from limits.theories import insist, unknown_to_all
+from limits.theories import insist, insist_on_outputs, unknown_to_all
 from limits.trajectory import Trajectory
 from limits.two_layer import linear_curvature as curvature
 from limits.two_layer.linear_curvature import OrderParameters
@@ -151,8 +151,7 @@ def loss_law(problem: Problem) -> tuple[Float[np.ndarray, " T"], Float[np.ndarra
     W_0 has entries N(0, 1/(γ0²D)) and W_t is affine in it, so the loss is a quadratic form of a Gaussian.
     Raises ValueError for other parametrizations, whose limit is not random.
     """
-    if output_exponent(problem.scaling()) != 0:
-        raise ValueError(f"the limit of {problem.scaling().name} does not depend on f(0): its loss has no spread")
+    insist_on_outputs(problem)
     mean, deviation = _loss_law(*_setup(problem, None, None, None), descent(problem))
     return np.asarray(mean), np.asarray(deviation)
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from limits.machine import eigh, eigvalsh, in_float64
+from limits.machine import eigh, eigvalsh, in_float64, inv
 from limits.spectra import Spectrum, largest, leading_eigenvalues, spectrum
 from limits.two_layer import block_lanczos
 
@@ -34,8 +34,8 @@ DENSE_LIMIT = 1024  # above this dimension the top of a spectrum is found by blo
 
 
 @jax.custom_jvp
-def _inverse(matrix):  # one after the other, as in ``eigh``
-    return jax.custom_batching.sequential_vmap(jnp.linalg.inv)(matrix)
+def _inverse(matrix):
+    return inv(matrix)
 
 
 @_inverse.defjvp

@@ -32,7 +32,7 @@ from jaxtyping import Float
 
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
-from limits.repeats import errors_of, first_ranks, scatter
+from limits.repeats import check_repeats, errors_of, first_ranks, scatter
 from limits.spectra import Spectrum, spectrum
 from limits.theories import insist
 from limits.trajectory import Trajectory, hessian_left_open
@@ -77,8 +77,7 @@ def solve(
     Raises ValueError for another parametrization, optimiser or depth and for clouds that are none; MemoryError before it
     starts.
     """
-    if repeats < 2:
-        raise ValueError(f"{repeats} repeats: a standard error needs two")
+    check_repeats(repeats)
     clouds = [_trajectory(problem, times, hessian) for times in _clouds(problem, particles, repeats, seed)]
     of_clouds = {name: np.stack([cloud[name] for cloud in clouds]) for name in clouds[0]}
     in_bulk, signals = of_clouds.pop(IN_BULK, None), of_clouds.pop(SIGNAL)
@@ -86,7 +85,7 @@ def solve(
     errors = errors_of(values, of_clouds, averaged=1)
     if hessian:
         errors["hessian_eigenvalues"][in_bulk.any(0)] = np.inf
-    if hessian and problem.network.nonlinearity.kinked:
+    if hessian and problem.network.nonlinearity.bent:
         _put_edges(values, errors, *_edges(problem, signals, of_clouds["residual_eigenvalues"][..., 0].max(0)))
     values, errors = (first_ranks(numbers, problem.top_k) for numbers in (values, errors))
     left_open = LEFT_OPEN if hessian else hessian_left_open("it was not asked for")

@@ -15,7 +15,8 @@ An eigenvalue of the Hessian is differentiated as the Rayleigh quotient of its e
     y = y_0 + (λ_0 − H_0)⁺ H y_0,      which makes <y, Hy>/<y, y> right to third order
 
 Eigenvalues that others are close to, or that lie in the bulk (``limits.two_layer.meanfield``), have no such law: NaN.  Nor do
-networks with a kink from here, as of ReLU: those that a moved neuron crosses are a density that no cloud's derivative contains.
+networks with a kink from here, as of ReLU or a hard tanh: what a moved neuron crosses is a density that no cloud's derivative
+contains.
 
 **Split groups.**  At step 0 neurons know no output from another, Θ = K ⊗ 1 with K = Σ_c Θ_cc/C: C eigenvalues are one in the
 limit (of the Gauss-Newton matrix of cross-entropy, C − 1).  A network's split at order N^{-1/2}, into the branches of
@@ -36,6 +37,7 @@ from limits.descent import Descent, descent
 from limits.law import Group, Prediction, branches, groups, law_of_draws, second_order
 from limits.machine import by_batches, in_float64, require_memory
 from limits.problem import Problem
+from limits.repeats import check_repeats
 from limits.spectra import apart, largest, leading_eigenvalues
 from limits.theories import insist
 from limits.two_layer import particles as system
@@ -83,8 +85,7 @@ def predict(
     Raises ValueError and MemoryError as ``limits.two_layer.meanfield.solve``.
     """
     insist(system.refuses(problem))
-    if repeats < 2:
-        raise ValueError(f"{repeats} repeats: a standard error needs two")
+    check_repeats(repeats)
     if problem.network.nonlinearity.kinked:
         return None
     n, rank, k = min(problem.inputs.shape) + problem.num_outputs, problem.targets.size, problem.top_k

@@ -344,7 +344,8 @@ def xla(x, kernel, stride):
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")) / 3
 
 
-CONVOLUTIONS = {"package": (convolution, activated), "XLA": (xla, lambda x, pooling: pooled(jax.nn.relu(x), pooling))}
+CONVOLUTIONS = {"package": (convolution, partial(activated, activation="relu")),
+                "XLA": (xla, lambda x, pooling: pooled(jax.nn.relu(x), pooling))}  # fmt: skip
 
 
 def forward(name, image, params, inputs):
