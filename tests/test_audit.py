@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas
 import pytest
 from benchmarks.audit import RIGHT, draw, norm
 
@@ -21,6 +22,7 @@ from comparisons.audit.command import answer, refuse_unwritable
 from comparisons.audit.measure import Measured, _answers, answers_of
 from comparisons.audit.options import PROGRAM, Options
 from comparisons.audit.verdict import Findings, Suspect, power
+from finite.networks import from_file
 from finite.networks.own import Model
 from finite.networks.roles import roles
 from limits.command.arguments import read
@@ -374,14 +376,111 @@ def test_the_command(tmp_path):
     (("mine.py:MODEL",), '--optimizer is missing: "optax.adamw(1e-3)", say'),
     (("mine.py:MODEL", "--optimizer", "optax.adamw"),
      "optimizer is the function optax.adamw itself: wanted what it returns, optax.adamw(1e-3), say"),
-    (("mine.py:MODEL", "--optimizer", "optax.adamm"), "--optimizer 'optax.adamm': module 'optax' has no attribute 'adamm'"),
+    (("mine.py:MODEL", "--optimizer", "optax.adamm"),
+     "optimizer at width 64: --optimizer 'optax.adamm': module 'optax' has no attribute 'adamm'"),
+    (("mine.py:MODEL", "--optimizer", "optax.adam("), "--optimizer 'optax.adam(': '(' was never closed"),
+    (("mine.py:build", "--loss", "mse", "--batch", "empty.npz"), "empty.npz is no file of arrays"),
+    (("mine.py:build", "--loss", "mse", "--batch", "one.npz"), "one.npz is no file of arrays"),
+    (("mine.py:build", "--loss", "mse", "--batch", "words.npz"), "batch holds an array of <U1: wanted arrays of numbers"),
+    (("mine.py:build", "--loss", "mse", "--batch", "mine.py:fails"), "mine.py:fails(): KeyError: 'x'"),
 ])  # fmt: skip
 def test_mistakes_of_the_command(words, line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(FILE + "from test_audit import MODEL")
+    (tmp_path / "mine.py").write_text(FILE + "from test_audit import MODEL\ndef fails(): return {}['x']")
+    (tmp_path / "empty.npz").touch()
+    np.save(tmp_path / "one.npy", np.ones(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    np.savez(tmp_path / "words.npz", inputs=np.array(["a"]), targets=np.ones(1))
     with pytest.raises(SystemExit) as end:
         answer(read(Options, PROGRAM, words))
     assert (end.value.code, capsys.readouterr().err) == (2, f"{PROGRAM}: {line}\n")
+
+
+def test_a_file_may_have_neighbours_and_dataclasses_with_annotations_of_the_future(tmp_path):
+    """And an optimiser's words are read at no width that nobody asked for."""
+    (tmp_path / "neighbour.py").write_text("SIZE = 3")
+    (tmp_path / "mine.py").write_text("""from __future__ import annotations
+from dataclasses import dataclass
+from neighbour import SIZE
+@dataclass
+class Config:
+    size: int = SIZE
+""")
+    assert from_file.attribute(f"{tmp_path}/mine.py:Config")().size == 3
+    assert from_file.optimizer("optax.adam(0.01 / math.log2(width))")(16).init
+
+
+def gains(power, std=0.0):
+    """A readout of one output, written as a product entry by entry that is summed."""
+    def of_width(width, key):
+        first, last = jax.random.normal(key, (6, width)), jax.random.normal(jax.random.fold_in(key, 1), (width,)) * width**std
+        return {"first": first / 6**0.5, "last": last}, (
+            lambda p, x: jnp.sum(jnp.tanh(x @ p["first"]) * p["last"], -1, keepdims=True) * width**power)
+
+    return Model(of_width, "mse", (BATCH[0], BATCH[1][:, :1]))
+
+
+def test_a_readout_may_be_a_sum_of_products():
+    audit = found(gains(-0.5), optax.adam(0.02))
+    assert [str(suspect) for suspect in audit.suspects] == ["last: readout multiplier: N^-1/2 found, N^-1 wanted"]
+    assert found(gains(-1.0), optax.adam(0.02)).ok
+    changes = comparisons.parametrize(gains(-0.5), "mup", optimizer=optax.adam(0.02)).changes
+    assert {name: (c.initial.N, c.rate.N) for name, c in changes.items()} == {"first": (0, 0), "last": (-0.5, -0.5)}
+
+
+def changed(function):
+    """The network of this file, of params that are looked at before."""
+    def of_width(width, key):
+        params, apply = build(width, key)
+        return params, lambda p, x: apply(function(p), x)
+
+    return Model(of_width, "mse", BATCH)
+
+
+def test_weights_without_a_gradient_are_named():
+    stop = jax.lax.stop_gradient
+    audit = found(changed(lambda p: p | {"second": stop(p["second"])}))
+    assert audit.remarks == ("second: the loss has no gradient there: its learning rate is not checked",)
+    assert str(audit).endswith("passes, as far as it is checked")
+    with pytest.raises(ValueError, match=r"^no weight has a gradient: the loss does not depend on them$"):
+        found(changed(stop))
+
+
+def test_what_goes_up_its_gradient_is_named():
+    """optax.masked hands on the raw gradient of what it leaves out; a chain of scale_by's may forget the sign."""
+    params, _ = build(8, jax.random.key(0))
+    nothing = jax.tree.map(lambda _: False, params)
+    others = {name: name != "second" for name in params}
+    told = "second: optimizer: goes up the gradient: no optimizer acts on it, or the sign is missing"
+    rest = optax.masked(optax.adam(0.02), others)
+    suspects = found(optimizer=optax.chain(optax.masked(optax.contrib.muon(0.02), nothing), rest)).suspects
+    assert told in map(str, suspects)
+    suspects = found(optimizer=optax.chain(optax.scale_by_adam(), optax.scale(0.01))).suspects
+    assert {suspect.weights[0] for suspect in suspects if suspect.number == "optimizer"} == set(params)
+
+
+def test_a_constant_epsilon_is_one():
+    suspects = found(optimizer=rates(optax.adam(0.02, eps=1e-3), second=-1)).suspects
+    powers = {suspect.weights: suspect.found for suspect in suspects if suspect.number == "epsilon"}
+    assert powers
+    assert all(abs(power) < 0.02 for power in powers.values())
+
+
+def test_little_decay_that_falls_with_a_rate_is_seen():
+    """At the largest width it is less than a hundredth of an update."""
+    optimizer = rates(optax.adamw(0.02, weight_decay=0.1), second=-1)
+    suspects = [str(suspect) for suspect in found(optimizer=optimizer).suspects]
+    assert suspects == ["second: weight decay times learning rate: N^-1 found, N^0 wanted"]
+
+
+def test_batches_of_other_libraries_and_outputs_that_are_no_numbers():
+    def of_width(width, key):
+        params, apply = build(width, key)
+        return params, lambda p, x: (apply(p, x), x > 0)
+
+    frames = tuple(pandas.DataFrame(array) for array in BATCH)
+    model = Model(of_width, lambda outputs, targets: jnp.mean((outputs[0] - targets) ** 2) / 2, frames)
+    assert found(model).ok
 
 
 @pytest.mark.slow

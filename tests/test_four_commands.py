@@ -212,14 +212,7 @@ def kept(folder):
     return len(list(folder.rglob("cells/**/*.npz")))
 
 
-def others_long(usual):
-    """The engine is one (comparisons/cells.py): in the usual run one command stands for all four."""
-    cases = [pytest.param(name, marks=[] if name == usual else pytest.mark.long) for name in COMMANDS]
-    return pytest.mark.parametrize("finished", cases, indirect=True)
-
-
 @pytest.mark.slow
-@others_long("convergence")  # with a limit, a prediction and networks
 def test_killed_at_random_moments_the_numbers_are_the_same(finished, tmp_path):
     """Processes forked from one that has imported the command, but computed nothing."""
     name, main, arguments, whole = finished
@@ -242,7 +235,6 @@ def test_killed_at_random_moments_the_numbers_are_the_same(finished, tmp_path):
 
 
 @pytest.mark.slow
-@others_long("transfer")  # whose later cells depend on what the earlier ones have found
 def test_processes_give_the_same(finished, tmp_path):
     _, main, arguments, whole = finished
     main([*arguments, "--processes", "2", "--out", str(tmp_path / "run")])

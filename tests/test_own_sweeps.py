@@ -48,6 +48,7 @@ three = 3
 of_five = lambda width, key: (build(5, key))
 wrong = lambda width, key: (build(width, key)[0], lambda params, x: x @ params["last"])
 ragged = np.zeros((4, 3), np.float32), np.zeros((5, 2), np.float32)
+infinite = np.zeros((12, 3), np.float32), np.full((12, 2), 1e30, np.float32)
 MODEL = Model(build, half, (np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)))
 """
 
@@ -260,7 +261,8 @@ def test_killed_and_on_two_processes(finished, monkeypatch, tmp_path):
     (["--batch", "plain.py:ragged"], "plain.py:ragged: inputs and targets are of different numbers of samples, 4, 5"),
     (["--batch", ""], "plain.py:build has no batch: give --batch, or a Model"),
     (["--batch-size", "13"], "batch size 13 must be from 1 to the 12 samples"),
-    (["--optimizer", "adam"], "--optimizer 'adam': name 'adam' is not defined"),
+    (["--batch", "plain.py:infinite"], "the loss at width 4 is inf at step 0: there is nothing to train"),
+    (["--optimizer", "adam"], "optimizer at width 4: --optimizer 'adam': name 'adam' is not defined"),
     (["--optimizer", "sgd"], '--optimizer is missing: "optax.adamw(1e-3)", say'),
     (["--optimizer", "3"], "optimizer is int: wanted an optax transformation, or a function of the width"),
 ])  # fmt: skip

@@ -199,6 +199,8 @@ def _answers(optimizer, fresh, gradient, state, params, initial) -> list[dict[st
             "drowned": jnp.where(within, jnp.abs(jnp.mean(rest[0] * d)) / (_rms(rest[0]) * _rms(d)), 0.0),
             "growth": jnp.where(answered, jnp.log2(_rms(twice - momentum) / _rms(plain - momentum)), 0.0),
             "muted": _rms(plain) / _rms(large), "noise": _rms(noise) / _rms(plain),
+            "damped": _median(jnp.abs(large / plain) - 1), "epsilon": _median(jnp.abs(g) * (jnp.abs(large / plain) - 1)),
+            "uphill": jnp.where(fresh, jnp.mean(plain * g) / (_rms(plain) * _rms(g)), 0.0),
             "entrywise": _rms(scaled - large) / _rms(large), "relative": _rms(heavy - large - apart) / _rms(large),
         })  # fmt: skip
     return answers
@@ -221,9 +223,16 @@ def _compared(start, after_one, end, initial, params):
             "own_per_input": _rms(first.own) / _rms(first.arriving), "bound": _rms(at_end.arriving) * _rms(at_end.own),
             "own_at_end": _rms(at_end.own) / _rms(at_end.arriving),
         })  # fmt: skip
+    outputs, outputs_end = ([leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+                            for tree in (outputs, outputs_end))  # fmt: skip
     change = jax.tree.map(jnp.subtract, outputs_end, outputs)
     moved = [_rms(a - b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(initial), strict=True)]
     return uses, {"f": _rms(outputs), "delta_f": _rms(change)}, moved
+
+
+def _median(values: jax.Array) -> jax.Array:
+    """Of those that are finite."""
+    return jnp.nanmedian(jnp.where(jnp.isfinite(values), values, jnp.nan))
 
 
 def _rms(tree: Any) -> jax.Array:

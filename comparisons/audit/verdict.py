@@ -29,7 +29,8 @@ TOLERANCE = 0.1  # within which an exponent agrees, as in ``coord_check``
 APART = 0.2  # a number or a size is wrong where its whole interval is farther off: faults are of a quarter or more
 STRAIGHT = 0.75  # of the slope that a power law has among the largest widths at least
 FELT = 0.8  # an ε matters where it makes an update smaller than so much of what it would be
-SMALL = 0.01  # of an update: decay is not compared below
+SMALL = 0.01  # of an update: noise is not told of below
+LITTLE = 0.001  # of an update at any width: decay is not compared below
 ROUNDING = 1e-5  # of the largest gradient: smaller ones are rounding errors
 LINEAR, ENTRYWISE = COMMON  # whose exponents an optimiser takes, by what it does to gradients; or of neither
 WHOLE = "whole"
@@ -163,6 +164,8 @@ class Findings:
         self.remarks: list[str] = []
         leaves = dict.fromkeys(name for quantity, name in measured.sizes[0] if quantity == "gradient")
         self.largest_gradient = max(self.typical("gradient", path) for path in leaves)
+        if not self.largest_gradient:
+            raise ValueError("no weight has a gradient: the loss does not depend on them")
         scores = [role.use.path for role in measured.roles if role.use.operation == SCORES]
         self.of_attention = {path for made_by in scores for path in made_by.split(" · ")}
         for role in measured.roles:
@@ -235,7 +238,7 @@ class Findings:
         size = _times(self.fitted("std", path), role.multiplier)
         off_std = self.row(path, operation, "initial size", size, wanted.std, at_most=role.name == "readout")
         linear = 2 if kind == LINEAR else 1
-        if not self.moved(path):
+        if not self.moved(path) or self.uphill(path):
             off_rate = 0.0
         elif kind == LINEAR:
             rate = _times(self.fitted("update", path, ("gradient", path)), 2 * role.multiplier)
@@ -279,30 +282,47 @@ class Findings:
     def moved(self, path) -> bool:
         return self.typical("total", path) > 0
 
+    def uphill(self, path) -> bool:
+        """Whether what the optimiser first makes of a gradient goes up it."""
+        return self.typical("uphill", path) > 0.5
+
     def of_leaf(self, path: str) -> None:
         gradient = self.typical("gradient", path)
         if not gradient:
+            if not any(role.use.path == path and role.use.operation == UNUSED for role in self.measured.roles):
+                self.remarks.append(f"{path}: the loss has no gradient there: its learning rate is not checked")
             return
         if not self.moved(path):
             self.suspects.append(Suspect((path,), "optimizer", told="never moved, though it has a gradient"))
+            return
+        if self.uphill(path):
+            told = "goes up the gradient: no optimizer acts on it, or the sign is missing"
+            self.suspects.append(Suspect((path,), "optimizer", told=told))
             return
         if gradient < ROUNDING * self.largest_gradient:
             return
         muted = [np.median(values) for values in self.measured.by_width("muted", path)]
         if self.kind(path) != LINEAR and muted[-1] < FELT:
-            over = [1 / np.minimum(values, 1 - 1e-7) - 1 for values in self.measured.by_width("muted", path)]
-            off = self.row(path, "", "ε", exponent_of(self.measured.widths, over), 0.0)
+            off, epsilon = self.of_epsilon(path)
             if off > 0:
-                gradient = self.fitted("gradient", path)[0]
-                self.add(path, "epsilon", gradient + off, gradient)
+                self.add(path, "epsilon", epsilon, epsilon - off)
         if self.typical("drowned", path) > FELT:
             self.suspects.append(Suspect((path,), "weight decay", told="within the gradient, which it drowns"))
-        decay, std, update = (self.typical(name, path) for name in ("decay", "std", "update"))
-        if decay * std > SMALL * update:
+        decay, std, update = (np.array([self.typical(name, path, width) for width in range(len(self.measured.widths))])
+                              for name in ("decay", "std", "update"))  # fmt: skip
+        if (decay * std > LITTLE * update).any():
             fit = self.fitted("decay", path)
             off = self.row(path, "", "decay", fit, 0.0)
             if off:
                 self.add(path, "weight decay times learning rate", fit[0], fit[0] - off)
+
+    def of_epsilon(self, path: str) -> tuple[float, float]:
+        """(by how much it is off beside the gradient, its exponent): of entries, where these have one each."""
+        if self.kind(path) == ENTRYWISE:
+            return self.row(path, "", "ε", self.fitted("damped", path), 0.0), self.fitted("epsilon", path)[0]
+        over = [1 / np.minimum(values, 1 - 1e-7) - 1 for values in self.measured.by_width("muted", path)]
+        off = self.row(path, "", "ε", exponent_of(self.measured.widths, over), 0.0)
+        return off, self.fitted("gradient", path)[0] + off
 
     def add(self, path: str, number: str, exponent: float, wanted: float) -> None:
         """Beside others of the same fault."""

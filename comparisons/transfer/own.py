@@ -11,7 +11,7 @@ from comparisons import estimate, pairs
 from comparisons.cells import Report, Store, Values, Work
 from comparisons.options import OwnOptions, settings
 from comparisons.transfer.networks import EDGE, Cell, first_of
-from finite.training.own import DEFINITIONS, Recipe, has_adam, program_of, train
+from finite.training.own import DEFINITIONS, Recipe, check_start, has_adam, program_of, train
 from limits.trajectory import OBSERVABLES, Observable
 
 
@@ -86,6 +86,7 @@ def own_networks(options: OwnOptions) -> tuple[OwnNetworks, dict]:
     """And the configuration of their run.  Raises ValueError, in one line, for what their files do not say."""
     o, recipe = options, options.recipe()
     programs = [program_of(recipe, width) for width in sorted(o.widths)]  # raises here what it cannot be
+    check_start(recipe, min(o.widths))
     followed = "preconditioned_sharpness" if has_adam(programs[0]) else "hessian_eigenvalues"
     networks = OwnNetworks(recipe, tuple(sorted(o.learning_rates)), o.seed, o.seeds, o.curvature_samples, followed)
     return networks, settings(o) | {"own_sha256": recipe.digest()}

@@ -56,6 +56,14 @@ class Objective:
         return loss_of(self.loss, self.apply(params, batch[0]), batch[1])
 
 
+def _check(batch_loss, batch) -> None:
+    """Raises ValueError, in one line: within compiled code neither would be told by its name."""
+    if not isinstance(batch_loss, Objective):
+        raise ValueError(f"batch_loss is {type(batch_loss).__name__}: wanted Objective(apply, loss), of an apply that is built")
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"batch is {type(batch).__name__}: wanted the pair (inputs, targets)")
+
+
 def objective(model: Model, apply: Callable) -> Objective:
     """Of a model at the ``apply`` that it has built."""
     return Objective(apply, model.of_outputs)
@@ -74,6 +82,7 @@ def sharpness(
 
     Raises MemoryError, in one line, where not even ``FEWEST`` vectors fit; ValueError where nothing is selected.
     """
+    _check(batch_loss, batch)
     if top < 1:
         raise ValueError(f"top {top}: wanted at least 1")
     chosen = _chosen(params, select)
@@ -188,7 +197,9 @@ def _combination(rows, weights):
 def trace(
     batch_loss: Objective, params: Any, batch: Any, key: Any, *, select: str | None = None, probes: int = 16
 ) -> tuple[Any, Any]:
-    """(tr H, its standard error) from random signs (Hutchinson 1990); probes at least 2."""
+    """(tr H, its standard error) from random signs (Hutchinson 1990).  Raises ValueError for fewer than two probes."""
+    if probes < 2:
+        raise ValueError(f"probes {probes}: a standard error needs two")
     matvec, like = _hessian(batch_loss, _chosen(params, select), params, batch)
 
     def sample(key):

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,25 +39,31 @@ def optimizer(text: str) -> Any:
         return attribute(text)
     import optax
 
+    try:
+        code = compile(text, "--optimizer", "eval")
+    except SyntaxError as fault:
+        raise ValueError(f"--optimizer {text!r}: {fault.msg}") from None
+
     def at(width):
         try:
-            return eval(text, {"optax": optax, "math": math, "np": np, "width": width})  # the user's own words
+            return eval(code, {"optax": optax, "math": math, "np": np, "width": width})  # the user's own words
         except Exception as fault:
             raise ValueError(f"--optimizer {text!r}: {fault}") from None
 
-    at(1)
     return at
 
 
 def attribute(text: str) -> Any:
-    """FILE.py:NAME, imported from that file.  Raises ValueError where there is none."""
+    """FILE.py:NAME, imported from that file, whose neighbours it may import.  Raises ValueError where there is none."""
     file, _, name = text.rpartition(":")
     if not file.endswith(".py") or not name:
         raise ValueError(f"{text}: wanted FILE.py:NAME")
     if not Path(file).is_file():
         raise ValueError(f"{file}: no such file")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    module = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location(f"of {Path(file).resolve()}", file)  # no module that anybody imports
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # a dataclass looks for its own there
+    if (folder := str(Path(file).resolve().parent)) not in sys.path:
+        sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
     except Exception as fault:  # whatever the user's file does
@@ -69,15 +76,16 @@ def attribute(text: str) -> Any:
 def _batch(text: str) -> tuple[Any, Any]:
     if ".py:" in text:
         batch = attribute(text)
-        return batch() if callable(batch) else batch
+        with theirs(f"{text}()"):
+            return batch() if callable(batch) else batch
     if not text.endswith(".npz"):
         raise ValueError(f"{text}: wanted FILE.npz or FILE.py:NAME")
     try:
-        with np.load(text) as arrays:
+        with np.load(text) as arrays:  # one array alone is no context: TypeError
             if missing := {"inputs", "targets"} - set(arrays):
                 raise ValueError(f"{text} has no array {sorted(missing)[0]}: wanted inputs and targets")
             return arrays["inputs"], arrays["targets"]
-    except BadZipFile:
+    except (BadZipFile, EOFError, TypeError):
         raise ValueError(f"{text} is no file of arrays") from None
 
 

@@ -46,6 +46,7 @@ class Model:
         require_known(self.loss)
         if not isinstance(self.batch, tuple | list) or len(self.batch) != 2:
             raise ValueError(f"batch is {_kind(self.batch)}: wanted the pair (inputs, targets)")
+        object.__setattr__(self, "batch", jax.tree.map(_numbers, tuple(self.batch)))
 
     @property
     def loss_name(self) -> str:
@@ -142,6 +143,17 @@ def _path(keys) -> str:
     words = [str(next(getattr(key, field) for field in ("key", "name", "idx") if hasattr(key, field))) for key in keys]
     of_variable = len(words) > 1 and words[-1] == "value" and hasattr(keys[-1], "name")  # nnx: its array
     return "/".join(words[:-1] if of_variable else words) or "params"
+
+
+def _numbers(leaf: Any) -> Any:
+    """A leaf of a batch as an array of ours: a tensor, a data frame.  Raises ValueError for one that holds no numbers."""
+    if not _is_array(leaf) and hasattr(leaf, "__array__"):
+        with theirs(f"batch holds {_kind(leaf)}"):
+            leaf = np.asarray(leaf)
+    dtype = jnp.asarray(leaf).dtype if isinstance(leaf, float | int) else getattr(leaf, "dtype", None)
+    if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_, jax.dtypes.prng_key)):
+        raise ValueError(f"batch holds {_kind(leaf) if dtype is None else f'an array of {dtype}'}: wanted arrays of numbers")
+    return leaf
 
 
 def _is_array(value) -> bool:

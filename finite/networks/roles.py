@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from finite.networks.own import Model, paths, require_model
+from finite.networks.own import Model, paths, require_model, theirs
 
 MOVES = {"reshape", "transpose", "tile", "convert_element_type", "squeeze", "broadcast_in_dim", "copy", "copy_p", "expand_dims",
          "stop_gradient", "reduce_precision", "sharding_constraint", "rev", "neg"}  # fmt: skip
@@ -104,7 +104,8 @@ def follow(
         outputs_tree[:] = [structure]
         return outputs
 
-    closed = jax.make_jaxpr(of_leaves)(leaves, flat)
+    with theirs("apply(params, inputs)"):
+        closed = jax.make_jaxpr(of_leaves)(leaves, flat)
     walk = _Walk(factors, initial is not None)
     weights = [
         _Value(leaf, _Weight(path, leaf.size, start)) for leaf, path, start in zip(leaves, paths(params), starts, strict=True)
@@ -209,9 +210,10 @@ def roles_of(uses: Sequence[Sequence[Use]], widths: Sequence[int]) -> list[Role]
 
 
 def grows(power: float) -> int | None:
-    """Whether a size is of the first power of the width, or of none; None where it is neither."""
-    nearest = round(power)
-    return nearest if nearest in (0, 1) and abs(power - nearest) < 0.2 else None  # 8N/3 may be rounded to a multiple of 64
+    """Whether a size is of the first power of the width, or the same at all; None where it is neither (1024 + N, say)."""
+    if power == 0:
+        return 0
+    return 1 if abs(power - 1) < 0.2 else None  # 8N/3 may be rounded to a multiple of 64
 
 
 def _size(number, power):
@@ -269,6 +271,7 @@ class _Act:
     signal: Signal | None
     factors: list[float] = field(default_factory=list)
     operands: frozenset[int] = frozenset()
+    arriving: float = 1.0  # of a gain, pending constants on what arrived
 
 
 class _Walk:
@@ -316,6 +319,8 @@ class _Walk:
         derived = any(value.derived for value in ins)
         if name == "dot_general" and not derived and not any(value.constant for value in ins):
             return [self.scores(eqn, ins, results[0])]
+        if name == "reduce_sum" and (gain := self.of_units(eqn, ins[0])) is not None:
+            return [self.summed(eqn, ins[0], results[0], gain)]
         if name in MOVES:
             return [ins[0]._replace(data=results[0])]
         sources = frozenset().union(*(value.sources for value in ins)) if name in MIXES else frozenset()
@@ -323,6 +328,23 @@ class _Walk:
         history, ends = self.added(*ins) if name in ("add", "add_any") else (_histories(ins), frozenset())
         derived = derived and all(value.derived or value.constant for value in ins)
         return [_Value(result, None, (), factor, sources, history, ends, derived) for result in results]
+
+    def of_units(self, eqn, value) -> int | None:
+        """The gain, if any, whose units are summed."""
+        gains = [index for index in value.ends if self.acts[index].use.operation == GAIN]
+        last = eqn.params["axes"] == (value.data.ndim - 1,)
+        return gains[0] if gains and last and self.acts[gains[0]].use.fan_out == value.data.shape[-1] > 1 else None
+
+    def summed(self, eqn, value, result, gain):
+        """That is a product with one output."""
+        act = self.acts[gain]
+        act.use = replace(act.use, operation=PRODUCT, fan_in=act.use.fan_out, fan_out=1,
+                          multiplier=act.use.multiplier * value.factor)  # fmt: skip
+        if act.signal.own is not None:
+            own = _bind(eqn, [act.signal.own])[0] * (value.factor / act.arriving)
+            act.signal = Signal(result, own, act.signal.arriving)
+        alone = frozenset([gain])
+        return _Value(result, uses=(gain,), sources=alone, history=value.history, ends=alone)
 
     def added(self, a, b):
         """(history, ends) of a + b: where one is a branch of the other, of that stream, and what the branch ends with."""
@@ -385,6 +407,7 @@ class _Walk:
             return [self.record(use, Signal(result, own, jnp.ones(())), result, arriving.history)]
         if operation == GAIN:
             made = self.record(use, Signal(result, own, arriving.data), result, arriving.history)
+            self.acts[-1].arriving = arriving.factor
             return [made._replace(uses=(), factor=arriving.factor, sources=arriving.sources)]
         branch = next((act.branch for act in (self.acts[end].use for end in arriving.ends) if act.branch), "")
         use = replace(use, branch=branch, last=bool(branch))  # h + f(h) + bias

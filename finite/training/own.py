@@ -120,6 +120,16 @@ def program_of(recipe: Recipe, width: int) -> Program:
         return Program(recipe, width)
 
 
+def check_start(recipe: Recipe, width: int) -> None:
+    """Raises ValueError, in one line, where the loss is not finite before anything is trained."""
+    program = program_of(recipe, width)
+    with computing("float32"):
+        params, _ = recipe.read().at(width, jax.random.key(0))
+        loss = float(jax.jit(program.objective)(params, program.data))
+    if not np.isfinite(loss):
+        raise ValueError(f"the loss at width {width} is {loss} at step 0: there is nothing to train")
+
+
 def train(
     recipe: Recipe,
     width: int,
