@@ -58,7 +58,7 @@ def draw(options: Options) -> None:
     """Raises Refused where the results are missing."""
     results = options.results or Path("results") / NAME
     run = read(results / "trajectories.nc", recipe(results))
-    rates = [Rate.of(record) for record in read(results / "rates.json", recipe(results))]
+    rates = [Rate.from_record(record) for record in read(results / "rates.json", recipe(results))]
     save(picture(run, rates, json.loads(run.attrs["configuration"])), options.out or results / NAME)
 
 

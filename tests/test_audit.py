@@ -461,7 +461,7 @@ def test_what_goes_up_its_gradient_is_named():
 
 def test_a_constant_epsilon_is_one():
     suspects = found(optimizer=rates(optax.adam(0.02, eps=1e-3), second=-1)).suspects
-    powers = {suspect.weights: suspect.found for suspect in suspects if suspect.number == "epsilon"}
+    powers = {suspect.weights: suspect.exponent for suspect in suspects if suspect.number == "epsilon"}
     assert powers
     assert all(abs(power) < 0.02 for power in powers.values())
 

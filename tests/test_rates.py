@@ -165,7 +165,7 @@ def test_what_was_recorded_is_read_back(tmp_path):
     """Fitted ones and refused ones, through JSON."""
     found = measure_rates(made_up(), "theory", None, 4)
     files.write_json([rate.record() for rate in found], tmp_path / "rates.json")
-    again = [rates.Rate.of(one) for one in files.read_json(tmp_path / "rates.json")]
+    again = [rates.Rate.from_record(one) for one in files.read_json(tmp_path / "rates.json")]
     np.testing.assert_equal([rate.record() for rate in again], [rate.record() for rate in found])
     assert any(np.isnan(rate.exponent) for rate in again)
 

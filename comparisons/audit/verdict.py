@@ -63,16 +63,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Suspect:
-    """The number of these weights that would have to change: from N^found to N^wanted.  ``told``: in place of powers."""
+    """The number of these weights that would have to change: from N^exponent to N^wanted.  ``told``: in place of powers."""
 
     weights: tuple[str, ...]
     number: str
-    found: float = nan
+    exponent: float = nan
     wanted: float = nan
     told: str = ""
 
     def __str__(self) -> str:
-        change = self.told or f"{power(self.found)} found, {power(self.wanted)} wanted"
+        change = self.told or f"{power(self.exponent)} found, {power(self.wanted)} wanted"
         return f"{', '.join(self.weights)}: {self.number}: {change}"
 
 
@@ -327,9 +327,9 @@ class Findings:
     def add(self, path: str, number: str, exponent: float, wanted: float) -> None:
         """Beside others of the same fault."""
         for place, other in enumerate(self.suspects):
-            if other.number == number and abs(other.found - exponent) + abs(other.wanted - wanted) < TOLERANCE:
+            if other.number == number and abs(other.exponent - exponent) + abs(other.wanted - wanted) < TOLERANCE:
                 weights = dict.fromkeys((*other.weights, path))  # which may act more than once
-                self.suspects[place] = Suspect(tuple(weights), number, other.found, other.wanted)
+                self.suspects[place] = Suspect(tuple(weights), number, other.exponent, other.wanted)
                 return
         self.suspects.append(Suspect((path,), number, exponent, wanted))
 

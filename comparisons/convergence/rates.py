@@ -48,7 +48,7 @@ class Rate:
         return asdict(self)
 
     @classmethod
-    def of(cls, record: dict) -> "Rate":
+    def from_record(cls, record: dict) -> "Rate":
         """What was recorded: JSON has neither tuples nor numbers that are not finite."""
         numbers = {name: np.nan if record[name] is None else float(record[name])
                    for name in ("exponent", "prefactor", "fitted_prefactor")}  # fmt: skip

@@ -89,7 +89,7 @@ class Cell:
     floor: float
 
     @classmethod
-    def of(cls, dataset: xr.Dataset) -> "Cell":
+    def from_dataset(cls, dataset: xr.Dataset) -> "Cell":
         losses, initial = dataset["final_loss"].transpose("seed", "learning_rate").values, dataset["initial_loss"].values
         known = dataset.attrs.get("precision")
         floor = rounding(initial.mean(), known, dataset.attrs.get("loss", "mse")) if known else 0.0
@@ -126,7 +126,7 @@ def analyse(dataset: xr.Dataset) -> tuple[list[Optimum], list[Shift]]:
     for param in dataset.param.values:
         sweep = dataset.sel(param=param)
         sizes = sizes_of(sweep)
-        cells = [Cell.of(at_size(sweep, *size)) for size in sizes]
+        cells = [Cell.from_dataset(at_size(sweep, *size)) for size in sizes]
         minima = [_optimum(str(param), cell, size) for cell, size in zip(cells, sizes, strict=True)]
         optima += [optimum for optimum, _, _ in minima]
         if has_limit(sweep):

@@ -199,7 +199,7 @@ def _chunk(program, recipe, keys, etas, measured, report):
             stretch = np.int32(steps[index - 1]), np.int32(step)
             params, state = _advance(program, program.data, program.batches, etas, params, state, *stretch)
         losses = np.asarray(_losses(program, program.data, etas, params), float)
-        rows.append([measured.of(place, key, index, loss, partial(_one, (params, state), place))
+        rows.append([measured.at_step(place, key, index, loss, partial(_one, (params, state), place))
                      for place, (key, loss) in enumerate(zip(keys, losses, strict=True))])  # fmt: skip
         report((index + 1) / len(steps))
     measured.starts.clear()
@@ -255,7 +255,7 @@ class _Measured:
         self.observables = [name for name in observables if name != "loss"]
         self.starts: dict[tuple[str, int], Any] = {}
 
-    def of(self, place, key, index, loss, network) -> dict[str, tuple[Any, Any, Any]]:
+    def at_step(self, place, key, index, loss, network) -> dict[str, tuple[Any, Any, Any]]:
         """(value, error or None, products or None) by observable, at a measured step; ``network()`` is (params, state)."""
         readings = {"loss": (loss, None, None)}
         for name in self.observables:
