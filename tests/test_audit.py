@@ -410,12 +410,13 @@ class Config:
     assert from_file.optimizer("optax.adam(0.01 / math.log2(width))")(16).init
 
 
-def gains(power, std=0.0):
+def gains(power):
     """A readout of one output, written as a product entry by entry that is summed."""
     def of_width(width, key):
-        first, last = jax.random.normal(key, (6, width)), jax.random.normal(jax.random.fold_in(key, 1), (width,)) * width**std
+        part = width ** (power / 4)
+        first, last = jax.random.normal(key, (6, width)), jax.random.normal(jax.random.fold_in(key, 1), (width,))
         return {"first": first / 6**0.5, "last": last}, (
-            lambda p, x: jnp.sum(jnp.tanh(x @ p["first"]) * p["last"], -1, keepdims=True) * width**power)
+            lambda p, x: part * jnp.sum(part * jnp.tanh(x @ p["first"]) * p["last"] * part, -1, keepdims=True) * part)
 
     return Model(of_width, "mse", (BATCH[0], BATCH[1][:, :1]))
 
