@@ -116,6 +116,22 @@ def test_critical_sharpness(rate):
         assert np.isnan(own.critical_sharpness(quadratic, w, (None, None), nowhere, rate=rate))
 
 
+@pytest.mark.parametrize("rate", [0.3, 1.0])
+def test_critical_sharpness_takes_six_forward_passes_from_a_rate_that_is_near(rate):
+    """Within a factor 2 of 2/3.5; and is then known to an eighth."""
+    passes = []
+
+    def counted(w, x):
+        jax.debug.callback(lambda: passes.append(w))
+        return w
+
+    quadratic, w = own.Objective(counted, lambda f, y: 3.5 * jnp.sum(f**2) / 2), jnp.array([1.0, -2.0])
+    found = own.critical_sharpness(quadratic, w, (None, None), -3.5 * w, rate=rate)
+    jax.effects_barrier()
+    assert len(passes) == 6
+    assert 3.5 / (1 + 1 / 8) <= found <= 3.5
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 6, 256])
 def test_cross_entropy_in_chunks(chunk):
     features, readout, labels = RNG.normal(size=(2, 3, 4)), RNG.normal(size=(4, 10)), RNG.integers(10, size=(2, 3))

@@ -243,13 +243,14 @@ def gradient_noise(batch_loss: Objective, params: Any, batch: Any) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0,), static_argnames=("halvings",))
 def critical_sharpness(
-    batch_loss: Objective, params: Any, batch: Any, direction: Any, *, rate: float | Array = 1.0, halvings: int = 4
+    batch_loss: Objective, params: Any, batch: Any, direction: Any, *, rate: float | Array = 1.0, halvings: int = 3
 ) -> jax.Array:
     """2/η_c: η_c the smallest step along ``direction`` (an update at learning rate 1) that raises the loss (Kalra et al. 2026).
 
     From ``rate`` on the step is doubled, or halved, until the loss passes its start, then bisected ``halvings`` times: an upper
-    bound within a factor 1 + 2^-halvings.  A few forward passes, no derivative.  0 where no step raises it; not a number where
-    none lowers it, as far as rounding tells: an ascent, or weights that have arrived.
+    bound within a factor 1 + 2^-halvings.  Forward passes, no derivative: 3 + ``halvings`` where ``rate`` is within a factor 2
+    (that of the last call, say), and one for each further factor.  0 where no step raises it; not a number where none lowers
+    it, as far as rounding tells: an ascent, or weights that have arrived.
     """
     start = batch_loss(params, batch)
 
