@@ -77,7 +77,7 @@ def run(environment, *command):
 def test_every_ending_has_its_verdict_and_the_next_part_runs(elsewhere, tmp_path):
     """All that the program imports is imported here without the absent packages; the second time only what has not passed."""
     (tmp_path / "program.py").write_text(ENDINGS)
-    first = run(elsewhere, tmp_path / "program.py", "--minutes", 4, "--out", tmp_path / "out")
+    first = run(elsewhere, tmp_path / "program.py", "--minutes", 0.7, "--out", tmp_path / "out")
     records = json.loads((tmp_path / "out" / "results.json").read_text())
     assert first.returncode == 1, first.stderr
     assert {name: record["verdict"] for name, record in records.items()} == {
@@ -98,7 +98,7 @@ def test_every_ending_has_its_verdict_and_the_next_part_runs(elsewhere, tmp_path
     assert first.stdout == shown
     assert "FAULT RuntimeError" in shown
     assert "1.5 s\n" in shown
-    again = run(elsewhere, tmp_path / "program.py", "--minutes", 4, "--out", tmp_path / "out", "--parts", "card", "well")
+    again = run(elsewhere, tmp_path / "program.py", "--minutes", 0.7, "--out", tmp_path / "out", "--parts", "card", "well")
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == records
 
