@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
-ABSENT = ("neural_tangents", "beartype", "matfree", "frozendict", "xdist")  # on the machine that the program is for
+ABSENT = (  # on the machine that the program is for
+    "neural_tangents", "beartype", "matfree", "frozendict", "xdist", "hypothesis", "flax", "haiku",
+)  # fmt: skip
 
 ENDINGS = """
 import os, sys, time
@@ -90,8 +92,8 @@ def test_every_ending_has_its_verdict_and_the_next_part_runs(elsewhere, tmp_path
         "spare": "failed: second: ZeroDivisionError: division by zero",
         "hanging": "out of time",
     }
-    assert [row["value"] for name in ("well", "badly", "killed") for row in records[name]["rows"] if "value" in row] == [
-        "tiny", 1.5, 2.0, 3.0]  # fmt: skip
+    rows = [row for name in ("well", "badly", "killed", "hanging") for row in records[name]["rows"]]
+    assert [row["value"] for row in rows if "value" in row] == ["tiny", 1.5, 2.0, 3.0, 4.0]
     assert [row["value"] for row in records["spare"]["rows"] if "value" in row] == [5.0, "third; fourth"]
     assert "out of time before the rest" in (tmp_path / "out" / "log.txt").read_text()
     shown = (tmp_path / "out" / "table.txt").read_text()
@@ -103,10 +105,19 @@ def test_every_ending_has_its_verdict_and_the_next_part_runs(elsewhere, tmp_path
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == records
 
 
-def test_mistakes_are_one_line(elsewhere):
-    done = run(elsewhere, BENCHMARKS / "device.py", "--minutes", 0)
+@pytest.mark.parametrize(("words", "line"), [
+    (["--minutes", 0], "--minutes 0: wanted a positive number"),
+    (["--minutes", "inf"], "--minutes inf: wanted a positive number"),
+    (["--out", "file"], "--out file: [Errno 17] File exists: 'file'"),
+    (["--out", "damaged"], "--out damaged: Expecting value: line 1 column 1 (char 0)")])  # fmt: skip
+def test_mistakes_are_one_line(words, line, elsewhere, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "results.json").write_text("nothing")
+    done = run(elsewhere, BENCHMARKS / "device.py", *words)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("--minutes 0: wanted a positive number")
+    assert done.stderr.splitlines()[-1].endswith(line)
 
 
 @pytest.mark.slow

@@ -42,7 +42,6 @@ def main(arguments=None) -> int:
     given = _parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a part does not outlive this
     until = time.time() + 60 * given.minutes
-    given.out.mkdir(parents=True, exist_ok=True)
     compiled = given.out.resolve() / "compiled"  # by one part, for those after it
     for name, value in {"JAX_COMPILATION_CACHE_DIR": str(compiled), **KEPT}.items():
         os.environ.setdefault(name, value)  # before JAX is imported
@@ -53,11 +52,13 @@ def main(arguments=None) -> int:
         name, *later = waiting
         share = SHARES[name] / sum(SHARES[other] for other in waiting)
         limit = (until - RESERVE - time.time()) * share
-        records[name] = run(name, limit, size(records), given.out)
+        records[name] = fuller(records.get(name), run(name, limit, size(records), given.out))
         write(records, given.out)
         waiting = later
         if again and not waiting:  # what the others have left is for those that it was not enough for
-            waiting, again = [name for name in parts if records[name]["verdict"] == "out of time"], False
+            left = until - RESERVE - time.time()
+            waiting = [name for name in parts if records[name]["verdict"] == "out of time" and records[name]["seconds"] < left]
+            again = False
     print(table(records))
     passed = [name for name, record in records.items() if record["verdict"] == "passed"]
     if len(passed) == len(SHARES):
@@ -71,9 +72,20 @@ def _parse(arguments):
     parser.add_argument("--out", type=Path, default=Path("results/device"))
     parser.add_argument("--parts", nargs="+", choices=SHARES, default=list(SHARES))
     given = parser.parse_args(arguments)
-    if not given.minutes > 0:
+    if not 0 < given.minutes < float("inf"):
         parser.error(f"--minutes {given.minutes:g}: wanted a positive number")
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+        read(given.out)
+    except (OSError, ValueError) as fault:
+        parser.error(f"--out {given.out}: {fault}")
     return given
+
+
+def fuller(before: dict | None, record: dict) -> dict:
+    """Of two runs of a part the one that passed, or found more."""
+    kept = before and record["verdict"] != "passed" and len(record["rows"]) < len(before["rows"])
+    return before if kept else record
 
 
 def size(records) -> str:
