@@ -404,3 +404,21 @@ def test_labels_are_classes():
     np.testing.assert_allclose(of(outputs, labels), of(outputs, jax.nn.one_hot(labels, 3)), rtol=1e-6)
     assert np.isnan(of(outputs, labels - 1))
     assert np.isnan(of(outputs, labels + 1))
+
+
+def centred(x):
+    return x - jnp.mean(x, -1, keepdims=True)
+
+
+@pytest.mark.parametrize("apply", [
+    lambda p, x: centred(jnp.tanh(x @ p["first"]) * p["gain"]) @ p["last"],  # a normalisation behind a gain
+    lambda p, x: (h := x @ p["first"], centred(h + jnp.tanh(h) * p["gain"]) @ p["last"])[1],  # a branch's own scale
+    lambda p, x: (h := jnp.tanh(x @ p["first"]) * p["gain"], h @ p["last"] + jnp.sum(h, -1, keepdims=True) / h.shape[1])[1],
+], ids=["norm", "branch", "also summed"])  # fmt: skip
+def test_a_gain_whose_units_are_summed_beside_another_use_is_a_gain(apply):
+    def build(width, key):
+        return {"first": jnp.ones((3, width)), "gain": jnp.ones(width), "last": jnp.ones((width, 1))}, apply
+
+    found = {role.use.path: role for role in roles(Model(build, "mse", (jnp.ones((4, 3)), jnp.ones((4, 1)))))}
+    assert {path: role.name for path, role in found.items()} == {"first": "input", "gain": "norm_gain", "last": "readout"}
+    assert found["gain"].use.multiplier == 1

@@ -272,6 +272,8 @@ class _Act:
     factors: list[float] = field(default_factory=list)
     operands: frozenset[int] = frozenset()
     arriving: float = 1.0  # of a gain, pending constants on what arrived
+    elsewhere: bool = False  # whether what it makes is met by more than constants and a sum
+    as_gain: tuple[Use, Signal] | None = None  # what it was before its units were summed
 
 
 class _Walk:
@@ -292,6 +294,8 @@ class _Walk:
 
     def step(self, eqn, ins: list[_Value]) -> list[_Value]:
         name, weights = eqn.primitive.name, [i for i, value in enumerate(ins) if value.weight]
+        if not self.passes_on(eqn, ins):
+            self.met(ins)
         if name == "scan":
             return self.scan(eqn, ins)
         if name == "cond":
@@ -305,6 +309,21 @@ class _Walk:
         if inner is not None and not kept:
             return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), ins)
         return self.on_weights(eqn, ins, weights) if weights else self.on_activations(eqn, ins)
+
+    def passes_on(self, eqn, ins) -> bool:
+        """Whether the result is still one operand's, moved, times a constant or summed; or a program inside is run as this."""
+        name = eqn.primitive.name
+        inside = name not in ("scan", "cond") and any(key in eqn.params for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"))
+        summed = name == "reduce_sum" and self.of_units(eqn, ins[0]) is not None
+        return inside or summed or name in MOVES or _constant_factor(name, ins)[1] is not None
+
+    def met(self, ins) -> None:
+        """A gain whose output goes elsewhere too is one, though its units are summed, as by the mean of a normalisation."""
+        for act in (self.acts[index] for value in ins for index in value.ends):
+            act.elsewhere = True
+            if act.as_gain:
+                (act.use, act.signal), act.as_gain = act.as_gain, None
+                act.factors.clear()
 
     def on_activations(self, eqn, ins):
         name, results = eqn.primitive.name, _bind(eqn, [value.data for value in ins])
@@ -331,20 +350,20 @@ class _Walk:
 
     def of_units(self, eqn, value) -> int | None:
         """The gain, if any, whose units are summed."""
-        gains = [index for index in value.ends if self.acts[index].use.operation == GAIN]
+        gains = [i for i in value.ends & value.history if self.acts[i].use.operation == GAIN and not self.acts[i].elsewhere]
         last = eqn.params["axes"] == (value.data.ndim - 1,)
         return gains[0] if gains and last and self.acts[gains[0]].use.fan_out == value.data.shape[-1] > 1 else None
 
     def summed(self, eqn, value, result, gain):
         """That is a product with one output."""
         act = self.acts[gain]
+        act.as_gain = act.use, act.signal
         act.use = replace(act.use, operation=PRODUCT, fan_in=act.use.fan_out, fan_out=1,
                           multiplier=act.use.multiplier * value.factor)  # fmt: skip
         if act.signal.own is not None:
             own = _bind(eqn, [act.signal.own])[0] * (value.factor / act.arriving)
             act.signal = Signal(result, own, act.signal.arriving)
-        alone = frozenset([gain])
-        return _Value(result, uses=(gain,), sources=alone, history=value.history, ends=alone)
+        return _Value(result, uses=(gain,), sources=frozenset([gain]), history=value.history)
 
     def added(self, a, b):
         """(history, ends) of a + b: where one is a branch of the other, of that stream, and what the branch ends with."""
