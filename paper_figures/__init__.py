@@ -8,7 +8,7 @@ import comparisons  # noqa: F401  (before what takes seconds: limits/command/sta
 
 # isort: split
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -44,11 +44,13 @@ def read(path: Path, recipe: str):
         raise files.Refused(f"{damage}; make the results with: {recipe}") from None
 
 
-def said_of_limits(run) -> str:
-    """What a caption adds where limits are drawn."""
+def said_of_limits(run, drawn: Mapping[str, str] | None = None) -> str:
+    """What a caption adds where limits are drawn; of `drawn`, names and their labels, also which of them have none."""
     if not any(str(name).endswith("_limit") for name in run):
         return ""
-    return f"; dashed: the limit, on the same {json.loads(run.attrs['configuration'])['samples']} samples"
+    without = [label for name, label in (drawn or {}).items() if f"{name}_limit" not in run]
+    return (f"; dashed: the limit, on the same {json.loads(run.attrs['configuration'])['samples']} samples"
+            + (f"; none is known of {' and '.join(without)}" if without else ""))  # fmt: skip
 
 
 def save(figure, path: Path) -> None:

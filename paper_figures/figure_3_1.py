@@ -32,7 +32,7 @@ from paper_figures import read, said_of_limits, save
 
 RANKS = (1, 5, 10)
 ROWS = {"hessian_eigenvalues": r"$\lambda_{%d}(H)$", "ntk_eigenvalues": r"$\lambda_{%d}(\Theta)/P$"}
-
+EIGENVALUES = {"hessian_eigenvalues": "the Hessian", "ntk_eigenvalues": "the NTK"}
 
 recipe = partial(recipe_of, NAME)
 
@@ -61,5 +61,5 @@ def picture(run: xr.Dataset) -> Figure:
     handles = [*landscape_plots.sizes(run), *plots.limit_handles(), plots.edge_handle(), plots.band(landscape_plots.RANGE)]
     plots.legend_below(figure, handles)
     name = plots.NAMES.get(str(run.param.values), str(run.param.values))
-    figure.suptitle(plots.wrapped(f"{run.attrs['title']}, {name}{said_of_limits(run)}", 110), fontsize=9)
+    figure.suptitle(plots.wrapped(f"{run.attrs['title']}, {name}{said_of_limits(run, EIGENVALUES)}", 110), fontsize=9)
     return figure
