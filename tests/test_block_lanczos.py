@@ -11,10 +11,12 @@ from limits.two_layer import block_lanczos
 SIZE = 600  # more than the basis holds
 
 
-def largest(matrix, k):
+def largest(matrix, k, below=0.0):
+    """Told a lower end of the spectrum that is so much too low."""
+    lowest = np.linalg.eigvalsh(matrix)[0] - below if np.isfinite(matrix).all() else 0.0
     with computing("float64"):
-        find = jax.jit(lambda matrix: block_lanczos.largest(lambda v: matrix @ v, len(matrix), k))
-        return np.asarray(find(jnp.asarray(matrix)))
+        find = jax.jit(lambda matrix, lowest: block_lanczos.largest(lambda v: matrix @ v, len(matrix), k, lowest))
+        return np.asarray(find(jnp.asarray(matrix), jnp.asarray(lowest)))
 
 
 def with_eigenvalues(values, seed=0):
@@ -40,10 +42,19 @@ def test_eigenvalues_are_found_as_often_as_they_occur(values):
     np.testing.assert_allclose(largest(with_eigenvalues(values), 10), expected, rtol=0, atol=1e-12 * np.abs(values).max())
 
 
-@pytest.mark.parametrize("k", [1, 7])
-def test_a_random_matrix(k):
+@pytest.mark.parametrize(("k", "below"), [(1, 0.0), (7, 0.0), (7, 100.0)])
+def test_a_random_matrix(k, below):
     A = np.random.default_rng(1).normal(size=(SIZE, SIZE))
-    np.testing.assert_allclose(largest(A + A.T, k), np.linalg.eigvalsh(A + A.T)[::-1][:k], rtol=1e-11)
+    np.testing.assert_allclose(largest(A + A.T, k, below), np.linalg.eigvalsh(A + A.T)[::-1][:k], rtol=1e-11)
+
+
+@pytest.mark.parametrize(("highest", "known"), [(np.inf, False), (1.0, True), (1.1, False)])
+def test_values_that_crowd_at_a_known_end_are_known(highest, known):
+    """So close to each other that no vector of the first is found, but there is nothing above."""
+    with computing("float64"):
+        values = jnp.asarray(1 - np.linspace(0, 1, 4000) ** 4)
+        (found,) = jax.jit(lambda: block_lanczos.largest(lambda v: values * v, 4000, 1, jnp.zeros(()), highest))()
+    assert found == pytest.approx(1, rel=1e-6) if known else np.isnan(found)
 
 
 def test_small_matrices_are_decomposed_and_their_values_end_in_zeros():

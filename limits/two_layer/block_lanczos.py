@@ -7,10 +7,10 @@ eigenvalues can be, and no run in the complement of what was found need follow (
 too long for many of them to be kept).  Every block is orthogonalised against all; one that the space does not go on with is
 rounding noise, hence random: of an invariant space the basis grows on beside it.
 
-A few blocks tell where the spectrum begins and give a number h ≤ λ_k.  The rest is done with p(A), p the Chebyshev polynomial
-that is within ±1 from there to h and grows beyond (Zhou and Saad, SIAM J. Matrix Anal. 29 (2007) 954): products of A cost
-less than to orthogonalise as often.  A full basis gives way to its better half of Ritz vectors (Wu and Simon, SIAM J. Matrix
-Anal. 22 (2000) 602).  In the end values and residuals are those of A on the vectors found.
+A few blocks give a number h ≤ λ_k.  The rest is done with p(A), p the Chebyshev polynomial that is within ±1 from the lower
+end of the spectrum, which the caller knows, to h and grows beyond (Zhou and Saad, SIAM J. Matrix Anal. 29 (2007) 954):
+products of A cost less than to orthogonalise as often.  A full basis gives way to its better half of Ritz vectors (Wu and
+Simon, SIAM J. Matrix Anal. 22 (2000) 602).  In the end values and residuals are those of A on the vectors found.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ from jaxtyping import Array, Float
 from limits.machine import eigh
 
 FEWEST = 4  # vectors of a block: single ones take longer, and eight for as many values half as long again
-BLOCKS = 18  # of the basis
-KEPT = 9  # after a restart
+BLOCKS = 12  # of the basis
+KEPT = 6  # after a restart
 CHECK = 3  # blocks between two looks at the residuals; BLOCKS − KEPT is a multiple
-UNFILTERED = 6  # blocks before the filter
+UNFILTERED = 9  # blocks before the filter
 DEGREE = 9  # of p; odd, so that nothing below its interval comes out on top
-RESTARTS = 30
+RESTARTS = 45
 RTOL = 1e-8  # of the residuals, to the largest |θ|; an eigenvalue's error is about the square of its own over the gap
-REACHED = 1e-6  # values that are no better in the end are NaN
+REACHED = 1e-6  # likewise; values that are no better in the end are NaN
 
 
 class _State(NamedTuple):
@@ -52,11 +52,15 @@ class _Ritz(NamedTuple):
     weights: Array  # (M, M) s
 
 
-def largest(matvec: Callable[[Array], Array], size: int, k: int) -> Float[Array, " k"]:
+def largest(
+    matvec: Callable[[Array], Array], size: int, k: int, lowest: Float[Array, ""], highest: float | Float[Array, ""] = jnp.inf
+) -> Float[Array, " k"]:
     """The k largest eigenvalues of ``matvec`` on vectors (size,), largest first; zeros beyond the size.
 
-    A piece for compiled code, in float64.  NaN where the operator is not finite or, after ``RESTARTS``, a residual exceeds
-    ``REACHED``.  Memory: 19 max(k, 4) vectors; where there are no more dimensions, the whole matrix is decomposed.
+    A piece for compiled code, in float64.  No eigenvalue is below ``lowest``: the closer, the faster; nor above ``highest``.
+    NaN where the operator is not finite or, after ``RESTARTS``, neither the residual nor what is left to ``highest`` is
+    within ``REACHED``: eigenvalues may crowd there.  Memory: 13 max(k, 4) vectors; where there are no more dimensions, the
+    whole matrix is decomposed.
     """
     apply, b = jax.vmap(matvec), max(k, FEWEST)
     if size < (BLOCKS + 1) * b:
@@ -66,7 +70,6 @@ def largest(matvec: Callable[[Array], Array], size: int, k: int) -> Float[Array,
     state, ritz = _iterated(apply, start, k, UNFILTERED)
     vectors = _leading(state, ritz, b)
     known = jnp.all(ritz.residuals <= RTOL * ritz.scale) | ~jnp.isfinite(ritz.scale)
-    lowest = ritz.theta[-UNFILTERED * b] - jnp.linalg.norm(state.rest)
     filtered = partial(_filtered, apply, lowest, ritz.theta[-k])
 
     def refined(vectors):
@@ -76,7 +79,8 @@ def largest(matvec: Callable[[Array], Array], size: int, k: int) -> Float[Array,
     images = apply(vectors)
     values, turn = eigh(images @ vectors.T)
     residuals = jnp.linalg.norm(turn.T @ images - values[:, None] * (turn.T @ vectors), axis=1)
-    return jnp.where(residuals <= REACHED * ritz.scale, values, jnp.nan)[::-1]
+    error = jnp.minimum(residuals, jnp.abs(highest - values))
+    return jnp.where(error <= REACHED * ritz.scale, values, jnp.nan)[::-1]
 
 
 def _filtered(apply, lowest, highest, block):
@@ -113,7 +117,7 @@ def _extend(apply, state):
     W = apply(basis[state.count])
     scale = jnp.max(jnp.linalg.norm(W, axis=1))
     W, overlaps = _project_out(basis, W)
-    noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), state.products), W.shape, float)
+    noise = jax.random.uniform(jax.random.fold_in(jax.random.key(1), state.products), W.shape, float, -1, 1)
     Q, R = jnp.linalg.qr((W + jnp.finfo(W.dtype).eps * scale / jnp.sqrt(W.shape[1]) * noise).T)
     Q = jnp.linalg.qr(_project_out(basis, Q.T)[0].T)[0].T  # twice is enough
     overlaps = overlaps[:, : len(state.matrix)]

@@ -275,8 +275,9 @@ def _hessian_extremes(state, columns, spare, top_k):
         outliers = eigh(jax.vmap(closed)(jnp.eye(size)))[0]
         lowest = outliers[0]
     else:
-        outliers = block_lanczos.largest(closed, size, top_k)
-        lowest = -residual_edge(state) if spare else -block_lanczos.largest(lambda v: -closed(v), size, 1)[0]
+        edge = residual_edge(state)  # no eigenvalue is below −ρ: the Gauss-Newton part has no negative ones
+        outliers = block_lanczos.largest(closed, size, top_k, -edge)
+        lowest = -edge if spare else -block_lanczos.largest(lambda v: -closed(v), size, 1, -outliers[0], edge)[0]
     bulk = jnp.repeat(state.residual_scale * jnp.linalg.svd(state.gradient, compute_uv=False), min(spare, top_k))
     return largest(jnp.concatenate([outliers, bulk]), top_k), jnp.minimum(lowest, jnp.min(-bulk, initial=jnp.inf))
 
