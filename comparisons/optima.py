@@ -86,8 +86,8 @@ def final_losses(axis: Axes, sweep: xr.Dataset, shown: tuple[float, float], opti
         axis.plot(best.get(size, np.nan), 0.97, transform=axis.get_xaxis_transform(), color=color, marker="v", markersize=5,
                   alpha=0.8, clip_on=False, label="optimum")  # fmt: skip  (one at the end of the grid is whole)
     if has_limit(sweep):
-        for limit in _by_depth(sweep["final_loss_limit"]):
-            axis.plot(sweep.learning_rate, _drawable(limit.values, top), **LIMIT)
+        for limit, style in _limits(sweep, "final_loss_limit"):
+            axis.plot(sweep.learning_rate, _drawable(limit.values, top), **style)
     nothing = "diverged" if not mine else "" if (sweep["final_loss"] > 0).any() else "every loss is zero"
     axis.text(0.5, 0.5, nothing, transform=axis.transAxes, ha="center", color="gray")
     axis.set(xlim=ends, ylim=shown, xscale="log", yscale="log", xlabel=r"learning rate $\eta_0$")
@@ -109,13 +109,18 @@ def sharpness(axis: Axes, sweep: xr.Dataset) -> None:
             label = sweep["edge_of_stability"].attrs["symbol"]
             axis.axhline(edge, color=color if len(edges) > 1 else "gray", label=label, **EDGE)
     if "sharpness_limit" in sweep:
-        for limit in _by_depth(sweep["sharpness_limit"]):
-            axis.plot(sweep.step, limit, **LIMIT)
+        for limit, style in _limits(sweep, "sharpness_limit"):
+            axis.plot(sweep.step, limit, **style)
     axis.set(yscale="log", xlabel="step", xlim=(0, int(sweep.step[-1])))
 
 
-def _by_depth(values):
-    return [values.sel(depth=depth) for depth in values.depth.values] if "depth" in values.dims else [values]
+def _limits(sweep, name):
+    """[(curve, how it is drawn)]: those of several depths in the colours of networks that differ by depth alone."""
+    if "depth" not in sweep[name].dims:
+        return [(sweep[name], LIMIT)]
+    colors = {depth: color for (_, depth), color in _colored(sweep)} if sweep.sizes.get("width", 1) == 1 else {}
+    return [(sweep[name].sel(depth=depth), LIMIT | ({"color": colors[depth]} if depth in colors else {}))
+            for depth in sweep.depth.values]  # fmt: skip
 
 
 def _drawable(loss, top):

@@ -542,6 +542,10 @@ def test_depths(tmp_path):
     assert [shift["size"] for shift in found["shifts"]] == ["depth"]
     sharp = dataset["sharpness"].sel(param="mup", width=8, seed=0, step=0)
     assert len(np.unique(sharp)) == 2
+    losses = transfer_plots.picture(dataset, *analyse(dataset), "a title").axes[0].lines
+    dashed = [line.get_color() for line in losses if line.get_linestyle() == "--"]
+    colors = {depth: color for (_, depth), color in transfer_plots._colored(dataset)}
+    np.testing.assert_array_equal(dashed, [colors[1], colors[2]])  # each limit in the colour of its networks
 
 
 @pytest.mark.slow
