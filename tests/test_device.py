@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def killed(report, size, out):
 
 def hanging(report, size, out):
     report.row("before", 4)
+    report.row("process", os.getpid())
     print('{"half a row', end="", file=report.stream, flush=True)
     time.sleep(600)
 
@@ -44,13 +46,13 @@ def late(report, size, out):
 
 def spare(report, size, out):
     report.extras([("first", lambda: report.row("extra", 5)), ("second", lambda: 1 / 0)], longest=1)
+
+def some(report, size, out):
+    report.extras([("first", lambda: report.row("extra", 5))], longest=1)
     report.extras([("third", None), ("fourth", None)], longest=1e6)
 
-def card(report, size, out):
-    report.row("platform", "cpu")
-
-parts = {"card": card, "hanging": hanging, "well": well, "badly": badly, "at_once": at_once, "killed": killed, "late": late,
-         "spare": spare}
+parts = {"hanging": hanging, "well": well, "badly": badly, "at_once": at_once, "killed": killed, "late": late, "spare": spare,
+         "some": some}
 device_parts.PARTS = parts
 device.SHARES = dict.fromkeys(parts, 1)
 from jax._src import xla_bridge
@@ -83,26 +85,66 @@ def test_every_ending_has_its_verdict_and_the_next_part_runs(elsewhere, tmp_path
     records = json.loads((tmp_path / "out" / "results.json").read_text())
     assert first.returncode == 1, first.stderr
     assert {name: record["verdict"] for name, record in records.items()} == {
-        "card": "passed",
         "well": "passed",
         "badly": "failed: first: RuntimeError: RESOURCE_EXHAUSTED: out of memory",
         "at_once": "failed: ValueError: no such thing",
         "killed": "failed: killed by SIGKILL; it said nothing",
         "late": "out of time",
         "spare": "failed: second: ZeroDivisionError: division by zero",
+        "some": "passed in part",
         "hanging": "out of time",
     }
     rows = [row for name in ("well", "badly", "killed", "hanging") for row in records[name]["rows"]]
-    assert [row["value"] for row in rows if "value" in row] == ["tiny", 1.5, 2.0, 3.0, 4.0]
-    assert [row["value"] for row in records["spare"]["rows"] if "value" in row] == [5.0, "third; fourth"]
+    assert [row["value"] for row in rows if "value" in row][:5] == ["tiny", 1.5, 2.0, 3.0, 4.0]
+    assert [row["value"] for row in records["some"]["rows"]] == [5.0, "third; fourth"]
     assert "out of time before the rest" in (tmp_path / "out" / "log.txt").read_text()
     shown = (tmp_path / "out" / "table.txt").read_text()
     assert first.stdout == shown
     assert "FAULT RuntimeError" in shown
     assert "1.5 s\n" in shown
-    again = run(elsewhere, tmp_path / "program.py", "--minutes", 0.7, "--out", tmp_path / "out", "--parts", "card", "well")
+    again = run(elsewhere, tmp_path / "program.py", "--minutes", 0.7, "--out", tmp_path / "out", "--parts", "some", "well")
     assert again.returncode == 0, again.stderr
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == records
+    after = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert after.pop("some")["rows"] == records.pop("some")["rows"]
+    assert after == records
+
+
+def test_a_part_ends_with_the_program_and_what_it_had_found_is_kept(elsewhere, tmp_path):
+    (tmp_path / "program.py").write_text(ENDINGS)
+    command = [sys.executable, str(tmp_path / "program.py"), "--out", str(tmp_path), "--parts"]
+    program = subprocess.Popen([*command, "hanging"], env=elsewhere)
+    found = tmp_path / "hanging.rows"
+    assert eventually(lambda: found.exists() and len(found.read_text().splitlines()) == 3)
+    program.kill()
+    program.wait()
+    part = int(json.loads(found.read_text().splitlines()[1])["value"])
+    assert eventually(lambda: ended(part))
+    done = subprocess.run([*command, "well"], env=elsewhere, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert {name: record["verdict"] for name, record in records.items()} == {"hanging": "cut off", "well": "passed"}
+    assert [row["what"] for row in records["hanging"]["rows"]] == ["before", "process"]
+
+
+def eventually(what, seconds=60):
+    until = time.monotonic() + seconds
+    while not what() and time.monotonic() < until:
+        time.sleep(0.1)
+    return what()
+
+
+def ended(process):
+    """Gone, or a zombie that its new parent has not waited for."""
+    status = Path(f"/proc/{process}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_figures_of_two_devices_are_kept_apart(elsewhere, tmp_path):
+    record = {"verdict": "passed", "seconds": 1.0, "rows": [], "device": "NVIDIA H200"}
+    (tmp_path / "results.json").write_text(json.dumps({"conv": record}))
+    done = run(elsewhere, BENCHMARKS / "device.py", "--out", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.endswith("has what was measured on NVIDIA H200, this is cpu: another folder keeps them apart\n")
 
 
 @pytest.mark.parametrize(("words", "line"), [

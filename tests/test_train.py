@@ -475,6 +475,9 @@ class Held:
     def __init__(self, arrays):
         self.arrays = arrays
 
+    def __array__(self, *given, **named):
+        raise AssertionError("the caller looked into what stays on the device")
+
 
 @pytest.mark.parametrize("vectorized", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_data_stay_on_the_device(monkeypatch, vectorized):

@@ -37,7 +37,7 @@ from limits.coordinates import Coordinates, coordinates
 from limits.descent import Descent, descent, follow, heavy_ball
 from limits.exponents.parametrization import fan_in_multiplier, laziness
 from limits.losses import LOSSES
-from limits.machine import computing, in_float64
+from limits.machine import compiled_soon, computing, in_float64
 from limits.problem import Problem, given_outputs
 from limits.theories import insist, insist_on_outputs, unknown_to_all
 from limits.trajectory import Trajectory
@@ -121,7 +121,7 @@ def evolve(
     Arguments as in ``solve``.
     """
     data, scales, X0 = _setup(problem, width, gram, initial_outputs)
-    return jax.tree.map(np.asarray, descend(data, scales, X0, descent(problem)))
+    return jax.tree.map(np.asarray, _descended(data, scales, X0, descent(problem)))
 
 
 @in_float64
@@ -233,6 +233,9 @@ def descend(data: Coordinates, scales: Scales, X0: Float[Array, "n n"], descent:
     return jax.vmap(partial(order_parameters, data, scales, X0))(propagators)
 
 
+_descended = compiled_soon()(descend)
+
+
 def _start(X0):
     return Propagator(jnp.ones(()), jnp.zeros_like(X0))
 
@@ -315,6 +318,6 @@ def _measured(problem, states, width) -> Trajectory:
     return Trajectory(problem.steps, {name: np.asarray(values) for name, values in observables.items()})
 
 
-@partial(jax.jit, static_argnames=("columns", "spare", "top_k"))
+@compiled_soon(static_argnums=(1, 2, 3))
 def _measure_all(states, columns, spare, top_k):
     return jax.lax.map(partial(curvature.measure, columns=columns, spare=spare, top_k=top_k), states)

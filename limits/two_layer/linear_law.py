@@ -46,6 +46,7 @@ SAMPLED_DIRECTIONS = 256
 SIDE_BY_SIDE = 64  # directions, or draws
 HESSIAN, NTK = "hessian_eigenvalues", "ntk_eigenvalues"
 SAME_AS = {NTK: ("gauss_newton_eigenvalues",)}  # of MSE
+RANKED = (HESSIAN, NTK, *SAME_AS[NTK])
 
 
 @in_float64
@@ -58,10 +59,9 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
     if exponent not in (0.0, 0.5):
         raise ValueError(f"fluctuations are predicted for ntp and mup, not for output exponent {exponent:g}")
     data = coordinates(problem)
-    numbers, limit = linear2.scales(problem, inf), linear2.solve(problem)
-    known = {name: jnp.asarray(values) for name, values in limit.observables.items()}
-    n = sum(data.optimum.shape)
-    states = linear2.evolve(problem)
+    numbers, states, n = linear2.scales(problem, inf), linear2.evolve(problem), sum(data.optimum.shape)
+    more = linear2._measure_all(states, n, problem.top_k + 1, problem.top_k + 1)  # by one eigenvalue: is the last one apart?
+    known = {name: values[:, : problem.top_k] if name in RANKED else values for name, values in more.items()}
     run = Run(data, numbers, descent(problem), known, _expansions(states, known))
     key = jax.random.key(seed)
     factors = _gaussian_factors(key, draws, n)
@@ -69,7 +69,7 @@ def predict(problem: Problem, *, draws: int = 1024, seed: int = 0) -> Prediction
         sensitivity, laws = _meanfield_laws(run, key, n)
     else:
         sensitivity, laws = None, _kernel_laws(run, factors)
-    simple = _simple_eigenvalues(problem, data, numbers)
+    simple = _simple_eigenvalues(problem, more)
     laws = {
         name: Law(*(np.where(simple.get(name, True), np.asarray(values), np.nan) for values in law))
         for name, law in laws.items()
@@ -100,7 +100,7 @@ class Run(NamedTuple):
     expanded: tuple[curvature.Expansion, curvature.Expansion]
 
 
-@jax.jit
+@compiled_soon()
 def _expansions(states, known):
     """At the measured steps.  In NTP too they are the same for every X_0: the curvature does not depend on f(0)."""
     return jax.lax.map(lambda at: curvature.expansions(*at), (states, known))
@@ -170,6 +170,7 @@ def _random_directions(key, n):
     return lower + lower.swapaxes(1, 2) + jnp.sqrt(2.0) * signs * jnp.eye(n)
 
 
+@compiled_soon(static_argnums=(1, 2))
 def _gaussian_factors(key, draws, n):
     """ℓ of the Bartlett factor L/√N = 1 + εℓ − ε² diag(2i+1)/4: N(0,1) below the diagonal, N(0,1/2) on it."""
     g = jax.random.normal(key, (draws, n, n), dtype=float)
@@ -188,7 +189,7 @@ def _kernel_laws(run, factors):
     return {name: law_of_draws(first[name] ** 2, second[name], shifts=first[name]) for name in run.known}
 
 
-@jax.jit
+@compiled_soon()
 def _kernel_derivatives(run, factors):
     def derivatives(factor):
         def deviation(epsilon):
@@ -237,7 +238,7 @@ def _put_split(laws, run, meanfield, split, factors) -> None:
                 values[group.step, group.ranks] = of_split
 
 
-@partial(jax.jit, static_argnums=1)
+@compiled_soon(static_argnums=1)
 def _states_along(run, meanfield, factors) -> tuple[curvature.OrderParameters, ...]:
     """Order parameters at ε = 0 and their first two derivatives, (draws, T, …)."""
 
@@ -252,7 +253,7 @@ def _states_along(run, meanfield, factors) -> tuple[curvature.OrderParameters, .
     return jax.vmap(derivatives)(factors)
 
 
-@partial(jax.jit, static_argnums=0)
+@compiled_soon(static_argnums=0)
 def _branches(of_hessian, group, states, first, second) -> tuple[Float[Array, "draws g"], Float[Array, "draws g"]]:
     def of_draw(*state):
         def moved(h, rate, v):
@@ -264,13 +265,9 @@ def _branches(of_hessian, group, states, first, second) -> tuple[Float[Array, "d
     return jax.vmap(of_draw)(states, first, second)
 
 
-def _simple_eigenvalues(problem, data, numbers):
+def _simple_eigenvalues(problem, more):
     """Per ranked observable (T, k): whether the eigenvalue is apart from its neighbours, one rank beyond k included."""
-    n = sum(data.optimum.shape)
-    more = linear2._measure_all(linear2.evolve(problem), n, problem.top_k + 1, problem.top_k + 1)
-
-    names = ("hessian_eigenvalues", "gauss_newton_eigenvalues", "ntk_eigenvalues")
-    simple = {name: apart(np.asarray(more[name]), problem.top_k) for name in names}
+    simple = {name: apart(np.asarray(more[name]), problem.top_k) for name in RANKED}
     edge = np.asarray(more["residual_eigenvalues"])[:, :1]
     at_edge = np.asarray(more["hessian_eigenvalues"])[:, : problem.top_k] <= edge * (1 + 1e-9)
-    return simple | {"hessian_eigenvalues": simple["hessian_eigenvalues"] | at_edge}  # as smooth as ρ(S_0), however many
+    return simple | {HESSIAN: simple[HESSIAN] | at_edge}  # as smooth as ρ(S_0), however many

@@ -13,11 +13,11 @@ Parts (``device_parts.py`` has them), each in a process and a time limit of its 
     checks    results against the CPU's, and tests in process
 
 A part that fails, hangs or is killed names its fault, and the next one runs; time that is left over goes to those after it,
-and at the end, once, to those that ran out of theirs.
+and at the end, once, to those that ran out of theirs.  One that had no time for all that it could measure passes in part.
 In DIR (default results/device) results.json and table.txt are written anew after every part, log.txt has what parts said that
-did not pass, figure.png is figure 1's.  The same command again runs what has not passed, with all the time for it; what has
-been compiled lies in DIR/compiled until all parts have passed.  On a CPU all sizes are tiny.
-Exit status 0 if all parts passed, 1 if not, 2 for a mistake at the command line.
+did not pass, figure.png is figure 1's.  The same command again runs what has not passed, or in part, with all the time for it;
+what has been compiled lies in DIR/compiled until all parts have passed.  On a CPU all sizes are tiny.
+Exit status 0 if all parts passed, be it in part, 1 if not, 2 for a mistake at the command line.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,35 +36,41 @@ from pathlib import Path
 SHARES = {"card": 30, "conv": 140, "main": 135, "lanczos": 45, "memory": 30, "figure": 45, "checks": 55}  # of the time
 KEPT = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}  # everything
 RESERVE = 3.0  # seconds, to end in
-OUT_OF_TIME = 3  # the exit status of a part that has left something out
+OUT_OF_TIME = 3  # the exit status of a part that could not do the least
+PASSED = ("passed", "passed in part")
+LOOK = "import jax; device = jax.devices()[0]; print(device.platform, device.device_kind, sep='\\n')"
 
 
 def main(arguments=None) -> int:
-    given = _parse(arguments)
+    given, fault = _parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a part does not outlive this
     until = time.time() + 60 * given.minutes
     compiled = given.out.resolve() / "compiled"  # by one part, for those after it
     for name, value in {"JAX_COMPILATION_CACHE_DIR": str(compiled), **KEPT}.items():
         os.environ.setdefault(name, value)  # before JAX is imported
-    records = read(given.out)
+    records, (platform, device) = read(given.out), looked_at()
+    if others := {record["device"] for record in records.values() if record.get("device")} - {device} if device else set():
+        fault(f"--out {given.out}: has what was measured on {others.pop()}, this is {device}: another folder keeps them apart")
     parts = [name for name in SHARES if name in given.parts]
     waiting, again = [name for name in parts if records.get(name, {}).get("verdict") != "passed"], True
     while waiting:
         name, *later = waiting
         share = SHARES[name] / sum(SHARES[other] for other in waiting)
         limit = (until - RESERVE - time.time()) * share
-        records[name] = fuller(records.get(name), run(name, limit, size(records), given.out))
+        found = run(name, limit, "tiny" if platform == "cpu" else "full", given.out)
+        records[name] = fuller(records.get(name), found | {"device": device})
         write(records, given.out)
+        _rows_of(name, given.out).unlink()
         waiting = later
         if again and not waiting:  # what the others have left is for those that it was not enough for
             left = until - RESERVE - time.time()
             waiting = [name for name in parts if records[name]["verdict"] == "out of time" and records[name]["seconds"] < left]
             again = False
     print(table(records))
-    passed = [name for name, record in records.items() if record["verdict"] == "passed"]
-    if len(passed) == len(SHARES):
+    verdicts = {name: record["verdict"] for name, record in records.items()}
+    if list(verdicts.values()).count("passed") == len(SHARES):
         shutil.rmtree(compiled, ignore_errors=True)
-    return int(not set(given.parts) <= set(passed))
+    return int(not all(verdicts[name] in PASSED for name in parts))
 
 
 def _parse(arguments):
@@ -79,33 +86,47 @@ def _parse(arguments):
         read(given.out)
     except (OSError, ValueError) as fault:
         parser.error(f"--out {given.out}: {fault}")
-    return given
+    return given, parser.error
+
+
+def looked_at() -> tuple[str, str]:
+    """(platform, kind) of the device, by a process of its own; ("", "") where JAX finds none: every part will say so."""
+    try:
+        done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return "", ""
+    platform, _, device = done.stdout.strip().rpartition("\n")
+    return (platform.rpartition("\n")[2], device) if done.returncode == 0 else ("", "")
 
 
 def fuller(before: dict | None, record: dict) -> dict:
-    """Of two runs of a part the one that passed, or found more."""
-    kept = before and record["verdict"] != "passed" and len(record["rows"]) < len(before["rows"])
-    return before if kept else record
-
-
-def size(records) -> str:
-    """Tiny on a CPU; "full" where the first part could not even say what there is."""
-    found = {row["what"]: row["value"] for row in records.get("card", {}).get("rows", [])}
-    return "tiny" if found.get("platform") == "cpu" else "full"
+    """Of two runs of a part the one that passed, or found more; what failed last has failed."""
+    if not before or record["verdict"] == "passed" or len(record["rows"]) >= len(before["rows"]):
+        return record
+    return before | ({"verdict": record["verdict"]} if record["verdict"].startswith("failed") else {})
 
 
 def run(name: str, limit: float, size: str, out: Path) -> dict:
     """One part, in a process of its own: this one never touches the device, whose memory is free for each."""
     started = time.time()
-    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+", errors="replace") as complained:
+    with _rows_of(name, out).open("w") as said, tempfile.TemporaryFile("w+", errors="replace") as complained:
         status = _status(name, limit, size, out, said, complained)
-        rows, errors = (_read_back(stream) for stream in (said, complained))
-    rows = [json.loads(line) for line in rows.splitlines() if line.endswith("}")]  # the last one may have been cut off
+        complained.seek(0)
+        rows, errors = _rows(_rows_of(name, out)), complained.read()
     found = verdict(status, rows, errors)
     if found != "passed":
         with (out / "log.txt").open("a", encoding="utf-8") as log:
             log.write(f"=== {name}: {found}\n{errors[-20000:]}\n")
     return {"verdict": found, "seconds": round(time.time() - started, 1), "rows": rows}
+
+
+def _rows_of(name, out):
+    """Where a part's rows are until they are recorded: those of one that ends together with this program, too."""
+    return out / f"{name}.rows"
+
+
+def _rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]  # the last one may be cut off
 
 
 def _status(name, limit, size, out, said, complained):
@@ -132,7 +153,8 @@ def _alone(name, limit, size, out, said, complained):
     import device_parts
 
     os.setsid()
-    signal.alarm(max(int(limit), 0) + 10)  # should its parent be gone
+    device_parts.end_with_parent()
+    signal.alarm(max(int(limit), 0) + 10)  # where a system has no such thing
     for descriptor in (1, 2):
         os.dup2(complained.fileno(), descriptor)
     try:
@@ -142,29 +164,28 @@ def _alone(name, limit, size, out, said, complained):
         sys.exit(OUT_OF_TIME)
 
 
-def _read_back(stream):
-    stream.seek(0)
-    return stream.read()
-
-
 def verdict(status: int | None, rows: list[dict], errors: str) -> str:
-    """passed, out of time, or failed and a line that says why."""
+    """passed, passed in part, out of time, or failed and a line that says why."""
     if faults := [f"{row['what']}: {row['fault']}" for row in rows if "fault" in row]:
         more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
         return f"failed: {faults[0]}{more}"
     if status in (None, OUT_OF_TIME):
         return "out of time"
     if status == 0:
-        return "passed"
+        return "passed in part" if any(row["what"].startswith("left out") for row in rows) else "passed"
     last = next((line.strip() for line in reversed(errors.splitlines()) if line.strip()), "it said nothing")
     killed = f"killed by {signal.Signals(-status).name}; " if status < 0 else ""
     return f"failed: {killed}{last[:300]}"
 
 
 def read(out: Path) -> dict[str, dict]:
-    """The parts that have run before, by name."""
+    """The parts that have run before, by name; of those that were cut off together with the program, what they had found."""
     path = out / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for left in sorted(out.glob("*.rows")):
+        found = {"verdict": "cut off", "seconds": 0.0, "rows": _rows(left)}
+        records[left.stem] = fuller(records.get(left.stem), found)
+    return records
 
 
 def write(records: dict[str, dict], out: Path) -> None:
