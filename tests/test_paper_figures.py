@@ -118,6 +118,22 @@ def test_a_figure_is_drawn_next_to_its_results_and_judged(figure, results, capsy
 
 
 @pytest.mark.slow
+def test_networks_whose_sharpness_was_not_followed_have_not_diverged(results, tmp_path):
+    """A sweep follows it of its first seeds alone."""
+    shutil.copytree(results / "figure_6_1", tmp_path / "all")
+    row, told = ROWS.find("6_1"), []
+    for folder in (results / "figure_6_1", tmp_path / "all"):
+        told.append(re.findall(r"(?<=sharpness \w\w: )\w+", verdict(row, folder, "cpu")))
+        for column in row.runs:
+            run = files.read(tmp_path / "all" / column / "transfer.nc")
+            more = run.assign(sharpness=run["sharpness"] * np.nan).assign_coords(seed=run.seed + run.sizes["seed"])
+            files.write(xr.concat([run, more], "seed", data_vars="minimal"), tmp_path / "all" / column / "transfer.nc")
+    assert told[0] == told[1]
+    assert len(told[0]) >= 2
+    assert "diverged" not in told[0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.NAME)
 def test_panels_have_room(figure, results, monkeypatch):
     """A title or legend that is too wide would squeeze them: a row of panels takes most of the width."""
