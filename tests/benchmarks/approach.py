@@ -1,9 +1,10 @@
 """How networks of every model approach their limit: exponents of the distance, widths 128 … 4096, with 95 % intervals.
 
-    python tests/benchmarks/approach.py [--widths 128 256 512 1024 2048 4096] [--seeds 16] [--only linear3 …]
+    PYTHONPATH=. python tests/benchmarks/approach.py [--widths 128 256 512 1024 2048 4096] [--seeds 16] [--only linear3 …]
 
 Root mean square over seeds of (network − limit) after 8 steps, of the loss, the sharpness and the largest NTK eigenvalue;
-η0 = 0.3, γ0 = 1, 8 samples in 4 dimensions.  Of the largest width also by how many standard errors, the limit's own among
+η0 = 0.3, γ0 = 1, 8 samples in 4 dimensions; of ConvNets three photographs of 8 × 8 pixels and cross-entropy, and widths from 16
+to 512.  Of the largest width also by how many standard errors, the limit's own among
 them, its mean is off the limit.  In NTP each network is compared with the limit that has its f(0).
 """
 
@@ -15,14 +16,19 @@ import numpy as np
 from comparisons import pairs
 from comparisons.statistics.power_law import fit
 from finite import Numerics
+from finite.data.patches import patches10
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem, solve
 
 STEPS = 8
+WIDTHS, OF_CONVNETS = (128, 256, 512, 1024, 2048, 4096), (16, 32, 64, 128, 256, 512)
 CLASSES = np.eye(3)[np.arange(8) % 3]
 FOLLOWED = "loss", "hessian_eigenvalues", "ntk_eigenvalues"
 RESOLVED = Numerics(rtol=1e-5, max_matvecs=30)  # a thousandth of what networks of width 4096 differ by
+PHOTOGRAPHS = 3
+CONVNETS = {"conv": {}, "convnet, L = 3": {"depth": 3},
+            "resconvnet, Depth-μP, L = 2": {"depth": 2, "parametrization": "depth_mup"}}  # fmt: skip
 MODELS = {
     "linear2": {},
     "linear3": {"model": "linear3"},
@@ -39,14 +45,25 @@ MODELS = {
     "linear3, NTP": {"model": "linear3", "parametrization": "ntp"},
     "mlp3 tanh, NTP": {"model": "mlp3", "parametrization": "ntp"},
     "resmlp relu, NTP": {"model": "resmlp", "activation": "relu", "parametrization": "base=ntp, block.multiplier.L=-1/2"},
-}
+} | {
+    f"{name}, {pooling}": {"model": name.split(",")[0], "pooling": pooling} | options
+    for name, options in CONVNETS.items() for pooling in ("average", "max")
+}  # fmt: skip
 
 
 def a_problem(targets=None, **options):
+    usual = {"learning_rate": 0.3, "num_steps": STEPS, "measure_every": STEPS, "top_k": 1}
+    if "pooling" in options:
+        return Problem(small_photographs(), np.eye(PHOTOGRAPHS), loss="cross_entropy", **usual | options)
     rng = np.random.default_rng(0)
     inputs, drawn = rng.normal(size=(8, 4)), rng.normal(size=(8, 1))
-    usual = {"learning_rate": 0.3, "num_steps": STEPS, "measure_every": STEPS, "top_k": 1}
     return Problem(inputs, drawn if targets is None else targets, **usual | options)
+
+
+def small_photographs():
+    """(3, 192): 8 × 8 pixels of three channels, each the mean of 4 × 4."""
+    photographs = patches10(PHOTOGRAPHS).train("cross_entropy")[0]
+    return photographs.reshape(-1, 8, 4, 8, 4, 3).mean(axis=(2, 4)).reshape(PHOTOGRAPHS, -1)
 
 
 def distances(problem, widths, num_seeds):
@@ -64,21 +81,22 @@ def distances(problem, widths, num_seeds):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--widths", type=int, nargs="+", default=[128, 256, 512, 1024, 2048, 4096])
+    parser.add_argument("--widths", type=int, nargs="+")
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--only", nargs="+", default=list(MODELS), metavar="MODEL")
     given = parser.parse_args()
-    print(f"widths {given.widths}, {given.seeds} seeds: exponent [95 % interval], rms at the largest width (limit's error), "
+    print(f"{given.seeds} seeds: exponent [95 % interval], rms at the largest width (limit's error), "
           "its mean in standard errors")  # fmt: skip
     for name in given.only:
-        start = time.perf_counter()
-        errors, of_limit = distances(a_problem(**MODELS[name]), given.widths, given.seeds)
+        start, problem = time.perf_counter(), a_problem(**MODELS[name])
+        widths = given.widths or (OF_CONVNETS if "pooling" in MODELS[name] else WIDTHS)
+        errors, of_limit = distances(problem, widths, given.seeds)
         for observable, values in errors.items():
-            law, smallest = fit(given.widths, values, noise_floor=of_limit[observable]), np.sqrt(np.mean(values[-1] ** 2))
+            law, smallest = fit(widths, values, noise_floor=of_limit[observable]), np.sqrt(np.mean(values[-1] ** 2))
             off = np.mean(values[-1]) / np.hypot(np.std(values[-1], ddof=1) / np.sqrt(given.seeds), of_limit[observable])
             verdict = "contains −1/2" if law.interval[0] <= -0.5 <= law.interval[1] else "DOES NOT contain −1/2"
             verdict = verdict if law.status == "fitted" else law.status
             interval = f"{law.exponent:+.3f} [{law.interval[0]:+.3f}, {law.interval[1]:+.3f}]"
-            what = f"{name:<30} {observable:<20} {interval}  {smallest:.1e} ({of_limit[observable]:.0e})"
+            what = f"{name:<37} {observable:<20} {interval}  {smallest:.1e} ({of_limit[observable]:.0e})"
             print(f"{what}  {off:+.1f} σ  {verdict}", flush=True)
-        print(f"{'':<30} {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"{'':<37} {time.perf_counter() - start:.0f} s, widths {list(widths)}", flush=True)
