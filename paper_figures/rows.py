@@ -158,7 +158,7 @@ def _gaps_to_limit() -> Row:
     sizes = _over(PHOTOGRAPHS, ("widths", ("8 16 32 64", "16 32 64 128", BESIDE_LIMIT[2])), ("seeds", ("5", "6", "8")),
                   ("steps", ("8 --measure-every 2", "12 --measure-every 3", SHORT[2])))  # fmt: skip
     return Row(name="3_2_limit", figure="3_2", script="figure_3_2", setting="SimpleConvNet, μP, few photographs, full batches",
-               shows="gaps to the limit against width and time, with their powers", minutes=(3, 13, 80),
+               shows="gaps to the limit against width and time, with their powers", minutes=(3, 11, 80),
                claims={"sharpness in time": "flat", "loss in width": "-0.77 … -0.47"},
                runs={"": Run("comparisons.convergence", "--model conv --loss cross_entropy --learning-rate 0.2 --top-k 1"
                              " --reference theory", sizes)})  # fmt: skip
@@ -202,7 +202,7 @@ def _deep_beside_limit() -> Row:
     run = Run("comparisons.transfer", f"--model resconvnet --param depth_mup --loss mse {FIXED}", sizes)
     return Row(name="6_1_limit", figure="6_1", script="figure_6_1", setting="residual ConvNet, MSE, two digits, full batches",
                shows="Depth-μP: final loss against learning rate, sharpness at the optimum, per depth, beside their limits",
-               claims={"transfer k1": "same", "sharpness k1": "same"}, minutes=(6, 14, 27), runs={"k1": run})  # fmt: skip
+               claims={"transfer k1": "same", "sharpness k1": "same"}, minutes=(6, 6, 27), runs={"k1": run})  # fmt: skip
 
 
 BLOCKS = ("2 4 8", "3 6 12", "3 6 12 24 48 96 192")
@@ -301,14 +301,14 @@ ADAM = "--optimizer adam"
 ROWS = Table("figure", [
     _training("1_1", "1_1", "SimpleConvNet, cross-entropy, batch 128"),
     _beside_limit("1_1_limit", "SimpleConvNet with average pooling, few photographs, full batches", "--pooling average",
-                  minutes=(2, 15, 41)),
-    _beside_limit("1_1_limit_max", "SimpleConvNet, few photographs, full batches", param="mup", minutes=(2, 14, 38)),
+                  minutes=(2, 9, 41)),
+    _beside_limit("1_1_limit_max", "SimpleConvNet, few photographs, full batches", param="mup", minutes=(2, 11, 38)),
     _training("4_1", "4_1", "SimpleConvNet, cross-entropy, batch 128, augmented", "--augment"),
     _eigenvalues("3_1", "3_1", "ConvNet of three layers, μP, batch 256", 0.3, 256),
     _eigenvalues_beside_limit("3_1_limit", "SimpleConvNet, μP, few photographs, full batches", "conv", PHOTOGRAPHS, SHORT,
                               (1, 7, 22)),
     _eigenvalues_beside_limit("3_1_limit_deep", "ConvNet of three layers, μP, few digits, full batches", "convnet --depth 3",
-                              FEW_DIGITS, (SHORT[0], SHORT[0], "16 --measure-every 4"), (3, 9, 42)),
+                              FEW_DIGITS, (SHORT[0], SHORT[0], "16 --measure-every 4"), (3, 4, 42)),
     _eigenvalues("28_1", "28_1", "ConvNet of three layers, μP, batch 256, η0 = 0.46", 0.46, 256),
     _eigenvalues("35_1", "35_1", "ConvNet of three layers, μP, batch 128, η0 = 0.7", 0.7, 128),
     _gaps("3_2", "3_2", "SimpleConvNet, μP", "--model conv", 64, "8 16 32 64 128", 4),
