@@ -50,7 +50,7 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Shift:
-    """best learning rate ∝ size^exponent, with its 95 % interval; not a number where an optimum is off the grid.
+    """best learning rate ∝ size^exponent, with its 95 % interval; not a number where an optimum may be off the grid.
 
     size     "width", or "depth" where there are several; with several of both, each at a fixed other one (``size_names``)
     verdict  what ``verdict`` says: "transfers" where the 90 % interval is within what is tolerated
@@ -386,7 +386,7 @@ def _shift(param, size, slopes, best, draws, doubt, together):
         return tuple(map(float, ends))
 
     if not np.isfinite(_quantiles(slopes, draws, (1 - CONFIDENCE) / 2)).all():
-        return Shift(param, size, np.nan, (np.nan, np.nan), "undecided: an optimum is off the grid")
+        return Shift(param, size, np.nan, (np.nan, np.nan), "undecided: an optimum may be off the grid")
     exponent = together.slope(slopes)[0] if together else float(slopes @ best)
     return Shift(param, size, exponent, interval(CONFIDENCE), verdict(interval(CONFIDENCE), interval(EQUIVALENCE)))
 
