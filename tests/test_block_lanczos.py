@@ -48,6 +48,26 @@ def test_a_random_matrix(k, below):
     np.testing.assert_allclose(largest(A + A.T, k, below), np.linalg.eigvalsh(A + A.T)[::-1][:k], rtol=1e-11)
 
 
+@pytest.mark.parametrize("far", [1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 100.0, 1e4, 1e6])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_eigenvalues_far_off_the_rest_leave_the_others_as_they_are(far, copies):
+    """As the mean of inputs makes one: no polynomial may lift them so far that the others drown."""
+    values = np.r_[np.linspace(-1, 1, SIZE - copies), np.full(copies, far)]
+    found, expected = largest(with_eigenvalues(values), 10), np.sort(values)[::-1][:10]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11 + 1e-14 * far)
+
+
+@pytest.mark.parametrize(("far", "values"), [
+    (np.linspace(2, 8, 8), np.linspace(-1, 1, 4000)),  # not found by a few blocks, and lifted least
+    ([100.0], 1 - np.linspace(0, 1, 8000) ** 1.5)])  # found, and in the way of the degree that the others take
+def test_large_operators_with_far_eigenvalues(far, values):
+    values = np.r_[values, far]
+    with computing("float64"):
+        there = jnp.asarray(values)
+        found = jax.jit(lambda: block_lanczos.largest(lambda v: there * v, len(values), 10, jnp.min(there)))()
+    np.testing.assert_allclose(found, np.sort(values)[::-1][:10], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(("highest", "known"), [(np.inf, False), (1.0, True), (1.1, False)])
 def test_values_that_crowd_at_a_known_end_are_known(highest, known):
     """So close to each other that no vector of the first is found, but there is nothing above."""

@@ -65,12 +65,12 @@ def test_whole_spectrum_obeys_its_sum_rules(seed, C, width):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("C", [1, 3])
-def test_iterated_spectrum_equals_the_dense_one(C, monkeypatch):
-    """The route of large problems, forced upon a small one, multiplets of the initial state included."""
+@pytest.mark.parametrize(("C", "mean"), [(1, 0.0), (3, 0.0), (1, 0.5), (3, 1.0)])
+def test_iterated_spectrum_equals_the_dense_one(C, mean, monkeypatch):
+    """The route of large problems, forced upon a small one, multiplets of the initial state and far outliers included."""
     rng = np.random.default_rng(4)
     for steps in (0, 5):
-        problem = Problem(inputs=rng.normal(size=(100, 80)), targets=rng.normal(size=(100, C)), num_steps=steps,
+        problem = Problem(inputs=mean + rng.normal(size=(100, 80)), targets=rng.normal(size=(100, C)), num_steps=steps,
                           measure_every=max(1, steps), top_k=5)  # fmt: skip
         dense = linear2.solve(problem)
         with monkeypatch.context() as patch:
@@ -80,6 +80,16 @@ def test_iterated_spectrum_equals_the_dense_one(C, monkeypatch):
         jax.clear_caches()
         for name in ("hessian_eigenvalues", "hessian_min"):
             np.testing.assert_allclose(iterated[name], dense[name], rtol=1e-8)
+
+
+@pytest.mark.parametrize(("outliers", "bulk", "merged"), [
+    ([5.0, 4, 3], [3.5, 1], [5, 4, 3.5]),
+    ([5.0, 4, np.nan], [4.5, 3.5], [5, 4.5, 4]),
+    ([5.0, np.nan, 3], [4.5, 3.5], [5, np.nan, np.nan]),
+    ([np.nan] * 3, [4.5, 3.5], [np.nan] * 3)])  # fmt: skip
+def test_what_is_not_known_takes_no_rank_from_what_is(outliers, bulk, merged):
+    found = curvature._with_bulk(jnp.asarray(outliers), jnp.asarray(bulk), 3)
+    np.testing.assert_array_equal(found, merged)
 
 
 def test_directional_sharpness_of_a_tiny_gradient():

@@ -11,6 +11,9 @@ A few blocks give a number h ≤ λ_k.  The rest is done with p(A), p the Chebys
 end of the spectrum, which the caller knows, to h and grows beyond (Zhou and Saad, SIAM J. Matrix Anal. 29 (2007) 954):
 products of A cost less than to orthogonalise as often.  A full basis gives way to its better half of Ritz vectors (Wu and
 Simon, SIAM J. Matrix Anal. 22 (2000) 602).  In the end values and residuals are those of A on the vectors found.
+
+p must not lift the largest eigenvalue so far that those next to h drown in its rounding: what stands far off the rest is found
+by the few blocks already, and projected out from then on; what stands less far off lowers the degree.
 """
 
 from collections.abc import Callable
@@ -29,10 +32,13 @@ BLOCKS = 12  # of the basis
 KEPT = 6  # after a restart
 CHECK = 3  # blocks between two looks at the residuals; BLOCKS − KEPT is a multiple
 UNFILTERED = 9  # blocks before the filter
-DEGREE = 9  # of p; odd, so that nothing below its interval comes out on top
+DEGREE = 9  # of p at most; odd, so that nothing below its interval comes out on top
+LIFTED = 1e5  # what p may be at most
+FAR, FOUND = 3.0, 1e-9  # half widths of p's interval from its centre, and residual to the largest |θ|, of what is projected out
 RESTARTS = 45
-RTOL = 1e-8  # of the residuals, to the largest |θ|; an eigenvalue's error is about the square of its own over the gap
+RTOL = 1e-8  # of the residuals, to |θ|; an eigenvalue's error is about the square of its own over the gap
 REACHED = 1e-6  # likewise; values that are no better in the end are NaN
+FLOOR = 1e-6  # of the |θ| that residuals are compared with, to the largest
 
 
 class _State(NamedTuple):
@@ -69,34 +75,53 @@ def largest(
     start = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, b), float))[0].T
     state, ritz = _iterated(apply, start, k, UNFILTERED)
     vectors = _leading(state, ritz, b)
-    known = jnp.all(ritz.residuals <= RTOL * ritz.scale) | ~jnp.isfinite(ritz.scale)
-    filtered = partial(_filtered, apply, lowest, ritz.theta[-k])
-
-    def refined(vectors):
-        return _leading(*_iterated(filtered, vectors, k, BLOCKS + RESTARTS * (BLOCKS - KEPT)), b)
-
-    vectors = lax.cond(known, lambda vectors: vectors, refined, vectors)[:k]
+    known = jnp.all(ritz.residuals <= RTOL * _sizes(ritz.theta[-k:][::-1], ritz.scale)) | ~jnp.isfinite(ritz.scale)
+    vectors = lax.cond(known, lambda vectors: vectors[:k], partial(_refined, apply, ritz, lowest), vectors)
     images = apply(vectors)
     values, turn = eigh(images @ vectors.T)
     residuals = jnp.linalg.norm(turn.T @ images - values[:, None] * (turn.T @ vectors), axis=1)
     error = jnp.minimum(residuals, jnp.abs(highest - values))
-    return jnp.where(error <= REACHED * ritz.scale, values, jnp.nan)[::-1]
+    return jnp.where(error <= REACHED * _sizes(values, ritz.scale), values, jnp.nan)[::-1]
 
 
-def _filtered(apply, lowest, highest, block):
-    """p(A) of a block, by the recurrence of Chebyshev polynomials."""
-    centre, half = (highest + lowest) / 2, (highest - lowest) / 2
-    moved = lambda x: (apply(x) - centre * x) / half  # noqa: E731
-    return lax.fori_loop(1, DEGREE, lambda _, pair: (pair[1], 2 * moved(pair[1]) - pair[0]), (block, moved(block)))[1]
+def _sizes(values, largest_of_all):
+    return jnp.maximum(jnp.abs(values), FLOOR * largest_of_all)
 
 
-def _iterated(apply, start, k, most):
-    """(state, Ritz pairs), at most so many products of blocks from ``start``, which is orthonormal."""
+def _refined(apply, ritz, lowest, vectors):
+    """(k, n) vectors of the k largest, from Ritz vectors of a few blocks."""
+    k, b = len(ritz.residuals), len(vectors)
+    theta = ritz.theta[-k:][::-1]
+    centre, half = (theta[-1] + lowest) / 2, (theta[-1] - lowest) / 2
+    above = (theta - centre) / half
+    far = (above > FAR) & (ritz.residuals <= FOUND * ritz.scale)
+    apart = jnp.where(far[:, None], vectors[:k], 0)
+    without = lambda x: x - (x @ apart.T) @ apart  # noqa: E731
+    height = jnp.arccosh(jnp.maximum(jnp.max(jnp.where(far, 1.0, above)), 1.0))  # T_d(cosh x) = cosh dx
+    degree = jnp.clip(jnp.log(2 * LIFTED) / height, 1, DEGREE).astype(int)
+    filtered = partial(_filtered, lambda x: without(apply(x) - centre * x) / half, degree - (degree % 2 == 0))
+    fresh = jax.random.normal(jax.random.key(2), vectors.shape, float)
+    start = without(jnp.where(jnp.pad(far, (0, b - k))[:, None], fresh, vectors))
+    start = jnp.linalg.qr(without(jnp.linalg.qr(start.T)[0].T).T)[0].T
+    most = BLOCKS + RESTARTS * (BLOCKS - KEPT)
+    rest = _leading(*_iterated(filtered, start, k, most, k - jnp.sum(far)), b)
+    return jnp.where(far[:, None], apart, rest[jnp.cumsum(~far) - 1])
+
+
+def _filtered(moved, degree, block):
+    """p(A) of a block, by the recurrence of Chebyshev polynomials; ``moved`` has its interval at ±1."""
+    return lax.fori_loop(1, degree, lambda _, pair: (pair[1], 2 * moved(pair[1]) - pair[0]), (block, moved(block)))[1]
+
+
+def _iterated(apply, start, k, most, wanted=None):
+    """(state, Ritz pairs), at most so many products of blocks from ``start``, which is orthonormal; until the first ``wanted``
+    of k pairs, default all, are found."""
     (b, n), M, zero = start.shape, BLOCKS * len(start), jnp.zeros((), int)
 
     def unfinished(carry):
         state, ritz = carry
-        open_ = jnp.any(ritz.residuals > RTOL * ritz.scale) & jnp.all(jnp.isfinite(state.rest))
+        open_ = ritz.residuals > RTOL * _sizes(ritz.theta[-k:][::-1], ritz.scale)
+        open_ = jnp.any(open_ & (jnp.arange(k) < (k if wanted is None else wanted))) & jnp.all(jnp.isfinite(state.rest))
         return open_ & (state.products < most)
 
     def grow(carry):

@@ -279,7 +279,15 @@ def _hessian_extremes(state, columns, spare, top_k):
         outliers = block_lanczos.largest(closed, size, top_k, -edge)
         lowest = -edge if spare else -block_lanczos.largest(lambda v: -closed(v), size, 1, -outliers[0], edge)[0]
     bulk = jnp.repeat(state.residual_scale * jnp.linalg.svd(state.gradient, compute_uv=False), min(spare, top_k))
-    return largest(jnp.concatenate([outliers, bulk]), top_k), jnp.minimum(lowest, jnp.min(-bulk, initial=jnp.inf))
+    return _with_bulk(outliers, bulk, top_k), jnp.minimum(lowest, jnp.min(-bulk, initial=jnp.inf))
+
+
+def _with_bulk(outliers, bulk, top_k):
+    """The largest of both; below the first outlier that is not known there may be others, hence no numbers."""
+    unknown = jnp.isnan(outliers)
+    least = jnp.min(jnp.where(jnp.cumsum(unknown) == 0, outliers, jnp.inf), initial=jnp.inf)
+    merged = largest(jnp.concatenate([jnp.where(unknown, -jnp.inf, outliers), bulk]), top_k)
+    return jnp.where((merged >= least) | ~jnp.any(unknown), merged, jnp.nan)
 
 
 def _closed_hessian(state, columns):
