@@ -86,8 +86,8 @@ def picture(run: xr.Dataset, rates: list[Rate], configuration: dict) -> Figure:
     grid[1, 3].legend(handles=handles, loc="center", title="trace")
     c = configuration
     title = (f"{c['model']}, {c['data']}, {c['loss'].replace('_', '-')}, P = {c['samples']}, "
-             f"{plots.NAMES.get(c['param'], c['param'])}, η0 = {c['learning_rate']:g}, {run.sizes['seed']} seeds; gaps to the {_said_of(reference)}, root mean square over"
-             f" seeds{said_of_limits(run)}")
+             f"{plots.NAMES.get(c['param'], c['param'])}, η0 = {c['learning_rate']:g}, {run.sizes['seed']} seeds; "
+             f"gaps to the {_said_of(reference)}, root mean square over seeds{said_of_limits(run)}")
     figure.suptitle(plots.wrapped(title, 130), fontsize=9)
     return figure
 

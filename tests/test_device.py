@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from benchmarks.device import fuller
 
 BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 ABSENT = (  # on the machine that the program is for
@@ -139,6 +140,22 @@ def ended(process):
     return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+@pytest.mark.parametrize(("before", "after", "kept"), [
+    (None, ("cut off", 0), ("cut off", 0)),
+    (("passed", 3), ("passed", 2), ("passed", 2)),
+    (("passed", 3), ("cut off", 3), ("passed", 3)),  # killed before its rows were taken away
+    (("passed in part", 3), ("out of time", 4), ("passed in part", 3)),
+    (("passed in part", 3), ("passed in part", 4), ("passed in part", 4)),
+    (("out of time", 3), ("passed in part", 2), ("passed in part", 2)),
+    (("out of time", 3), ("out of time", 2), ("out of time", 3)),
+    (("passed in part", 3), ("failed: so", 1), ("failed: so", 3)),
+    (("failed: so", 1), ("out of time", 2), ("out of time", 2))])  # fmt: skip
+def test_of_two_runs_the_one_that_found_more_is_kept(before, after, kept):
+    record, one = (pair and {"verdict": pair[0], "rows": list(range(pair[1]))} for pair in (before, after))
+    found = fuller(record, one)
+    assert (found["verdict"], len(found["rows"])) == kept
+
+
 def test_figures_of_two_devices_are_kept_apart(elsewhere, tmp_path):
     record = {"verdict": "passed", "seconds": 1.0, "rows": [], "device": "NVIDIA H200"}
     (tmp_path / "results.json").write_text(json.dumps({"conv": record}))
@@ -151,12 +168,14 @@ def test_figures_of_two_devices_are_kept_apart(elsewhere, tmp_path):
     (["--minutes", 0], "--minutes 0: wanted a positive number"),
     (["--minutes", "inf"], "--minutes inf: wanted a positive number"),
     (["--out", "file"], "--out file: [Errno 17] File exists: 'file'"),
-    (["--out", "damaged"], "--out damaged: Expecting value: line 1 column 1 (char 0)")])  # fmt: skip
+    (["--out", "damaged"], "--out damaged: Expecting value: line 1 column 1 (char 0)"),
+    (["--out", "another's"], "--out another's: results.json is not of this program")])  # fmt: skip
 def test_mistakes_are_one_line(words, line, elsewhere, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "results.json").write_text("nothing")
+    for name, text in {"damaged": "nothing", "another's": '{"conv": {}}'}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(text)
     done = run(elsewhere, BENCHMARKS / "device.py", *words)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(line)

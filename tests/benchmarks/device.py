@@ -101,9 +101,12 @@ def looked_at() -> tuple[str, str]:
 
 def fuller(before: dict | None, record: dict) -> dict:
     """Of two runs of a part the one that passed, or found more; what failed last has failed."""
-    if not before or record["verdict"] == "passed" or len(record["rows"]) >= len(before["rows"]):
+    if not before or record["verdict"] == "passed":
         return record
-    return before | ({"verdict": record["verdict"]} if record["verdict"].startswith("failed") else {})
+    if record["verdict"].startswith("failed"):
+        return record if len(record["rows"]) >= len(before["rows"]) else before | {"verdict": record["verdict"]}
+    worse = (record["verdict"] not in PASSED) - (before["verdict"] not in PASSED)
+    return before if worse > 0 or (worse == 0 and len(record["rows"]) <= len(before["rows"])) else record
 
 
 def run(name: str, limit: float, size: str, out: Path) -> dict:
@@ -179,13 +182,22 @@ def verdict(status: int | None, rows: list[dict], errors: str) -> str:
 
 
 def read(out: Path) -> dict[str, dict]:
-    """The parts that have run before, by name; of those that were cut off together with the program, what they had found."""
+    """The parts that have run before, by name; of those that were cut off together with the program, what they had found.
+
+    Raises ValueError where results.json is not of this program.
+    """
     path = out / "results.json"
     records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not isinstance(records, dict) or not all(map(_is_record, records.values())):
+        raise ValueError("results.json is not of this program")
     for left in sorted(out.glob("*.rows")):
         found = {"verdict": "cut off", "seconds": 0.0, "rows": _rows(left)}
         records[left.stem] = fuller(records.get(left.stem), found)
     return records
+
+
+def _is_record(found):
+    return isinstance(found, dict) and {"verdict", "rows"} <= set(found)
 
 
 def write(records: dict[str, dict], out: Path) -> None:
