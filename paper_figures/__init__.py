@@ -50,7 +50,7 @@ def said_of_limits(run, drawn: Mapping[str, str] | None = None) -> str:
         return ""
     without = [label for name, label in (drawn or {}).items() if f"{name}_limit" not in run]
     return (f"; dashed: the limit, on the same {json.loads(run.attrs['configuration'])['samples']} samples"
-            + (f"; none is known of {' and '.join(without)}" if without else ""))  # fmt: skip
+            + (f"; that of {' and '.join(without)} is not drawn" if without else ""))  # fmt: skip
 
 
 def save(figure, path: Path) -> None:

@@ -84,5 +84,5 @@ def _row(row, along, swept, shown, optima):
         limit = landscape_plots.limit_of(along, name)
         landscape_plots.panel(axis, first(along[name]), landscape_plots.edge_of(along, name), *limit)
         axis.set(ylabel=OBSERVABLES[name].symbol.replace("_k", "_1"), xlim=(0, int(along.step[-1])))
-        axis.set_title(statement(first(along[name])))
+        axis.set_title(statement(first(along[name]), along["loss"]))
     transfer_plots.final_losses(row[2], swept, shown, optima)

@@ -55,7 +55,8 @@ def picture(run: xr.Dataset) -> Figure:
         for axis, rank in zip(row, RANKS, strict=True):
             edge = landscape_plots.edge_of(run, name) if rank == 1 else float("nan")
             landscape_plots.panel(axis, run[name].sel(rank=rank), edge, *landscape_plots.limit_of(run, name, rank))
-            axis.set(ylabel=label % rank, xlim=(0, int(run.step[-1])), title=statement(run[name].sel(rank=rank)))
+            said = statement(run[name].sel(rank=rank), run["loss"])
+            axis.set(ylabel=label % rank, xlim=(0, int(run.step[-1])), title=said)
     for axis in grid[-1]:
         axis.set_xlabel("step")
     handles = [*landscape_plots.sizes(run), *plots.limit_handles(), plots.edge_handle(), plots.band(landscape_plots.RANGE)]

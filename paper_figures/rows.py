@@ -95,11 +95,13 @@ def _training(
     common = f"--model {model} --param {param} --loss {loss} {options}".rstrip()
     measured = ("curvature-samples", ("32", "256", "1024"))
     batches = ("batch-size", (str(min(batch, 64)), str(batch), str(batch)))
+    whole = 50 * 50_000 // batch if data["gpu"] == IMAGES["gpu"] else 19_500  # 50 epochs of CIFAR-10
+    along_whole = f"{whole} --measure-every {whole // 39}"
     sizes = ("widths", ("8 16 32", widths, WIDEST))
     followed = Run("comparisons.landscape", f"{common} {along} --no-limit".replace("  ", " "),
-                   _over(data, sizes, batches, ("steps", ("32", steps, "19500 --measure-every 500")), measured))  # fmt: skip
+                   _over(data, sizes, batches, ("steps", ("32", steps, along_whole)), measured))  # fmt: skip
     swept = Run("comparisons.transfer", f"{common} {FIXED} --sharpness-seeds 0 --no-limit",
-                _over(data, sizes, batches, ("steps", ("32", swept, "19500")), ("seeds", ("2", "3", "3")),
+                _over(data, sizes, batches, ("steps", ("32", swept, str(whole))), ("seeds", ("2", "3", "3")),
                       ("learning-rates", rates)))  # fmt: skip
     if claims is None:
         claims = {"sharpness mup": "same", "transfer mup": "same", "sharpness ntp": "moves", "transfer ntp": "moves"}
@@ -131,11 +133,11 @@ def _eigenvalues_beside_limit(
     name: str, setting: str, model: str, data: Mapping[str, str], steps: tuple[str, str, str],
     minutes: tuple[float, float, float],
 ) -> Row:  # fmt: skip
-    """Figure 2 of so few samples that the limit is known; of the Hessian, ten of whose eigenvalues take long, where it is."""
+    """Figure 2 of so few samples that the limit is known: the NTK's; ten eigenvalues of the Hessian's would take too long."""
     options = (f"--model {model} --param mup --learning-rate 0.3 --observables loss hessian_eigenvalues ntk_eigenvalues"
                " --top-k 10")  # fmt: skip
     return Row(name=name, figure="3_1", script="figure_3_1", setting=setting, minutes=minutes,
-               shows="first, fifth and tenth eigenvalue of Hessian and NTK against step beside their limit, per width",
+               shows="first, fifth, tenth eigenvalue of Hessian and NTK against step, the NTK's beside their limit, per width",
                claims={f"{matrix} {rank}": "same" for matrix in ("hessian", "ntk") for rank in (1, 5, 10)},
                runs={"": Run("comparisons.landscape", options,
                              _over(data, ("widths", BESIDE_LIMIT), ("steps", steps)))})  # fmt: skip
@@ -145,7 +147,7 @@ def _eigenvalues(name: str, figure: str, setting: str, rate: float, batch: int) 
     options = (f"--model convnet --depth 3 --param mup --learning-rate {rate:g} --observables loss hessian_eigenvalues"
                " ntk_eigenvalues --top-k 10 --no-limit")  # fmt: skip
     sizes = _over(IMAGES | {"cpu": "--data patches10 --samples 1000"}, ("widths", ("8 16 32", "8 16 32", "32 64 128 256 512")),
-                  ("batch-size", (str(min(batch, 64)), str(min(batch, 128)), str(batch))),
+                  ("batch-size", (str(min(batch, 64)), str(batch), str(batch))),
                   ("steps", ("24 --measure-every 6", "96 --measure-every 12", "4800 --measure-every 200")),
                   ("warmup-steps", ("8", "16", "100")), ("curvature-samples", ("32", "64", "1024")))  # fmt: skip
     claims = {f"{matrix} {rank}": "same" for matrix in ("hessian", "ntk") for rank in (1, 5, 10)}

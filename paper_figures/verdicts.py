@@ -93,7 +93,7 @@ def _training(row: Row, results: Path) -> Iterator[Finding]:
     along, swept = (read(results / name / f"{name}.nc") for name in ("landscape", "transfer"))
     sharpness, shifts = next(name for name in SHARPNESS if name in followed(along)), analyse(swept)[1]
     for param in along.param.values:
-        yield agreed(f"sharpness {param}", first(along[sharpness]).sel(param=param))
+        yield agreed(f"sharpness {param}", first(along[sharpness]).sel(param=param), along["loss"].sel(param=param))
         yield from (moved(f"transfer {param}", shift) for shift in shifts if shift.parametrization == param)
         yield from beside_limits(along.sel(param=param))
 
@@ -113,8 +113,8 @@ def beside_limits(along: xr.Dataset) -> Iterator[Finding]:
                       f"N = {int(widest[growing(along)])} off by {float(last.mean()) / at - 1:+.1%} ± {doubt:.1%}")  # fmt: skip
 
 
-def agreed(quantity: str, values: xr.DataArray) -> Finding:
-    late = late_agreement(values)
+def agreed(quantity: str, values: xr.DataArray, loss: xr.DataArray | None = None) -> Finding:
+    late = late_agreement(values, loss)
     return Finding(quantity, WORDS.get(of_agreement(late), UNDECIDED if not late.diverged else "diverged"))
 
 
@@ -126,7 +126,7 @@ def _eigenvalues(row: Row, results: Path) -> Iterator[Finding]:
     run = read(results / "landscape.nc").isel(param=0)
     for quantity in row.claims:
         name, rank = quantity.split()
-        yield agreed(quantity, run[f"{name}_eigenvalues"].sel(rank=int(rank)))
+        yield agreed(quantity, run[f"{name}_eigenvalues"].sel(rank=int(rank)), run["loss"])
 
 
 def _gaps(row: Row, results: Path) -> Iterator[Finding]:
@@ -222,7 +222,7 @@ def _directional(row: Row, results: Path) -> Iterator[Finding]:
     for grows in ("width", "depth"):
         swept, along = (read(results / grows / name / f"{name}.nc") for name in ("transfer", "landscape"))
         yield from (moved(f"transfer {grows}", shift) for shift in analyse(swept)[1] if shift.size == grows == growing(along))
-        yield agreed(f"directional {grows}", along["directional_sharpness"].isel(param=0))
+        yield agreed(f"directional {grows}", along["directional_sharpness"].isel(param=0), along["loss"].isel(param=0))
 
 
 def _exponents(row: Row, results: Path) -> Iterator[Finding]:

@@ -124,6 +124,11 @@ def test_what_agrees_late_is_the_same_and_what_grows_moves():
                         coords={"width": SIZES, "step": STEPS})  # fmt: skip
     assert verdicts.agreed("sharpness mup", flat).outcome == "same"
     assert verdicts.agreed("sharpness ntp", flat * xr.DataArray(SIZES, dims="width")).outcome == "moves"
+    loss, last = xr.ones_like(flat), flat.step == flat.step[-1]
+    missing = flat.where(~last)  # an eigenvalue that was not found is no divergence
+    assert verdicts.agreed("sharpness mup", missing, loss).outcome == "same"
+    assert verdicts.agreed("sharpness mup", missing, loss.where(~last, np.inf)).outcome == "diverged"
+    assert verdicts.agreed("sharpness mup", flat * np.nan, loss).outcome == "undecided"
 
 
 def test_the_gallery_is_there():

@@ -260,7 +260,7 @@ def test_gaps_to_the_limit_are_drawn_as_such():
     assert said_of_limits(run.drop_vars([name for name in run if name.endswith("_limit")])) == ""
     drawn = {"loss": "the loss", "hessian_trace": "the trace"}
     assert said_of_limits(run, drawn).endswith("samples")
-    assert said_of_limits(run.drop_vars("hessian_trace_limit"), drawn).endswith("samples; none is known of the trace")
+    assert said_of_limits(run.drop_vars("hessian_trace_limit"), drawn).endswith("samples; that of the trace is not drawn")
 
 
 def test_gaps_that_drift_together_are_not_said_to_grow():

@@ -1,6 +1,6 @@
 """The curvature late in training, at all sizes of a run: whether they agree (``comparisons.statistics.super_consistency``)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import xarray as xr
@@ -39,15 +39,24 @@ def first(values: xr.DataArray) -> xr.DataArray:
     return values.isel({axis: 0 for axis in axes if axis in values.dims}, drop=True)
 
 
-def late_agreement(values: xr.DataArray) -> Agreement:
-    """Of one observable (width or depth, seed, step)."""
-    size, late = growing(values), values.isel(step=late_steps(values.step.values))
-    return agreement(values[size].values, late.mean("step", skipna=False).transpose(size, "seed").values)
+def late_agreement(values: xr.DataArray, loss: xr.DataArray | None = None) -> Agreement:
+    """Of one observable (width or depth, seed, step).
+
+    With the ``loss`` of the same networks what has not been found of one that is finite, as an eigenvalue that Lanczos could
+    not, is left out; without it, it counts as diverged.
+    """
+    size, late = growing(values), late_steps(values.step.values)
+    means = values.isel(step=late).mean("step", skipna=loss is not None).transpose(size, "seed")
+    if loss is None:
+        return agreement(values[size].values, means.values)
+    trained = np.isfinite(loss.isel(step=late)).all("step").transpose(size, "seed")
+    found = agreement(values[size].values, means.where(trained).values)
+    return replace(found, diverged=not bool(trained.all()))
 
 
-def statement(values: xr.DataArray) -> str:
-    """What a picture of one observable says of it."""
-    late = late_agreement(values)
+def statement(values: xr.DataArray, loss: xr.DataArray | None = None) -> str:
+    """What a picture of one observable says of it; ``loss`` as in ``late_agreement``."""
+    late = late_agreement(values, loss)
     return f"late × {late.ratio:.2f}: {verdict(late)}" if np.isfinite(late.ratio) else verdict(late)
 
 
@@ -56,7 +65,7 @@ def late_values(dataset: xr.Dataset) -> list[Late]:
     records = []
     for param in dataset.param.values:
         for name in followed(dataset):
-            late = late_agreement(first(dataset[name]).sel(param=param))
+            late = late_agreement(*(first(dataset[one]).sel(param=param) for one in (name, "loss") if one in dataset))
             label = {"parametrization": str(param), "observable": name, "growing": growing(dataset)}
             records.append(Late(**label, verdict=verdict(late), **asdict(late)))
     return records
