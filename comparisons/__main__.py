@@ -2,7 +2,7 @@
 
     superconsistency                    the commands
     superconsistency COMMAND --help     the options of one
-    superconsistency --tyro-print-completion bash|zsh|tcsh
+    superconsistency --tyro-print-completion bash|zsh
 """
 
 import difflib
@@ -72,7 +72,7 @@ def overview(program: str) -> str:
     lines = [f"usage: {program} COMMAND [OPTIONS]", "", "Infinite-width limits, finite networks, and what is between them.", ""]
     lines += [f"  {row.name:<13}{row.answers}" for row in COMMANDS.values()]
     lines += ["", f"{program} COMMAND --help has the options of one; {program} --version; completion of all words on Tab:",
-              f"{program} --tyro-print-completion bash (or zsh, tcsh)"]  # fmt: skip
+              f"{program} --tyro-print-completion bash (or zsh)"]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -4,7 +4,9 @@ links.
 
 import re
 import shlex
+from dataclasses import fields
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,24 @@ def test_commands_that_are_spoken_of_exist():
     named = {name.replace("paper_figures", "figures") for _, name in SPOKEN} - {"COMMAND", "NAME"}
     assert len(named) > 4
     assert named <= set(COMMANDS)
+    for code in (code for code, name in SPOKEN if name not in ("COMMAND", "NAME")):
+        name, words = started(code)
+        assert "paper_figures" not in code or find_spec(code.split()[2])
+        if "…" not in words and not code.startswith("python -m paper_figures.figure"):
+            read(import_module(COMMANDS.find(name).options).Options, name, [word for word in words if word != "--help"])
+
+
+def test_options_that_are_spoken_of_exist():
+    """Whether of a command or of a program of tests/benchmarks."""
+    codes = [code for text in TEXTS.values() for code in re.findall(r"`([^`\n]*)`", text)]
+    named = {word for code in codes for word in re.findall(r"--[a-z][a-z0-9-]+", code)}
+    known = {"--" + field.name.replace("_", "-") for command in COMMANDS.values()
+             for field in fields(import_module(command.options).Options)}  # fmt: skip
+    known |= {"--no" + name[1:] for name in known}
+    benchmarks = "".join(path.read_text(encoding="utf-8") for path in (HERE / "tests" / "benchmarks").glob("*.py"))
+    known |= set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)", benchmarks))
+    assert len(named) > 30
+    assert named - known == {"--help", "--tyro-print-completion", "--extra", "--no-deps"}  # of all, and of what installs
 
 
 def test_every_model_that_is_named_exists():
