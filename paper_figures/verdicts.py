@@ -119,7 +119,8 @@ def agreed(quantity: str, values: xr.DataArray, loss: xr.DataArray | None = None
 
 
 def moved(quantity: str, shift) -> Finding:
-    return Finding(quantity, WORDS.get(shift.verdict, UNDECIDED))
+    beyond = "an optimum may be off the grid: more learning rates would decide" if "off the grid" in shift.verdict else ""
+    return Finding(quantity, WORDS.get(shift.verdict, UNDECIDED), more=beyond)
 
 
 def _eigenvalues(row: Row, results: Path) -> Iterator[Finding]:

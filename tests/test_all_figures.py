@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from comparisons.convergence.options import Options as Convergence
 from comparisons.coord_check.options import Options as CoordCheck
 from comparisons.landscape.options import Options as Landscape
+from comparisons.statistics.minimum import Shift
 from comparisons.transfer.options import Options as Transfer
 from paper_figures import all as program
 from paper_figures import gallery, verdicts
@@ -75,6 +77,12 @@ def test_a_verdict_needs_all_findings(mup, ntp, says):
     assert verdicts.said(ROWS["19_2"], found).startswith(says)
     assert verdicts.said(ROWS["random_features"], found).startswith("the paper's claim is not at hand")
     assert verdicts.said(ROWS["19_2"], found, small=True).startswith("too small to judge. transfer mup: ")
+
+
+def test_what_would_decide_is_said_of_an_optimum_that_may_be_off_the_grid():
+    off = Shift("mup", "width", np.nan, (np.nan, np.nan), "undecided: an optimum may be off the grid")
+    assert str(verdicts.moved("transfer mup", off)).endswith("off the grid: more learning rates would decide)")
+    assert str(verdicts.moved("transfer mup", replace(off, verdict="undecided"))) == "transfer mup: undecided"
 
 
 def gaps(power, width=0.0):
