@@ -105,12 +105,16 @@ def beside_limits(along: xr.Dataset) -> Iterator[Finding]:
         limit, error = limit_of(widest, name)
         if limit is None or not np.isfinite(limit.values[-1]):
             continue
-        last, at = first(widest[name]).isel(step=-1), float(limit[-1])
-        of_networks = float(last.std("seed", ddof=1)) / np.sqrt(last.sizes["seed"])
         of_limit = 0.0 if error is None else np.nan_to_num(float(error[-1]))  # not a number beside others, where it is exact
-        doubt = np.hypot(of_networks, of_limit) / abs(at)
-        yield Finding(f"{name} beside its limit in {along.param.item()}",
-                      f"N = {int(widest[growing(along)])} off by {float(last.mean()) / at - 1:+.1%} ± {doubt:.1%}")  # fmt: skip
+        quantity = f"{name} beside its limit in {along.param.item()}"
+        yield _off(quantity, first(widest[name]).isel(step=-1), int(widest[growing(along)]), float(limit[-1]), of_limit)
+
+
+def _off(quantity, last, size, at, of_limit=0.0):
+    """The mean of ``last`` (seed) of the widest networks against the limit."""
+    of_networks = float(last.std("seed", ddof=1)) / np.sqrt(last.sizes["seed"])
+    doubt = np.hypot(of_networks, of_limit) / abs(at)
+    return Finding(quantity, f"N = {size} off by {float(last.mean()) / at - 1:+.1%} ± {doubt:.1%}")
 
 
 def agreed(quantity: str, values: xr.DataArray, loss: xr.DataArray | None = None) -> Finding:
@@ -210,8 +214,12 @@ def _depths(row: Row, results: Path) -> Iterator[Finding]:
 def _parts(row: Row, results: Path) -> Iterator[Finding]:
     for param in ("mup", "ntp"):
         run = read(results / param / "trajectories.nc")
-        yield agreed(f"gauss_newton {param}", run["gauss_newton_eigenvalues"].sel(rank=1))
-        yield agreed(f"residual {param}", run["residual_eigenvalues"].sel(edge="upper"))
+        for part, component in (("gauss_newton", {"rank": 1}), ("residual", {"edge": "upper"})):
+            values, limit = (run[f"{part}_eigenvalues{of}"].sel(component) for of in ("", "_limit"))
+            yield agreed(f"{part} {param}", values)
+            if at := float(limit[-1]):
+                last = values.isel(width=-1, step=-1)
+                yield _off(f"{part} beside its limit in {param}", last, int(values.width[-1]), at)
 
 
 def _rates(row: Row, results: Path) -> Iterator[Finding]:
