@@ -1,9 +1,11 @@
 """index.html of a folder of results: one page that stands alone, whatever the texts in it; and what it says can be done."""
 
 import base64
+import os
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,6 +16,20 @@ from comparisons import files
 from comparisons.results import page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND"
+QT = """
+import sys
+from PyQt6.QtCore import QUrl
+from PyQt6.QtWebEngineWidgets import QWebEngineView
+from PyQt6.QtWidgets import QApplication
+application = QApplication(sys.argv)
+view = QWebEngineView()
+view.resize(500, 800)
+view.loadFinished.connect(lambda _: view.page().toHtml(lambda text: (print(text), application.quit())))
+view.load(QUrl(sys.argv[1]))
+view.show()
+application.exec()
+"""
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
 HOSTILE = "</pre><script>alert('η0')</script> & \"quoted\""
 VOID = {"meta", "img", "br", "link"}
@@ -94,17 +110,29 @@ def test_it_says_how_to_load(shown, folder, monkeypatch, capsys):
     assert "agrees" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome is installed here")
 def test_a_browser_shows_it_without_the_network(folder, tmp_path):
     """In a window as narrow as a telephone's nothing but tables and what a command prints is wider than it."""
     probe = tmp_path / "probe.html"
     told = "document.title = document.documentElement.scrollWidth + ' ' + [...document.images].map(i => i.naturalWidth)"
     text = (folder / page.NAME).read_text(encoding="utf-8")
     probe.write_text(text.replace("</body>", f"<script>onload = () => {{ {told} }}</script></body>"), encoding="utf-8")
-    words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
-             f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,800", "--dump-dom", probe.as_uri()]  # fmt: skip
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    (width, pictures) = re.search("<title>(.*)</title>", done.stdout)[1].split()
+    shown = rendered(probe, tmp_path / "profile")
+    (width, pictures) = re.search("<title>(.*)</title>", shown)[1].split()
     assert int(width) <= 500
     assert pictures == "1,1"
-    assert "&lt;script&gt;alert" in done.stdout
+    assert "&lt;script&gt;alert" in shown
+
+
+def rendered(path, profile):
+    """The page as a browser without a window has it after loading: chromium, or Qt's, which a package index has."""
+    if BROWSER:
+        command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", OFFLINE, f"--user-data-dir={profile}",
+                   "--window-size=500,800", "--dump-dom", path.as_uri()]  # fmt: skip
+        return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    pytest.importorskip("PyQt6.QtWebEngineWidgets", reason="neither chromium nor PyQt6-WebEngine", exc_type=ImportError)
+    flags = {"QT_QPA_PLATFORM": "offscreen", "QTWEBENGINE_DISABLE_SANDBOX": "1",
+             "QTWEBENGINE_CHROMIUM_FLAGS": f'--disable-gpu "{OFFLINE}"'}  # fmt: skip
+    command = [sys.executable, "-c", QT, path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | flags)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
