@@ -93,7 +93,7 @@ def picture(run: xr.Dataset, rates: list[Rate], configuration: dict) -> Figure:
 
 
 def _said_of(reference):
-    return "limit" if reference == "theory" else reference
+    return "limit" if reference == "theory" else reference.replace("-", " ")
 
 
 def _of_steps(steps):
