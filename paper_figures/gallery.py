@@ -88,7 +88,7 @@ def page(made: dict[str, dict[str, str]]) -> str:
     lines = ["# The paper's figures", "",
              "Made by `python -m paper_figures.all`.  Verdicts are computed from the results (`verdicts.py`), at the sizes of"
              " the preset (`rows.py`): `tiny` shows how a figure is made, `cpu` is what two cores can do, `gpu` the paper's own"
-             f" scale.  {len(made)} of {len(ROWS)} rows are made.", "",
+             f" scale.  Brackets hold 95 % intervals, ± is one standard error.  {len(made)} of {len(ROWS)} rows are made.", "",
              "| row | preset | verdict |", "| --- | --- | --- |"]  # fmt: skip
     for row in ROWS.values():
         cells = (made[row.name]["preset"], made[row.name]["verdict"].split(". ")[0]) if row.name in made else ("", "not made")
