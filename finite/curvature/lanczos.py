@@ -474,9 +474,14 @@ def _combine(state, weights):
     """The basis, with these combinations of its vectors in the place of the first ones."""
     kept, n, most = weights.shape[1], state.current.size, len(state.basis[0])
     vectors = jnp.zeros((kept, n), weights.dtype)
-    for j, block in enumerate(state.basis):
-        rows = weights[j * most : (j + 1) * most]
-        vectors = _when(j * most < state.m, lambda y, rows=rows, block=block: y + rows.T @ block, vectors)
+
+    def add(first, block, turn, vectors):  # rows of the turn: else XLA takes the product out of the loop, done where not due
+        rows = lax.dynamic_slice_in_dim(weights, first + turn, len(block))
+        return vectors + rows.T @ block
+
+    for first, block in zip(range(0, len(weights), most), state.basis, strict=True):
+        turns = jnp.asarray(first < state.m, jnp.int32)
+        vectors = lax.fori_loop(0, turns, partial(add, first, block), vectors)
     first = [vectors[j * most :][: len(block)] for j, block in enumerate(state.basis[: _blocks(state.basis, kept)])]
     filled = [jnp.pad(rows, ((0, len(block) - len(rows)), (0, 0))) for rows, block in zip(first, state.basis, strict=False)]
     return (*filled, *state.basis[len(filled) :])
