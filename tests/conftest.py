@@ -10,11 +10,12 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from benchmarks import quickly
+
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the oracles call LAPACK too; see limits/machine.py
-# Most of the suite's time is compilation.  Programs that run once are compiled without optimisation (2.5 times faster) and by
-# the older of XLA's two ways to emit fused loops (twice as fast again), and kept where every worker, every module and every
-# subprocess of the tests finds them.  XLA_FLAGS= tests optimised ones.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# Most of the suite's time is compilation.  Programs that run once are compiled quickly, and kept where every worker, every
+# module and every subprocess of the tests finds them.  XLA_FLAGS= tests optimised ones.
+os.environ.setdefault("XLA_FLAGS", quickly.FLAGS)
 KEPT = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="compiled-for-tests-")
 if KEPT:  # the first process of the suite: those that it starts inherit the folder
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": KEPT, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

@@ -30,6 +30,7 @@ import lanczos
 import numpy as np
 import optax
 import pytest
+import quickly
 import xarray as xr
 from jax.flatten_util import ravel_pytree
 
@@ -798,8 +799,7 @@ PARTS = {"card": card, "conv": conv, "main": main, "lanczos": eigenvalues, "chec
 
 
 # Where no number is a user's, compiling goes first: on a CPU; and without Triton's products, where 59 s were 92 (H200).
-FLAGS = {"tiny": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"}
-FLAGS |= dict.fromkeys(("checks", "figure"), "--xla_gpu_enable_triton_gemm=false")
+FLAGS = {"tiny": quickly.FLAGS} | dict.fromkeys(("checks", "figure"), "--xla_gpu_enable_triton_gemm=false")
 
 
 def run(name: str, until: float, size: str, out: Path, stream) -> None:
