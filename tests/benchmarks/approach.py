@@ -1,11 +1,13 @@
 """How networks of every model approach their limit: exponents of the distance, widths 128 … 4096, with 95 % intervals.
 
     PYTHONPATH=. python tests/benchmarks/approach.py [--widths 128 256 512 1024 2048 4096] [--seeds 16] [--only linear3 …]
+        [--samples 2048]
 
 Root mean square over seeds of (network − limit) after 8 steps, of the loss, the sharpness and the largest NTK eigenvalue;
 η0 = 0.3, γ0 = 1, 8 samples in 4 dimensions; of ConvNets three photographs of 8 × 8 pixels and cross-entropy, and widths from 16
-to 512.  Of the largest width also by how many standard errors, the limit's own among
-them, its mean is off the limit.  In NTP each network is compared with the limit that has its f(0).
+to 512, and a limit of so many samples.  Widths count where the distance is three times the limit's own error.  Of the largest
+one also by how many standard errors, the limit's own among them, its mean is off the limit.  In NTP each network is compared
+with the limit that has its f(0).
 """
 
 import argparse
@@ -20,6 +22,7 @@ from finite.data.patches import patches10
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem, solve
+from limits.deep import conv
 
 STEPS = 8
 WIDTHS, OF_CONVNETS = (128, 256, 512, 1024, 2048, 4096), (16, 32, 64, 128, 256, 512)
@@ -66,9 +69,8 @@ def small_photographs():
     return photographs.reshape(-1, 8, 4, 8, 4, 3).mean(axis=(2, 4)).reshape(PHOTOGRAPHS, -1)
 
 
-def distances(problem, widths, num_seeds):
-    """{observable: (widths, seeds)} at the last step, and the limit's own standard error there."""
-    typical = solve(problem)
+def distances(problem, typical, widths, num_seeds):
+    """{observable: (widths, seeds)} from the limit at the last step, and its own standard error there."""
     found = {name: [] for name in FOLLOWED if name in typical}
     for width in widths:
         keys = pairs.keys(0, width, num_seeds)
@@ -84,13 +86,16 @@ if __name__ == "__main__":
     parser.add_argument("--widths", type=int, nargs="+")
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--only", nargs="+", default=list(MODELS), metavar="MODEL")
+    parser.add_argument("--samples", type=int, default=conv.SAMPLES, help="of the limits of ConvNets")
     given = parser.parse_args()
     print(f"{given.seeds} seeds: exponent [95 % interval], rms at the largest width (limit's error), "
           "its mean in standard errors")  # fmt: skip
     for name in given.only:
         start, problem = time.perf_counter(), a_problem(**MODELS[name])
-        widths = given.widths or (OF_CONVNETS if "pooling" in MODELS[name] else WIDTHS)
-        errors, of_limit = distances(problem, widths, given.seeds)
+        of_images = "pooling" in MODELS[name]
+        limit = conv.solve(problem, samples=given.samples) if of_images else solve(problem)
+        widths = given.widths or (OF_CONVNETS if of_images else WIDTHS)
+        errors, of_limit = distances(problem, limit, widths, given.seeds)
         for observable, values in errors.items():
             law, smallest = fit(widths, values, noise_floor=of_limit[observable]), np.sqrt(np.mean(values[-1] ** 2))
             off = np.mean(values[-1]) / np.hypot(np.std(values[-1], ddof=1) / np.sqrt(given.seeds), of_limit[observable])
