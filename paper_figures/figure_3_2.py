@@ -38,7 +38,7 @@ from matplotlib.lines import Line2D
 from scipy.special import stdtrit
 
 from comparisons import style as plots
-from comparisons.convergence.picture import SHOWN, draw_rate
+from comparisons.convergence.picture import SHOWN, draw_rate, marks
 from comparisons.convergence.rates import Rate
 from comparisons.convergence.study import shown_steps
 from comparisons.landscape import picture as landscape_plots
@@ -82,8 +82,9 @@ def picture(run: xr.Dataset, rates: list[Rate], configuration: dict) -> Figure:
     landscape_plots.panel(grid[0, 3], run[TRACE], np.nan, *landscape_plots.limit_of(run, TRACE))
     grid[0, 3].set(xlabel="step", ylabel=OBSERVABLES[TRACE].symbol)
     grid[1, 3].axis("off")
-    handles = plots.drawn(figure, [*landscape_plots.sizes(run), *plots.limit_handles()])
+    handles = plots.drawn(figure, [*landscape_plots.sizes(run), *plots.limit_handles(), plots.band(landscape_plots.RANGE)])
     grid[1, 3].legend(handles=handles, loc="center", title="trace")
+    plots.legend_below(figure, marks())
     c = configuration
     title = (f"{c['model']}, {c['data']}, {c['loss'].replace('_', '-')}, P = {c['samples']}, "
              f"{plots.NAMES.get(c['param'], c['param'])}, η0 = {c['learning_rate']:g}, {run.sizes['seed']} seeds; "
@@ -123,7 +124,7 @@ def against_time(axis: Axes, errors: xr.DataArray, widths: np.ndarray, letter: s
         law = late_power(late.step.values, gaps) if enough else power_law.refused("too few widths")
         laws.append((width, law, color))
         if law.status == "fitted":
-            axis.plot(late.step, law(late.step.values), color=color)
+            axis.plot(late.step, law(late.step.values), color=color, label="fit")
     _named(axis, [(f"{letter} = {width}", law.exponent, law.interval, color) for width, law, color in laws], "t")
     axis.set(xscale="log", yscale="log", xlabel="step $t$")
     axis.set_title(said([(width, law.interval) for width, law, _ in laws], f"{letter} ="))

@@ -69,6 +69,12 @@ def picture(runs: dict[str, xr.Dataset]) -> Figure:
         column[1].legend(handles=sizes, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(sizes))
     plots.legend_below(figure, transfer_plots.marks(run))
     first = next(iter(runs.values()))
-    title = f"{plots.NAMES.get(str(sweep.param.values))}; {first.attrs['title']}{said_of_limits(first)}"
+    title = f"{plots.NAMES.get(str(sweep.param.values))}; {_common(runs)}{said_of_limits(first)}"
     figure.suptitle(plots.wrapped(title, 110), fontsize=9)
     return figure
+
+
+def _common(runs):
+    """What the titles of all runs say."""
+    first, *others = (run.attrs["title"].split(", ") for run in runs.values())
+    return ", ".join(part for part in first if all(part in other for other in others))

@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from comparisons import style as plots
+from comparisons.convergence.picture import SPREAD
 from comparisons.files import Refused
 from comparisons.landscape.late import statement
 from comparisons.style import NAMES
@@ -75,8 +76,7 @@ def picture(runs: dict[str, xr.Dataset], configuration: dict) -> Figure:
         axis.set_ylabel(label)
     widths = next(iter(runs.values())).width.values
     handles = [Line2D([], [], color=color, label=f"N = {width}") for width, color in plots.colors(widths)]
-    handles.append(Line2D([], [], label=r"$N\to\infty$", **plots.LIMIT))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7))
+    plots.all_below(figure, [*handles, Line2D([], [], label=r"$N\to\infty$", **plots.LIMIT), plots.band(SPREAD)])
     figure.suptitle(_title(configuration, next(iter(runs.values()))), fontsize=9)
     return figure
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 import xarray as xr
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -72,10 +73,7 @@ def rates(dataset: xr.Dataset, measured: Sequence[Rate], reference: str, title: 
             plots.at_sizes(axis.xaxis, errors.width.values)
     handles = [Line2D([], [], marker="o", linestyle="-", color=matplotlib.colormaps["plasma"](x), label=f"step {step}")
                for step, x in zip(steps, np.linspace(0.05, 0.8, len(steps)), strict=True)]  # fmt: skip
-    handles += [Line2D([], [], color="gray", label="fit"), plots.band(SLOPES),
-                Line2D([], [], color="gray", linestyle=":", label="predicted"),
-                Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label=UNFITTED)]  # fmt: skip
-    plots.legend_below(figure, handles)
+    plots.legend_below(figure, handles + marks())
     figure.suptitle(f"{title}; reference: {reference}", fontsize=9)
     return figure
 
@@ -156,6 +154,13 @@ def largest(observed: Growth) -> str:
     low, high = observed.interval
     size = f"{observed.largest:.3g}".replace("nan", "–").replace("inf", "∞")
     return f"{size} [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else size
+
+
+def marks() -> list[Artist]:
+    """What is drawn by ``draw_rate``, whatever the step: for a legend."""
+    return [Line2D([], [], color="gray", label="fit"), plots.band(SLOPES),
+            Line2D([], [], color="gray", linestyle=":", label="predicted"),
+            Line2D([], [], color="gray", marker="o", fillstyle="none", linestyle="", label=UNFITTED)]  # fmt: skip
 
 
 def draw_rate(axis: Axes, errors: xr.DataArray, rate: Rate, kind: str, color) -> None:
