@@ -19,7 +19,7 @@ from limits.models import read_model
 from limits.theories import THEORIES
 
 HERE = Path(__file__).resolve().parent.parent
-READMES = [*tables.READMES, HERE / "paper_figures" / "README.md"]
+READMES = [*tables.READMES, HERE / "paper_figures" / "README.md", HERE / ".github" / "CONTRIBUTING.md"]
 TEXTS = {str(path.relative_to(HERE)): path.read_text(encoding="utf-8") for path in READMES}
 PYTHON = [(name, code) for name, text in TEXTS.items()
           for code in re.findall(r"```python\n(.*?)```", tables.MARKED.sub("", text), re.DOTALL)]  # fmt: skip
