@@ -506,8 +506,9 @@ class _Walk:
 
     def scan(self, eqn, ins):
         """As a scan, whose steps' signals are stacked: the walk is compiled once, however deep."""
-        p = eqn.params
-        first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
+        p, inner = eqn.params, eqn.params["jaxpr"].jaxpr
+        last = _of_whole(eqn.invars, inner.invars)
+        first = last - _of_whole(eqn.outvars, inner.outvars)
         consts, carry, sliced = ins[:first], ins[first:last], ins[last:]
         for value in carry:
             if value.weight:
@@ -519,7 +520,7 @@ class _Walk:
             walk = _Walk(self.factors, self.signals, prefix)
             tagged = [_within(value, data, start, data.size) for value, (data, start) in zip(sliced, row, strict=True)]
             held = [_within(value, value.data, value.weight and value.weight.initial) for value in consts]
-            outs = walk.run(p["jaxpr"].jaxpr, p["jaxpr"].consts, _begun([*held, *map(_Value, carried), *tagged]))
+            outs = walk.run(inner, p["jaxpr"].consts, _begun([*held, *map(_Value, carried), *tagged]))
             uses, signals = walk.finished(self.signals)
             inside[:], histories[:] = uses, [value.history for value in outs]
             data = [value.data for value in outs]
@@ -575,6 +576,11 @@ class _Walk:
 
 def _histories(values) -> frozenset[int]:
     return frozenset().union(*(value.history for value in values))
+
+
+def _of_whole(outside, inside):
+    """How many variables of a scan are the same inside; what comes after them is sliced, or stacked: it has an axis less."""
+    return sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(outside, inside, strict=True))
 
 
 def _within(value, data, initial, size=None) -> _Value:
