@@ -124,16 +124,16 @@ def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
 
 
 def all_below(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Under all panels, in as many columns as the figure is wide.  The figure grows by all rows but the first."""
+    """Under all panels, in as few rows as the figure is wide for.  It grows by all of them but the first."""
     if not handles:
         return
-    for columns in range(len(handles), 0, -1):
+    for rows in range(1, len(handles) + 1):
+        columns = -(-len(handles) // rows)
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
         box = legend.get_window_extent()
         if columns == 1 or box.width <= figure.bbox.width:
             break
         legend.remove()
-    rows = -(-len(handles) // columns)
     figure.set_figheight(figure.get_figheight() + box.height * (1 - 1 / rows) / figure.dpi)
 
 
