@@ -75,7 +75,7 @@ def check(name: str, targets: Float[np.ndarray, "P C"]) -> None:
     """Raises ValueError, in one line, for an unknown loss and for targets that it cannot have."""
     if LOSSES.find(name).of_classes:
         if targets.shape[1] < 2:
-            wanted = "it wants one output per class, at least 2; integer labels are classes"
+            wanted = "it wants one output per class, at least 2; in a file, integer labels are classes"
             raise ValueError(f"cross-entropy of one output is zero: {wanted}")
         if targets.min() < 0 or not np.allclose(targets.sum(axis=1), 1.0, atol=1e-6):
             raise ValueError("cross-entropy wants a probability vector per sample as its target, one-hot for a class")

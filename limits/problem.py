@@ -33,6 +33,7 @@ Shampoo and SOAP have a P that is a matrix (``finite.training.matrices``).  Sign
 their step is no known matrix times the gradient, and there is no edge that their sharpness meets.
 """
 
+import operator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import isqrt, prod
@@ -48,6 +49,8 @@ from limits.models import Model, read_model
 from limits.optimizers import OPTIMIZERS
 
 ARRAYS = ("inputs", "targets", "batches")
+REALS = ("learning_rate", "richness", "momentum", "epsilon", "weight_decay")
+COUNTS = ("depth", "block_size", "num_steps", "measure_every", "warmup_steps", "top_k")
 SCHEDULES = ("constant", "cosine")
 
 
@@ -118,10 +121,11 @@ class Problem:
         def put(name, value):
             object.__setattr__(self, name, value)
 
+        _check_numbers(self)
         own = OPTIMIZERS.find(self.optimizer).options
         _check_parametrization(self.parametrization, self.rule)
         put("inputs", _finite_matrix("inputs", self.inputs))
-        targets = np.asarray(self.targets)
+        targets = self.targets if np.ma.isMaskedArray(self.targets) else np.asarray(self.targets)
         put("targets", _finite_matrix("targets", targets[:, None] if targets.ndim == 1 else targets))
         if len(self.inputs) != len(self.targets):
             raise ValueError(f"{len(self.inputs)} inputs but {len(self.targets)} targets: one target row per input row")
@@ -131,7 +135,7 @@ class Problem:
             raise ValueError(f"trained {self.trained!r}: wanted all, or readout")
         _require(self.learning_rate > 0, "learning rate", self.learning_rate, "positive")
         _require(self.richness > 0, "richness", self.richness, "positive")
-        _require(self.richness < 1e100, "richness", self.richness, "below 1e100: there are squares of it")
+        _require(1e-15 <= self.richness <= 1e15, "richness", self.richness, "between 1e-15 and 1e15: there are squares of it")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
         has = f"{self.optimizer} has {' and '.join(own) or 'none'}"
         _require(self.momentum == 0 or "momentum" in own, "momentum", self.momentum, f"0: {has}")
@@ -280,6 +284,19 @@ def _check_parametrization(given, optimizer):
             raise wrong from None
 
 
+def _check_numbers(problem):
+    """They are numbers, and those that count are whole."""
+    for name in REALS + COUNTS:
+        value = getattr(problem, name)
+        try:
+            as_number = operator.index(value) if name in COUNTS else float(value)
+        except (TypeError, ValueError):
+            as_number = None
+        if as_number is None or isinstance(value, bool | str):
+            wanted = "a whole number" if name in COUNTS else "a number"
+            raise ValueError(f"{name.replace('_', ' ')} {value!r}: wanted {wanted}")
+
+
 def _check_inputs(problem):
     """The model exists and can read them."""
     reads = problem.network.reads
@@ -304,7 +321,7 @@ def _square(num_inputs):
 
 
 def _finite_matrix(name, values):
-    values = np.array(values, dtype=np.float64)
+    values = _real(name, values)
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f"{name} of shape {values.shape}: wanted a matrix with one row per sample")
     if not np.isfinite(values).all():
@@ -314,6 +331,20 @@ def _finite_matrix(name, values):
     if not np.isfinite(squares):
         raise ValueError(f"{name} reach {np.abs(values).max():.2g}: their squares are beyond float64; scale them")
     return values
+
+
+def _real(name, values):
+    """A copy of them, in float64."""
+    if np.ma.isMaskedArray(values):
+        raise ValueError(f"{name} are masked: wanted a number in every place")
+    try:
+        array = np.asarray(values)
+        real = array.astype(np.float64) if array.dtype.kind != "c" else None
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: wanted numbers, in a matrix with one row per sample") from None
+    if real is None:
+        raise ValueError(f"{name} are complex: wanted real numbers")
+    return real
 
 
 def _schedule(batches, num_steps, num_samples):

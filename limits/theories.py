@@ -177,10 +177,20 @@ def _too_long(row, problem, hessian, times) -> str | None:
     if minutes <= LONGEST:
         return None
     subject = "the limit" if times == 1 else f"{times} limits"
-    subject += f" of {problem.model} in {problem.scaling().name} on {problem.num_samples} samples"
-    enough = _enough(row, problem, hessian, times)
+    counted = "1 sample" if problem.num_samples == 1 else f"{problem.num_samples} samples"
+    subject += f" of {problem.model} in {problem.scaling().name} on {counted}"
+    enough = _enough(row, problem, hessian, times) or _waiting(row, problem, hessian)
     return (f"{subject} would take about {_lasting(minutes)} and {two_digits(gibibytes)} GiB, and at most {_lasting(LONGEST)}"
-            f" are waited for: {enough or f'{row.home}.solve waits longer'}")  # fmt: skip
+            f" are waited for: {enough}")  # fmt: skip
+
+
+def _waiting(row, problem, hessian) -> str:
+    """What the theory's own ``solve`` makes of it, which counts no minutes."""
+    try:
+        import_module(row.home).insist_on_room(problem, hessian=hessian)
+    except (MemoryError, ValueError) as refusal:
+        return f"{row.home}.solve refuses it too, {refusal}"
+    return f"{row.home}.solve waits longer"
 
 
 def _takes(row, problem, hessian, times):

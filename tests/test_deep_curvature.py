@@ -167,12 +167,24 @@ def test_errors_of_outlying_ritz_values_are_bounds_and_far_below_their_residuals
 # The bulk of linear networks
 
 
-def test_edge_of_two_layers_of_neurons_in_closed_form():
-    """One random matrix, whose singular values reach 2."""
-    (f1, f2), (g1, g2) = (1.3, 0.7), (0.9, 0.4)
+@pytest.mark.parametrize("steps", [4, 6])
+def test_a_network_that_diverges_has_a_bulk_while_it_is_finite(steps):
+    """Its layers are so unequal that on which side of the edge one is, is a matter of rounding."""
+    inputs, classes = np.random.default_rng(5).normal(size=(3, 3)), np.eye(2)[[0, 1, 1]]
+    problem = Problem(inputs, classes, "depth_mup", model="resmlp", depth=3, activation="linear",
+                      loss="cross_entropy", learning_rate=0.5, momentum=0.8, richness=4.0, num_steps=steps, measure_every=steps,
+                      top_k=2)  # fmt: skip
+    limit = dmft.solve(problem)
+    assert limit["loss"][-1] > 1e3
+    assert np.isfinite(limit["sharpness"]).all()
+
+@pytest.mark.parametrize(("f2", "g1", "rtol"), [(0.7, 0.9, 1e-8), (1e-9, 1e-7, 1e-6), (1e9, 1e7, 2e-4), (1e9, 1e-9, 2e-4)])
+def test_edge_of_two_layers_of_neurons_in_closed_form(f2, g1, rtol):
+    """One random matrix, whose singular values reach 2; also of the unequal layers of a network that diverges."""
+    f1, g2 = 1.3, 0.4
     found = bulk_edge(np.array([f1, f2]).reshape(2, 1, 1), np.array([g1, g2]).reshape(2, 1, 1), 0.0, 1.0)
     exact = np.linalg.norm([[np.sqrt(f1 * g1), 0], [2 * np.sqrt(f1 * g2), np.sqrt(f2 * g2)]], 2)
-    assert found == pytest.approx(exact, rel=1e-8)
+    assert found == pytest.approx(exact, rel=rtol)
 
 
 @pytest.mark.parametrize(("layers", "C", "passed", "variance"), [(3, 1, 0.0, 1.0), (3, 2, 1.0, 0.5)])

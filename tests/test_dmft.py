@@ -285,6 +285,7 @@ def test_divergence_is_data():
         ({"optimizer": "adam"}, {}, "no limit is known with adam: only of networks trained by sgd"),
         ({"param": "depth_mup", "model": "resmlp", "block_size": 2}, {}, "no limit of blocks of 2 matrices"),
         ({}, {"samples": 1000}, "1000 samples: wanted a power of two"),
+        ({}, {"samples": 4}, "4 samples: of the fields of"),
         ({}, {"repeats": 1}, "1 repeats: wanted at least 2"),
     ],
 )

@@ -232,8 +232,8 @@ def test_pictures_stand_upright(tmp_path):
     np.testing.assert_array_equal(read_folder(tmp_path).train_images[0], np.rot90(PIXELS[0], -1))
 
 
-def deep_png(pixels):
-    """A PNG of 16 bits (H, W, channels), written by hand: Pillow writes no colours of that depth."""
+def deep_png(pixels, transparent=()):
+    """A PNG of 16 bits (H, W, channels), written by hand: Pillow writes no colours of that depth.  One may be transparent."""
     height, width, channels = pixels.shape
     header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
@@ -241,7 +241,8 @@ def deep_png(pixels):
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    hidden = chunk(b"tRNS", np.array(transparent, ">u2").tobytes()) if len(transparent) else b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + hidden + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 DEEP = RNG.integers(0, 65536, (4, 5, 4)).astype(np.uint16)
@@ -255,6 +256,27 @@ def test_sixteen_bits_become_the_nearest_eight(channels, tmp_path):
     expected = np.broadcast_to(np.round(DEEP[..., :channels] / 257), (4, 5, 3))
     np.testing.assert_array_equal(read_folder(tmp_path).train_images[0], expected)
     assert (expected != DEEP[..., :channels] >> 8).any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_of_sixteen_bits_one_colour_may_be_transparent(channels, tmp_path):
+    """And not its neighbours, which are rounded to the same."""
+    pixels = DEEP[..., :channels].copy()
+    pixels[1, 1], pixels[1, 2] = 1000, 1001
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "1.png").write_bytes(deep_png(pixels, pixels[1, 1]))
+    expected = np.array(np.broadcast_to(np.round(pixels / 257), (4, 5, 3)))
+    expected[1, 1] = 255
+    np.testing.assert_array_equal(read_folder(tmp_path).train_images[0], expected)
+
+
+@pytest.mark.parametrize("outer", [("training_set", "test_set"), ("train_images", "val_images"), ("cat", "dog")])
+def test_what_looks_like_splits_is_no_class(outer, tmp_path):
+    inner = ("train", "val") if "cat" in outer else NAMES[:2]
+    for part, name in product(outer, inner):
+        put(tmp_path / part / name, "1.png", PIXELS[0])
+    with pytest.raises(ValueError, match=r"hold no pictures, but folders \w+, \w+ each: wanted splits \(train, val, test\)"):
+        read_folder(tmp_path)
 
 
 def test_what_is_transparent_shows_white_and_not_its_hidden_colour(tmp_path):

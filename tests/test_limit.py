@@ -171,7 +171,13 @@ def test_a_limit_of_hours_is_refused_in_one_line_that_says_what_is_waited_for():
 
 def test_what_is_too_long_for_one_sample_names_the_theory_that_waits():
     with pytest.raises(ValueError, match=r"are waited for: limits\.deep\.conv\.solve waits longer$"):
-        theories.insist_on_room(photographs(2, num_steps=10**5, measure_every=10**4))
+        theories.insist_on_room(photographs(2, num_steps=2000, measure_every=1000, top_k=1))
+
+
+def test_a_theory_that_does_not_fit_either_is_not_promised():
+    line = r"^the limit of convnet in mup on 1 sample would .*: limits\.deep\.conv\.solve refuses it too, "
+    with pytest.raises(ValueError, match=line):
+        theories.insist_on_room(photographs(1, model="convnet", depth=3, num_steps=4, measure_every=4))
 
 
 def test_fewer_samples_are_not_promised_where_memory_is_short(monkeypatch):

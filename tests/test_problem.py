@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from limits.deep import linear as deep_linear
 from limits.exponents.parametrization import factors, gauge, interpolated, laziness, output_exponent, output_multiplier, scaling
 from limits.kernel import ntk  # fmt: skip
 from limits.losses import LOSSES
+from limits.problem import _check_numbers
 from limits.trajectory import measured_by_default
 from limits.two_layer import linear as linear2
 from limits.two_layer import linear_law as fluctuations
@@ -43,6 +45,12 @@ X, Y = np.ones((4, 3)), np.ones((4, 2))
         ({"learning_rate": -0.1}, "learning rate -0.1 must be positive"),
         ({"learning_rate": float("nan")}, "learning rate nan"),
         ({"richness": 0.0}, "richness 0 must be positive"),
+        ({"richness": 1e-160}, "richness 1e-160 must be between 1e-15 and 1e15"),
+        ({"num_steps": True}, "num steps True: wanted a whole number"),
+        ({"inputs": X + 1j}, "inputs are complex: wanted real numbers"),
+        ({"inputs": np.ma.masked_less(X, 0)}, "inputs are masked: wanted a number"),
+        ({"inputs": "a"}, "inputs: wanted numbers, in a matrix"),
+        ({"inputs": [[1.0], [1.0, 2.0]]}, "inputs: wanted numbers, in a matrix"),
         ({"momentum": 1.0}, "momentum 1 must be"),
         ({"weight_decay": -1.0}, "weight decay -1"),
         ({"num_steps": -1}, "number of steps"),
@@ -59,6 +67,20 @@ X, Y = np.ones((4, 3)), np.ones((4, 2))
 def test_problem_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         Problem(**({"inputs": X, "targets": Y} | options))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("learning_rate", None, "learning rate None: wanted a number"),
+        ("learning_rate", "0.5", "learning rate '0.5': wanted a number"),
+        ("num_steps", 2.5, "num steps 2.5: wanted a whole number"),
+    ],
+)
+def test_numbers_are_numbers(name, value, message):
+    """Where types are checked at run time, as here, no such problem can be made."""
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        _check_numbers(SimpleNamespace(**vars(Problem(X, Y)) | {name: value}))
 
 
 def test_problem_reads():

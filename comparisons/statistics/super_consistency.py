@@ -112,6 +112,8 @@ def agreement(sizes: np.ndarray, values: Float[np.ndarray, "sizes seeds"]) -> Ag
     late = {"sizes": [int(size) for size in sizes], "values": mean.tolist()}
     if not np.isfinite(values).all() or values.size == 0:
         return Agreement(**late, diverged=True)
+    if len(sizes) < 2:
+        return Agreement(**late, ratio=1.0, at_most=np.inf)
     if np.ptp(values) == 0:
         return Agreement(**late, ratio=1.0, at_most=1.0, exponent=0.0, interval=(0.0, 0.0))
     if np.sign(mean).min() * np.sign(mean).max() <= 0 or modulus.min() == 0:

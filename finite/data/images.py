@@ -225,6 +225,7 @@ def _halves(root):
     known = [name for of_part in splits.values() for name in of_part]
     others = [name for name in names if name not in known]
     if not known:
+        _check_classes(root, names)
         return [root]
     if others:
         raise DataError(f"{root}: {_listed(known)} beside {_listed(others)}: wanted either splits (train, val, test), each "
@@ -239,6 +240,15 @@ def _halves(root):
     for folder in labelled[1:]:
         LOG.info("%s: passed over %s, for there is %s", root, folder.name, labelled[0].name)
     return [root / splits[TRAIN][0], *labelled[:1]]
+
+
+def _check_classes(root, names):
+    """None of them a split: folders that hold nothing but the same folders, several of them, are."""
+    inside = {tuple(_subfolder_names(root / name)) for name in names}
+    bare = not any(file.suffix.lower() in FORMATS for name in names for file in (root / name).iterdir())
+    if bare and len(inside) == 1 and len(shared := inside.pop()) > 1:
+        raise DataError(f"{root}: {_listed(names)} hold no pictures, but folders {_listed(shared)} each: wanted splits (train, "
+                        "val, test), each with a subfolder per class, or a subfolder per class")  # fmt: skip
 
 
 def _subfolders(folder):
@@ -313,9 +323,7 @@ def _of_bytes(file, content, picture):
     from PIL import Image
 
     if picture.mode.startswith("I;16"):
-        grey = Image.fromarray(_nearest_byte(np.asarray(picture)))
-        grey.info = picture.info
-        return grey
+        return _of_two_bytes(np.asarray(picture), picture.info)
     if picture.mode[0] in "IF":  # would be clipped to 255
         raise DataError(f"{file}: more than 16 bits per pixel and channel, or reals; wanted 8 or 16")
     layout = str(picture.tile[0].args) if picture.tile else ""
@@ -323,11 +331,21 @@ def _of_bytes(file, content, picture):
         with Image.open(io.BytesIO(content), formats=("PNG",)) as lower:
             lower.tile = [tile._replace(args=layout.replace(";16B", ";16L")) for tile in lower.tile]
             both = np.asarray(picture).astype(np.uint16) * 256 + np.asarray(lower)
-        deep = Image.fromarray(_nearest_byte(both))
-        deep.info = {name: value for name, value in picture.info.items() if name != "transparency"}
-        return deep
+        return _of_two_bytes(both, picture.info)
     if ";16" in layout:
         raise DataError(f"{file}: 16 bits per pixel and channel, laid out as {layout}: wanted 8, or 16 in a PNG of colours")
+    return picture
+
+
+def _of_two_bytes(deep: Num[np.ndarray, "..."], info: dict):
+    """The picture, transparent where a pixel has the one colour that its file calls so: compared before it is rounded."""
+    from PIL import Image
+
+    picture, hidden = Image.fromarray(_nearest_byte(deep)), info.get("transparency")
+    picture.info = {name: value for name, value in info.items() if name != "transparency"}
+    if hidden is not None:
+        seen = np.any(np.atleast_3d(deep) != np.reshape(hidden, -1), axis=-1)
+        picture.putalpha(Image.fromarray(255 * seen.astype(np.uint8)))
     return picture
 
 

@@ -27,7 +27,7 @@ CLOSE = 1e-4  # relative, to the edge: from there it is extrapolated
 POINTS = 6  # through which the extrapolation goes, at distances that double
 ABRUPT = 0.5  # 1 − μ so close to the edge: layers so unequal, near a divergence, that W hardly joins them
 SETTLED = 1e-12  # relative change in an iteration
-MOST = 100  # iterations
+MOST = 100  # iterations; of a power, before all eigenvalues are cheaper
 
 
 def bulk_edge(
@@ -47,7 +47,10 @@ def bulk_edge(
         return float(size * low)
 
     def gap(sigma):
-        return _gap(gradients / sigma, features / sigma, T, variance)
+        try:
+            return _gap(gradients / sigma, features / sigma, T, variance)
+        except np.linalg.LinAlgError:  # singular: on the edge, to rounding
+            return None
 
     high = 2 * low
     while gap(high) is None:
@@ -56,15 +59,19 @@ def bulk_edge(
         middle = (low + high) / 2
         low, high = (middle, high) if gap(middle) is None else (low, middle)
     points = high * (1 + CLOSE * 2.0 ** np.arange(POINTS))
-    gaps = np.array([gap(sigma) for sigma in points])
-    if gaps[0] > ABRUPT:
+    above = [gap(sigma) for sigma in points]
+    if None in above or _smallest(*above[0]) > ABRUPT:  # None: of layers so unequal, rounding hides on which side it is
         return float(size * high)
+    gaps = np.array([_smallest(*found) for found in above])
     powers = np.concatenate([[0], np.arange(2, POINTS + 1)])  # σ − edge begins with (1 − μ)²
     return float(size * np.linalg.solve(gaps[:, None] ** powers, points)[0])
 
 
-def _gap(A0, B0, T, variance) -> float | None:
-    """1 − μ above the edge, None below.  Newton's iterates increase to the smallest solution, as the iteration's own do."""
+def _gap(A0, B0, T, variance) -> tuple | None:
+    """None below the edge; above it a matrix whose smallest eigenvalue is 1 − μ, and nearly its vector.
+
+    Newton's iterates increase to the smallest solution, as the iteration's own do.
+    """
     start = np.stack([A0, B0])
     z, identity = start, np.broadcast_to(np.eye(A0.shape[1]), start.shape)
     for _ in range(MOST):
@@ -79,7 +86,7 @@ def _gap(A0, B0, T, variance) -> float | None:
         z = z + step
         if np.linalg.norm(step) <= SETTLED * np.linalg.norm(z):
             break
-    return _smallest(derivative, test)
+    return derivative, test
 
 
 def _columns(*blocks):
@@ -87,13 +94,15 @@ def _columns(*blocks):
 
 
 def _smallest(derivative, start) -> float:
-    """Its smallest eigenvalue, 1 − μ, by inverse iteration."""
-    inverse, vector, rate, last = np.linalg.inv(derivative), start.ravel(), 0.0, np.inf
-    while abs(rate - last) > SETTLED * rate:
+    """Its smallest eigenvalue, which is real and positive, by inverse iteration."""
+    inverse, vector, rate = np.linalg.inv(derivative), start.ravel(), 0.0
+    for _ in range(MOST):
         vector = inverse @ vector
-        size = np.linalg.norm(vector)
-        vector, rate, last = vector / size, size, rate
-    return 1 / rate
+        last, rate = rate, np.linalg.norm(vector)
+        vector = vector / rate
+        if abs(rate - last) <= SETTLED * rate:
+            return 1 / rate
+    return float(np.linalg.eigvals(derivative).real.min())
 
 
 def _tightness(A, B, T) -> float:

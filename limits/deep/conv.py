@@ -33,7 +33,7 @@ from limits.deep.dmft import (
 from limits.deep.gaussian_matrix import Space
 from limits.deep.network import Data
 from limits.exponents.parametrization import fan_in_multiplier
-from limits.machine import in_float64
+from limits.machine import in_float64, two_digits
 from limits.models import MODELS, POOLINGS
 from limits.problem import Problem
 from limits.repeats import errors_of, first_ranks
@@ -122,7 +122,7 @@ def insist_on_room(problem: Problem, samples: int = SAMPLES, repeats: int = REPE
     """Raises MemoryError, or ValueError where a step has too many gradients, in a line, for what ``solve`` would not begin."""
     _check_room_for_gradients(problem, samples)
     multiplications, numbers = work(problem, samples, repeats, hessian=hessian)
-    require_room(numbers, f"this limit takes about {multiplications / RATE / 60:.2g} minutes and needs")
+    require_room(numbers, f"this limit takes about {two_digits(multiplications / RATE / 60)} minutes and needs")
 
 
 def refuses(problem: Problem) -> str | None:

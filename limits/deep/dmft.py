@@ -249,7 +249,7 @@ def _read(problem, samples, repeats) -> tuple[Kind, Data]:
     model = problem.network
     kind = Kind(model.activation, problem.loss, model.architecture == "residual", problem.nesterov)
     if not kind.exact:
-        check_sampling(samples, repeats)
+        check_sampling(samples, repeats, problem.num_samples)
     space = Space(1.0, EXACT_TOLERANCE) if kind.exact else Space(1.0 / samples, TOLERANCE * motion(problem))
     return kind, data_of(problem, coordinates(problem).scaled, "block" if kind.residual else "hidden", space)
 
@@ -273,9 +273,12 @@ def data_of(problem: Problem, inputs: Float[Array, "_ r"], between: str, space: 
     return jax.tree.map(jnp.asarray, data)
 
 
-def check_sampling(samples, repeats):
+def check_sampling(samples, repeats, rows=1):
+    """Fields of so many rows have room to be drawn free of each other, and there is a spread."""
     if samples < 4 or samples & (samples - 1):
         raise ValueError(f"{samples} samples: wanted a power of two, at least 4")
+    if samples < 4 * rows:
+        raise ValueError(f"{samples} samples: of the fields of {rows} inputs they are too few, wanted at least {4 * rows}")
     if repeats < 2:
         raise ValueError(f"{repeats} repeats: wanted at least 2, for their spread is the error")
 
