@@ -92,7 +92,7 @@ def growth(dataset: xr.Dataset, grown: Sequence[Growth], reference: str, title: 
         observed = next(g for g in grown if g.observable == name and g.rank in (None, 1))
         axis.set(xlabel="step", ylabel=f"rms deviation of {_label(name)}")
         plots.logarithmic(axis)
-        grew = [] if np.isnan(observed.largest) else [f"at most × {largest(observed)}"]
+        grew = [] if np.isnan(observed.largest) else [f"largest × {largest(observed)}"]
         axis.set_title("\n".join([_titled(dataset, name, reference), *grew, observed.verdict]))
     plots.legend_below(figure, plots.widths(dataset))
     figure.suptitle(f"{title}; reference: {reference}; super consistent: at most × {GROWN:g}", fontsize=9)
