@@ -121,6 +121,9 @@ def test_a_legend_lists_what_is_drawn_and_nothing_else():
         fitted = rates.measure_rates(dataset, "theory", None, None)
         grown = super_consistency.measure_growth(dataset, "largest-width", None, None)
     assert named(convergence_plots.rates(dataset, fitted, "theory", "a title", [0, 5, 10]))[:2] == ["step 0", "fit"]
+    lost = convergence_plots.rates(dataset, fitted, "theory", "a title", [5, 10])
+    assert {axis.texts[0].get_text() for axis in lost.axes} == {"diverged"}
+    assert not any(axis.lines for axis in lost.axes)
     assert named(convergence_plots.dynamics(dataset, np.nan, "a title")) == ["N = 8", "N = 16", "N = 32", "limit"]
     no_limit = dataset.drop_vars([name for name in dataset.data_vars if name.endswith(("_limit", "_deviation"))])
     widths = ["N = 8", "N = 16", "N = 32"]

@@ -59,14 +59,20 @@ def rates(dataset: xr.Dataset, measured: Sequence[Rate], reference: str, title: 
     kinds, dataset = ("fluctuation", "bias"), plots.drawable(dataset)
     figure, grid = _panels(len(SHOWN), len(kinds))
     table = {(r.observable, r.rank, r.kind, r.step): r for r in measured}
+    lost = bool(dataset["loss"].sel(step=list(steps)).isnull().all())
     for row, kind in zip(grid, kinds, strict=True):
         for axis, (name, selection) in zip(row, SHOWN.items(), strict=True):
             errors = deviations(dataset, name, selection, reference, kind)
             rank = None if name in ("loss", "sharpness") else selection.get("rank")
+            known = [step for step in steps if errors.sel(step=step).notnull().any()]
             for step, color in zip(steps, matplotlib.colormaps["plasma"](np.linspace(0.05, 0.8, len(steps))), strict=True):
-                draw_rate(axis, errors.sel(step=step), table[name, rank, kind, step], kind, color)
+                if step in known:
+                    draw_rate(axis, errors.sel(step=step), table[name, rank, kind, step], kind, color)
             axis.set(xscale="log", xlabel="width $N$", title=_titled(dataset, name, reference))
-            plots.logarithmic(axis)
+            if known:
+                plots.logarithmic(axis)
+            else:
+                axis.text(0.5, 0.5, "diverged" if lost else "not known", transform=axis.transAxes, ha="center", color="gray")
             subtracted = r"\infty" if reference_of(dataset, name, reference) == "theory" else dataset.width.values[-1]
             averaged = f"over seeds of $o_N-o_{{{subtracted}}}$"
             axis.set_ylabel(f"rms {averaged}" if kind == "fluctuation" else f"|mean {averaged}|")
