@@ -232,6 +232,12 @@ def test_pictures_stand_upright(tmp_path):
     np.testing.assert_array_equal(read_folder(tmp_path).train_images[0], np.rot90(PIXELS[0], -1))
 
 
+def test_too_many_classes_are_refused_before_they_are_written_out():
+    labels = np.arange(10**6)  # numbers to be learned, say, which a file calls labels
+    with pytest.raises(MemoryError, match="^1000000 labels of 1000000 classes need about [0-9.]+ GiB, more than the"):
+        class_targets(labels, len(labels), "mse")
+
+
 def deep_png(pixels, transparent=()):
     """A PNG of 16 bits (H, W, channels), written by hand: Pillow writes no colours of that depth.  One may be transparent."""
     height, width, channels = pixels.shape

@@ -28,6 +28,7 @@ FORMATS = {  # that hold pixels and nothing that is run, by the ends of their fi
     ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM", ".avif": "AVIF",
 }  # fmt: skip
 TRAIN, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
+MANY = 2**27  # numbers, a GiB of them
 BACKGROUND = (255, 255, 255)  # white shows behind what is transparent, as on a page
 
 
@@ -89,7 +90,11 @@ def network_inputs(
 
 
 def class_targets(labels: Integer[np.ndarray, " n"], num_classes: int, loss: str) -> Float[np.ndarray, "n C"]:
-    """One-hot for cross-entropy, centred one-hot for MSE.  Raises ValueError for an unknown loss."""
+    """One-hot for cross-entropy, centred one-hot for MSE.  Raises ValueError for an unknown loss, MemoryError for too many."""
+    if len(labels) * num_classes > MANY:
+        from limits.machine import require_memory  # with it comes JAX: options are read before
+
+        require_memory(len(labels) * num_classes, f"{len(labels)} labels of {num_classes} classes need")
     targets = np.eye(num_classes)[labels]
     losses.check(loss, targets)
     return targets if losses.LOSSES[loss].of_classes else targets - 1.0 / num_classes
