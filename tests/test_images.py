@@ -234,7 +234,7 @@ def test_pictures_stand_upright(tmp_path):
 
 def test_too_many_classes_are_refused_before_they_are_written_out():
     labels = np.arange(10**6)  # numbers to be learned, say, which a file calls labels
-    with pytest.raises(MemoryError, match="^1000000 labels of 1000000 classes need about [0-9.]+ GiB, more than the"):
+    with pytest.raises(MemoryError, match=r"^1000000 labels of 1000000 classes need about [0-9.]+ GiB, more than the"):
         class_targets(labels, len(labels), "mse")
 
 
