@@ -124,8 +124,8 @@ class Problem:
         _check_numbers(self)
         own = OPTIMIZERS.find(self.optimizer).options
         _check_parametrization(self.parametrization, self.rule)
-        put("inputs", _finite_matrix("inputs", self.inputs))
-        targets = self.targets if np.ma.isMaskedArray(self.targets) else np.asarray(self.targets)
+        put("inputs", _finite_matrix("inputs", _real("inputs", self.inputs)))
+        targets = _real("targets", self.targets)
         put("targets", _finite_matrix("targets", targets[:, None] if targets.ndim == 1 else targets))
         if len(self.inputs) != len(self.targets):
             raise ValueError(f"{len(self.inputs)} inputs but {len(self.targets)} targets: one target row per input row")
@@ -321,7 +321,6 @@ def _square(num_inputs):
 
 
 def _finite_matrix(name, values):
-    values = _real(name, values)
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f"{name} of shape {values.shape}: wanted a matrix with one row per sample")
     if not np.isfinite(values).all():
@@ -335,16 +334,14 @@ def _finite_matrix(name, values):
 
 def _real(name, values):
     """A copy of them, in float64."""
-    if np.ma.isMaskedArray(values):
-        raise ValueError(f"{name} are masked: wanted a number in every place")
     try:
-        array = np.asarray(values)
-        real = array.astype(np.float64) if array.dtype.kind != "c" else None
+        values = np.asanyarray(values)
+        if not np.ma.isMaskedArray(values) and values.dtype.kind != "c":
+            return np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"{name}: wanted numbers, in a matrix with one row per sample") from None
-    if real is None:
-        raise ValueError(f"{name} are complex: wanted real numbers")
-    return real
+    kind = "masked" if np.ma.isMaskedArray(values) else "complex"
+    raise ValueError(f"{name} are {kind}: wanted real numbers, one in every place")
 
 
 def _schedule(batches, num_steps, num_samples):

@@ -178,6 +178,7 @@ def test_a_network_that_diverges_has_a_bulk_while_it_is_finite(steps):
     assert limit["loss"][-1] > 1e3
     assert np.isfinite(limit["sharpness"]).all()
 
+
 @pytest.mark.parametrize(("f2", "g1", "rtol"), [(0.7, 0.9, 1e-8), (1e-9, 1e-7, 1e-6), (1e9, 1e7, 2e-4), (1e9, 1e-9, 2e-4)])
 def test_edge_of_two_layers_of_neurons_in_closed_form(f2, g1, rtol):
     """One random matrix, whose singular values reach 2; also of the unequal layers of a network that diverges."""

@@ -169,11 +169,19 @@ def test_a_limit_of_hours_is_refused_in_one_line_that_says_what_is_waited_for():
         theories.insist_on_room(photographs(4), times=100)
 
 
+@pytest.fixture
+def of_sixteen_gibibytes(monkeypatch):
+    for module in (machine, theories):
+        monkeypatch.setattr(module, "physical_memory", lambda: 2**34)
+
+
+@pytest.mark.usefixtures("of_sixteen_gibibytes")
 def test_what_is_too_long_for_one_sample_names_the_theory_that_waits():
     with pytest.raises(ValueError, match=r"are waited for: limits\.deep\.conv\.solve waits longer$"):
         theories.insist_on_room(photographs(2, num_steps=2000, measure_every=1000, top_k=1))
 
 
+@pytest.mark.usefixtures("of_sixteen_gibibytes")
 def test_a_theory_that_does_not_fit_either_is_not_promised():
     line = r"^the limit of convnet in mup on 1 sample would .*: limits\.deep\.conv\.solve refuses it too, "
     with pytest.raises(ValueError, match=line):

@@ -59,10 +59,9 @@ def bulk_edge(
         middle = (low + high) / 2
         low, high = (middle, high) if gap(middle) is None else (low, middle)
     points = high * (1 + CLOSE * 2.0 ** np.arange(POINTS))
-    above = [gap(sigma) for sigma in points]
-    if None in above or _smallest(*above[0]) > ABRUPT:  # None: of layers so unequal, rounding hides on which side it is
+    gaps = np.array([np.inf if (above := gap(sigma)) is None else _smallest(*above) for sigma in points])
+    if gaps[0] > ABRUPT or np.inf in gaps:  # of layers so unequal rounding hides on which side of the edge they are
         return float(size * high)
-    gaps = np.array([_smallest(*found) for found in above])
     powers = np.concatenate([[0], np.arange(2, POINTS + 1)])  # σ − edge begins with (1 − μ)²
     return float(size * np.linalg.solve(gaps[:, None] ** powers, points)[0])
 
