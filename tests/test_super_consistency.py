@@ -68,6 +68,11 @@ def test_agreement_has_no_units(unit):
     assert agreement(SIZES, unit * values).at_most == pytest.approx(agreement(SIZES, values).at_most)
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_size_agrees_with_nothing(seeds):
+    assert verdict(agreement(SIZES[:1], np.full((1, seeds), 4.0))) == "undecided"
+
+
 def test_one_network_of_each_size_shows_no_agreement():
     assert verdict(agreement(SIZES, np.array([[4.04], [4.38], [4.34]]))) == "undecided"
 
