@@ -106,7 +106,7 @@ class Store:
         np.savez(content, allow_pickle=False, **whole, **{DIGEST: np.array(_digest(cell, whole))})
         with files.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.replace(path, content.getbuffer(), wait)
+            files.replace(path, content.getvalue(), wait)
 
     def missing(self, cells: Iterable[Cell], notice: Callable[[str], None] = lambda line: None) -> list[Cell]:
         """Those that are not there, or not what these sources wrote, of which ``notice`` is told."""

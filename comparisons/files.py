@@ -52,7 +52,7 @@ def write(dataset: xr.Dataset, path: str | Path) -> None:
     """
     content = io.BytesIO()
     dataset.to_netcdf(content, engine="h5netcdf")
-    _publish(Path(path), content.getbuffer())
+    _publish(Path(path), content.getvalue())
 
 
 def read(path: str | Path) -> xr.Dataset:
@@ -91,14 +91,14 @@ def damaged(folder: Path) -> Iterator[Damaged]:
             yield damage
 
 
-def _publish(path: Path, content: bytes | memoryview) -> None:
+def _publish(path: Path, content: bytes) -> None:
     digest = _digest_line(content, path.name).encode()
     with writing(path):
         # the digest before the file itself: alone it is an unfinished file, a file without a digest would be damage
         replace(path, content, before=lambda: replace(_sidecar(path), digest))
 
 
-def replace(path: Path, content: bytes | memoryview, wait: bool = True, before: Callable[[], None] = lambda: None) -> None:
+def replace(path: Path, content: bytes, wait: bool = True, before: Callable[[], None] = lambda: None) -> None:
     """The content is there, or what was there before.  ``wait``: until it is on the disk, where ``before`` is called then."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
