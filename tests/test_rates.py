@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from benchmarks.coverage import NETWORK_WIDTHS, SETTING, network_row, network_tasks
 from benchmarks.coverage import networks as exact
 from scipy.linalg import block_diag
@@ -83,6 +84,18 @@ def test_a_shift_changes_the_predicted_exponent():
     shifted = {name: law._replace(shift=np.ones_like(law.std)) for name, law in laws.items()}
     found = measure_rates(made_up(), "theory", Prediction(shifted), None)
     assert {r.predicted_exponent for r in found} == {-0.5}
+
+
+@pytest.mark.parametrize(("distance", "known"), [(1.1, True), (0.9, False), (0.0, True)])
+def test_no_bias_is_predicted_of_eigenvalues_that_it_would_carry_past_the_next(distance, known):
+    """Those that are one in the limit have a law of their own."""
+    limit = 10 + np.array([distance * BIAS / WIDTHS[0], 0.0]) * np.ones((3, 1))
+    dataset = made_up()
+    limits = xr.DataArray(limit, dims=("step", "rank"), coords={"step": dataset.step, "rank": [1, 2]})
+    found = measure_rates(dataset.assign(hessian_eigenvalues_limit=limits), "theory", prediction(), None)
+    for rate in found:
+        biased = rate.kind == "bias" and (rate.observable == "sharpness" or rate.rank == 1)
+        assert (rate.predicted_prefactor is None) == (biased and not known)
 
 
 def test_intervals_of_fluctuations_allow_for_the_bias_that_theory_knows():

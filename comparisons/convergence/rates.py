@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import xarray as xr
 
-from comparisons.statistics.deviations import components, deviations, reference_of, variable
+from comparisons.statistics.deviations import components, deviations, limit_component, reference_of, variable
 from comparisons.statistics.power_law import FEWEST_WIDTHS, PowerLaw, fit, refused
 from limits.law import Law, Prediction
+from limits.spectra import DEGENERATE
 
 KINDS = ("fluctuation", "bias")
 SECOND_ORDER = 3.0  # a mean square is std²/N + E(½o'')²/N², the latter at most so often bias² = (½E o'')², if o'' has one sign
@@ -28,6 +29,8 @@ class Rate:
     prefactor               with the exponent held at the predicted one (−1/2 or −1): compare with ``predicted_prefactor``;
                             its interval reaches further up than down, as far as the tail that few seeds do not show
     fitted_prefactor        of the free fit: the line fitted_prefactor · N^exponent
+    predicted_prefactor     None where nothing is predicted, nor of the bias of an eigenvalue that at the narrowest width would
+                            be farther than the next one is: so near, they are not repelled as the expansion has it
     """
 
     observable: str
@@ -81,11 +84,12 @@ def measure_rates(
     rates = []
     for name, rank, selection in components(dataset):
         floor, used = noise_floor(dataset, name, selection), reference_of(dataset, name, reference)
+        distances = _distances(dataset, name, selection)
         for kind in KINDS:
             errors = deviations(dataset, name, selection, reference, kind)
             for index, step in enumerate(int(s) for s in dataset.step.values):
                 law = _law(prediction, name, selection, index)
-                predicted = _predicted(law, kind)
+                predicted = _predicted(law, kind, distances[index] * float(dataset.width.min()))
                 unstable = unstable_after is not None and step > unstable_after
                 fits = _fits(errors.isel(step=index), floor.isel(step=index), kind, law, predicted[0], unstable)
                 rates.append(_rate((name, rank, step, kind, used), fits, predicted))
@@ -122,13 +126,25 @@ def _law(prediction, name, selection, index) -> Law | None:
     return Law(*(_component(values[index], selection) for values in prediction[variable(name)]))
 
 
-def _predicted(law, kind) -> tuple[float, float]:
-    """(exponent, prefactor ≥ 0), the prefactor NaN where nothing is predicted."""
+def _distances(dataset, name, selection) -> np.ndarray:
+    """(T,): from an eigenvalue's limit to the next that is measured, but for those that are one with it; inf without one."""
+    limits = limit_component(dataset, name, {})
+    if limits is None or "rank" not in selection:
+        return np.full(dataset.sizes["step"], np.inf)
+    limit = limits.sel(selection)
+    distances = abs(limits - limit)
+    return distances.where(distances > DEGENERATE * abs(limit)).min("rank").fillna(np.inf).values
+
+
+def _predicted(law, kind, farthest) -> tuple[float, float]:
+    """(exponent, prefactor ≥ 0), the prefactor NaN where nothing is predicted, as of a bias above ``farthest``."""
     usual = -0.5 if kind == "fluctuation" else -1.0
     if law is None:
         return usual, np.nan
     if kind == "bias" and law.shift != 0:
         return -0.5, abs(law.shift)
+    if kind == "bias" and abs(law.bias) > farthest:
+        return usual, np.nan
     return usual, law.std if kind == "fluctuation" else abs(law.bias)
 
 
