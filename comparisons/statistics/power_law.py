@@ -47,7 +47,7 @@ Kind = Literal["fluctuation", "bias"]
 
 ABOVE_FLOOR = 3.0  # a width counts above so many noise floors: then the floor, added in squares, shifts it by 5 %
 FEWEST_WIDTHS = 3
-FEWEST_SEEDS = 5  # for a bias: a t-statistic of three or four skewed seeds has no known distribution
+FEWEST_SEEDS = 5  # fewer show of hardly any law that it is none, nor have t-statistics of skewed ones a known distribution
 LEVEL = 0.03  # of the test of a power law, which then refuses at most 5 % of true ones at any number of seeds
 NEXT_ORDER = 0.2  # relative size of the next order of a bias at its narrowest width, N^-2 beside N^-1: its standard deviation
 NEXT_ORDER_OF_SQUARES = 0.1  # and of a mean square, N^-2 beside N^-1: at most, unless it is seen, and fitted
@@ -118,9 +118,11 @@ def fit(
     Four of them show whether the line is bent, as that of no power law is, or, which is fitted, by a next order.
 
     Status "diverged" where an error is not finite; "below noise floor" where fewer than three widths count, or a mean may be
-    zero; "too few seeds" where so few exclude no exponent; "no power law" where what is left beside the best line, the next
-    order included, is larger than in all but ``LEVEL`` of permutations (changes of sign, of a bias), or where the mean of a
-    fluctuation falls more slowly than its spread, by more than ``SAMPLED`` noise floors: then the reference is not the limit.
+    zero; "too few seeds" below ``FEWEST_SEEDS``, or where they exclude no exponent; "no power law" where what is left beside
+    the best line, the next order included, is larger than in all but ``LEVEL`` of permutations (changes of sign, of a bias), or
+    where the mean of a fluctuation falls more slowly than its spread, by more than ``SAMPLED`` noise floors: then the reference
+    is not the limit.  How much of a bend that sees is a matter of seeds: of fluctuations exp(−N/300), five widths, all but 6 %
+    with eight seeds, not half with four; of N^-1/2 + 0.05, within 3 % of a power law over those widths, nothing.
     A held exponent is not tested so.  A bias that is hardly above the fluctuations is told from zero, and fitted, by chance: of
     all such data sets at most 1 − confidence have an interval that misses it, but of those that are fitted more.
     Raises ValueError, in one line, for shapes and options out of range.
@@ -297,6 +299,8 @@ def _fluctuation(widths, errors, noise_floor, held, confidence, next_order, resa
     if held is not None:
         log_prefactor, margins = _level(np.mean(errors**2 * np.exp(-2 * held * x)[:, None], axis=0), confidence)
         return _power_law(held, (held, held), log_prefactor, (log_prefactor - margins[0], log_prefactor + margins[1]), widths)
+    if errors.shape[1] < FEWEST_SEEDS:
+        return refused("too few seeds")
     shuffled, flat = _permutations(seed, resamples, errors.shape[1], len(x)), np.ones((1, len(x)))
     squares = _Squares(x, errors, flat, shuffled)
     allowed = (-squares.beyond, max(squares.beyond, 0.0 if next_order is True else next_order)) if next_order else (0.0,)

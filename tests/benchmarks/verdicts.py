@@ -121,7 +121,7 @@ LAWS = {
 SCATTER = (0.01, 0.1, 0.6)
 
 
-def law_rows(sets, counts=(8, 32)):
+def law_rows(sets, counts=(5, 8, 32)):
     """(law, errors, pairing, S), (no power law, fitted, −1 covered where fitted, median width of the interval)."""
     for name, law in LAWS.items():
         for pairing in ("unpaired", "paired"):
