@@ -41,6 +41,7 @@ def measure(problems: Sequence[Problem], networks: Sequence[Network], keys: Arra
         sharpness                λ_1 of the layer's block of the Gauss-Newton matrix at step 0, of stored weights; for what
                                  forgets the gradient's scale in the metric that divides by |gradient| + its root mean
                                  square, entry by entry, as Adam does
+        loss                     "start" and "end", in place of layers
 
     A diverged network has sizes that are not finite.
     """
@@ -117,7 +118,7 @@ def _own_change(architecture, after, moved):
 
 
 def _sizes(architecture, program, data, update: Descent, multiplier, init_std, drawn: Params, readouts: Array):
-    (forgets, loss, num_steps), (inputs, _) = program, data
+    (forgets, loss, num_steps), inputs = program, data[0]
     acting_std = {role: multiplier[role] * init_std[role] for role in multiplier}
     start, slope = _start(architecture, loss, data, multiplier, init_std, drawn)
     end = _trained(slope, update.transformation(), start, num_steps)
@@ -137,6 +138,7 @@ def _sizes(architecture, program, data, update: Descent, multiplier, init_std, d
         "weight_update": {name: _rms(w) for name, w in stored.items()},
         "weight_update_spectral": _spectral_norms(stored),
         "sharpness": _sharpness(architecture, forgets, multiplier, start, gradient, inputs),
+        "loss": {when: curvature.loss(architecture.apply, at, *data, loss) for when, at in (("start", start), ("end", end))},
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 from comparisons import pairs
 from comparisons.cells import Store
 from comparisons.coord_check import study as coord_check
-from comparisons.coord_check.study import Options, Sweep, check, checked, prepare, sizes, table
+from comparisons.coord_check.study import AT_STEP_0, Options, Sweep, check, checked, prepare, sizes, table
 from comparisons.statistics.power_law import exponent_of
 from finite.networks.build import build
 from finite.training.train import train
@@ -132,8 +132,18 @@ def test_what_trains_with_cross_entropy_does_not_with_squares():
 def test_divergence_is_data(tmp_path):
     options = Options(**SMALL | {"widths": (8, 16, 32)}, param=("mup",), learning_rate=1e30, out=tmp_path / "run")
     verdicts = {(c.quantity, c.layer): c.verdict for c in check(options)}
-    assert verdicts["delta_f", "readout"] == "diverged"
+    assert verdicts["delta_f", "readout"] == "not compared: the loss diverged at N = 8, at a learning rate past what trains"
     assert verdicts["h", "input"] == "agrees"  # of step 0
+
+
+def test_divergence_within_the_bounds_of_an_activation_is_no_disagreement(tmp_path):
+    """Of tanh nothing overflows."""
+    options = Options(**SMALL, param=("mup",), activation="tanh", learning_rate=100.0, out=tmp_path / "run")
+    checks = check(options)
+    assert all(c.compared == (c.quantity in AT_STEP_0) for c in checks)
+    assert all(np.isfinite(c.exponent) for c in checks)
+    (reason,) = {c.verdict for c in checks if not c.compared}
+    assert re.fullmatch(r"not compared: the loss rose \S+-fold at N = \d+, at a learning rate past what trains", reason)
 
 
 def test_a_parametrization_of_ones_own(tmp_path, capsys):

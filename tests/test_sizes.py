@@ -77,6 +77,8 @@ def written_out(problem, network, of, key):
         "weight_update": {name: rms(W) for name, W in moved.items()},
         "weight_update_spectral": {name: np.linalg.svd(W, compute_uv=False)[0] for name, W in moved.items()},
         "sharpness": {name: sharpness(name, g) for name, g in layers(gradients).items()},
+        "loss": {when: 0.5 * np.mean(np.sum((at["readout"][1] - Y) ** 2, axis=1)) for when, at in
+                 (("start", before), ("end", after))},
     }
 
 

@@ -11,7 +11,8 @@ each size's exponent, and puts it beside the derived one (``limits.exponents.reg
 
 The fit: least squares of the mean over seeds of log size against log width, with a 95 % interval from the spread over
 seeds.  A check agrees within ``TOLERANCE``; it differs where its whole interval does; between the two it is undecided.
-Behind the step at which exponents of one's own blow up nothing is compared: the table says what blew up, and when.
+Behind the step at which exponents of one's own blow up nothing is compared: the table says what blew up, and when.  Nor is
+anything of networks whose loss rose ``RISEN``-fold where f is to stay as it is: their learning rate is past what trains.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,8 @@ MORE_SEEDS = 8  # times as many of narrow networks, which are cheap and scatter 
 USUAL = {"plain": (("sp", "ntp", "mup"), (2,)), "residual": (("depth_mup", "alpha1"), (2, 4, 8, 16))}  # and depths
 AT_STEP_0 = ("h", "f", "gradient", "sharpness")
 NOT_COMPARED = "not compared: "
+RISEN = 10.0
+LOSS = "loss"  # at "start" and "end"
 ALONG = "alignment along training"  # (params, seeds, steps)
 DERIVED, DISAGREES = "derived exponent", "not seen to agree: the table says why"  # in the legend
 SHOWN = ("delta_h", "f", "delta_f", "weight_update_spectral", "sharpness")
@@ -102,7 +105,7 @@ class Check:
     """size ≈ N^exponent (or L^exponent) at fixed depth (or width): the fit, its 95 % interval, the derived exponent.
 
     derived     not a number where nothing is compared
-    verdict     "agrees", "differs", "undecided", why there is no exponent, or "not compared: …", after a blow-up
+    verdict     "agrees", "differs", "undecided", why there is no exponent, or "not compared: …", after a blow-up or divergence
     """
 
     parametrization: str
@@ -240,14 +243,27 @@ def checked(job: Job, sweep: Sweep, cells: Sequence[Sizes]) -> Iterator[Check]:
         problem = job.problem(param, sweep.optimizer, sweep.depths[0])
         case, steps = regime.case(problem), job.options.steps
         derived, blow_up = regimes.predicted(case, steps), regimes.blow_up(case, sweep.letter, steps)
-        for quantity, layer in (named for named in cells[0] if named[0] != ALONG):
+        spoilt = blow_up[1] if blow_up and blow_up[0] < steps else None
+        if blow_up is None and getattr(_of_layer(derived["delta_f"], "readout"), sweep.letter) <= 0:
+            spoilt = _risen(sweep, [cell[LOSS, "end"][place] / cell[LOSS, "start"][place] for cell in cells])
+        for quantity, layer in (named for named in cells[0] if named[0] not in (LOSS, ALONG)):
             wanted = float(getattr(_of_layer(derived[quantity], layer), sweep.letter))
             exponent, interval = exponent_of(sweep.growing, [cell[quantity, layer][place] for cell in cells])
             label = param, sweep.optimizer, sweep.letter, sweep.fixed, quantity, layer
-            if blow_up and blow_up[0] < steps and quantity not in AT_STEP_0:
-                yield Check(*label, exponent, interval, np.nan, NOT_COMPARED + blow_up[1])
+            if spoilt and quantity not in AT_STEP_0:
+                yield Check(*label, exponent, interval, np.nan, NOT_COMPARED + spoilt)
             else:
                 yield Check(*label, exponent, interval, wanted, _verdict(exponent, interval, wanted))
+
+
+def _risen(sweep: Sweep, ratios: Sequence[Float[np.ndarray, " _"]]) -> str | None:
+    """What the loss did at the first size of most of whose networks it rose, if there is one."""
+    medians = [np.median(np.nan_to_num(ratio, nan=np.inf, posinf=np.inf)) for ratio in ratios]
+    for size, ratio in zip(sweep.growing, medians, strict=True):
+        if ratio > RISEN:
+            what = f"rose {ratio:.2g}-fold" if isfinite(ratio) else "diverged"
+            return f"the loss {what} at {sweep.letter} = {size}, at a learning rate past what trains"
+    return None
 
 
 def _of_layer(derived, layer):
