@@ -18,6 +18,17 @@ import numpy as np
 import xarray as xr
 
 TEMPORARY = ".partial"
+COORDINATES = {
+    "param": {"long_name": "parametrization"},
+    "width": {"long_name": "width N", "units": "1"},
+    "depth": {"long_name": "depth L", "units": "1"},
+    "seed": {"long_name": "number of the seed", "units": "1"},
+    "step": {"long_name": "gradient steps taken", "units": "1"},
+    "learning_rate": {"long_name": "learning rate η0", "units": "1"},
+    "rank": {"long_name": "rank of an eigenvalue, from the largest, 1", "units": "1"},
+    "edge": {"long_name": "end of the spectrum"},
+    "node": {"long_name": "node of a quadrature of the spectral density", "units": "1"},
+}  # of every file
 
 
 class Damaged(Exception):
@@ -46,12 +57,14 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def write(dataset: xr.Dataset, path: str | Path) -> None:
-    """A NetCDF4 file and its digest.  Raises Unwritten.
+    """A NetCDF4 file and its digest; coordinates are described by ``COORDINATES``.  Raises Unwritten.
 
     Made in memory first: HDF5 that meets a full disk neither says so nor ends in peace.
     """
     content = io.BytesIO()
-    dataset.to_netcdf(content, engine="h5netcdf")
+    described = {name: dataset[name].assign_attrs(COORDINATES[name] | dataset[name].attrs)
+                 for name in set(COORDINATES) & set(dataset.coords)}  # fmt: skip
+    dataset.assign_coords(described).to_netcdf(content, engine="h5netcdf")
     _publish(Path(path), content.getvalue())
 
 

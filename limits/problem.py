@@ -303,7 +303,8 @@ def _check_inputs(problem):
     if reads == "images" or problem.image_shape is not None:
         _ = problem.image
     if problem.augment and (reads == "tokens" or (reads == "vectors" and problem.image_shape is None)):
-        raise ValueError(f"augment: only images are, and {problem.model} reads {reads}; vectors that are images: image_shape")
+        raise ValueError(f"augment: only images are, and {problem.model} reads {reads}; vectors that have an image_shape are "
+                         "images, and pictures have one")  # fmt: skip
     if reads == "tokens":
         wrong = problem.inputs[(problem.inputs % 1 != 0) | (problem.inputs < 0) | (problem.inputs >= problem.num_outputs)]
         if wrong.size:

@@ -75,6 +75,7 @@ def test_trajectories_are_labelled(finished):
 
 def test_what_is_subtracted_says_what_it_is(finished):
     dataset = numbers(finished)
+    assert all({"long_name"} <= set(values.attrs) for values in dataset.variables.values())
     raw = dataset["loss"].attrs["definition"]
     for suffix, (label, definition) in convergence.MEANING.items():
         assert dataset[f"loss_{suffix}"].attrs["long_name"] == f"loss, {label}"

@@ -18,8 +18,8 @@ try:
 except ImportError:  # not a Unix
     resource = None
 
-ATTRIBUTES = {"n": np.int64(3), "title": "γ"}
-DATASET, OTHER = (xr.Dataset({"loss": (("width", "step"), rows, {"units": "1"})}, {"width": [8]}, ATTRIBUTES)
+ATTRIBUTES, WIDTH = {"n": np.int64(3), "title": "γ"}, ("width", [8], files.COORDINATES["width"])
+DATASET, OTHER = (xr.Dataset({"loss": (("width", "step"), rows, {"units": "1"})}, {"width": WIDTH}, ATTRIBUTES)
                   for rows in ([[0.1 + 0.2, np.inf, np.nan]], np.ones((1, 3))))  # fmt: skip
 
 
@@ -36,6 +36,15 @@ def test_digest_is_what_sha256sum_reads(written):
     assert (written.parent / "a.nc.sha256").read_text() == f"{content}  a.nc\n"
     if shutil.which("sha256sum"):
         subprocess.run(["sha256sum", "--check", "--strict", "a.nc.sha256"], cwd=written.parent, check=True)
+
+
+def test_coordinates_say_what_they_are(tmp_path):
+    """But for those that have said it."""
+    for said in ({}, {"long_name": "number of heads"}):
+        dataset = DATASET.assign_coords(width=("width", [8], said))
+        files.write(dataset, tmp_path / "a.nc")
+        assert files.read(tmp_path / "a.nc")["width"].attrs == {"long_name": "width N", "units": "1"} | said
+        assert dataset["width"].attrs == said
 
 
 def test_nothing_else_is_left(written):

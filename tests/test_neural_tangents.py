@@ -107,13 +107,17 @@ def fresh_python(pytestconfig):
     return run
 
 
-def test_a_broken_installation_says_how_to_mend_it(monkeypatch):
+@pytest.mark.parametrize(("fault", "said"), [
+    (ModuleNotFoundError("No module named 'tf2jax'"), "No module named 'tf2jax'"),
+    (AttributeError("module 'jax' has no attribute 'xla'\nmore"), "module 'jax' has no attribute 'xla'"),
+    (RuntimeError(), "RuntimeError")])  # fmt: skip
+def test_a_broken_installation_says_how_to_mend_it(monkeypatch, fault, said):
     for name in [name for name in sys.modules if name.split(".")[0] == "neural_tangents"]:
         monkeypatch.delitem(sys.modules, name)
 
     def missing(name):
-        raise ModuleNotFoundError("No module named 'tf2jax'")
+        raise fault
 
     monkeypatch.setattr(neural_tangents_compat.importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r"needs neural-tangents, .* \(No module named 'tf2jax'\): pip install --no-deps"):
+    with pytest.raises(ImportError, match=rf"needs neural-tangents, .* \({said}\): pip install --no-deps"):
         neural_tangents_compat.load()

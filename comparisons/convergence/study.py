@@ -251,7 +251,8 @@ def _dataset(comparison, store) -> xr.Dataset:
     widths, steps = sorted(comparison.options.widths), comparison.problem.steps
     cells = [Cell("networks", width) for width in widths]
     dataset = labelled.from_trajectories({width: _networks(comparison, store, width) for width in widths})
-    dataset["seconds"] = ("width", [float(store.read(cell)["seconds"]) for cell in cells])
+    took = {"long_name": "time that the cell of this width took", "units": "s"}
+    dataset["seconds"] = ("width", [float(store.read(cell)["seconds"]) for cell in cells], took)
     if comparison.limit_is_known:
         cells += [LIMIT, PREDICTION, *comparison.cells("deviations")]
         arrays = {width: store.read(Cell("deviations", width)) for width in widths}

@@ -269,8 +269,9 @@ def _dataset(sizes: Sizes, store: Store) -> xr.Dataset:
     rows = [xr.concat([of_size(cell) for cell in sizes.cells(param)], sizes.growing) for param in params]
     edge, preconditioned = sizes.edges()
     dataset = xr.concat(rows, "param").assign_coords(param=list(params)).assign(
-        edge_of_stability=("param", edge, {"units": "1"}),
-        preconditioned_edge_of_stability=("param", preconditioned, {"units": "1"}),
+        edge_of_stability=("param", edge, {"units": "1", "long_name": "sharpness beyond which training is unstable"}),
+        preconditioned_edge_of_stability=(
+            "param", preconditioned, {"units": "1", "long_name": "the same of the preconditioned sharpness"}),
     )  # fmt: skip
     dataset = dataset.merge(_limits(sizes, store))
     for name in set(own.DEFINITIONS) & set(dataset) if sizes.options.own else ():

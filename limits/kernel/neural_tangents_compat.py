@@ -57,9 +57,10 @@ def load() -> types.ModuleType:
             predict = importlib.import_module("neural_tangents._src.predict")
         _mend_empirical(empirical)
         _mend_predict(predict, nt.predict)
-    except ModuleNotFoundError as missing:
+    except Exception as broken:  # whatever another package raises
         _forget()
-        raise ImportError(f"the kernel limit needs neural-tangents, which cannot be imported ({missing}): {INSTALL}") from None
+        why = str(broken).partition("\n")[0] or type(broken).__name__
+        raise ImportError(f"the kernel limit needs neural-tangents, which cannot be imported ({why}): {INSTALL}") from None
     except BaseException:
         _forget()
         raise

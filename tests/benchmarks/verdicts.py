@@ -35,8 +35,9 @@ CURVES = {
     "nearly a kink": lambda z, k: 0.5 * np.hypot(z, np.sqrt(0.1)),
     "bends more": lambda z, k: 0.25 * np.exp(0.3 * k) * z**2,
     "leans over": lambda z, k: 0.25 * z**2 * (1 + 0.3 * k * np.tanh(z)),
+    "leans, not far out": lambda z, k: 0.25 * z**2 + 0.1 * k * np.tanh(z) ** 3,
     "a wall comes near": lambda z, k: 0.2 * z**2 + wall(z + 0.2 * k) - wall(0.2 * k) - 3 * wall(0.2 * k) * z,
-}  # log loss against log η0, from its minimum; the last three change their shape with k = log(N/90)
+}  # log loss against log η0, from its minimum; the last four change their shape with k = log(N/90)
 GRIDS = {"of the command": np.array(Options().learning_rates), "factors of two": 2.0 ** np.arange(-3, 5)}
 WIDTHS = np.array([32, 64, 128, 256])
 EXPONENTS = {"stays": 0.0, "moves by more than tolerated": 1.1 * TOLERATED, "moves": 3 * TOLERATED}
