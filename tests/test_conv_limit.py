@@ -228,6 +228,22 @@ def test_little_richness_is_the_kernel_limit():
     assert np.ptp(lazy["loss"]) > 10 * limit.error("loss").max()
 
 
+@in_float64
+def test_gradients_have_no_more_room_than_samples_have_directions():
+    """Where they are all met what comes then is dropped, and nothing is written over."""
+    problem, S = a_problem(num_steps=40, measure_every=40), 64
+    kind, data = conv._read(problem, S, 2)
+    *_, state = conv.run(problem, kind, data, S, np.random.default_rng(0))
+    state, _ = kind.wider(data, RNG, state, state.velocity, 2, lanczos.FEWEST)
+    state, _ = kind.wider(data, RNG, state, state.velocity, 2, lanczos.FEWEST)
+    assert kind.has_room(data, state.matrices, 2, 1)
+    for matrix, rows in zip(state.matrices, kind.rows(data), strict=True):
+        met = np.arange(len(matrix.above)) < matrix.num_above
+        assert S - rows < matrix.num_above <= S
+        assert len(matrix.above) <= S + 2 * rows
+        np.testing.assert_allclose(data.space.products(matrix.above, matrix.above), np.diag(met), atol=1e-10)
+
+
 def test_a_step_must_leave_directions_to_the_next():
     problem = a_problem(X, model="convnet", depth=3)
     with pytest.raises(ValueError, match=r"^128 samples: a step brings a matrix 150 gradients, wanted at least 1024 samples$"):

@@ -178,7 +178,7 @@ def of_sixteen_gibibytes(monkeypatch):
 @pytest.mark.usefixtures("of_sixteen_gibibytes")
 def test_what_is_too_long_for_one_sample_names_the_theory_that_waits():
     with pytest.raises(ValueError, match=r"are waited for: limits\.deep\.conv\.solve waits longer$"):
-        theories.insist_on_room(photographs(2, num_steps=2000, measure_every=1000, top_k=1))
+        theories.insist_on_room(photographs(2, num_steps=4000, measure_every=2000, top_k=1))
 
 
 @pytest.mark.usefixtures("of_sixteen_gibibytes")

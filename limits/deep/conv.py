@@ -40,7 +40,7 @@ from limits.repeats import errors_of, first_ranks
 from limits.theories import features_stay, insist, other_layers, other_powers, unknown_to_all
 from limits.trajectory import Trajectory
 
-SAMPLES, REPEATS = 2048, 4
+SAMPLES, REPEATS = 1024, 24  # at least, and
 # What is left out of fields, where they move by one.  Of SimpleConvNet on 8 photographs, 64 steps at S = 512, 1934 of 2080
 # patches were kept at 0.001, and 952, 447, 176 at 0.01, 0.03, 0.1, in a third of the time.  Of three small images with averages
 # the loss had moved by 0.0343 in four steps, and at 0.01, 0.03 lay 0.3 %, 1.3 % of that higher than at 0.001 (S = 8192).
@@ -50,20 +50,21 @@ FAMILY = "conv"  # of ``limits.models``, SimpleConvNet
 FAMILIES = frozenset(row.family for row in MODELS.values() if row.pools)
 STAGES = 3  # of the deep ones
 PRODUCTS = 12  # of a measurement of the Hessian, about
+CURVED = 6  # of so many runs one for the Hessian
 
 
 @in_float64
 def solve(
-    problem: Problem, *, samples: int = SAMPLES, repeats: int = REPEATS, seed: int = 0, hessian: bool = True
+    problem: Problem, *, samples: int | None = None, repeats: int = REPEATS, seed: int = 0, hessian: bool = True
 ) -> Trajectory:
     """The limit of the problem's network: loss, NTK and Gauss-Newton eigenvalues at the measured steps, and the Hessian.
 
     hessian   whether the Hessian's are found too: its largest eigenvalues and the directional sharpness
     samples   S, a power of two; gradients that were met leave S less their number of directions to new ones, so S is at least
-              four times what a step brings
-    repeats   independent runs, whose mean outputs and NTK the values are of; half of them for the Hessian's, of which they are
-              the mean.  Errors are their scatter (``limits.repeats``) and, in squares, what is changed by half as many
-              samples and twice the tolerance, in half as many runs; and Lanczos' own bound
+              four times what a step brings.  By default that, and no less than ``SAMPLES``
+    repeats   independent runs, whose mean outputs and NTK the values are of; a sixth of them for the Hessian's, which cost ten
+              times as much and are the mean of theirs.  Errors are their scatter (``limits.repeats``) and, in squares, what
+              is changed by half as many samples and twice the tolerance, in half as many runs; and Lanczos' own bound
 
     >>> images, classes = np.random.default_rng(0).normal(size=(2, 64)), np.eye(2)
     >>> problem = Problem(images, classes, model="conv", learning_rate=0.2, num_steps=2, measure_every=2)
@@ -74,12 +75,13 @@ def solve(
     Raises ValueError, in one line, for what has no such limit, and MemoryError for what does not fit this machine: at once, or
     later if fields need more room than usual.
     """
+    samples = _samples(problem, samples)
     kind, data = _read(problem, samples, repeats)
     insist_on_room(problem, samples, repeats, hessian=hessian)
     halved = data._replace(space=data.space._replace(copies=jnp.asarray(2), tolerance=2 * data.space.tolerance))
-    fewer = _fewer(repeats)
-    fine, of_hessian = _measured(problem, kind, data, samples, repeats, seed, fewer * hessian)
-    coarse, of_coarse_hessian = _measured(problem, kind, halved, samples, fewer, seed + 1, fewer * hessian)
+    fewer = _of_them(repeats, 2)
+    fine, of_hessian = _measured(problem, kind, data, samples, repeats, seed, hessian * _of_them(repeats, CURVED))
+    coarse, of_coarse_hessian = _measured(problem, kind, halved, samples, fewer, seed + 1, hessian * _of_them(fewer, CURVED))
     ranks = problem.top_k + problem.num_outputs
     values, of_coarse = (_of_mean(kind, data, runs, ranks) for runs in (fine, coarse))
     spread = errors_of(values, stacked([observables(kind, data, *run, ranks) for run in fine]), averaged=repeats)
@@ -91,35 +93,39 @@ def solve(
     return Trajectory(problem.steps, values, errors, left_open=left_open(kind, hessian))
 
 
-def _fewer(repeats):
-    return max(2, repeats // 2)
+def _of_them(repeats: int, parts: int) -> int:
+    return max(2, repeats // parts)
 
 
 def _of_mean(kind, data, runs, ranks):
     return observables(kind, data, *(np.mean(of_runs, 0) for of_runs in zip(*runs, strict=True)), ranks)
 
 
-def work(problem: Problem, samples: int = SAMPLES, repeats: int = REPEATS, *, hessian: bool = True) -> tuple[float, float]:
+def work(problem: Problem, samples: int | None = None, repeats: int = REPEATS, *, hessian: bool = True) -> tuple[float, float]:
     """(multiplications, numbers held at once) of ``solve``, to a factor of about three.  Of the patches that a matrix meets in
     training a third brings something new, of the gradients all, as long as S has room for it."""
+    samples = _samples(problem, samples)
     kind, (P, C), T = kind_of(problem), problem.targets.shape, int(problem.steps[-1]) + 1
     X, patch, measured = prod(kind.places[0]), SIDE**2 * kind.image[2], len(problem.steps)
     b = hessian * min(problem.top_k, C)
-    multiplications, numbers = 4 * P * X * patch * samples * T, (8 * P * X + P * C * patch) * samples
-    basis = b * (patch + C) * samples
+    training, numbers = 4 * P * X * patch * samples * T, (8 * P * X + P * C * patch) * samples
+    curvature, basis = 0.0, b * (patch + C) * samples
     for Y, K in zip(*kind.counts[:2], strict=True):
         rows, products = P * Y, P * Y * b * PRODUCTS
         below, above = max(ROOM, rows * T / 3), max(ROOM, min(rows * T, samples))
-        steps = rows * (T + C * measured) + products * measured
-        multiplications += 15 * K * (below + above + products / 2) * steps * samples
-        n, m = below + products, above + products + rows * C
+        training += 3 * K * (below + above) * rows * (T + C * measured) * samples
+        curvature += 6 * K * (below + above + products / 2) * products * measured * samples
+        n, m = below + products, min(above + products, samples + rows * b) + rows * C
         numbers += 3 * (K + 1) * (n + m) * samples
         basis += b * n * m
-    return (repeats + _fewer(repeats)) * multiplications, numbers + 2 * (lanczos.BLOCKS + 1) * basis
+    fewer = _of_them(repeats, 2)
+    multiplications = (repeats + fewer) * training + (_of_them(repeats, CURVED) + _of_them(fewer, CURVED)) * curvature
+    return multiplications, numbers + 2 * (lanczos.BLOCKS + 1) * basis
 
 
-def insist_on_room(problem: Problem, samples: int = SAMPLES, repeats: int = REPEATS, *, hessian: bool = True) -> None:
+def insist_on_room(problem: Problem, samples: int | None = None, repeats: int = REPEATS, *, hessian: bool = True) -> None:
     """Raises MemoryError, or ValueError where a step has too many gradients, in a line, for what ``solve`` would not begin."""
+    samples = _samples(problem, samples)
     _check_room_for_gradients(problem, samples)
     multiplications, numbers = work(problem, samples, repeats, hessian=hessian)
     require_room(numbers, f"this limit takes about {two_digits(multiplications / RATE / 60)} minutes and needs")
@@ -162,8 +168,7 @@ def _pools(count) -> tuple[tuple[int, ...], ...]:
 
 
 def _read(problem, samples, repeats) -> tuple[Kind, Data]:
-    """The problem as it is computed; refuses what has no such limit."""
-    insist(refuses(problem))
+    """The problem as it is computed."""
     check_sampling(samples, repeats)
     kind = kind_of(problem)
     images = jnp.asarray(problem.inputs).reshape(-1, *problem.image) * fan_in_multiplier(problem.image[2])
@@ -172,11 +177,20 @@ def _read(problem, samples, repeats) -> tuple[Kind, Data]:
     return kind, data_of(problem, conv_network.neighbourhoods(images, FIRST_STRIDE), between, space)
 
 
-def _check_room_for_gradients(problem, samples):
+def _samples(problem, given: int | None) -> int:
+    """The default where none are given; refuses what has no such limit."""
+    insist(refuses(problem))
+    return max(SAMPLES, _fewest(problem)) if given is None else given
+
+
+def _fewest(problem) -> int:
     """Fields of S samples have S directions, of which a step must leave some, at S/2 too."""
-    rows = max(kind_of(problem).rows(problem))
-    wanted = 4 << (rows - 1).bit_length()
-    if samples < wanted:
+    return 4 << (max(kind_of(problem).rows(problem)) - 1).bit_length()
+
+
+def _check_room_for_gradients(problem, samples):
+    if samples < (wanted := _fewest(problem)):
+        rows = max(kind_of(problem).rows(problem))
         raise ValueError(f"{samples} samples: a step brings a matrix {rows} gradients, wanted at least {wanted} samples")
 
 
@@ -205,7 +219,8 @@ def run(problem, kind, data, samples, rng) -> Iterator[State]:
     state = begin(kind, data, *first_draws(kind, rng, sizes, rooms, samples, copies))
     for step in problem.steps:
         while (state := advance(kind, data, state, step + 1)).step <= step:
-            rooms = [(len(matrix.sent), len(matrix.returned)) for matrix in state.matrices]
-            require_room(sum(3 * 2 * (n + m) * (K + 1) * samples for (n, m), K in zip(rooms, kind.counts[1], strict=True)))
-            state = grown(state, *more_draws(kind, rng, rooms, samples, copies))
+            more = kind.lacking(data, state.matrices)
+            rooms = [len(m.sent) + len(m.returned) + sum(pair) for m, pair in zip(state.matrices, more, strict=True)]
+            require_room(sum(3 * fields * (K + 1) * samples for fields, K in zip(rooms, kind.counts[1], strict=True)))
+            state = grown(state, *more_draws(kind, rng, more, samples, copies))
         yield state

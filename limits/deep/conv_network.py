@@ -122,14 +122,26 @@ class Kind(NamedTuple):
         return product(self, data, fields, matrices, tangents, parts)
 
     def has_room(self, data, matrices, b, products) -> bool:
-        more = [b * (1 + products) * rows for rows in self.rows(data)]
-        return all(bool(has_room(matrix, n, n)) for matrix, n in zip(matrices, more, strict=True))
+        return not any(map(any, self.lacking(data, matrices, b, products)))
 
-    def wider(self, data, rng, state, tangents):
-        """Twice the room."""
-        S, copies = state.matrices[0].sent.shape[1], int(data.space.copies)
-        more = [(len(matrix.sent), len(matrix.returned)) for matrix in state.matrices]
-        return grown(state, *more_draws(self, rng, more, S, copies)), widened(tangents, more)
+    def wider(self, data, rng, state, tangents, b, products):
+        more = self.lacking(data, state.matrices, b, products)
+        drawn = more_draws(self, rng, more, state.matrices[0].sent.shape[1], int(data.space.copies))
+        return grown(state, *drawn), widened(tangents, more)
+
+    def lacking(self, data, matrices, b: int = 1, products: int = 0) -> "Rooms":
+        """Room for the fields of a step, or of b of them and so many more, that matrices lack: as much again as they have.
+
+        Of samples no more gradients than their number bring anything new.
+        """
+        rooms = []
+        for matrix, rows in zip(matrices, self.rows(data), strict=True):
+            (n, S), m, new = matrix.sent.shape, len(matrix.returned), b * rows
+            wanted, most = new * (1 + products), S // int(data.space.copies) + new
+            below = n if matrix.num_below + wanted > n else 0
+            above = min(m, most - m) if min(int(matrix.num_above) + wanted, most) > m else 0
+            rooms.append((below, above))
+        return rooms
 
     def rows(self, data) -> list[int]:
         """Fields that a step brings to each matrix on either side."""

@@ -92,7 +92,7 @@ class Perceptron(NamedTuple):
         more = b * q + products * b * (C if self.exact else q), g + b * g * (1 + products)
         return matrices.sent.shape[1] >= ROOM and bool(has_room(matrices, *more))
 
-    def wider(self, data, rng, state, tangents) -> tuple[State, Weights]:
+    def wider(self, data, rng, state, tangents, b, products) -> tuple[State, Weights]:
         """Twice the room."""
         (H, n, S), m = state.matrices.sent.shape, state.matrices.returned.shape[1]
         sent, returned = more_draws(self.kind, rng, (H, n, m), S, data.space.copies)

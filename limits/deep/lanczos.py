@@ -55,8 +55,8 @@ class Network(Protocol):
         """Whether for one product of b tangents, or their start, that brings as many fields as it can, and so many more
         that bring what they usually do."""
 
-    def wider(self, data, rng: np.random.Generator, state, tangents: Weights) -> tuple[Any, Weights]:
-        """(state, tangents) with about twice the room."""
+    def wider(self, data, rng: np.random.Generator, state, tangents: Weights, b: int, products: int) -> tuple[Any, Weights]:
+        """(state, tangents) with about twice the room, where there is none for these."""
 
 
 class Krylov(NamedTuple):
@@ -133,7 +133,7 @@ def _begun(network, data, rng, state, signals) -> tuple[Any, Krylov]:
     _require_memory(state, b)
     state = state._replace(matrices=jax.tree.map(jnp.copy, state.matrices))
     while not network.has_room(data, state.matrices, b, FEWEST):
-        state, _ = network.wider(data, rng, state, state.velocity)
+        state, _ = network.wider(data, rng, state, state.velocity, b, FEWEST)
         _require_memory(state, b)
     matrices, fields, krylov = begin(network, data, state.fields, state.matrices, signals)
     return state._replace(matrices=matrices, fields=fields), krylov
@@ -142,7 +142,7 @@ def _begun(network, data, rng, state, signals) -> tuple[Any, Krylov]:
 def _with_room(network, data, rng, state, krylov) -> tuple[Any, Krylov]:
     """For one more product."""
     while not network.has_room(data, state.matrices, len(krylov.rest), 0):
-        state, basis = network.wider(data, rng, state, krylov.basis)
+        state, basis = network.wider(data, rng, state, krylov.basis, len(krylov.rest), 0)
         _require_memory(state, len(krylov.rest))
         krylov = krylov._replace(basis=basis)
     return state, krylov
@@ -180,10 +180,10 @@ def extended(network, data, parts, fields, matrices, krylov) -> tuple[Any, Krylo
     block = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, at, b), krylov.basis)
     matrices, images = network.product(data, fields, matrices, block, parts)
     least = jnp.sqrt(jnp.max(jnp.diagonal(_products(space, images, images)))) * jnp.ones(b)
-    images, overlaps = _beyond(space, krylov.basis, images)
-    images, more = _beyond(space, krylov.basis, images)  # twice is enough
+    images, overlaps = _beyond(space, krylov.basis, krylov.count + 1, images)
+    images, more = _beyond(space, krylov.basis, krylov.count + 1, images)  # twice is enough
     new, rest = _orthonormal(space, images, least)
-    new, _ = _beyond(space, krylov.basis, new)
+    new, _ = _beyond(space, krylov.basis, krylov.count + 1, new)
     rows = (overlaps + more)[:, : len(krylov.matrix)]
     matrix = jax.lax.dynamic_update_slice(krylov.matrix, rows, (at, 0))
     matrix = jax.lax.dynamic_update_slice(matrix, rows.T, (0, at))
@@ -227,10 +227,23 @@ def _combined(weights: Float[Array, "a b"], tangents) -> Weights:
     return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), tangents)
 
 
-def _beyond(space, basis, tangents) -> tuple[Weights, Float[Array, "a b"]]:
-    """(their parts orthogonal to the basis, their products with it)"""
-    overlaps = _products(space, tangents, basis)
-    return jax.tree.map(jnp.subtract, tangents, _combined(overlaps, basis)), overlaps
+def _beyond(space, basis, blocks, tangents) -> tuple[Weights, Float[Array, "b M"]]:
+    """(their parts orthogonal to the first so many blocks of the basis, their products with it); of a basis that is large, and
+    mostly room, no more is read."""
+    b, M = len(tangents.last), len(basis.last)
+
+    def block(i):
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i * b, b), basis)
+
+    def met(i, overlaps):
+        return jax.lax.dynamic_update_slice(overlaps, _products(space, tangents, block(i)), (0, i * b))
+
+    def without(i, rest):
+        weights = jax.lax.dynamic_slice_in_dim(overlaps, i * b, b, axis=1)
+        return jax.tree.map(jnp.subtract, rest, _combined(weights, block(i)))
+
+    overlaps = jax.lax.fori_loop(0, blocks, met, jnp.zeros((b, M)))
+    return jax.lax.fori_loop(0, blocks, without, tangents), overlaps
 
 
 def _orthonormal(space, tangents, sizes) -> tuple[Weights, Float[Array, "b b"]]:

@@ -1,7 +1,7 @@
 """How networks of every model approach their limit: exponents of the distance, widths 128 … 4096, with 95 % intervals.
 
     PYTHONPATH=. python tests/benchmarks/approach.py [--widths 128 256 512 1024 2048 4096] [--seeds 16] [--only linear3 …]
-        [--samples 2048]
+        [--samples 4096]
 
 Root mean square over seeds of (network − limit) after 8 steps, of the loss, the sharpness and the largest NTK eigenvalue;
 η0 = 0.3, γ0 = 1, 8 samples in 4 dimensions; of ConvNets three photographs of 8 × 8 pixels and cross-entropy, and widths from 16
@@ -86,7 +86,7 @@ if __name__ == "__main__":
     parser.add_argument("--widths", type=int, nargs="+")
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--only", nargs="+", default=list(MODELS), metavar="MODEL")
-    parser.add_argument("--samples", type=int, default=conv.SAMPLES, help="of the limits of ConvNets")
+    parser.add_argument("--samples", type=int, help="of the limits of ConvNets")
     given = parser.parse_args()
     print(f"{given.seeds} seeds: exponent [95 % interval], rms at the largest width (limit's error), "
           "its mean in standard errors")  # fmt: skip
