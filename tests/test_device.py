@@ -115,16 +115,17 @@ def test_a_part_ends_with_the_program_and_what_it_had_found_is_kept(elsewhere, t
     command = [sys.executable, str(tmp_path / "program.py"), "--out", str(tmp_path), "--parts"]
     program = subprocess.Popen([*command, "hanging"], env=elsewhere)
     found = tmp_path / "hanging.rows"
-    assert eventually(lambda: found.exists() and len(found.read_text().splitlines()) == 3)
+    assert eventually(lambda: found.exists() and len(found.read_text().splitlines()) == 4)
     program.kill()
     program.wait()
-    part = int(json.loads(found.read_text().splitlines()[1])["value"])
+    part = int(json.loads(found.read_text().splitlines()[2])["value"])
     assert eventually(lambda: ended(part))
     done = subprocess.run([*command, "well"], env=elsewhere, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     records = json.loads((tmp_path / "results.json").read_text())
     assert {name: record["verdict"] for name, record in records.items()} == {"hanging": "cut off", "well": "passed"}
     assert [row["what"] for row in records["hanging"]["rows"]] == ["before", "process"]
+    assert records["hanging"]["device"] == records["well"]["device"] != ""
 
 
 def eventually(what, seconds=60):

@@ -157,7 +157,7 @@ def refuses(problem: Problem, depth: int | None = None) -> str | None:
         return f"{problem.loss} has no closed limit here: loss mse has, or model mlp2 with activation linear"
     refusal = features_stay(problem) or other_powers(problem.scaling("plain", depth))
     if refusal is None:
-        require_memory(_numbers(problem, depth, kernels_too=False))
+        require_memory(_numbers(problem, depth, kernels_too=False), advice="fewer steps")
     return refusal
 
 
@@ -165,7 +165,7 @@ def _checked(problem, depth, *, kernels_too=False) -> int:
     """The number of hidden layers; refuses what has no such limit or does not fit this machine."""
     insist(refuses(problem, depth))
     depth = problem.network.depth if depth is None else depth
-    require_memory(_numbers(problem, depth, kernels_too))
+    require_memory(_numbers(problem, depth, kernels_too), advice="fewer steps")
     return depth
 
 

@@ -57,8 +57,8 @@ def main(arguments=None) -> int:
         name, *later = waiting
         share = SHARES[name] / sum(SHARES[other] for other in waiting)
         limit = (until - RESERVE - time.time()) * share
-        found = run(name, limit, "tiny" if platform == "cpu" else "full", given.out)
-        records[name] = fuller(records.get(name), found | {"device": device})
+        found = run(name, limit, "tiny" if platform == "cpu" else "full", given.out, device)
+        records[name] = fuller(records.get(name), found)
         write(records, given.out)
         _rows_of(name, given.out).unlink()
         waiting = later
@@ -109,18 +109,19 @@ def fuller(before: dict | None, record: dict) -> dict:
     return before if worse > 0 or (worse == 0 and len(record["rows"]) <= len(before["rows"])) else record
 
 
-def run(name: str, limit: float, size: str, out: Path) -> dict:
+def run(name: str, limit: float, size: str, out: Path, device: str) -> dict:
     """One part, in a process of its own: this one never touches the device, whose memory is free for each."""
     started = time.time()
     with _rows_of(name, out).open("w") as said, tempfile.TemporaryFile("w+", errors="replace") as complained:
+        print(json.dumps({"device": device}), file=said, flush=True)
         status = _status(name, limit, size, out, said, complained)
         complained.seek(0)
-        rows, errors = _rows(_rows_of(name, out)), complained.read()
+        (_, rows), errors = _read_rows(_rows_of(name, out)), complained.read()
     found = verdict(status, rows, errors)
     if found != "passed":
         with (out / "log.txt").open("a", encoding="utf-8") as log:
             log.write(f"=== {name}: {found}\n{errors[-20000:]}\n")
-    return {"verdict": found, "seconds": round(time.time() - started, 1), "rows": rows}
+    return {"verdict": found, "seconds": round(time.time() - started, 1), "rows": rows, "device": device}
 
 
 def _rows_of(name, out):
@@ -128,8 +129,10 @@ def _rows_of(name, out):
     return out / f"{name}.rows"
 
 
-def _rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]  # the last one may be cut off
+def _read_rows(path) -> tuple[str, list[dict]]:
+    """(the device that they are of, the rows)"""
+    said = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]  # the last one may be cut off
+    return "".join(row["device"] for row in said[:1]), said[1:]
 
 
 def _status(name, limit, size, out, said, complained):
@@ -191,7 +194,8 @@ def read(out: Path) -> dict[str, dict]:
     if not isinstance(records, dict) or not all(map(_is_record, records.values())):
         raise ValueError("results.json is not of this program")
     for left in sorted(out.glob("*.rows")):
-        found = {"verdict": "cut off", "seconds": 0.0, "rows": _rows(left)}
+        device, rows = _read_rows(left)
+        found = {"verdict": "cut off", "seconds": 0.0, "rows": rows, "device": device}
         records[left.stem] = fuller(records.get(left.stem), found)
     return records
 
