@@ -12,7 +12,8 @@ each size's exponent, and puts it beside the derived one (``limits.exponents.reg
 The fit: least squares of the mean over seeds of log size against log width, with a 95 % interval from the spread over
 seeds.  A check agrees within ``TOLERANCE``; it differs where its whole interval does; between the two it is undecided.
 Behind the step at which exponents of one's own blow up nothing is compared: the table says what blew up, and when.  Nor is
-anything of networks whose loss rose ``RISEN``-fold where f is to stay as it is: their learning rate is past what trains.
+anything of networks whose loss rose ``RISEN``-fold where f is to stay as it is: their learning rate is past what trains (but
+of optimisers whose steps are as long whatever the gradient: their powers last).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -244,7 +245,8 @@ def checked(job: Job, sweep: Sweep, cells: Sequence[Sizes]) -> Iterator[Check]:
         case, steps = regime.case(problem), job.options.steps
         derived, blow_up = regimes.predicted(case, steps), regimes.blow_up(case, sweep.letter, steps)
         spoilt = blow_up[1] if blow_up and blow_up[0] < steps else None
-        if blow_up is None and getattr(_of_layer(derived["delta_f"], "readout"), sweep.letter) <= 0:
+        bounded = case.optimizer.forgets_scale()  # its steps are as long as ever, and powers last
+        if blow_up is None and not bounded and getattr(_of_layer(derived["delta_f"], "readout"), sweep.letter) <= 0:
             spoilt = _risen(sweep, [cell[LOSS, "end"][place] / cell[LOSS, "start"][place] for cell in cells])
         for quantity, layer in (named for named in cells[0] if named[0] not in (LOSS, ALONG)):
             wanted = float(getattr(_of_layer(derived[quantity], layer), sweep.letter))
@@ -297,7 +299,7 @@ def table(checks: Sequence[Check], every: bool = False) -> str:
         head = f"{param}, {optimizer}, {fixed}: {len(agree)} of {len(members) - len(left_out)} exponents agree"
         lines.append(head + (f", within {worst:.3f}" if agree else ""))
         lines += [_row(fit) for fit in members if every or (fit.compared and fit.verdict != "agrees")]
-        lines += [f"    {len(left_out)} {left_out[0].verdict}, and from there on no power is left"] if left_out else []
+        lines += [f"    {len(left_out)} {left_out[0].verdict}"] if left_out else []
     return "\n".join(lines)
 
 

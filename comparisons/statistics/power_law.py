@@ -48,6 +48,7 @@ Kind = Literal["fluctuation", "bias"]
 ABOVE_FLOOR = 3.0  # a width counts above so many noise floors: then the floor, added in squares, shifts it by 5 %
 FEWEST_WIDTHS = 3
 FEWEST_SEEDS = 5  # fewer show of hardly any law that it is none, nor have t-statistics of skewed ones a known distribution
+FEWEST_SIGNS = 7  # seeds of a bias: so many can change signs in ways enough to be surprised by at ``LEVEL``, 2^(1 − S) of them
 LEVEL = 0.03  # of the test of a power law, which then refuses at most 5 % of true ones at any number of seeds
 NEXT_ORDER = 0.2  # relative size of the next order of a bias at its narrowest width, N^-2 beside N^-1: its standard deviation
 NEXT_ORDER_OF_SQUARES = 0.1  # and of a mean square, N^-2 beside N^-1: at most, unless it is seen, and fitted
@@ -118,11 +119,12 @@ def fit(
     Four of them show whether the line is bent, as that of no power law is, or, which is fitted, by a next order.
 
     Status "diverged" where an error is not finite; "below noise floor" where fewer than three widths count, or a mean may be
-    zero; "too few seeds" below ``FEWEST_SEEDS``, or where they exclude no exponent; "no power law" where what is left beside
-    the best line, the next order included, is larger than in all but ``LEVEL`` of permutations (changes of sign, of a bias), or
-    where the mean of a fluctuation falls more slowly than its spread, by more than ``SAMPLED`` noise floors: then the reference
-    is not the limit.  How much of a bend that sees is a matter of seeds: of fluctuations exp(−N/300), five widths, all but 6 %
-    with eight seeds, not half with four; of N^-1/2 + 0.05, within 3 % of a power law over those widths, nothing.
+    zero; "too few seeds" below ``FEWEST_SEEDS``, of a bias's exponent ``FEWEST_SIGNS``, or where they exclude none; "no power
+    law" where what is left beside the best line, the next order included, is larger than in all but ``LEVEL`` of permutations
+    (changes of sign, of a bias), or where the mean of a fluctuation falls more slowly than its spread, by more than ``SAMPLED``
+    noise floors: then the reference is not the limit.  How much of a bend that sees is a matter of seeds: of fluctuations
+    exp(−N/300), N = 128 … 2048, all but 6 % with eight seeds, not half with four; of N^-1/2 + 0.05, within 3 % of a power law
+    over those widths, nothing.
     A held exponent is not tested so.  A bias that is hardly above the fluctuations is told from zero, and fitted, by chance: of
     all such data sets at most 1 − confidence have an interval that misses it, but of those that are fitted more.
     Raises ValueError, in one line, for shapes and options out of range.
@@ -446,7 +448,7 @@ def _level(squares, confidence):
 
 
 def _bias(widths, errors, noise_floor, held, confidence, next_order, resamples, seed) -> PowerLaw:
-    if errors.shape[1] < FEWEST_SEEDS:
+    if errors.shape[1] < (FEWEST_SIGNS if held is None else FEWEST_SEEDS):
         return refused("too few seeds")
     means = _Means(widths, errors, noise_floor, NEXT_ORDER if next_order else 0.0)
     exponent = means.exponent if held is None else held

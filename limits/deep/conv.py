@@ -49,7 +49,8 @@ TOLERANCE = 0.01
 FAMILY = "conv"  # of ``limits.models``, SimpleConvNet
 FAMILIES = frozenset(row.family for row in MODELS.values() if row.pools)
 STAGES = 3  # of the deep ones
-PRODUCTS = 12  # of a measurement of the Hessian, about
+PRODUCTS = 20  # of a measurement of the Hessian, about: 8, or 24 where what is looked for lies in the bulk
+READ = 10  # multiplications in the time in which a number of Lanczos' basis is read, as it is six times for each product
 CURVED = 6  # of so many runs one for the Hessian
 
 
@@ -113,10 +114,11 @@ def work(problem: Problem, samples: int | None = None, repeats: int = REPEATS, *
     for Y, K in zip(*kind.counts[:2], strict=True):
         rows, products = P * Y, P * Y * b * PRODUCTS
         below, above = max(ROOM, rows * T / 3), max(ROOM, min(rows * T, samples))
-        training += 3 * K * (below + above) * rows * (T + C * measured) * samples
+        n, m = 2 * (below + products), min(above + products, samples + rows * b)
+        training += 1.5 * K * (below + above) * rows * (T + C * measured) * samples
         curvature += 6 * K * (below + above + products / 2) * products * measured * samples
-        n, m = below + products, min(above + products, samples + rows * b) + rows * C
-        numbers += 3 * (K + 1) * (n + m) * samples
+        curvature += 6 * READ * b * n * m * PRODUCTS**2 / 2 * measured
+        numbers += 3 * (K + 1) * (n + m + rows * C) * samples
         basis += b * n * m
     fewer = _of_them(repeats, 2)
     multiplications = (repeats + fewer) * training + (_of_them(repeats, CURVED) + _of_them(fewer, CURVED)) * curvature
