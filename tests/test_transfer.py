@@ -621,11 +621,11 @@ def test_limits_that_take_hours_are_left_out_in_a_line_each(tmp_path):
     """As many as learning rates; one alone is not too long.  Nobody is told of limits that nobody wants."""
     few = {"model": "conv", "data": "patches10", "samples": 4, "steps": 32, "param": ("mup",), "sharpness_seeds": 0,
            "inputs": None}  # fmt: skip
-    rates = tuple(0.1 * np.arange(1, 40))
+    rates = tuple(0.02 * np.arange(1, 200))
     many = prepared(tmp_path, **few, learning_rates=rates)
     assert many.limits == []
     (line,) = many.without_limit
-    assert line.startswith("no limit is drawn in mup: 39 limits of conv in mup on 4 samples would take about ")
+    assert line.startswith("no limit is drawn in mup: 199 limits of conv in mup on 4 samples would take about ")
     assert prepared(tmp_path, **few, learning_rates=rates, limit=False).without_limit == []
     alone = prepared(tmp_path, **few, learning_rates=rates[:3])
     assert (alone.limits, alone.without_limit) == ([Limit("mup", 2)], [])
