@@ -25,7 +25,7 @@ from finite.training.own import KEPT, Recipe
 from finite.training.own import program_of as program_of_own
 from finite.training.side_by_side import HOST_MEMORY, footprint
 from limits import theories
-from limits.machine import physical_memory, two_digits
+from limits.machine import RATE, physical_memory, two_digits
 from limits.problem import Problem
 from limits.trajectory import storable
 
@@ -145,7 +145,8 @@ def seconds(work: Work) -> float:
 def of_one(task: Networks | Own | Limit) -> Work:
     """Training and measuring one network."""
     if isinstance(task, Limit):
-        return Work(4 * theories.work(task.problem, hessian=task.hessian)[0])  # float64 takes twice as long
+        takes = theories.work(task.problem, hessian=task.hessian)[0] / RATE  # seconds: products of fields are seldom large
+        return Work(takes * products_per_second())
     if isinstance(task, Own):
         return _of_own(task)
     problem, network, compiled, samples = _program(task)

@@ -277,6 +277,13 @@ def test_divergence_is_data():
     assert not dmft.kernels(problem).verdict.converged
 
 
+@pytest.mark.parametrize(("samples", "repeats", "message"), [
+    (64.0, 2, "samples 64.0: wanted a whole number"), (64, "2", "repeats '2': wanted a whole number")])  # fmt: skip
+def test_numbers_of_samples_are_whole(samples, repeats, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        dmft.check_sampling(samples, repeats)
+
+
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [

@@ -15,7 +15,7 @@ from comparisons.transfer import study as transfer
 from finite.curvature import operators as curvature
 from finite.curvature.observers import OBSERVERS, Observer
 from finite.networks.build import build
-from limits import Problem
+from limits import Problem, machine, theories
 from limits.machine import two_digits
 from limits.trajectory import OBSERVABLES, Observable
 
@@ -150,3 +150,5 @@ def test_limits_that_are_sampled_are_counted_and_others_are_not():
     longer = replace(sampled, problem=replace(sampled.problem, num_steps=1000))
     assert 2**20 < estimate.bytes_of(sampled) < estimate.bytes_of(longer)
     assert 0 < estimate.of_one(sampled).products < estimate.of_one(longer).products
+    minutes = theories.work(longer.problem)[0] / machine.RATE / 60  # as refusals have it
+    assert estimate.seconds(estimate.of_one(longer)) / 60 == pytest.approx(minutes)

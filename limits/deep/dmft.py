@@ -275,6 +275,9 @@ def data_of(problem: Problem, inputs: Float[Array, "_ r"], between: str, space: 
 
 def check_sampling(samples, repeats, rows=1):
     """Fields of so many rows have room to be drawn free of each other, and there is a spread."""
+    for name, number in (("samples", samples), ("repeats", repeats)):
+        if not isinstance(number, int | np.integer):
+            raise ValueError(f"{name} {number!r}: wanted a whole number")
     if samples < 4 or samples & (samples - 1):
         raise ValueError(f"{samples} samples: wanted a power of two, at least 4")
     if samples < 4 * rows:
