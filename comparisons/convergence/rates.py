@@ -30,7 +30,7 @@ class Rate:
                             its interval reaches further up than down, as far as the tail that few seeds do not show
     fitted_prefactor        of the free fit: the line fitted_prefactor · N^exponent
     predicted_prefactor     None where nothing is predicted, nor of the bias of an eigenvalue that at the narrowest width would
-                            be farther than the next one is: so near, they are not repelled as the expansion has it
+                            be farther than the next of those measured is: so near, they are not repelled as it expects
     """
 
     observable: str

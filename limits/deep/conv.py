@@ -3,8 +3,9 @@
 SimpleConvNet, the deep convolutional network, and the residual one with one convolution in a block: loss, NTK and
 Gauss-Newton eigenvalues, and the eigenvalues of the Hessian that gradients see (``limits.deep.lanczos``).
 
-Cost: a step at which a matrix has met n patches and m gradients takes about 15 (n K + m K) P Y S multiplications, Y the
-places of the map behind it and K the pixels of a patch.  The error is the spread of independent repeats and the step from S/2
+Cost: a step at which a matrix has met n patches and m gradients takes about as long as 1.5 (n + m) K P Y S multiplications at
+``limits.machine.RATE``, Y the places of the map behind it and K the pixels of a patch; measuring the Hessian once, as 50 to 100
+steps.  The error is the spread of independent repeats and the step from S/2
 to S.
 """
 
@@ -40,7 +41,7 @@ from limits.repeats import errors_of, first_ranks
 from limits.theories import features_stay, insist, other_layers, other_powers, unknown_to_all
 from limits.trajectory import Trajectory
 
-SAMPLES, REPEATS = 1024, 24  # at least, and
+SAMPLES, REPEATS = 1024, 24  # by default; more samples where a step's gradients ask for them
 # What is left out of fields, where they move by one.  Of SimpleConvNet on 8 photographs, 64 steps at S = 512, 1934 of 2080
 # patches were kept at 0.001, and 952, 447, 176 at 0.01, 0.03, 0.1, in a third of the time.  Of three small images with averages
 # the loss had moved by 0.0343 in four steps, and at 0.01, 0.03 lay 0.3 %, 1.3 % of that higher than at 0.001 (S = 8192).

@@ -45,9 +45,9 @@ def load() -> types.ModuleType:
 
     Raises ImportError, in one line, where it is absent, of another version, or lacks what it imports.
     """
+    require()
     if "neural_tangents" in sys.modules:
         return sys.modules["neural_tangents"]
-    require()
     _module_for_import("neural_tangents.experimental", empirical_ntk_fn_tf=_no_tensorflow,
                        get_apply_fn_and_params=_no_tensorflow)  # fmt: skip
     try:

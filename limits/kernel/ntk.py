@@ -101,7 +101,6 @@ def refuses(problem: Problem) -> str | None:
         _layers(problem)
     except ValueError as refusal:
         return str(refusal)
-    neural_tangents_compat.require()
     neural_tangents_compat.load()  # what is installed may be broken
     return None
 
