@@ -4,9 +4,8 @@ SimpleConvNet, the deep convolutional network, and the residual one with one con
 Gauss-Newton eigenvalues, and the eigenvalues of the Hessian that gradients see (``limits.deep.lanczos``).
 
 Cost: a step at which a matrix has met n patches and m gradients takes about as long as 1.5 (n + m) K P Y S multiplications at
-``limits.machine.RATE``, Y the places of the map behind it and K the pixels of a patch; measuring the Hessian once, as 50 to 100
-steps.  The error is the spread of independent repeats and the step from S/2
-to S.
+``limits.machine.RATE``, Y the places of the map behind it and K the pixels of a patch; measuring the Hessian once, as 30 to
+100 steps.  The error is the spread of independent repeats and the step from S/2 to S.
 """
 
 from collections.abc import Iterator
