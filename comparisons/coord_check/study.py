@@ -12,8 +12,8 @@ each size's exponent, and puts it beside the derived one (``limits.exponents.reg
 The fit: least squares of the mean over seeds of log size against log width, with a 95 % interval from the spread over
 seeds.  A check agrees within ``TOLERANCE``; it differs where its whole interval does; between the two it is undecided.
 Behind the step at which exponents of one's own blow up nothing is compared: the table says what blew up, and when.  Nor is
-anything of networks whose loss rose ``RISEN``-fold where f is to stay as it is: their learning rate is past what trains (but
-of optimisers whose steps are as long whatever the gradient: their powers last).
+anything of networks whose loss rose ``RISEN``-fold, the smallest where f is to grow: their learning rate is past what trains
+(but of optimisers whose steps are as long whatever the gradient: their powers last).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +39,7 @@ from finite.training.descent import UPDATES
 from limits import Problem
 from limits.exponents import parametrization, regimes
 from limits.losses import LOSSES
+from limits.machine import two_digits
 from limits.models import layers_of, read_model
 
 TOLERANCE = 0.1
@@ -243,11 +244,8 @@ def checked(job: Job, sweep: Sweep, cells: Sequence[Sizes]) -> Iterator[Check]:
     for place, param in enumerate(job.params):
         problem = job.problem(param, sweep.optimizer, sweep.depths[0])
         case, steps = regime.case(problem), job.options.steps
-        derived, blow_up = regimes.predicted(case, steps), regimes.blow_up(case, sweep.letter, steps)
-        spoilt = blow_up[1] if blow_up and blow_up[0] < steps else None
-        bounded = case.optimizer.forgets_scale()  # its steps are as long as ever, and powers last
-        if blow_up is None and not bounded and getattr(_of_layer(derived["delta_f"], "readout"), sweep.letter) <= 0:
-            spoilt = _risen(sweep, [cell[LOSS, "end"][place] / cell[LOSS, "start"][place] for cell in cells])
+        derived = regimes.predicted(case, steps)
+        spoilt = _spoilt(case, steps, derived, sweep, [cell[LOSS, "end"][place] / cell[LOSS, "start"][place] for cell in cells])
         for quantity, layer in (named for named in cells[0] if named[0] not in (LOSS, ALONG)):
             wanted = float(getattr(_of_layer(derived[quantity], layer), sweep.letter))
             exponent, interval = exponent_of(sweep.growing, [cell[quantity, layer][place] for cell in cells])
@@ -258,12 +256,18 @@ def checked(job: Job, sweep: Sweep, cells: Sequence[Sizes]) -> Iterator[Check]:
                 yield Check(*label, exponent, interval, wanted, _verdict(exponent, interval, wanted))
 
 
-def _risen(sweep: Sweep, ratios: Sequence[Float[np.ndarray, " _"]]) -> str | None:
-    """What the loss did at the first size of most of whose networks it rose, if there is one."""
-    medians = [np.median(np.nan_to_num(ratio, nan=np.inf, posinf=np.inf)) for ratio in ratios]
-    for size, ratio in zip(sweep.growing, medians, strict=True):
+def _spoilt(case, steps, derived, sweep: Sweep, losses: Sequence[Float[np.ndarray, " _"]]) -> str | None:
+    """What makes powers of sizes after step 0 meaningless, if something does; ``losses`` of each size, after over before."""
+    if blow_up := regimes.blow_up(case, sweep.letter, steps):
+        step, what = blow_up
+        return what if step < steps else None
+    if case.optimizer.forgets_scale():
+        return None
+    grows = getattr(_of_layer(derived["delta_f"], "readout"), sweep.letter) > 0  # and with f the loss, but not of the smallest
+    for size, ratios in zip(sweep.growing[: 1 if grows else None], losses, strict=not grows):
+        ratio = np.median(np.nan_to_num(ratios, nan=np.inf, posinf=np.inf))
         if ratio > RISEN:
-            what = f"rose {ratio:.2g}-fold" if isfinite(ratio) else "diverged"
+            what = f"rose {two_digits(ratio)}-fold" if isfinite(ratio) else "diverged"
             return f"the loss {what} at {sweep.letter} = {size}, at a learning rate past what trains"
     return None
 
