@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tyro.conf import Positional
 
-from finite.data.named import DATA, Shaped, Wanted, is_folder_of_pictures, load, suffix
+from finite.data.named import DATA, Shaped, Wanted, load, may_be_images, suffix
 from finite.data.synthetic import Data
 from limits import Problem, minibatches
 from limits.activations import ACTIVATIONS
@@ -52,7 +52,7 @@ class DataOptions:
     samples: int | None = None
     """P, drawn at random, as they come; default 40 for gaussian, 256 for digits, patches10 and texts, for other files all."""
     image_size: int | None = None
-    """A folder's pictures are cut to their central square and scaled to so many pixels a side; wanted where they differ."""
+    """Images are cut to their central square and scaled to so many pixels a side; wanted where a folder's pictures differ."""
     inputs: int | None = None
     """D; default 10 for gaussian, 16 characters of a text, else what the data has."""
     outputs: int | None = None
@@ -94,8 +94,7 @@ class DataOptions:
 
     def without_effect(self) -> dict[str, str]:
         """Options that change nothing beside the others, and why."""
-        pictures = is_folder_of_pictures(self.data)
-        reasons = {} if pictures else {"image_size": "only the pictures of a folder are scaled"}
+        reasons = {} if may_be_images(self.data) else {"image_size": "only images are scaled"}
         return reasons | self._cluster_without_effect()
 
     def _cluster_without_effect(self):

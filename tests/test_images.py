@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finite.data.images import Images, class_targets, network_inputs, read_folder, read_npz
+from finite.data.images import Images, class_targets, network_inputs, read_folder, read_npz, scaled
 from finite.data.synthetic import DataError
 from limits import Problem
 
@@ -210,6 +210,20 @@ def test_with_a_size_the_central_square_is_scaled(tmp_path):
     put(tmp_path / "x", "tall.png", wide.transpose(1, 0, 2))
     found = read_folder(tmp_path, size=10)
     np.testing.assert_array_equal(found.train_images, np.full((2, 10, 10, 3), 255))
+
+
+def test_pixels_of_another_size_are_means_of_what_they_cover():
+    """Of three pixels two: the second has a half of the middle one; what lies outside the square is not seen."""
+    image = np.array([[9, 0, 6, 12, 9]] * 3, float).reshape(1, -1)
+    found, shape = scaled(image, (3, 5, 1), 2)
+    assert shape == (2, 2, 1)
+    np.testing.assert_allclose(found, [[2, 10, 2, 10]])
+    random = np.random.default_rng(0).normal(size=(4, 192))
+    np.testing.assert_allclose(scaled(random, (8, 8, 3), 8)[0], random, atol=1e-12)
+    np.testing.assert_allclose(scaled(random, (8, 8, 3), 1)[0], random.reshape(4, 64, 3).mean(1), atol=1e-12)
+    for size in (0, 9):
+        with pytest.raises(ValueError, match=f"image size {size}: wanted 1 to 8, the images are 8×8"):
+            scaled(random, (8, 8, 3), size)
 
 
 def test_grey_palette_and_jpeg_pictures_become_colour(tmp_path):

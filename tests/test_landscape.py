@@ -183,10 +183,20 @@ def test_limits_are_dashed_where_they_are_known(tmp_path, capsys):
     assert "limit" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
+def test_a_dry_run_says_which_limits_are_left_out(tmp_path, capsys):
+    landscape(small(tmp_path, **LINEAR | {"samples": 10}, curvature_samples=8, dry_run=True))
+    cells, *lines = capsys.readouterr().out.splitlines()
+    assert cells.startswith("6 cells, about ")
+    assert lines == [f"no limit is drawn of hessian_eigenvalues, gradient_noise in {param}: the networks' is of the first 8 "
+                     "samples, the limit's of all 10" for param in ("mup", "ntp")]  # fmt: skip
+    landscape(small(tmp_path, **LINEAR | {"samples": 10, "limit": False}, curvature_samples=8, dry_run=True))
+    assert capsys.readouterr().out.count("\n") == 1
+
+
 def test_what_has_no_limit_says_why(tmp_path, monkeypatch):
     convolutions = prepare(Options(samples=64))
     assert convolutions.limits == []
-    in_mup, in_ntp = study._without_limit(convolutions, Store(tmp_path, "test"))
+    in_mup, in_ntp = study._without_limit(convolutions, {})
     assert in_mup.startswith("no limit is drawn in mup: the limit of conv in mup on 64 samples would take about ")
     assert in_ntp == "no limit is drawn in ntp: max pooling has no analytic kernel: average pooling has one"
     few = prepare(Options(samples=4, steps=8, param=("mup",)))

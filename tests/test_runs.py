@@ -75,7 +75,7 @@ def test_what_a_home_is_written_out_for(monkeypatch, tmp_path):
     [
         ({"samples": 2**31}, "samples 2147483648: wanted a number below 2^31"),
         ({"widths": (8, 2**32)}, "widths 4294967296: wanted"),
-        ({"image_size": 0}, "image-size 0: only the pictures of a folder are scaled"),
+        ({"image_size": 0}, "image-size 0: only images are scaled"),
     ],
 )
 def test_numbers_too_large_and_options_without_effect_are_refused(given, line):
@@ -136,8 +136,13 @@ def test_images_keep_their_shape(tmp_path):
     labels = Options(data=str(tmp_path / "folder")).load()[1].argmax(axis=1)
     assert sorted(labels) != labels.tolist()  # a folder's first pictures are of one class
     assert Options(data=str(tmp_path / "folder"), image_size=4).load_shaped()[2] == (4, 4, 3)
-    with pytest.raises(ValueError, match="image-size 4: only the pictures of a folder are scaled"):
-        Options(data=str(tmp_path / "all.npz"), image_size=4).load()
+    inputs, _, shape = Options(data=str(tmp_path / "all.npz"), image_size=3, samples=8).load_shaped()
+    assert shape == (3, 3, 3)
+    halves = images[:, :, 1:7].reshape(8, 3, 2, 3, 2, 3).mean(axis=(2, 4)).reshape(8, -1) / 127.5 - 1
+    np.testing.assert_allclose(np.sort(inputs, 0), np.sort(halves, 0), atol=1e-12)
+    np.savez(tmp_path / "rows.npz", inputs=np.eye(3), targets=np.ones(3))
+    with pytest.raises(ValueError, match=r"image size 4: .*rows\.npz has no images, or does not say their shape"):
+        Options(data=str(tmp_path / "rows.npz"), image_size=4).load()
 
 
 def test_embedded_photographs_are_classes():

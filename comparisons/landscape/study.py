@@ -14,7 +14,7 @@ the same at all sizes: super consistent, see ``comparisons.statistics.super_cons
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -91,6 +91,9 @@ class Sizes(Work):
         """The measured ones."""
         return next(iter(self.problems.values())).steps
 
+    def problem(self, cell: Cell | Limit) -> Problem:
+        return self.problems[cell.param, cell.depth]
+
     def edges(self) -> tuple[list[float], list[float]]:
         """Of stability, of every parametrization: of the sharpness, and of the preconditioned one."""
         typical = [self.problems[param, self.depths[0]] for param in self.options.param]
@@ -122,9 +125,13 @@ class Sizes(Work):
         return [Limit(*key) for key, why in self.no_limits.items() if self.options.limit and why is None]
 
     def networks(self, cells: Sequence[Cell | Limit]) -> list[estimate.Networks | estimate.Limit]:
-        o, problems = self.options, self.problems
-        return [estimate.Networks(problems[cell.param, cell.depth], cell.width, o.seeds, self.observables, o.curvature_samples)
-                if isinstance(cell, Cell) else self._limit(problems[cell.param, cell.depth]) for cell in cells]  # fmt: skip
+        o = self.options
+        return [estimate.Networks(self.problem(cell), cell.width, o.seeds, self.observables, o.curvature_samples)
+                if isinstance(cell, Cell) else self._limit(self.problem(cell)) for cell in cells]  # fmt: skip
+
+    def left_out(self, limit: Limit) -> dict[str, str]:
+        """Observables that this limit is not to be asked for, and why."""
+        return infinite.left_out(self.problem(limit), self.options.observables, self.options.curvature_samples)
 
     def _limit(self, problem):
         return estimate.Limit(problem, self._curved(problem))
@@ -134,12 +141,12 @@ class Sizes(Work):
 
     def compute(self, cells: Sequence[Cell | Limit], store: Store, report: Report) -> list[Values]:
         return [labelled.arrays(self.trained(cell, report)) if isinstance(cell, Cell) else
-                infinite.computed(self.problems[cell.param, cell.depth], self.options.observables,
-                                  self.options.curvature_samples) for cell in cells]  # fmt: skip
+                infinite.computed(self.problem(cell), self.options.observables, self.options.curvature_samples)
+                for cell in cells]  # fmt: skip
 
     def trained(self, cell: Cell, report: Report = lambda part: None) -> list[Trajectory]:
         """Every parametrization starts from the same weights."""
-        o, problem = self.options, self.problems[cell.param, cell.depth]
+        o, problem = self.options, self.problem(cell)
         keys = pairs.keys(o.seed, cell.width, o.seeds, cell.depth if self.growing == "depth" else None)
         return train(problem, build(problem, cell.width), keys, numerics=Numerics(o.precision, rtol=o.tolerance),
                      progress=report, observables=self.observables,
@@ -201,6 +208,8 @@ def landscape(options: Options) -> list[Late]:
     options, cells = sizes.options, [*sizes.limits, *sizes.all_cells]
     with begin(sizes, options, sizes.config, f"landscape-{results.slug(options.name)}", PROGRAM, lambda store: cells) as run:
         if run is None:
+            for line in _without_limit(sizes, {limit: sizes.left_out(limit) for limit in sizes.limits}):
+                print(line)
             return []
         sizes.announce()
         run.ensure(cells)
@@ -211,8 +220,8 @@ def landscape(options: Options) -> list[Late]:
         plots.save(picture(dataset, late, sizes.title), run.folder / "landscape")
         if options.density:
             plots.save(density(dataset, sizes.title), run.folder / "density")
-        left_open = _without_limit(sizes, run.store) if options.limit else ()
-        run.conclude("\n".join([table(late, sizes.title), *left_open]), dataset.attrs)
+        unknown = {limit: infinite.read(run.store.read(limit), sizes.problem(limit))[1] for limit in sizes.limits}
+        run.conclude("\n".join([table(late, sizes.title), *_without_limit(sizes, unknown)]), dataset.attrs)
     return late
 
 
@@ -284,7 +293,7 @@ def _limits(sizes: Sizes, store: Store) -> xr.Dataset:
     """NAME_limit (param[, depth], step[, rank]); not a number where it is not known, nothing where no limit is."""
     rows = []
     for cell in sizes.limits:
-        limit, _ = infinite.read(store.read(cell), sizes.problems[cell.param, cell.depth])
+        limit, _ = infinite.read(store.read(cell), sizes.problem(cell))
         if limit is not None:
             rows.append(infinite.named(limit).expand_dims(param=[cell.param], depth=[cell.depth]))
     if not rows:
@@ -293,12 +302,11 @@ def _limits(sizes: Sizes, store: Store) -> xr.Dataset:
     return whole if sizes.growing == "depth" else whole.isel(depth=0, drop=True)
 
 
-def _without_limit(sizes: Sizes, store: Store) -> list[str]:
-    """A line for each parametrization, or observable of it, without a limit: why."""
-    known = {cell: infinite.read(store.read(cell), sizes.problems[cell.param, cell.depth])[1] for cell in sizes.limits}
+def _without_limit(sizes: Sizes, unknown: Mapping[Limit, Mapping[str, str]]) -> list[str]:
+    """A line for each parametrization, or observable of it, without a limit: why.  None where no limit is wanted."""
     lines = [f"no limit is drawn in {param}: {why}" for (param, _), why in sizes.no_limits.items() if why]
-    lines += [line for cell, unknown in known.items() for line in infinite.why_not(unknown, cell.param)]
-    return list(dict.fromkeys(lines))
+    lines += [line for limit, reasons in unknown.items() for line in infinite.why_not(reasons, limit.param)]
+    return list(dict.fromkeys(lines)) if sizes.options.limit else []
 
 
 def main(arguments=None) -> None:

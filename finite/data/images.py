@@ -89,6 +89,24 @@ def network_inputs(
     return x
 
 
+def scaled(
+    inputs: Float[np.ndarray, "P D"], shape: tuple[int, int, int], size: int
+) -> tuple[Float[np.ndarray, "P D_scaled"], tuple[int, int, int]]:
+    """Central squares of images of this shape, with size × size pixels, each the mean of what it covers; and their shape.
+
+    Raises ValueError for a size below 1, and one above the square's side.
+    """
+    side, channels = min(shape[:2]), shape[2]
+    if not 1 <= size <= side:
+        raise ValueError(f"image size {size}: wanted 1 to {side}, the images are {shape[0]}×{shape[1]}")
+    top, left = ((extent - side) // 2 for extent in shape[:2])
+    squares = inputs.reshape(-1, *shape)[:, top : top + side, left : left + side]
+    edges = np.arange(size + 1) * side / size
+    within = np.clip(np.minimum.outer(np.arange(1, side + 1), edges[1:]) - np.maximum.outer(np.arange(side), edges[:-1]), 0, 1)
+    means = within * size / side  # (pixels, new ones): the part of each new one that lies in a pixel
+    return np.einsum("phwc,hi,wj->pijc", squares, means, means, optimize=True).reshape(len(inputs), -1), (size, size, channels)
+
+
 def class_targets(labels: Integer[np.ndarray, " n"], num_classes: int, loss: str) -> Float[np.ndarray, "n C"]:
     """One-hot for cross-entropy, centred one-hot for MSE.  Raises ValueError for an unknown loss, MemoryError for too many."""
     if len(labels) * num_classes > MANY:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from finite.data.arrays import load_npz
 from finite.data.cifar10 import cifar10
-from finite.data.images import Images, holds_images, read_folder, read_npz
+from finite.data.images import Images, holds_images, read_folder, read_npz, scaled
 from finite.data.patches import patches10
 from finite.data.synthetic import digits, gaussian
 from finite.data.text import Text, plays, read_text, windows
@@ -42,11 +42,13 @@ class Named:
 
     load          what is wanted → inputs, targets, images' shape; ValueError, in one line, for what the data does not have
     description   for the help of the commands
+    images        whether it says their shape
     """
 
     name: str
     load: Callable[[Wanted], Shaped]
     description: str = ""
+    images: bool = False
 
 
 def _gaussian(wanted):
@@ -71,13 +73,23 @@ def _plays(wanted):
 DATA = Table("data", (
     Named("gaussian", _gaussian, "a linear teacher"),
     Named("digits", _digits, "1797 real 8×8 images"),
-    Named("patches10", _patches10, "32×32 colour crops of ten photographs"),
+    Named("patches10", _patches10, "32×32 colour crops of ten photographs", images=True),
     Named("plays", _plays, "four of Shakespeare's, for gpt"),
 ))  # fmt: skip
 
 
 def load(data: str, wanted: Wanted) -> Shaped:
     """Of that name, or in that file or folder.  Raises ValueError, in one line, for what is neither."""
+    inputs, targets, shape = _loaded(data, wanted)
+    if wanted.image_size is None or _is_folder_of_pictures(data):  # whose pictures are scaled as they are read
+        return inputs, targets, shape
+    if shape is None:
+        raise ValueError(f"image size {wanted.image_size}: {data} has no images, or does not say their shape")
+    inputs, shape = scaled(inputs, shape, wanted.image_size)
+    return inputs, targets, shape
+
+
+def _loaded(data, wanted) -> Shaped:
     if data in DATA:
         return _checked(data, *DATA[data].load(wanted))
     if suffix(data) == ".txt":
@@ -100,7 +112,12 @@ def suffix(data: str) -> str:
     return Path(data).suffix.lower()
 
 
-def is_folder_of_pictures(data: str) -> bool:
+def may_be_images(data: str) -> bool:
+    """Of an .npz file its arrays tell."""
+    return DATA[data].images if data in DATA else suffix(data) != ".txt"
+
+
+def _is_folder_of_pictures(data):
     return data not in DATA and Path(data).is_dir() and not _holds_cifar10(Path(data))
 
 
