@@ -4,7 +4,8 @@
     python -m paper_figures.all --preset cpu                   makes, draws, says; given again, goes on where it was
     python -m paper_figures.all --preset tiny --only 19_2 6_2
 
-Results are in DIR/PRESET/ROW; the gallery is DIR/PRESET/README.md with small pictures, or where --gallery says.
+Results are in DIR/PRESET/ROW; the gallery is DIR/PRESET/README.md with small pictures in gallery/ beside it, or where
+--gallery says.
 """
 
 import comparisons  # noqa: F401  (before what takes seconds: limits/command/start.py)
@@ -36,7 +37,7 @@ class Options:
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results/paper")
     """Results, in a folder per preset."""
     gallery: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where README.md and its pictures go; default the folder of the preset."""
+    """Where README.md and gallery/, its pictures, go; default the folder of the preset."""
     dry_run: bool = False
     """Only list the rows, their minutes and commands."""
 

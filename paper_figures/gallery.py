@@ -1,4 +1,4 @@
-"""Rows that are missing are made, drawn and judged; the gallery is a page with small pictures."""
+"""Rows that are missing are made, drawn and judged; the gallery is a page, with small pictures in a folder beside it."""
 
 import contextlib
 import io
@@ -18,6 +18,8 @@ from paper_figures.verdicts import verdict
 LARGEST = 100 * 1024  # bytes of a picture
 WIDEST = 1200  # pixels
 KEPT = "made.json"
+PAGE, PICTURES = "README.md", "gallery"
+START, END = "<!-- gallery -->\n", "<!-- end -->\n"  # what is around them in a page stays
 
 
 def make(options: Options) -> None:
@@ -28,22 +30,23 @@ def make(options: Options) -> None:
     print(f"{len(rows)} rows, about {sum(row.minutes[at] for row in rows):g} minutes where nothing is there yet", flush=True)
     folder = options.out / options.preset
     gallery = options.gallery or folder
-    gallery.mkdir(parents=True, exist_ok=True)
+    (gallery / PICTURES).mkdir(parents=True, exist_ok=True)
     said = {row.name: _made(row, options, folder / row.name, gallery) for row in rows}
-    print("\n".join(["", *(f"{name:<21} {line}" for name, line in said.items()), f"gallery in {gallery}/README.md"]))
+    print("\n".join(["", *(f"{name:<21} {line}" for name, line in said.items()), f"gallery in {gallery / PAGE}"]))
 
 
 def _made(row, options, results, gallery) -> str:
     """The verdict of one row, which the gallery has then; or why it could not be made: then the gallery keeps what it has."""
     began = time.perf_counter()
     try:
-        verdict = verdict_of(row, options, results, gallery / f"{row.name}.png")
+        verdict = verdict_of(row, options, results, gallery / PICTURES / f"{row.name}.png")
     except (Refused, Damaged, ValueError, MemoryError) as refusal:  # of this row; the others are made all the same
         verdict = f"not made: {refusal}"
     else:
         made = kept(gallery) | {row.name: {"preset": options.preset, "version": limits.__version__, "verdict": verdict}}
-        (gallery / KEPT).write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (gallery / "README.md").write_text(page(kept(gallery)), encoding="utf-8")
+        written = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+        (gallery / PICTURES / KEPT).write_text(written, encoding="utf-8")
+    _write(gallery / PAGE, page(kept(gallery)))
     print(f"{row.name}: {(time.perf_counter() - began) / 60:.1f} min: {verdict}", flush=True)
     return verdict
 
@@ -51,11 +54,11 @@ def _made(row, options, results, gallery) -> str:
 def kept(gallery: Path) -> dict[str, dict[str, str]]:
     """Of each row that was made, now or by an earlier command: its preset, the version of this package, the verdict."""
     try:
-        return json.loads((gallery / KEPT).read_text(encoding="utf-8"))
+        return json.loads((gallery / PICTURES / KEPT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError:
-        stop(PROGRAM, f"{gallery / KEPT}: not what this command wrote; move it away, and its rows are made again")
+        stop(PROGRAM, f"{gallery / PICTURES / KEPT}: not what this command wrote; move it away, and its rows are made again")
 
 
 def verdict_of(row: Row, options: Options, results: Path, picture: Path) -> str:
@@ -83,10 +86,17 @@ def shrink(path: Path, to: Path) -> None:
     stop(PROGRAM, f"{to}: more than {LARGEST} bytes")
 
 
+def _write(path: Path, gallery: str) -> None:
+    there = path.read_text(encoding="utf-8") if path.exists() else ""
+    if START not in there:
+        there = f"# The paper's figures\n\n## Gallery\n\n{START}{END}"
+    before, _, rest = there.partition(START)
+    path.write_text(before + START + gallery + END + rest.partition(END)[2], encoding="utf-8")
+
+
 def page(made: dict[str, dict[str, str]]) -> str:
     """The gallery, in Markdown: a table of verdicts, then each row with its picture."""
-    lines = ["# The paper's figures", "",
-             "Made by `python -m paper_figures.all`.  Verdicts are computed from the results (`verdicts.py`), at the sizes of"
+    lines = ["Made by `python -m paper_figures.all`.  Verdicts are computed from the results (`verdicts.py`), at the sizes of"
              " the preset (`rows.py`): `tiny` shows how a figure is made, `cpu` is what two cores can do, `gpu` the paper's own"
              f" scale.  Brackets hold 95 % intervals, ± is one standard error.  {len(made)} of {len(ROWS)} rows are made.", "",
              "| row | preset | verdict |", "| --- | --- | --- |"]  # fmt: skip
@@ -94,13 +104,13 @@ def page(made: dict[str, dict[str, str]]) -> str:
         cells = (made[row.name]["preset"], made[row.name]["verdict"].split(". ")[0]) if row.name in made else ("", "not made")
         lines.append(f"| [{row.name}](#{_anchor(row)}) | {cells[0]} | {cells[1]} |")
     for row in ROWS.values():
-        lines += ["", f"## {_title(row)}", "", f"Paper's figure {row.figure}: {row.shows}."]
+        lines += ["", f"### {_title(row)}", "", f"Paper's figure {row.figure}: {row.shows}."]
         if row.claims:
             lines += ["", "Paper: " + "; ".join(f"{quantity}: {said}" for quantity, said in row.claims.items()) + "."]
         if row.name in made:
             record = made[row.name]
             lines += ["", f"Here (`{record['preset']}`, version {record['version']}): {record['verdict']}.", "",
-                      f"![{row.setting}]({row.name}.png)"]  # fmt: skip
+                      f"![{row.setting}]({PICTURES}/{row.name}.png)"]  # fmt: skip
         else:
             lines += ["", f"Not made: `python -m paper_figures.all --only {row.name}`."]
     return "\n".join([*lines, ""])

@@ -23,7 +23,7 @@ from paper_figures.verdicts import Finding
 
 OPTIONS = {"comparisons.convergence": Convergence, "comparisons.landscape": Landscape, "comparisons.transfer": Transfer,
            "comparisons.coord_check": CoordCheck}  # fmt: skip
-FOLDER = Path(gallery.__file__).parent / "gallery"
+FOLDER = Path(gallery.__file__).parent
 PAPER = ["tables_21_1", "1_1", "4_1", "3_1", "28_1", "35_1", "3_2", "34_1", "6_1", "32_2", "6_2", "19_2", "33_2", "36_1"]
 STEPS, SIZES = np.arange(0, 41, 4), [8, 16, 32]
 
@@ -145,13 +145,15 @@ def test_the_gallery_is_there():
     assert pictures
     for picture in pictures:
         assert 0 < (FOLDER / picture).stat().st_size <= gallery.LARGEST
-    assert re.findall(r"^## (\S+):", page, re.MULTILINE) == list(ROWS)
-    assert page == gallery.page(gallery.kept(FOLDER))
+    assert re.findall(r"^### (\S+):", page, re.MULTILINE) == list(ROWS)
+    assert page.partition(gallery.START)[2] == gallery.page(gallery.kept(FOLDER)) + gallery.END
 
 
 def test_a_gallery_keeps_what_it_has(tmp_path, monkeypatch, capsys):
     """Rows of other presets stay, and so does what a row had where it cannot be made again."""
-    (tmp_path / "made.json").write_text('{"19_2": {"preset": "gpu", "version": "0", "verdict": "as in the paper. T"}}')
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / "README.md").write_text("Mine.\n<!-- gallery -->\nwhat was here\n<!-- end -->\nMine too.\n")
+    (tmp_path / "gallery" / "made.json").write_text('{"19_2": {"preset": "gpu", "version": "0", "verdict": "as in the paper. T"}}')
     monkeypatch.setattr(gallery, "verdict_of", lambda row, *_: "undecided. S" if row.name == "6_2" else refuse())
     program.main(["--preset", "cpu", "--only", "19_2", "6_2", "--out", str(tmp_path / "results"), "--gallery", str(tmp_path)])
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -159,6 +161,9 @@ def test_a_gallery_keeps_what_it_has(tmp_path, monkeypatch, capsys):
     assert table["19_2"] == "| gpu | as in the paper |"
     assert table["6_2"] == "| cpu | undecided |"
     assert sum("not made" in cells for cells in table.values()) == len(ROWS) - 2
+    assert page.startswith("Mine.\n<!-- gallery -->\nMade by ")
+    assert page.endswith("\n<!-- end -->\nMine too.\n")
+    assert "what was here" not in page
     assert "19_2: 0.0 min: not made: no room" in capsys.readouterr().out
 
 
@@ -167,7 +172,8 @@ def refuse():
 
 
 def test_what_no_command_wrote_is_no_gallery(tmp_path, capsys):
-    (tmp_path / "made.json").write_text("mine")
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / "gallery" / "made.json").write_text("mine")
     with pytest.raises(SystemExit):
         gallery.kept(tmp_path)
     assert capsys.readouterr().err.count("\n") == 1
@@ -204,4 +210,4 @@ def test_rows_are_made_again(tmp_path, capsys):
         printed = capsys.readouterr().out
         assert re.findall(r"^(19_2|6_2): [\d.]+ min: ", printed, re.MULTILINE) == rows
         assert "not made" not in printed
-    assert {path.stem for path in (tmp_path / "tiny").glob("*.png")} == set(rows)
+    assert {path.stem for path in (tmp_path / "tiny" / "gallery").glob("*.png")} == set(rows)
