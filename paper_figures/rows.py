@@ -67,8 +67,9 @@ def recipe(name: str, results: Path, preset: str = "cpu") -> str:
 
 PHOTOGRAPHS = {preset: f"--data patches10 --samples {few} --batch-size all"
                for preset, few in zip(PRESETS, (4, 8, 8), strict=True)}  # as many as sampled limits carry
-FEW_DIGITS = {preset: f"--data digits --samples {few} --batch-size all"
-              for preset, few in zip(PRESETS, (2, 4, 4), strict=True)}  # of 8×8 pixels: deep networks' limits take longer
+SMALL_PHOTOGRAPHS = {preset: f"--data patches10 --image-size 8 --samples {few} --batch-size all"
+                     for preset, few in zip(PRESETS, (2, 4, 4), strict=True)}  # deep networks' limits take longer
+TWO_DIGITS = dict.fromkeys(PRESETS, "--data digits --samples 2 --batch-size all")
 IMAGES = {"tiny": "--data patches10 --samples 128", "cpu": "--data patches10 --samples 2000", "gpu": f"--data {CIFAR10}"}
 DIGITS, PLAYS = dict.fromkeys(PRESETS, "--data digits"), dict.fromkeys(PRESETS, "--data plays")
 FIXED, WIDEST = "--richness 1", "64 128 256 512 1024"
@@ -198,7 +199,7 @@ def _deep_beside_limit() -> Row:
 
     Squares, not cross-entropy: that of two samples falls with the rate until networks blow up, and has no best one.
     """
-    sizes = _over({preset: FEW_DIGITS["tiny"] for preset in PRESETS}, ("widths", ("8", "32", "64")),
+    sizes = _over(TWO_DIGITS, ("widths", ("8", "32", "64")),
                   ("depths", ("1 2", "2 4", "3 6")), ("learning-rates", ("0.04 0.08 0.16 0.32",) * 3),
                   ("steps", ("2", "4", "8")), ("measure-every", ("2", "2", "4")), ("seeds", ("2", "8", "8")))  # fmt: skip
     run = Run("comparisons.transfer", f"--model resconvnet --param depth_mup --loss mse {FIXED}", sizes)
@@ -309,8 +310,9 @@ ROWS = Table("figure", [
     _eigenvalues("3_1", "3_1", "ConvNet of three layers, μP, batch 256", 0.3, 256),
     _eigenvalues_beside_limit("3_1_limit", "SimpleConvNet, μP, few photographs, full batches", "conv", PHOTOGRAPHS, SHORT,
                               (1, 7, 22)),
-    _eigenvalues_beside_limit("3_1_limit_deep", "ConvNet of three layers, μP, few digits, full batches", "convnet --depth 3",
-                              FEW_DIGITS, (SHORT[0], SHORT[0], "16 --measure-every 4"), (3, 4, 42)),
+    _eigenvalues_beside_limit("3_1_limit_deep", "ConvNet of three layers, μP, few photographs of 8×8, full batches",
+                              "convnet --depth 3", SMALL_PHOTOGRAPHS,
+                              (SHORT[0], "32 --measure-every 8", "64 --measure-every 8"), (1, 9, 23)),
     _eigenvalues("28_1", "28_1", "ConvNet of three layers, μP, batch 256, η0 = 0.46", 0.46, 256),
     _eigenvalues("35_1", "35_1", "ConvNet of three layers, μP, batch 128, η0 = 0.7", 0.7, 128),
     _gaps("3_2", "3_2", "SimpleConvNet, μP", "--model conv", 64, "8 16 32 64 128", 4),

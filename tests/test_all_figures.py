@@ -153,7 +153,8 @@ def test_a_gallery_keeps_what_it_has(tmp_path, monkeypatch, capsys):
     """Rows of other presets stay, and so does what a row had where it cannot be made again."""
     (tmp_path / "gallery").mkdir()
     (tmp_path / "README.md").write_text("Mine.\n<!-- gallery -->\nwhat was here\n<!-- end -->\nMine too.\n")
-    (tmp_path / "gallery" / "made.json").write_text('{"19_2": {"preset": "gpu", "version": "0", "verdict": "as in the paper. T"}}')
+    record = {"preset": "gpu", "version": "0", "verdict": "as in the paper. T"}
+    (tmp_path / "gallery" / "made.json").write_text(json.dumps({"19_2": record}))
     monkeypatch.setattr(gallery, "verdict_of", lambda row, *_: "undecided. S" if row.name == "6_2" else refuse())
     program.main(["--preset", "cpu", "--only", "19_2", "6_2", "--out", str(tmp_path / "results"), "--gallery", str(tmp_path)])
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
