@@ -1,18 +1,21 @@
 """The error of what is computed from few independent repeats of something sampled.
 
-The true value is within twice the error in at least 95 % of draws.  Its two parts are added in squares:
+The true value is within twice the error in at least 95 % of draws.  Its parts are added in squares:
 
 the scatter     the standard error from R repeats, times t/1.96, t the 97.5 % quantile of Student's t with R − 1 degrees: 1.62
                 for four, 1.21 for eight
 the repulsion   eigenvalues of a noisy matrix keep their distance, in every repeat, and no scatter shows it.  A multiple one
                 comes out split by about the noise of an entry (Wigner): those that are not apart may all be their mean.  Of
                 two that are, each is pushed by noise²/gap.
+the drift       past the edge of stability repeats drift apart, and their mean is no longer what many samples do: the error is
+                that of one of them, not of R, and what their mean outputs have less of than they have on average
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.special import stdtrit
 
+from limits.problem import Problem
 from limits.trajectory import OBSERVABLES, RANK
 
 Observables = dict[str, np.ndarray]
@@ -53,12 +56,26 @@ def error_of_eigenvalues(
     return np.hypot(spread, repulsion(values, spread * np.sqrt(len(of_repeats) / averaged)))
 
 
-def errors_of(values: Observables, of_repeats: Observables, *, averaged: int) -> Observables:
+def drifting(problem: Problem, values: Observables) -> Bool[np.ndarray, " T"]:
+    """From which measured step on repeats do: the Gauss-Newton part tells, which every theory of repeats has."""
+    return np.logical_or.accumulate(values["gauss_newton_eigenvalues"][:, 0] > problem.edge_of_stability)
+
+
+def errors_of(
+    values: Observables, of_repeats: Observables, drifts: Bool[np.ndarray, " T"], *, averaged: int
+) -> Observables:
     """Of every observable; ``of_repeats`` has the repeats on a first axis.  ``averaged`` as in ``error_of_eigenvalues``."""
-    return {
+    errors = {
         name: error_of_eigenvalues(values[name], repeats, averaged=averaged) if _ranked(name) else scatter(repeats)
         for name, repeats in of_repeats.items()
     }
+    return {name: _with_drift(error, values[name], of_repeats[name], drifts) for name, error in errors.items()}
+
+
+def _with_drift(error, value, of_repeats, drifts):
+    with np.errstate(all="ignore"):  # after a divergence
+        of_one = np.hypot(np.sqrt(len(of_repeats)) * error, np.mean(of_repeats, 0) - value)
+    return np.where(drifts.reshape(-1, *[1] * (value.ndim - 1)), of_one, error)
 
 
 def first_ranks(observables: Observables, k: int) -> Observables:

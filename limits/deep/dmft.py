@@ -39,7 +39,7 @@ from limits.law import Prediction
 from limits.losses import LOSSES
 from limits.machine import RATE, in_float64, require_memory, two_digits
 from limits.problem import Problem
-from limits.repeats import errors_of, first_ranks
+from limits.repeats import drifting, errors_of, first_ranks
 from limits.spectra import leading_eigenvalues
 from limits.theories import features_stay, insist, other_layers, other_powers, unknown_to_all
 from limits.trajectory import Trajectory, hessian_left_open
@@ -113,10 +113,11 @@ def solve(
         of_hessian += [of_curvature] * curved
         total = measured if total is None else jax.tree.map(np.add, total, measured)
     values = observables(kind, data, *(sums / len(of_runs) for sums in total), ranks)
-    errors = {} if kind.exact else errors_of(values, stacked(of_runs), averaged=repeats)
+    drifts = drifting(problem, values)
+    errors = {} if kind.exact else errors_of(values, stacked(of_runs), drifts, averaged=repeats)
     if hessian:
         coarse = None if kind.exact else _coarse(problem, kind, data, samples, _curved(_curved(repeats)), seed + 1)
-        curved, curved_errors = mean_hessian(of_hessian, coarse)
+        curved, curved_errors = mean_hessian(of_hessian, coarse, drifts)
         values, errors = values | curved, errors | curved_errors
     values, errors = (first_ranks(observed, problem.top_k) for observed in (values, errors))
     return Trajectory(problem.steps, values, errors, left_open=left_open(kind, hessian))
@@ -142,7 +143,7 @@ def _coarse(problem, kind, data, samples, repeats, seed) -> list[tuple[dict, dic
     return [_measured(kind, data, *run, problem.top_k)[1] for run in _runs(problem, kind, data, samples, repeats, seed)]
 
 
-def mean_hessian(of_runs, coarse) -> tuple[dict, dict]:
+def mean_hessian(of_runs, coarse, drifts) -> tuple[dict, dict]:
     """(values, errors: bounds of Lanczos' own, and, where it is sampled, the scatter and what fewer samples change)"""
     of_repeats, bounds = (stacked(runs) for runs in zip(*of_runs, strict=True))
     values = {name: np.mean(repeats, 0) for name, repeats in of_repeats.items()}
@@ -150,7 +151,7 @@ def mean_hessian(of_runs, coarse) -> tuple[dict, dict]:
     if coarse is None:
         return values, bounds
     of_coarse = stacked([run for run, _ in coarse])
-    spread = errors_of(values, of_repeats, averaged=1)
+    spread = errors_of(values, of_repeats, drifts, averaged=1)
     change = {name: np.mean(of_coarse[name], 0) - value for name, value in values.items()}
     return values, {name: np.sqrt(spread[name] ** 2 + change[name] ** 2 + bounds[name] ** 2) for name in values}
 
