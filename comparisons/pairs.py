@@ -17,6 +17,8 @@ from limits import theories as limit
 from limits.losses import LOSSES
 from limits.machine import computing
 
+IN_BULK = "it lies in the bulk of the Hessian, whose edge has no limit,"
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -76,9 +78,11 @@ def matching_limits(problem: Problem, width: int, keys: Array, typical: Trajecto
     return [limit.solve(problem, initial_outputs=initial_outputs(problem, network, key)) for key in keys]
 
 
-def left_open(limit: Trajectory) -> list[str]:
-    """The observables that its theory leaves open: the (largest) value has an infinite error at some step."""
-    return [name for name in limit.observables if np.isinf(limit.error(name).reshape(len(limit.steps), -1)[:, 0]).any()]
+def left_open(limit: Trajectory) -> dict[str, str]:
+    """The observables whose (largest) value has an infinite error at some step, and so no limit: why."""
+    first = {name: limit.error(name).reshape(len(limit.steps), -1)[:, 0] for name in limit.observables}
+    return {name: f"{IN_BULK} at step {limit.steps[np.argmax(np.isinf(errors))]}"
+            for name, errors in first.items() if np.isinf(errors).any()}  # fmt: skip
 
 
 def only(trajectory: Trajectory, names: Collection[str]) -> Trajectory:

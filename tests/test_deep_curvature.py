@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from comparisons import pairs
 from finite.networks.build import build
 from finite.training.train import train
 from limits import Problem, minibatches
@@ -147,6 +148,38 @@ def test_products_are_those_of_autodiff_where_matrices_are_real(activation, resi
         of_parts = [real(products[parts], i) for parts in (lanczos.GAUSS_NEWTON, lanczos.RESIDUAL)]
         for whole, *both in zip(real(products[lanczos.HESSIAN], i), *of_parts, strict=True):
             np.testing.assert_allclose(sum(both), whole, atol=1e-12)
+
+
+@in_float64
+def test_neurons_that_carry_a_tangent():
+    """Against all weights of every neuron, written out."""
+    rng, S = np.random.default_rng(0), 64
+    draw = lambda *shape: rng.normal(size=shape)  # noqa: E731
+    first, trained, last, above = draw(3, 5, S), draw(3, 2, 4, 6), draw(3, 2, S), draw(2, 4, S)
+    first[1], last[1], trained[2] = 0, 0, 0
+    last[2] = first[2] = 0
+    last[2, :, 7] = 1
+    tangents = network.Weights(first, np.zeros(()), trained, last)
+    matrices = GaussianMatrix(*[None] * 8)._replace(above=above)
+    neurons = [np.sum(first**2, 1), np.sum(last**2, 1)]
+    neurons += [np.sum(np.einsum("kmn,ms->kns", trained[:, h], above[h]) ** 2, 1) for h in range(2)]
+    parts = np.concatenate(neurons, 1)
+    found = lanczos._carriers(matrices, tangents)
+    np.testing.assert_allclose(found, parts.sum(1) ** 2 / (parts**2).sum(1))
+    assert found[2] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("scale", "known"), [(1.0, False), (0.3, True)])
+def test_a_sharpness_that_a_few_neurons_carry_has_no_limit(scale, known):
+    """Of large residuals the bulk, which has no edge with tanh, reaches beyond the outliers; of small ones it does not."""
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(8, 4)), rng.normal(size=(8, 1))
+    problem = Problem(inputs, scale * targets, model="resmlp", depth=2, parametrization="depth_mup", learning_rate=0.3,
+                      num_steps=8, measure_every=8, top_k=1)  # fmt: skip
+    limit = dmft.solve(problem, samples=1024, repeats=4)
+    assert np.isfinite(limit.error("hessian_eigenvalues")).all() == known
+    assert list(pairs.left_open(limit)) == ([] if known else ["hessian_eigenvalues"])
+    assert limit["hessian_eigenvalues"].shape == (2, 1)
 
 
 def test_errors_of_outlying_ritz_values_are_bounds_and_far_below_their_residuals():

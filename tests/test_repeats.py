@@ -6,7 +6,7 @@ import pytest
 from limits import Problem
 from limits.deep import dmft
 from limits.kernel import ntk
-from limits.repeats import error_of_eigenvalues, first_ranks, repulsion, scatter
+from limits.repeats import drifting, error_of_eigenvalues, errors_of, first_ranks, repulsion, scatter
 from limits.two_layer import meanfield
 
 DRAWS = 1000
@@ -50,6 +50,38 @@ def test_repulsion():
     np.testing.assert_allclose(found, [[0.5 + 0.25 / 5, 0.5 + 0.25 / 4, 0.01 / 5 + 0.01 / 4]])
     np.testing.assert_array_equal(repulsion(np.array([[2.0, 2.0, 0.0]]), np.zeros((1, 3))), 0)
     assert np.isnan(repulsion(np.full((1, 2), np.nan), np.full((1, 2), np.nan))).all()
+
+
+def test_past_the_edge_errors_are_those_of_one_repeat():
+    """The edge is 4; once it was crossed, repeats drift apart.  Then what the mean's value is off theirs counts, too."""
+    problem = Problem(np.eye(2), [1.0, -1.0], learning_rate=0.5, num_steps=3)
+    drifts = drifting(problem, {"gauss_newton_eigenvalues": np.array([[3.0, 1.0], [np.nan, 1.0], [4.1, 0.0], [3.9, 0.0]])})
+    np.testing.assert_array_equal(drifts, [False, False, True, True])
+    of_repeats = {"loss": np.array([[1.0, 1.0, 4.0, 2.0], [1.0, 3.0, 6.0, 2.0]]),
+                  "hessian_eigenvalues": np.array([[1.0, 2.0, 4.0, 8.0], [1.5, 2.0, 4.0, 7.0]])[..., None]}  # fmt: skip
+    values = {name: repeats.mean(0) for name, repeats in of_repeats.items()}
+    values["loss"] = values["loss"] - [0.1, 0.1, 0.5, 0.25]
+    found = errors_of(values, of_repeats, drifts, averaged=1)
+    scattered = {name: scatter(repeats) for name, repeats in of_repeats.items()}
+    expected = np.hypot(np.sqrt(2) * scattered["loss"], [0, 0, 0.5, 0.25])
+    np.testing.assert_allclose(found["loss"], np.where(drifts, expected, scattered["loss"]))
+    np.testing.assert_allclose(found["hessian_eigenvalues"] / scattered["hessian_eigenvalues"].clip(1e-9),
+                               [[1], [0], [0], [np.sqrt(2)]])  # fmt: skip
+
+
+@pytest.mark.slow
+def test_few_samples_know_how_far_past_the_edge_they_are_off_many():
+    """Standard errors of the mean alone were off by 2.8 of themselves on average."""
+    rng = np.random.default_rng(0)
+    problem = Problem(rng.normal(size=(8, 4)), rng.normal(size=(8, 1)), model="mlp3", learning_rate=2.2, num_steps=40,
+                      measure_every=2, top_k=1)  # fmt: skip
+    many = dmft.solve(problem, samples=8192, repeats=4, hessian=False)
+    for name in ("loss", "ntk_eigenvalues"):
+        off = []
+        for seed in range(10, 16):
+            few = dmft.solve(problem, samples=512, repeats=8, hessian=False, seed=seed)
+            off.append(((few[name] - many[name]) / few.error(name))[drifting(problem, few.observables)])
+        assert np.sqrt(np.mean(np.concatenate(off) ** 2)) < 1.5
 
 
 def test_first_ranks():

@@ -45,7 +45,8 @@ def computed(problem: Problem, observables: Sequence[str], samples: int) -> Valu
         return {UNKNOWN: np.array(json.dumps(dict.fromkeys(observables, str(refusal))))}
     left_open = pairs.left_open(limit)
     known = [name for name in wanted if name in limit and name not in left_open]
-    unknown |= {name: limit.left_open.get(name, "theory leaves it open") for name in wanted if name not in known}
+    reasons = limit.left_open | left_open
+    unknown |= {name: reasons.get(name, "theory leaves it open") for name in wanted if name not in known}
     arrays = labelled.arrays([pairs.only(limit, known)]) if known else {}
     return {**arrays, UNKNOWN: np.array(json.dumps(unknown))}
 

@@ -18,7 +18,8 @@ linear, else of S samples.
 What has a limit.  G is of finite rank, and so is all of R that the gradients see; the rest of R is a bulk of infinite
 multiplicity.  Eigenvalues of H outside it are those of the Krylov space of gradients, and Lanczos finds them in about ten
 products; the k-th largest of the limit is never below the upper edge of the bulk (``limits.deep.bulk_edge`` where φ is linear).
-Where φ'' does not vanish the bulk has no edge, and what lies in it moves with S: its error says so.
+Where φ'' does not vanish the bulk has no edge.  What lies in it is carried by a few neurons and moves with S: its error is
+infinite.
 
 Below the edge of stability networks approach all of this evenly; beyond it some narrow ones are far off, at the lower end
 first.  Of three linear residual blocks after 8 steps the smallest eigenvalue is, at η0 = 0.15 (λ1 = 8.7 < 2/η0 = 13), −0.511,
