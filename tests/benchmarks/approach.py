@@ -4,10 +4,10 @@
         [--samples 4096]
 
 Root mean square over seeds of (network − limit) after 8 steps, of the loss, the sharpness and the largest NTK eigenvalue;
-η0 = 0.3, γ0 = 1, 8 samples in 4 dimensions; of ConvNets three photographs of 8 × 8 pixels and one small
-output, η0 = 1.5, widths from 16 to 512, and a limit of so many samples.  Widths count where the distance is three times the
-limit's own error.  Of the largest one also by how many standard errors, the limit's own among them, its mean is
-off the limit.  In NTP each network is compared with the limit that has its f(0).
+η0 = 0.3, γ0 = 1, 8 samples in 4 dimensions; of ConvNets three photographs of 8 × 8 pixels and one small output, η0 = 1.5,
+widths 16 … 512, and a limit of so many samples.  Widths count where the distance is three times the limit's own error.  Of the
+largest one also by how many standard errors, the limit's own among them, its mean is off the limit.  In NTP each network is
+compared with the limit that has its f(0).
 """
 
 import argparse
