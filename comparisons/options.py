@@ -94,7 +94,7 @@ class DataOptions:
 
     def without_effect(self) -> dict[str, str]:
         """Options that change nothing beside the others, and why."""
-        reasons = {} if may_be_images(self.data) else {"image_size": "only images are scaled"}
+        reasons = {} if may_be_images(self.data) else {"image_size": f"{self.data} is taken as it is"}
         return reasons | self._cluster_without_effect()
 
     def _cluster_without_effect(self):

@@ -17,7 +17,7 @@ from limits import theories as limit
 from limits.losses import LOSSES
 from limits.machine import computing
 
-IN_BULK = "it lies in the bulk of the Hessian, whose edge has no limit,"
+IN_BULK = "it lies in the bulk of the Hessian, carried by a few neurons,"
 
 
 @dataclass(frozen=True)

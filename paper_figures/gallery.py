@@ -19,7 +19,7 @@ LARGEST = 100 * 1024  # bytes of a picture
 WIDEST = 1200  # pixels
 KEPT = "made.json"
 PAGE, PICTURES = "README.md", "gallery"
-START, END = "<!-- gallery -->\n", "<!-- end -->\n"  # what is around them in a page stays
+START, END = "<!-- gallery -->", "<!-- end -->"  # what is around them in a page stays
 
 
 def make(options: Options) -> None:
@@ -87,11 +87,14 @@ def shrink(path: Path, to: Path) -> None:
 
 
 def _write(path: Path, gallery: str) -> None:
-    there = path.read_text(encoding="utf-8") if path.exists() else ""
+    """Into the page that is there, behind what it has if it has no place for a gallery."""
+    there = path.read_text(encoding="utf-8") if path.exists() else "# The paper's figures\n"
     if START not in there:
-        there = f"# The paper's figures\n\n## Gallery\n\n{START}{END}"
+        there = f"{there}\n## Gallery\n\n{START}{END}\n"
     before, _, rest = there.partition(START)
-    path.write_text(before + START + gallery + END + rest.partition(END)[2], encoding="utf-8")
+    if END not in rest:
+        stop(PROGRAM, f"{path}: {START} without {END} behind it: wanted both, on lines of their own")
+    path.write_text(f"{before}{START}\n{gallery}{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 def page(made: dict[str, dict[str, str]]) -> str:

@@ -146,7 +146,7 @@ def test_the_gallery_is_there():
     for picture in pictures:
         assert 0 < (FOLDER / picture).stat().st_size <= gallery.LARGEST
     assert re.findall(r"^### (\S+):", page, re.MULTILINE) == list(ROWS)
-    assert page.partition(gallery.START)[2] == gallery.page(gallery.kept(FOLDER)) + gallery.END
+    assert page.partition(gallery.START)[2].strip() == gallery.page(gallery.kept(FOLDER)) + gallery.END
 
 
 def test_a_gallery_keeps_what_it_has(tmp_path, monkeypatch, capsys):
@@ -166,6 +166,20 @@ def test_a_gallery_keeps_what_it_has(tmp_path, monkeypatch, capsys):
     assert page.endswith("\n<!-- end -->\nMine too.\n")
     assert "what was here" not in page
     assert "19_2: 0.0 min: not made: no room" in capsys.readouterr().out
+
+
+def test_a_gallery_in_a_page_of_the_user(tmp_path, capsys):
+    page = tmp_path / "README.md"
+    page.write_text("# Mine\n")
+    gallery._write(page, "pictures\n")
+    assert page.read_text() == "# Mine\n\n## Gallery\n\n<!-- gallery -->\npictures\n<!-- end -->\n"
+    gallery._write(page, "others\n")
+    assert page.read_text() == "# Mine\n\n## Gallery\n\n<!-- gallery -->\nothers\n<!-- end -->\n"
+    page.write_text("<!-- gallery -->\nmine\n")
+    with pytest.raises(SystemExit):
+        gallery._write(page, "")
+    assert page.read_text() == "<!-- gallery -->\nmine\n"
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def refuse():

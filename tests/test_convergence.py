@@ -184,7 +184,7 @@ MISTAKES = {
     "width beyond 32 bits": (["--widths", "8", "16", "4294967296"], "widths 4294967296: wanted a number below 2^31"),
     "not finite": (["--weight-decay", "nan"], "weight-decay nan: wanted a finite number"),
     "infinite": (["--richness", "inf"], "richness inf: wanted a finite number"),
-    "no size": (["--image-size", "0"], "image-size 0: only images are scaled"),
+    "no size": (["--image-size", "0"], "image-size 0: gaussian is taken as it is"),
     "no activation": (["--activation", "relu"], "activation relu: linear2 has its own"),
     "no blocks": (["--block-size", "2", "--model", "mlp2"], "block-size 2: mlp2 has its own; of resmlp and resconvnet it can"),
     "no pooling": (["--pooling", "average"], "pooling average: linear2 has none"),

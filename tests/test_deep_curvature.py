@@ -182,6 +182,15 @@ def test_a_sharpness_that_a_few_neurons_carry_has_no_limit(scale, known):
     assert limit["hessian_eigenvalues"].shape == (2, 1)
 
 
+def test_products_that_overflow_where_outputs_do_not_are_no_numbers():
+    rng = np.random.default_rng(0)
+    problem = Problem(rng.normal(size=(8, 4)), rng.normal(size=(8, 1)), model="mlp3", activation="relu", learning_rate=30.0,
+                      num_steps=14, measure_every=1, top_k=1)  # fmt: skip
+    limit = dmft.solve(problem, samples=64, repeats=2)
+    assert np.isfinite(limit["hessian_eigenvalues"][:3]).all()
+    assert np.isnan(limit["hessian_eigenvalues"][-1]).all()
+
+
 def test_errors_of_outlying_ritz_values_are_bounds_and_far_below_their_residuals():
     size, steps = 80, 9
     A = np.diag(np.concatenate([[4.0, -3.0], np.linspace(-1, 1, size - 2)]))

@@ -75,7 +75,7 @@ def test_what_a_home_is_written_out_for(monkeypatch, tmp_path):
     [
         ({"samples": 2**31}, "samples 2147483648: wanted a number below 2^31"),
         ({"widths": (8, 2**32)}, "widths 4294967296: wanted"),
-        ({"image_size": 0}, "image-size 0: only images are scaled"),
+        ({"image_size": 0}, "image-size 0: gaussian is taken as it is"),
     ],
 )
 def test_numbers_too_large_and_options_without_effect_are_refused(given, line):

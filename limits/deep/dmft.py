@@ -153,7 +153,7 @@ def mean_hessian(of_runs, coarse, drifts) -> tuple[dict, dict]:
     of_coarse = stacked([run for run, _ in coarse])
     spread = errors_of(values, of_repeats, drifts, averaged=1)
     change = {name: np.mean(of_coarse[name], 0) - value for name, value in values.items()}
-    return values, {name: np.sqrt(spread[name] ** 2 + change[name] ** 2 + bounds[name] ** 2) for name in values}
+    return values, {name: np.hypot(np.hypot(spread[name], change[name]), bounds[name]) for name in values}
 
 
 def stacked(runs):

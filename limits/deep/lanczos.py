@@ -27,6 +27,7 @@ from limits.machine import eigh, require_memory
 from limits.spectra import multiplets
 
 HESSIAN, GAUSS_NEWTON, RESIDUAL = (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)
+FEW = 64  # neurons, or an eighth of them all, or √S: what no more carry lies in the bulk
 FEWEST, BLOCKS = 8, 24  # products of a block: before what is in the bulk is believed to be there, and at most
 RTOL = 1e-9  # of the eigenvalues, to the largest |θ|, where all is exact
 SAMPLED_RTOL = 1e-3  # else
@@ -92,7 +93,7 @@ def outliers(network: Network, data, rng: np.random.Generator, state, k: int) ->
     directional = directional_sharpness(network, data, rng, state, b)
     after, krylov, top = _found(network, data, rng, state, k, b)
     carriers = _carriers(after.matrices, _combined(jnp.asarray(top.vectors[:k]), krylov.basis))
-    in_bulk = np.logical_or.accumulate(carriers < np.sqrt(krylov.basis.last.shape[-1]))
+    in_bulk = np.logical_or.accumulate(carriers < _few(krylov.basis.last.shape[-1]))
     values = {"hessian_eigenvalues": top.values[:k], "directional_sharpness": directional}
     errors = {"hessian_eigenvalues": np.where(in_bulk, np.inf, top.errors[:k]), "directional_sharpness": np.zeros(())}
     return values, errors
@@ -139,7 +140,7 @@ def _carriers(matrices, tangents: Weights) -> Float[Array, " k"]:
     """By how many neurons each tangent is carried: one over the sum of squares of their parts.
 
     A neuron has its row of the first weights and of each matrix, or its column of the last.  Outliers are carried by a part of
-    all S, what lies in the bulk by a few, whatever S: √S tells them apart (of tanh networks, S = 2048, 700 and 2 … 20).
+    all S, what lies in the bulk by a few, whatever S: of tanh networks, S = 2048, 700 and 2 … 20 (``_few``).
     """
     layers = jax.tree.leaves(matrices, is_leaf=lambda node: isinstance(node, GaussianMatrix))
     trained = zip(jax.tree.leaves(tangents.trained), (matrix.above for matrix in layers), strict=True)
@@ -196,6 +197,10 @@ def begin(network, data, fields, matrices, signals: Float[Array, "b P C"], block
     return matrices, fields, Krylov(_put(basis, start, 0), jnp.zeros((M, M)), jnp.zeros((b, b)), jnp.zeros((), int))
 
 
+def _few(S) -> float:
+    return max(np.sqrt(S), min(FEW, S / 8))
+
+
 def _after_product(network, data, parts, state, krylov) -> tuple[Any, Krylov]:
     matrices, krylov = extended(network, data, jnp.asarray(parts), state.fields, state.matrices, krylov)
     return state._replace(matrices=matrices), krylov
@@ -223,7 +228,7 @@ def _settled(krylov, k, bulk, tolerance) -> Ritz | None:
     T, rest, count = jax.device_get((krylov.matrix, krylov.rest, krylov.count))
     b, used = len(rest), count * len(rest)
     if not np.isfinite(T).all():
-        return Ritz(*np.full((2, k), np.nan), np.full((k, len(T)), np.nan))
+        return Ritz(*np.full((2, k), np.nan), np.full((k, len(T) + b), np.nan))
     values, vectors = np.linalg.eigh((T + T.T)[:used, :used] / 2)
     residuals = np.linalg.norm(rest @ vectors[-b:], axis=0)
     values, errors = (np.pad(rising[::-1], (0, max(0, k - len(rising)))) for rising in (values, _bounds(values, residuals)))
