@@ -17,7 +17,7 @@ from limits import theories as limit
 from limits.losses import LOSSES
 from limits.machine import computing
 
-IN_BULK = "it lies in the bulk of the Hessian, carried by a few neurons,"
+IN_BULK = "it lies in the bulk of the Hessian, carried by a few neurons"
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,9 @@ def matching_limits(problem: Problem, width: int, keys: Array, typical: Trajecto
 
 
 def left_open(limit: Trajectory) -> dict[str, str]:
-    """The observables whose (largest) value has an infinite error at some step, and so no limit: why."""
+    """The observables whose (largest) value has an infinite error at all steps, and so no limit: why."""
     first = {name: limit.error(name).reshape(len(limit.steps), -1)[:, 0] for name in limit.observables}
-    return {name: f"{IN_BULK} at step {limit.steps[np.argmax(np.isinf(errors))]}"
-            for name, errors in first.items() if np.isinf(errors).any()}  # fmt: skip
+    return {name: IN_BULK for name, errors in first.items() if np.isinf(errors).all()}
 
 
 def only(trajectory: Trajectory, names: Collection[str]) -> Trajectory:

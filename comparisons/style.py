@@ -182,8 +182,9 @@ def against_step(axis: Axes, values: xr.DataArray, **style) -> None:
 
 
 def limit(axis: Axes, values: xr.DataArray, error: xr.DataArray | None = None, **style) -> None:
-    """Dashed, against step; a sampled one within twice its own error."""
+    """Dashed, against step; a sampled one within twice its own error, and not where that is infinite."""
     style = LIMIT | style
+    values = values if error is None else values.where(np.isfinite(error))
     if error is not None and (error > 0).any():
         axis.fill_between(values.step, values - 2 * error, values + 2 * error, color=style["color"], alpha=0.3, linewidth=0,
                           label=banded(OF_LIMIT))  # fmt: skip

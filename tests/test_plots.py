@@ -241,4 +241,6 @@ def test_a_sampled_limit_is_drawn_within_twice_its_own_error():
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == (pytest.approx(0.8), pytest.approx(3.6))
     assert {line.get_linestyle() for line in axis.lines} == {"--"}
+    plots.limit(axis, limit, limit.where(limit > 1, np.inf))
+    np.testing.assert_array_equal(axis.lines[-1].get_ydata(), [np.nan, 2, 3])
     assert [handle.get_label() for handle in plots.limit_handles()] == [axis.lines[0].get_label(), band.get_label()]

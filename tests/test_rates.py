@@ -12,7 +12,7 @@ from comparisons import files, labelled
 from comparisons.convergence import rates
 from comparisons.convergence.rates import allowance, measure_rates, noise_floor
 from comparisons.convergence.study import prepare
-from comparisons.statistics.deviations import components, deviations
+from comparisons.statistics.deviations import components, deviations, without_limit
 from comparisons.statistics.super_consistency import measure_growth
 from limits import Trajectory, linear2
 from limits.coordinates import coordinates
@@ -147,6 +147,21 @@ def test_growth_is_what_was_put_in(growth, verdict):
         if growth > 1:  # the bias does not grow: a little less than 3² = 9
             assert 6 < grown.largest <= 9
             assert grown.interval[0] < grown.largest * 1.0001
+
+
+def test_growth_starts_where_there_is_a_limit():
+    """Of the first eigenvalue from step 4 on; of the second, which has none anywhere, and of the others as ever."""
+    dataset = made_up(3.0)
+    errors = xr.DataArray([[np.inf, np.inf], [0.0, np.inf], [0.0, np.inf]], dims=("step", "rank"),
+                          coords={"step": dataset.step, "rank": [1, 2]})  # fmt: skip
+    dataset = dataset.assign(hessian_eigenvalues_error_limit=errors)
+    assert without_limit(dataset, "sharpness", {"rank": 1}).tolist() == [True, False, False]
+    assert not without_limit(dataset, "loss", {}).any()
+    found = {(grown.observable, grown.rank): grown for grown in measure_growth(dataset, "theory", None, None)}
+    for what, grown in found.items():
+        later = what in [("sharpness", None), ("hessian_eigenvalues", 1)]
+        assert grown.steps == ([4, 8] if later else [0, 4, 8])
+    assert found["sharpness", None].largest == pytest.approx(3, rel=0.1)
 
 
 def test_growth_stops_at_the_edge():

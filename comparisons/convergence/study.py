@@ -30,7 +30,7 @@ from comparisons.convergence import picture, rates
 from comparisons.convergence.following import Following, measure_following
 from comparisons.convergence.options import PROGRAM, Options
 from comparisons.statistics import super_consistency
-from comparisons.statistics.deviations import limit_component
+from comparisons.statistics.deviations import limit_component, variable, without_limit
 from comparisons.statistics.super_consistency import Growth
 from finite import Numerics
 from finite.networks.build import build
@@ -148,7 +148,8 @@ def compare(options: Options) -> list[rates.Rate]:
         if followed:
             files.write_json([series.record() for series in followed], folder / "following.json")
         _draw(comparison, dataset, measured, grown, followed, folder)
-        run.conclude(table(measured, grown, followed, comparison, after, shown_steps(dataset)), dataset.attrs)
+        report = [table(measured, grown, followed, comparison, after, shown_steps(dataset)), *_without_limit(dataset)]
+        run.conclude("\n".join(report), dataset.attrs)
     return measured
 
 
@@ -304,6 +305,14 @@ def shown_steps(dataset: xr.Dataset, most: int = 4) -> list[int]:
     """A few measured steps, evenly spread from the first to the last."""
     steps = dataset.step.values
     return [int(steps[i]) for i in np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))]
+
+
+def _without_limit(dataset) -> list[str]:
+    """A line for each observable that is shown and has no limit at some steps."""
+    steps = {name: dataset.step.values[without_limit(dataset, name, at)].tolist()
+             for name, at in picture.SHOWN.items() if variable(name) in dataset}  # fmt: skip
+    return [f"{_short_name(name)} has no limit at step {', '.join(map(str, at))}: {pairs.IN_BULK}"
+            for name, at in steps.items() if at]  # fmt: skip
 
 
 def table(

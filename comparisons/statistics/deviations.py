@@ -8,7 +8,9 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import xarray as xr
+from jaxtyping import Bool
 
 from limits import OBSERVABLES
 
@@ -58,6 +60,12 @@ def limit_component(dataset: xr.Dataset, name: str, selection: dict) -> xr.DataA
 def limit_error(dataset: xr.Dataset, name: str, selection: dict) -> xr.DataArray | None:
     """The own error of that, where it is sampled and stored."""
     return _stored(dataset, f"{variable(name)}_error_limit", selection)
+
+
+def without_limit(dataset: xr.Dataset, name: str, selection: dict) -> Bool[np.ndarray, " T"]:
+    """The steps at which this component has none, as its infinite error says."""
+    error = limit_error(dataset, name, selection)
+    return np.zeros(len(dataset.step), bool) if error is None else np.isinf(error.values)
 
 
 def _stored(dataset, variable, selection):

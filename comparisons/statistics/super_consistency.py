@@ -23,7 +23,7 @@ import xarray as xr
 from jaxtyping import Float
 from scipy.special import stdtrit
 
-from comparisons.statistics.deviations import components, deviations, variable
+from comparisons.statistics.deviations import components, deviations, variable, without_limit
 from comparisons.statistics.power_law import FEWEST_SEEDS, exponent_of
 from limits.law import Prediction
 
@@ -229,6 +229,9 @@ def _log_growth(squares: Float[np.ndarray, "W S T"], counts: Float[np.ndarray, "
 
 
 def _growth(dataset, name, rank, selection, reference, prediction, why):
+    unknown = without_limit(dataset, name, selection)
+    if not unknown.all():
+        dataset = dataset.isel(step=~unknown)
     predicted = _predicted(dataset, name, selection, prediction)
     errors = deviations(dataset, name, selection, reference, "fluctuation").values
     along = name, rank, dataset.step.values.tolist(), growth_ratio(errors).tolist(), predicted
