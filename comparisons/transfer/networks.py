@@ -176,8 +176,8 @@ class Networks(Work):
         curve = np.full(len(self.base.steps), np.nan)
         if self.limits_follow:
             trajectory = solve(self.problem(cell.param, cell.depth, best))
-            if "sharpness" in trajectory and np.isfinite(trajectory.error("sharpness")).all():
-                curve = trajectory["sharpness"]
+            if "sharpness" in trajectory:
+                curve = np.where(np.isfinite(trajectory.error("sharpness")), trajectory["sharpness"], np.nan)
         return {"final_loss_limit": np.array(losses), "sharpness_limit": curve}
 
 
