@@ -57,8 +57,8 @@ def error_of_eigenvalues(
 
 
 def drifting(problem: Problem, values: Observables) -> Bool[np.ndarray, " T"]:
-    """From which measured step on repeats do: the Gauss-Newton part tells, which every theory of repeats has.  A crossing between
-    two measured steps that is over at the second is not seen."""
+    """From which measured step on repeats do: the Gauss-Newton part tells, which every theory of repeats has.  A crossing that
+    is over at the next measured step is not seen."""
     return np.logical_or.accumulate(values["gauss_newton_eigenvalues"][:, 0] > problem.edge_of_stability)
 
 
