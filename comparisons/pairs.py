@@ -16,8 +16,7 @@ from limits import Problem, Trajectory
 from limits import theories as limit
 from limits.losses import LOSSES
 from limits.machine import computing
-
-IN_BULK = "it lies in the bulk of the Hessian, carried by a few neurons"
+from limits.trajectory import IN_BULK, without_limit
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,7 @@ def matching_limits(problem: Problem, width: int, keys: Array, typical: Trajecto
 
 def left_open(limit: Trajectory) -> dict[str, str]:
     """The observables whose (largest) value has an infinite error at all steps, and so no limit: why."""
-    first = {name: limit.error(name).reshape(len(limit.steps), -1)[:, 0] for name in limit.observables}
-    return {name: IN_BULK for name, errors in first.items() if np.isinf(errors).all()}
+    return {name: IN_BULK for name in limit.observables if without_limit(limit, name).all()}
 
 
 def only(trajectory: Trajectory, names: Collection[str]) -> Trajectory:

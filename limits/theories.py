@@ -22,7 +22,7 @@ from limits.models import layers_of
 from limits.optimizers import OPTIMIZERS
 from limits.problem import Problem, given_outputs
 from limits.rows import Table
-from limits.trajectory import OBSERVABLES, Trajectory, storable
+from limits.trajectory import IN_BULK, OBSERVABLES, Trajectory, storable, without_limit
 
 # As ``work`` and the usual machine have it.  A command draws a limit unasked, so that is minutes, never a job of hours; who
 # waits longer asks the theory itself, which knows no such bound.
@@ -151,9 +151,11 @@ def solve(
 
 
 def _left_open(row, limit):
-    """Of each observable that the limit does not have, why."""
+    """Of each observable that the limit does not have, or not at some steps, why."""
     why = {name: f"{row.name} does not have it" if OBSERVABLES[name].in_limits else "no theory has it" for name in storable()}
-    return {name: line for name, line in (why | limit.left_open).items() if name not in limit.observables}
+    absent = {name: line for name, line in (why | limit.left_open).items() if name not in limit.observables}
+    steps = {name: limit.steps[without_limit(limit, name)].tolist() for name in limit.observables}
+    return absent | {name: f"{IN_BULK} at step {', '.join(map(str, at))}" for name, at in steps.items() if at}
 
 
 def work(problem: Problem, *, hessian: bool = True) -> tuple[float, float]:

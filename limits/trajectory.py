@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from limits.rows import Table
 
@@ -99,6 +99,7 @@ OBSERVABLES = Table("observable", (
                axis=NODE, in_limits=False),
 ))  # fmt: skip
 
+IN_BULK = "it lies in the bulk of the Hessian, carried by a few neurons"  # what has no limit
 OF_HESSIAN = "hessian_eigenvalues", "hessian_min", "residual_eigenvalues", "hessian_trace", "directional_sharpness"
 
 
@@ -142,7 +143,7 @@ class Trajectory(Mapping):
     means exact to rounding, infinite that the theory leaves it open.
     ``products[name]`` counts, at each step, the matrix-vector products that the value took: shared by observables of one
     Lanczos run; absent where there were none.
-    ``left_open[name]`` says why a theory does not know an observable.
+    ``left_open[name]`` says why a theory does not know an observable, or not at which steps.
 
     >>> found = Trajectory(np.array([0, 10]), {"loss": np.array([0.5, 0.1])})
     >>> found.steps, found["loss"], list(found)
@@ -197,6 +198,11 @@ class Trajectory(Mapping):
     def diverged(self) -> np.ndarray:
         """(T,) whether the loss has stopped being finite at or before a measured step."""
         return np.logical_or.accumulate(~np.isfinite(self.observables["loss"]))
+
+
+def without_limit(trajectory: Trajectory, name: str) -> Bool[np.ndarray, " T"]:
+    """The steps at which the (largest) value of an observable has an infinite error, and so no limit."""
+    return np.isinf(trajectory.error(name).reshape(len(trajectory.steps), -1)[:, 0])
 
 
 def hessian_left_open(why: str) -> dict[str, str]:

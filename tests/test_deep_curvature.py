@@ -11,13 +11,14 @@ import pytest
 from comparisons import pairs
 from finite.networks.build import build
 from finite.training.train import train
-from limits import Problem, minibatches
+from limits import Problem, minibatches, theories
 from limits.deep import curvature, dmft, lanczos, network
 from limits.deep import linear as deep_linear
 from limits.deep.bulk_edge import bulk_edge
 from limits.deep.gaussian_matrix import GaussianMatrix, Space
 from limits.losses import LOSSES
 from limits.machine import in_float64
+from limits.trajectory import IN_BULK
 from limits.two_layer import linear as linear2
 from limits.two_layer import meanfield
 
@@ -178,6 +179,8 @@ def test_a_sharpness_that_a_few_neurons_carry_has_no_limit(scale, known):
                       num_steps=8, measure_every=8, top_k=1)  # fmt: skip
     limit = dmft.solve(problem, samples=1024, repeats=4)
     assert np.isfinite(limit.error("hessian_eigenvalues")).all() == known
+    why = theories._left_open(theories._row(problem), limit)
+    assert why.get("hessian_eigenvalues") == (None if known else f"{IN_BULK} at step 0, 8")
     assert list(pairs.left_open(limit)) == ([] if known else ["hessian_eigenvalues"])
     assert limit["hessian_eigenvalues"].shape == (2, 1)
 

@@ -71,17 +71,17 @@ def test_past_the_edge_errors_are_those_of_one_repeat():
 
 @pytest.mark.slow
 def test_few_samples_know_how_far_past_the_edge_they_are_off_many():
-    """Standard errors of the mean alone were off by 2.8 of themselves on average."""
+    """Standard errors of the mean alone were off by 1.7 and 2 of themselves, root mean square."""
     rng = np.random.default_rng(0)
     problem = Problem(rng.normal(size=(8, 4)), rng.normal(size=(8, 1)), model="mlp3", learning_rate=2.2, num_steps=40,
                       measure_every=2, top_k=1)  # fmt: skip
-    many = dmft.solve(problem, samples=8192, repeats=4, hessian=False)
+    many = dmft.solve(problem, samples=4096, repeats=4, hessian=False)
     for name in ("loss", "ntk_eigenvalues"):
         off = []
-        for seed in range(10, 16):
+        for seed in range(10, 14):
             few = dmft.solve(problem, samples=512, repeats=8, hessian=False, seed=seed)
             off.append(((few[name] - many[name]) / few.error(name))[drifting(problem, few.observables)])
-        assert np.sqrt(np.mean(np.concatenate(off) ** 2)) < 1.5
+        assert np.sqrt(np.mean(np.concatenate(off) ** 2)) < 1.2
 
 
 def test_first_ranks():

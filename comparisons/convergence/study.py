@@ -38,7 +38,7 @@ from finite.training.train import train
 from limits import Problem, Trajectory
 from limits import theories as limit
 from limits.exponents import parametrization
-from limits.trajectory import measured_by_default
+from limits.trajectory import IN_BULK, measured_by_default
 from limits.two_layer import linear_law as fluctuations
 from limits.two_layer.linear_law import Law, Prediction
 
@@ -311,7 +311,7 @@ def _without_limit(dataset) -> list[str]:
     """A line for each observable that is shown and has no limit at some steps."""
     steps = {name: dataset.step.values[without_limit(dataset, name, at)].tolist()
              for name, at in picture.SHOWN.items() if variable(name) in dataset}  # fmt: skip
-    return [f"{_short_name(name)} has no limit at step {', '.join(map(str, at))}: {pairs.IN_BULK}"
+    return [f"{_short_name(name)} has no limit at step {', '.join(map(str, at))}: {IN_BULK}"
             for name, at in steps.items() if at]  # fmt: skip
 
 
