@@ -71,7 +71,7 @@ def test_past_the_edge_errors_are_those_of_one_repeat():
 
 @pytest.mark.slow
 def test_few_samples_know_how_far_past_the_edge_they_are_off_many():
-    """Standard errors of the mean alone were off by 1.7 and 2 of themselves, root mean square."""
+    """By 1.7 of the standard errors of the mean the loss was off, root mean square."""
     rng = np.random.default_rng(0)
     problem = Problem(rng.normal(size=(8, 4)), rng.normal(size=(8, 1)), model="mlp3", learning_rate=2.2, num_steps=40,
                       measure_every=2, top_k=1)  # fmt: skip
