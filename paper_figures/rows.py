@@ -312,7 +312,7 @@ ROWS = Table("figure", [
                               (1, 7, 22)),
     _eigenvalues_beside_limit("3_1_limit_deep", "ConvNet of three layers, μP, few photographs of 8×8, full batches",
                               "convnet --depth 3", SMALL_PHOTOGRAPHS,
-                              (SHORT[0], "32 --measure-every 8", "64 --measure-every 8"), (1, 9, 23)),
+                              (SHORT[0], "32 --measure-every 8", "64 --measure-every 8"), (1, 12, 30)),
     _eigenvalues("28_1", "28_1", "ConvNet of three layers, μP, batch 256, η0 = 0.46", 0.46, 256),
     _eigenvalues("35_1", "35_1", "ConvNet of three layers, μP, batch 128, η0 = 0.7", 0.7, 128),
     _gaps("3_2", "3_2", "SimpleConvNet, μP", "--model conv", 64, "8 16 32 64 128", 4),
