@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import tyro
 
 from comparisons import command_line
-from paper_figures.rows import CIFAR10, PRESETS, ROWS, Row
+from paper_figures.rows import CIFAR10, PRESETS, ROWS, WIKITEXT, Row
 
 PROGRAM = "python -m paper_figures.all"
 
@@ -34,6 +34,8 @@ class Options:
     """Names of rows; default all."""
     cifar10: Path = Path(CIFAR10)
     """Where CIFAR-10 is, for gpu: the folder of its binary version, or its .tar.gz."""
+    wikitext: Path = Path(WIKITEXT)
+    """What GPT reads, for gpu: a plain text in UTF-8, every character a token."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results/paper")
     """Results, in a folder per preset."""
     gallery: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -61,7 +63,8 @@ def listing(options: Options) -> None:
 def commands(row: Row, options: Options) -> list[list[str]]:
     """The words of each, after ``python -m``."""
     templates = row.commands(options.preset, options.out / options.preset / row.name)
-    return [[str(options.cifar10) if word == CIFAR10 else word for word in words] for words in templates]
+    places = {CIFAR10: str(options.cifar10), WIKITEXT: str(options.wikitext)}
+    return [[places.get(word, word) for word in words] for words in templates]
 
 
 def chosen(options: Options) -> list[Row]:

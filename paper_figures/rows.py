@@ -3,7 +3,7 @@
     python -m paper_figures.all --dry-run        the table
 
 Presets: ``tiny`` (minutes; the figures then show how, not what), ``cpu`` (two cores), ``gpu`` (the paper's own scale: CIFAR-10,
-widths to 4096 in units of γ², 40 to 50 epochs).  On cpu the variants of Figure 1 are half as wide and as long as the figure.
+WikiText, widths to 4096 in units of γ², 40 to 50 epochs).  On cpu the variants of Figure 1 are half as wide and as long.
 Minutes of cpu are what the commands estimate (--dry-run) or took on two cores; those of gpu are reckoned from steps and sizes
 and were never run.
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from limits.rows import Table
 
 PRESETS = ("tiny", "cpu", "gpu")
-CIFAR10 = "cifar10"  # the folder that stands in the commands of the preset gpu
+CIFAR10, WIKITEXT = "cifar10", "wikitext.txt"  # the folder and the file that stand in the commands of the preset gpu
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ SMALL_PHOTOGRAPHS = {preset: f"--data patches10 --image-size 8 --samples {few} -
                      for preset, few in zip(PRESETS, (2, 4, 4), strict=True)}  # deep networks' limits take longer
 TWO_DIGITS = dict.fromkeys(PRESETS, "--data digits --samples 2 --batch-size all")
 IMAGES = {"tiny": "--data patches10 --samples 128", "cpu": "--data patches10 --samples 2000", "gpu": f"--data {CIFAR10}"}
-DIGITS, PLAYS = dict.fromkeys(PRESETS, "--data digits"), dict.fromkeys(PRESETS, "--data plays")
+DIGITS = dict.fromkeys(PRESETS, "--data digits")
+TEXT = dict.fromkeys(PRESETS, "--data plays") | {"gpu": f"--data {WIKITEXT} --samples 50000"}
 FIXED, WIDEST = "--richness 1", "64 128 256 512 1024"
 WHOLE, HALVED = ("16 32 64 128", "256", "128"), ("8 16 32 64", "128", "64")  # on cpu: widths, steps followed, steps of a sweep
 BESIDE_LIMIT = "8 16 32", "16 64 256", "64 128 256 512 1024"  # widths
@@ -343,6 +344,6 @@ ROWS = Table("figure", [
     _variant("random_features", VARIANT, "random features: the readout alone is trained", "--trained readout", claims={}),
     _variant("digits", VARIANT, "another data set: digits", data=DIGITS),
     _variant("mlp", VARIANT, "another network: MLP of two hidden layers", "--activation relu", model="mlp"),
-    _variant("gpt", VARIANT, "GPT on text, Adam", ADAM, model="gpt", batch=64, data=PLAYS, along="--learning-rate 0.05",
+    _variant("gpt", VARIANT, "GPT on text, Adam", ADAM, model="gpt", batch=64, data=TEXT, along="--learning-rate 0.05",
               rates=("0.01 0.04 0.16 0.64", *("0.005 0.01 0.02 0.04 0.08 0.16 0.32 0.64 1.28",) * 2), minutes=(4, 7, 600)),
 ])  # fmt: skip

@@ -43,10 +43,11 @@ def test_every_figure_is_there():
 
 
 def test_a_dry_run_lists_them(capsys):
-    program.main(["--dry-run", "--preset", "gpu", "--cifar10", "my data"])
+    program.main(["--dry-run", "--preset", "gpu", "--cifar10", "my data", "--wikitext", "my text"])
     printed = capsys.readouterr().out
     assert re.findall(r"^(\S+) +[\d.]+ min  ", printed, re.MULTILINE) == list(ROWS)
     assert "--data 'my data'" in printed
+    assert "--data 'my text'" in printed
 
 
 def test_an_unknown_row_is_one_line(capsys):

@@ -11,12 +11,13 @@ from scipy.stats import wishart
 from comparisons import files, labelled
 from comparisons.convergence import rates
 from comparisons.convergence.rates import allowance, measure_rates, noise_floor
-from comparisons.convergence.study import prepare
+from comparisons.convergence.study import prepare, without_a_limit
 from comparisons.statistics.deviations import components, deviations, without_limit
 from comparisons.statistics.super_consistency import measure_growth
 from limits import Trajectory, linear2
 from limits.coordinates import coordinates
 from limits.law import Law, Prediction
+from limits.trajectory import IN_BULK
 
 WIDTHS, SEEDS, STEPS = (50, 100, 200, 400, 800), 40, np.array([0, 4, 8])
 STD, BIAS = 3.0, 5.0
@@ -162,6 +163,16 @@ def test_growth_starts_where_there_is_a_limit():
         later = what in [("sharpness", None), ("hessian_eigenvalues", 1)]
         assert grown.steps == ([4, 8] if later else [0, 4, 8])
     assert found["sharpness", None].largest == pytest.approx(3, rel=0.1)
+
+
+def test_what_has_no_limit_says_why():
+    """At some steps, as the stored error says, or at none, as the limit does; a line for each quantity that is shown."""
+    dataset = made_up()
+    assert without_a_limit(dataset, {}) == []
+    never = {"hessian_eigenvalues": "it is in the bulk", "residual_eigenvalues": "not shown"}
+    assert without_a_limit(dataset, never) == ["sharpness has no limit: it is in the bulk"]
+    errors = xr.DataArray([np.inf, 0.0, np.inf], dims="step", coords={"step": dataset.step})
+    assert without_a_limit(dataset.assign(loss_error_limit=errors), {}) == [f"loss has no limit at step 0, 8: {IN_BULK}"]
 
 
 def test_growth_stops_at_the_edge():

@@ -148,8 +148,9 @@ def compare(options: Options) -> list[rates.Rate]:
         if followed:
             files.write_json([series.record() for series in followed], folder / "following.json")
         _draw(comparison, dataset, measured, grown, followed, folder)
-        report = [table(measured, grown, followed, comparison, after, shown_steps(dataset)), *_without_limit(dataset)]
-        run.conclude("\n".join(report), dataset.attrs)
+        left_open = pairs.left_open(_limit(comparison, run.store)) if known else {}
+        report = table(measured, grown, followed, comparison, after, shown_steps(dataset))
+        run.conclude("\n".join([report, *without_a_limit(dataset, left_open)]), dataset.attrs)
     return measured
 
 
@@ -238,9 +239,14 @@ def _networks(comparison, store, width) -> list[Trajectory]:
     return labelled.trajectories(stored, comparison.problem.steps)
 
 
+def _limit(comparison, store) -> Trajectory:
+    (limit_alone,) = labelled.trajectories(store.read(LIMIT), comparison.problem.steps)
+    return limit_alone
+
+
 def _typical(comparison, store) -> Trajectory:
     """The limit without the observables that the theory leaves open."""
-    (whole,) = labelled.trajectories(store.read(LIMIT), comparison.problem.steps)
+    whole = _limit(comparison, store)
     return pairs.only(whole, set(whole.observables) - set(pairs.left_open(whole)))
 
 
@@ -307,12 +313,14 @@ def shown_steps(dataset: xr.Dataset, most: int = 4) -> list[int]:
     return [int(steps[i]) for i in np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))]
 
 
-def _without_limit(dataset) -> list[str]:
-    """A line for each observable that is shown and has no limit at some steps."""
+def without_a_limit(dataset, left_open: dict[str, str]) -> list[str]:
+    """A line for each observable that is shown and has no limit, with why: at some steps, or at none."""
+    shown = {variable(name): name for name in picture.SHOWN}
+    never = [f"{_short_name(shown[name])} has no limit: {why}" for name, why in left_open.items() if name in shown]
     steps = {name: dataset.step.values[without_limit(dataset, name, at)].tolist()
              for name, at in picture.SHOWN.items() if variable(name) in dataset}  # fmt: skip
-    return [f"{_short_name(name)} has no limit at step {', '.join(map(str, at))}: {IN_BULK}"
-            for name, at in steps.items() if at]  # fmt: skip
+    return never + [f"{_short_name(name)} has no limit at step {', '.join(map(str, at))}: {IN_BULK}"
+                    for name, at in steps.items() if at]  # fmt: skip
 
 
 def table(
