@@ -7,12 +7,13 @@ the scatter     the standard error from R repeats, times t/1.96, t the 97.5 % qu
 the repulsion   eigenvalues of a noisy matrix keep their distance, in every repeat, and no scatter shows it.  A multiple one
                 comes out split by about the noise of an entry (Wigner): those that are not apart may all be their mean.  Of
                 two that are, each is pushed by noise²/gap.
-the drift       past the edge of stability repeats drift apart, and their mean is no longer what many samples do: the error is
-                that of one of them, not of R, and what their mean outputs have less of than they have on average
+the drift       past the edge of stability repeats drift apart, and how far, σ, carries their mean away from what many samples
+                do: by about σ²/o of a loss o while they are near each other.  So the error is that of R repeats while σ ≪ o and
+                in the end that of one; and what their mean outputs have less of than they have on average
 """
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.special import stdtrit
 
 from limits.problem import Problem
@@ -22,6 +23,7 @@ Observables = dict[str, np.ndarray]
 
 TWO_SIDED = 0.975
 APART = 4.0  # times the noise
+CURVED = 2.0  # σ/o of which the repeats' mean is off by σ.  Of mlp3 at η0 = 1.9 … 5 one would do, too
 
 
 def check_repeats(repeats: int) -> None:
@@ -56,16 +58,21 @@ def error_of_eigenvalues(
     return np.hypot(spread, repulsion(values, spread * np.sqrt(len(of_repeats) / averaged)))
 
 
-def drifting(problem: Problem, values: Observables) -> Bool[np.ndarray, " T"]:
-    """From which measured step on repeats do: the Gauss-Newton part tells, which every theory of repeats has.  A crossing that
-    is over at the next measured step is not seen."""
-    return np.logical_or.accumulate(values["gauss_newton_eigenvalues"][:, 0] > problem.edge_of_stability)
+def drift(problem: Problem, values: Observables, of_repeats: Observables) -> Float[np.ndarray, " T"]:
+    """By how much of one repeat's error their mean may be off, zero before the edge: the Gauss-Newton part tells, which every
+    theory of repeats has, and how far they are apart the loss.  A crossing that is over at the next measured step is not seen.
+    """
+    crossed = np.logical_or.accumulate(values["gauss_newton_eigenvalues"][:, 0] > problem.edge_of_stability)
+    with np.errstate(all="ignore"):  # after a divergence
+        apart = np.std(of_repeats["loss"], 0, ddof=1) / values["loss"]
+    return np.maximum.accumulate(np.where(crossed, np.fmin(CURVED * apart, 1.0), 0.0))
 
 
 def errors_of(
-    values: Observables, of_repeats: Observables, drifts: Bool[np.ndarray, " T"], *, averaged: int
+    values: Observables, of_repeats: Observables, drifts: Float[np.ndarray, " T"], *, averaged: int
 ) -> Observables:
-    """Of every observable; ``of_repeats`` has the repeats on a first axis.  ``averaged`` as in ``error_of_eigenvalues``."""
+    """Of every observable; ``of_repeats`` has the repeats on a first axis.  ``drifts`` as ``drift`` has it, ``averaged`` as in
+    ``error_of_eigenvalues``."""
     errors = {
         name: error_of_eigenvalues(values[name], repeats, averaged=averaged) if _ranked(name) else scatter(repeats)
         for name, repeats in of_repeats.items()
@@ -74,9 +81,11 @@ def errors_of(
 
 
 def _with_drift(error, value, of_repeats, drifts):
+    drifts = drifts.reshape(-1, *[1] * (value.ndim - 1))
     with np.errstate(all="ignore"):  # after a divergence
-        of_one = np.hypot(np.sqrt(len(of_repeats)) * error, np.mean(of_repeats, 0) - value)
-    return np.where(drifts.reshape(-1, *[1] * (value.ndim - 1)), of_one, error)
+        of_one = np.sqrt(len(of_repeats)) * error
+        drifted = np.hypot(np.hypot(error, drifts * of_one), np.mean(of_repeats, 0) - value)
+    return np.where(drifts > 0, drifted, error)
 
 
 def first_ranks(observables: Observables, k: int) -> Observables:

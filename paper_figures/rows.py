@@ -97,13 +97,13 @@ def _training(
     common = f"--model {model} --param {param} --loss {loss} {options}".rstrip()
     measured = ("curvature-samples", ("32", "256", "1024"))
     batches = ("batch-size", (str(min(batch, 64)), str(batch), str(batch)))
-    whole = 50 * 50_000 // batch if data["gpu"] == IMAGES["gpu"] else 19_500  # 50 epochs of CIFAR-10
-    along_whole = f"{whole} --measure-every {whole // 39}"
+    every = 50 * 50_000 // (39 * batch) if data["gpu"] == IMAGES["gpu"] else 500  # of 50 epochs of CIFAR-10, nearly
+    along_whole = f"{39 * every} --measure-every {every}"
     sizes = ("widths", ("8 16 32", widths, WIDEST))
     followed = Run("comparisons.landscape", f"{common} {along} --no-limit".replace("  ", " "),
                    _over(data, sizes, batches, ("steps", ("32", steps, along_whole)), measured))  # fmt: skip
     swept = Run("comparisons.transfer", f"{common} {FIXED} --sharpness-seeds 0 --no-limit",
-                _over(data, sizes, batches, ("steps", ("32", swept, str(whole))), ("seeds", ("2", "3", "3")),
+                _over(data, sizes, batches, ("steps", ("32", swept, str(39 * every))), ("seeds", ("2", "3", "3")),
                       ("learning-rates", rates)))  # fmt: skip
     if claims is None:
         claims = {"sharpness mup": "same", "transfer mup": "same", "sharpness ntp": "moves", "transfer ntp": "moves"}

@@ -18,7 +18,8 @@ from comparisons.files import read, read_json
 from comparisons.landscape.late import first, followed, growing, late_agreement
 from comparisons.landscape.picture import limit_of
 from comparisons.statistics.deviations import deviations
-from comparisons.statistics.minimum import analyse
+from comparisons.statistics.minimum import FEW_SEEDS, OFF_GRID, analyse
+from comparisons.statistics.super_consistency import FLAT
 from comparisons.statistics.super_consistency import verdict as of_agreement
 from paper_figures.rows import Row
 
@@ -27,7 +28,7 @@ WORDS = {"super consistent": SAME, "grows": MOVES, "falls": MOVES, "accumulates"
          "does not transfer": MOVES}  # fmt: skip
 SHARPNESS = ("hessian_eigenvalues", "preconditioned_sharpness")
 SMALL = "tiny"  # the preset whose figures show how, not what
-DECIDES = "more seeds and a wider range of sizes would decide"
+DECIDES = {OFF_GRID: "more learning rates would decide", FEW_SEEDS: "more seeds would decide"}
 HEADS = {"not as in the paper, at this size": False, "as in the paper": True, "undecided": None}
 
 
@@ -60,7 +61,7 @@ class Finding:
             return True if inside else False if outside else None
         if claim == "grows":
             return True if low > 0 else False if high < 0 else None
-        return False if low > 0 or high < 0 else None  # flat: no interval shows that it is
+        return True if -FLAT <= low and high <= FLAT else False if low > 0 or high < 0 else None  # flat
 
 
 def said(row: Row, findings: list[Finding], small: bool = False) -> str:
@@ -80,8 +81,7 @@ def _judged(quantities, compared):
         return "as in the paper"
     by_head = {head: ", ".join(name for name, outcome in zip(quantities, compared, strict=True) if outcome is agrees)
                for head, agrees in HEADS.items()}  # fmt: skip
-    told = "; ".join(f"{head}: {names}" for head, names in by_head.items() if names)
-    return f"{told or 'undecided'} ({DECIDES})" if None in compared or not compared else told
+    return "; ".join(f"{head}: {names}" for head, names in by_head.items() if names) or "undecided"
 
 
 def verdict(row: Row, results: Path, preset: str) -> str:
@@ -123,8 +123,8 @@ def agreed(quantity: str, values: xr.DataArray, loss: xr.DataArray | None = None
 
 
 def moved(quantity: str, shift) -> Finding:
-    beyond = "an optimum may be off the grid: more learning rates would decide" if "off the grid" in shift.verdict else ""
-    return Finding(quantity, WORDS.get(shift.verdict, UNDECIDED), more=beyond)
+    why = shift.verdict.partition(": ")[2]
+    return Finding(quantity, WORDS.get(shift.verdict, UNDECIDED), more=f"{why}: {DECIDES[why]}" if why in DECIDES else "")
 
 
 def _eigenvalues(row: Row, results: Path) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,16 @@ from PIL import Image
 from comparisons.convergence.options import Options as Convergence
 from comparisons.coord_check.options import Options as CoordCheck
 from comparisons.landscape.options import Options as Landscape
-from comparisons.statistics.minimum import Shift
+from comparisons.statistics.minimum import FEW_SEEDS, OFF_GRID, Shift
 from comparisons.transfer.options import Options as Transfer
 from paper_figures import all as program
 from paper_figures import gallery, verdicts
-from paper_figures.rows import PRESETS, ROWS
+from paper_figures.rows import CIFAR10, PRESETS, ROWS, WIKITEXT
 from paper_figures.verdicts import Finding
 
 OPTIONS = {"comparisons.convergence": Convergence, "comparisons.landscape": Landscape, "comparisons.transfer": Transfer,
            "comparisons.coord_check": CoordCheck}  # fmt: skip
+STANDS_FOR = {CIFAR10: "patches10", WIKITEXT: "plays"}  # data that do not come with this package
 FOLDER = Path(gallery.__file__).parent
 PAPER = ["tables_21_1", "1_1", "4_1", "3_1", "28_1", "35_1", "3_2", "34_1", "6_1", "32_2", "6_2", "19_2", "33_2", "36_1"]
 STEPS, SIZES = np.arange(0, 41, 4), [8, 16, 32]
@@ -33,8 +35,11 @@ def test_every_command_is_accepted(preset):
     for row in ROWS.values():
         assert row.script in verdicts.OF
         for module, *arguments in row.commands(preset, Path("a b") / row.name):
-            options = tyro.cli(OPTIONS[module], args=arguments).adapted()
+            options = tyro.cli(OPTIONS[module], args=arguments)
             assert options.out.parts[:2] == ("a b", row.name)
+            if (data := getattr(options, "data", None)) in STANDS_FOR:
+                options = replace(options, data=STANDS_FOR[data], samples=options.samples or 512)
+            import_module(f"{module}.study").prepare(options)
 
 
 def test_every_figure_is_there():
@@ -59,6 +64,7 @@ def test_an_unknown_row_is_one_line(capsys):
 @pytest.mark.parametrize(("claim", "interval", "agrees"), [
     ("+0.58 … +0.88", (0.6, 0.8), True), ("+0.58 … +0.88", (0.1, 0.5), False), ("+0.58 … +0.88", (0.5, 0.8), None),
     ("-0.77 … -0.47", (-0.7, -0.5), True), ("flat", (0.1, 0.5), False), ("flat", (-0.1, 0.5), None),
+    ("flat", (-0.1, 0.05), True), ("flat", (0.01, 0.05), True), ("flat", (np.nan, np.nan), None),
     ("grows", (0.1, 0.5), True), ("grows", (-0.5, -0.1), False), ("grows", (np.nan, np.nan), None),
     ("grows", (-0.1, 0.5), None),
 ])  # fmt: skip
@@ -69,9 +75,9 @@ def test_an_interval_against_a_claim(claim, interval, agrees):
 @pytest.mark.parametrize(("mup", "ntp", "says"), [
     ("same", "moves", "as in the paper. "),
     ("same", "same", "not as in the paper, at this size: transfer ntp; as in the paper: transfer mup. "),
-    ("undecided", "moves", "as in the paper: transfer ntp; undecided: transfer mup (more seeds and"),
-    ("undecided", "same", "not as in the paper, at this size: transfer ntp; undecided: transfer mup (more seeds and"),
-    ("undecided", "undecided", "undecided: transfer mup, transfer ntp (more seeds and"),
+    ("undecided", "moves", "as in the paper: transfer ntp; undecided: transfer mup. "),
+    ("undecided", "same", "not as in the paper, at this size: transfer ntp; undecided: transfer mup. "),
+    ("undecided", "undecided", "undecided: transfer mup, transfer ntp. "),
 ])  # fmt: skip
 def test_a_verdict_needs_all_findings(mup, ntp, says):
     found = [Finding("transfer mup", mup), Finding("transfer ntp", ntp)]
@@ -81,8 +87,10 @@ def test_a_verdict_needs_all_findings(mup, ntp, says):
 
 
 def test_what_would_decide_is_said_of_an_optimum_that_may_be_off_the_grid():
-    off = Shift("mup", "width", np.nan, (np.nan, np.nan), "undecided: an optimum may be off the grid")
+    off = Shift("mup", "width", np.nan, (np.nan, np.nan), f"undecided: {OFF_GRID}")
     assert str(verdicts.moved("transfer mup", off)).endswith("off the grid: more learning rates would decide)")
+    few = replace(off, verdict=f"undecided: {FEW_SEEDS}")
+    assert str(verdicts.moved("transfer mup", few)).endswith("where an optimum is: more seeds would decide)")
     assert str(verdicts.moved("transfer mup", replace(off, verdict="undecided"))) == "transfer mup: undecided"
 
 

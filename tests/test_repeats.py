@@ -6,7 +6,7 @@ import pytest
 from limits import Problem
 from limits.deep import dmft
 from limits.kernel import ntk
-from limits.repeats import drifting, error_of_eigenvalues, errors_of, first_ranks, repulsion, scatter
+from limits.repeats import CURVED, drift, error_of_eigenvalues, errors_of, first_ranks, repulsion, scatter
 from limits.two_layer import meanfield
 
 DRAWS = 1000
@@ -52,21 +52,27 @@ def test_repulsion():
     assert np.isnan(repulsion(np.full((1, 2), np.nan), np.full((1, 2), np.nan))).all()
 
 
-def test_past_the_edge_errors_are_those_of_one_repeat():
+def test_past_the_edge_errors_grow_to_those_of_one_repeat():
     """The edge is 4; once it was crossed, repeats drift apart.  Then what the mean's value is off theirs counts, too."""
-    problem = Problem(np.eye(2), [1.0, -1.0], learning_rate=0.5, num_steps=3)
-    drifts = drifting(problem, {"gauss_newton_eigenvalues": np.array([[3.0, 1.0], [np.nan, 1.0], [4.1, 0.0], [3.9, 0.0]])})
-    np.testing.assert_array_equal(drifts, [False, False, True, True])
-    of_repeats = {"loss": np.array([[1.0, 1.0, 4.0, 2.0], [1.0, 3.0, 6.0, 2.0]]),
-                  "hessian_eigenvalues": np.array([[1.0, 2.0, 4.0, 8.0], [1.5, 2.0, 4.0, 7.0]])[..., None]}  # fmt: skip
+    problem = Problem(np.eye(2), [1.0, -1.0], learning_rate=0.5, num_steps=4)
+    tops = np.array([[3.0, 1.0], [np.nan, 1.0], [4.1, 0.0], [3.9, 0.0], [3.8, 0.0]])
+    of_repeats = {"loss": np.array([[1.0, 1.0, 4.8, 2.0, 3.0], [1.0, 3.0, 5.2, 6.0, 3.0]]),
+                  "hessian_eigenvalues": np.array([[1.0, 2, 4, 8, 5], [1.5, 2, 4, 7, 4]])[..., None]}  # fmt: skip
     values = {name: repeats.mean(0) for name, repeats in of_repeats.items()}
-    values["loss"] = values["loss"] - [0.1, 0.1, 0.5, 0.25]
+    drifts = drift(problem, {**values, "gauss_newton_eigenvalues": tops}, of_repeats)
+    np.testing.assert_allclose(drifts, [0, 0, CURVED * np.sqrt(0.08) / 5, 1, 1])
+    values["loss"] = values["loss"] - [0.1, 0.1, 0.5, 0.25, 0.0]
     found = errors_of(values, of_repeats, drifts, averaged=1)
     scattered = {name: scatter(repeats) for name, repeats in of_repeats.items()}
-    expected = np.hypot(np.sqrt(2) * scattered["loss"], [0, 0, 0.5, 0.25])
-    np.testing.assert_allclose(found["loss"], np.where(drifts, expected, scattered["loss"]))
-    np.testing.assert_allclose(found["hessian_eigenvalues"] / scattered["hessian_eigenvalues"].clip(1e-9),
-                               [[1], [0], [0], [np.sqrt(2)]])  # fmt: skip
+    larger = np.sqrt(1 + 2 * drifts**2)  # than of two repeats
+    np.testing.assert_allclose(found["loss"], np.hypot(larger * scattered["loss"], [0, 0, 0.5, 0.25, 0.0]))
+    np.testing.assert_allclose(found["hessian_eigenvalues"][:, 0], larger * scattered["hessian_eigenvalues"][:, 0])
+
+
+def test_repeats_that_diverged_are_one_each():
+    problem = Problem(np.eye(2), [1.0, -1.0], learning_rate=0.5, num_steps=1)
+    values = {"loss": np.array([1.0, np.nan]), "gauss_newton_eigenvalues": np.array([[5.0], [np.nan]])}
+    assert drift(problem, values, {"loss": np.array([[1.0, np.inf], [1.0, np.nan]])}).tolist() == [0.0, 1.0]
 
 
 @pytest.mark.slow
@@ -80,7 +86,8 @@ def test_few_samples_know_how_far_past_the_edge_they_are_off_many():
         off = []
         for seed in range(10, 14):
             few = dmft.solve(problem, samples=512, repeats=8, hessian=False, seed=seed)
-            off.append(((few[name] - many[name]) / few.error(name))[drifting(problem, few.observables)])
+            past = np.logical_or.accumulate(few["gauss_newton_eigenvalues"][:, 0] > problem.edge_of_stability)
+            off.append(((few[name] - many[name]) / few.error(name))[past])
         assert np.sqrt(np.mean(np.concatenate(off) ** 2)) < 1.2
 
 

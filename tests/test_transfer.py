@@ -17,7 +17,18 @@ import finite.training.train
 from comparisons import cells, files
 from comparisons import optima as transfer_plots
 from comparisons.pairs import Limit
-from comparisons.statistics.minimum import Shift, _quantiles, analyse, bracket, minimum, neighbourhood, rounding, verdict
+from comparisons.statistics.minimum import (
+    FEW_SEEDS,
+    OFF_GRID,
+    Shift,
+    _quantiles,
+    analyse,
+    bracket,
+    minimum,
+    neighbourhood,
+    rounding,
+    verdict,
+)
 from comparisons.statistics.translation import translation
 from comparisons.transfer.networks import Cell
 from comparisons.transfer.study import Options, main, prepare
@@ -311,7 +322,15 @@ def test_an_optimum_off_the_grid_is_no_exponent():
     optima, (shift,) = analyse(synthetic(-0.8))
     assert optima[-1].interval[0] == 0
     assert np.isnan(shift.exponent)
-    assert shift.verdict == "undecided: an optimum may be off the grid"
+    assert shift.verdict == f"undecided: {OFF_GRID}"
+
+
+def test_seeds_that_do_not_say_where_an_optimum_is_are_no_end_of_the_grid():
+    """Three, a shallow valley in the middle: Student's t reaches beyond any grid."""
+    sweep = synthetic(0.0, noise=1.0, seeds=3)
+    sweep["final_loss"] = sweep["final_loss"] ** 0.2
+    _, (shift,) = analyse(sweep)
+    assert shift.verdict == f"undecided: {FEW_SEEDS}"
 
 
 def test_a_sweep_in_which_all_diverged_has_no_optimum_and_shows_its_edge():

@@ -28,6 +28,7 @@ CONFIDENCE = 0.95  # of the intervals
 EQUIVALENCE = 0.90  # two tests, one on each side, at 5 % each (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15, 657)
 FAR_OFF = 5  # so many times the seeds' error is the polynomial's own
 RESAMPLES = 1000
+OFF_GRID, FEW_SEEDS = "an optimum may be off the grid", "too few seeds to say where an optimum is"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Shift:
-    """best learning rate ∝ size^exponent, with its 95 % interval; not a number where an optimum may be off the grid.
+    """best learning rate ∝ size^exponent, with its 95 % interval; not a number where an optimum may be off the grid: because
+    the lowest loss is there, or seeds are too few to say where it is.
 
     size     "width", or "depth" where there are several; with several of both, each at a fixed other one (``size_names``)
     verdict  what ``verdict`` says: "transfers" where the 90 % interval is within what is tolerated
@@ -134,7 +136,8 @@ def analyse(dataset: xr.Dataset) -> tuple[list[Optimum], list[Shift]]:
         best, draws = [o.best_learning_rate for o, _, _ in minima], np.array([draws for _, draws, _ in minima])
         doubts = np.array([doubt for _, _, doubt in minima])
         together = _together(cells)
-        shifts += _shifts(str(param), size_names(dataset), sizes, np.log(best), draws, doubts, together)
+        why = OFF_GRID if any(_at_an_end(cell) for cell in cells) else FEW_SEEDS
+        shifts += _shifts(str(param), size_names(dataset), sizes, np.log(best), draws, doubts, together, why)
     return optima, shifts
 
 
@@ -370,15 +373,23 @@ def _together(cells: list[Cell]) -> Translation | None:
     return translation(np.log(cells[0].rates[start:stop]), np.array([cell.losses[:, start:stop] for cell in cells]))
 
 
-def _shifts(param, names, sizes, best, draws, doubts, together) -> list[Shift]:
-    """One per size of which there are several values: least squares of log best in log N and log L together."""
+def _at_an_end(cell: Cell) -> bool:
+    """Whether its lowest loss is at the first learning rate, or the last."""
+    lowest = int(np.argmin(np.where(cell.usable, cell.mean, np.inf)))
+    return lowest in (0, len(cell.rates) - 1)
+
+
+def _shifts(param, names, sizes, best, draws, doubts, together, why) -> list[Shift]:
+    """One per size of which there are several values: least squares of log best in log N and log L together; ``why`` there is
+    none where draws are off the grid.
+    """
     several = {name: values for name, values in zip(names, zip(*sizes, strict=True), strict=True) if len(set(values)) > 1}
     design = np.column_stack([np.ones(len(sizes)), *(np.log(values) for values in several.values())])
-    return [_shift(param, name, slopes, best, draws, slopes @ doubts, together)
+    return [_shift(param, name, slopes, best, draws, slopes @ doubts, together, why)
             for name, slopes in zip(several, np.linalg.pinv(design)[1:], strict=True)]  # fmt: skip
 
 
-def _shift(param, size, slopes, best, draws, doubt, together):
+def _shift(param, size, slopes, best, draws, doubt, together, why):
     def interval(confidence):
         if together:
             return together.slope(slopes, confidence)[1]
@@ -386,7 +397,7 @@ def _shift(param, size, slopes, best, draws, doubt, together):
         return tuple(map(float, ends))
 
     if not np.isfinite(_quantiles(slopes, draws, (1 - CONFIDENCE) / 2)).all():
-        return Shift(param, size, np.nan, (np.nan, np.nan), "undecided: an optimum may be off the grid")
+        return Shift(param, size, np.nan, (np.nan, np.nan), f"undecided: {why}")
     exponent = together.slope(slopes)[0] if together else float(slopes @ best)
     return Shift(param, size, exponent, interval(CONFIDENCE), verdict(interval(CONFIDENCE), interval(EQUIVALENCE)))
 

@@ -36,7 +36,7 @@ from limits.exponents.parametrization import fan_in_multiplier
 from limits.machine import in_float64, two_digits
 from limits.models import MODELS, POOLINGS
 from limits.problem import Problem
-from limits.repeats import drifting, errors_of, first_ranks
+from limits.repeats import drift, errors_of, first_ranks
 from limits.theories import features_stay, insist, other_layers, other_powers, unknown_to_all
 from limits.trajectory import Trajectory
 
@@ -85,8 +85,9 @@ def solve(
     coarse, of_coarse_hessian = _measured(problem, kind, halved, samples, fewer, seed + 1, hessian * _of_them(fewer, CURVED))
     ranks = problem.top_k + problem.num_outputs
     values, of_coarse = (_of_mean(kind, data, runs, ranks) for runs in (fine, coarse))
-    drifts = drifting(problem, values)
-    spread = errors_of(values, stacked([observables(kind, data, *run, ranks) for run in fine]), drifts, averaged=repeats)
+    of_repeats = stacked([observables(kind, data, *run, ranks) for run in fine])
+    drifts = drift(problem, values, of_repeats)
+    spread = errors_of(values, of_repeats, drifts, averaged=repeats)
     errors = {name: np.hypot(error, of_coarse[name] - values[name]) for name, error in spread.items()}
     if hessian:
         curved, curved_errors = mean_hessian(of_hessian, of_coarse_hessian, drifts)

@@ -39,7 +39,7 @@ from limits.law import Prediction
 from limits.losses import LOSSES
 from limits.machine import RATE, in_float64, require_memory, two_digits
 from limits.problem import Problem
-from limits.repeats import drifting, errors_of, first_ranks
+from limits.repeats import drift, errors_of, first_ranks
 from limits.spectra import leading_eigenvalues
 from limits.theories import features_stay, insist, other_layers, other_powers, unknown_to_all
 from limits.trajectory import Trajectory, hessian_left_open
@@ -113,8 +113,10 @@ def solve(
         of_hessian += [of_curvature] * curved
         total = measured if total is None else jax.tree.map(np.add, total, measured)
     values = observables(kind, data, *(sums / len(of_runs) for sums in total), ranks)
-    drifts = drifting(problem, values)
-    errors = {} if kind.exact else errors_of(values, stacked(of_runs), drifts, averaged=repeats)
+    errors, drifts, of_repeats = {}, None, stacked(of_runs)
+    if not kind.exact:
+        drifts = drift(problem, values, of_repeats)
+        errors = errors_of(values, of_repeats, drifts, averaged=repeats)
     if hessian:
         coarse = None if kind.exact else _coarse(problem, kind, data, samples, _curved(_curved(repeats)), seed + 1)
         curved, curved_errors = mean_hessian(of_hessian, coarse, drifts)

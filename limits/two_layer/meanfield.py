@@ -32,7 +32,7 @@ from jaxtyping import Float
 
 from limits.machine import in_float64, require_memory
 from limits.problem import Problem
-from limits.repeats import check_repeats, drifting, errors_of, first_ranks, scatter
+from limits.repeats import check_repeats, drift, errors_of, first_ranks, scatter
 from limits.spectra import Spectrum, spectrum
 from limits.theories import insist
 from limits.trajectory import Trajectory, hessian_left_open
@@ -82,7 +82,7 @@ def solve(
     of_clouds = {name: np.stack([cloud[name] for cloud in clouds]) for name in clouds[0]}
     in_bulk, signals = of_clouds.pop(IN_BULK, None), of_clouds.pop(SIGNAL)
     values = {name: np.mean(each, 0) for name, each in of_clouds.items()}
-    errors = errors_of(values, of_clouds, drifting(problem, values), averaged=1)
+    errors = errors_of(values, of_clouds, drift(problem, values, of_clouds), averaged=1)
     if hessian:
         errors["hessian_eigenvalues"][in_bulk.any(0)] = np.inf
     if hessian and problem.network.nonlinearity.bent:
