@@ -7,6 +7,7 @@
 
 import difflib
 import pkgutil
+import re
 import runpy
 import sys
 from dataclasses import dataclass
@@ -24,14 +25,14 @@ class Command:
     """module     is run as the main one
     answers    its question, for the list of commands
     options    the module of its ``Options``
-    scripts    whether the word behind it may be the name of one of the module's own
+    scripts    what the word behind it may be the name of, one of the module's own: a regular expression, "" for nothing
     """
 
     name: str
     module: str
     answers: str
     options: str
-    scripts: bool = False
+    scripts: str = ""
 
 
 def _of(module: str, answers: str) -> Command:
@@ -46,7 +47,7 @@ COMMANDS = Table("command", [
     _of("comparisons.audit", "is the parametrization of your own network right, and if not, which weight is wrong?"),
     _of("comparisons.optimum", "does the best learning rate of your own sweep transfer?"),
     _of("limits.exponents", "which power of width and depth goes where?"),
-    Command("figures", "paper_figures", "the paper's figures, one script each", "paper_figures", scripts=True),
+    Command("figures", "paper_figures", "the paper's figures, one script each", "paper_figures", scripts="all|figure_.*"),
 ])  # fmt: skip
 
 
@@ -71,8 +72,8 @@ def overview(program: str) -> str:
     """The commands, a line each."""
     lines = [f"usage: {program} COMMAND [OPTIONS]", "", "Infinite-width limits, finite networks, and what is between them.", ""]
     lines += [f"  {row.name:<13}{row.answers}" for row in COMMANDS.values()]
-    lines += ["", f"{program} COMMAND --help has the options of one; {program} --version; completion of all words on Tab:",
-              f"{program} --tyro-print-completion bash (or zsh)"]  # fmt: skip
+    lines += ["", f"{program} COMMAND --help has the options of one; {program} --version",
+              f"completion of commands and options on Tab: {program} --tyro-print-completion bash (or zsh)"]  # fmt: skip
     return "\n".join(lines)
 
 
@@ -81,7 +82,8 @@ def _script(program, command, words):
     if not (command.scripts and words and not words[0].startswith("-")):
         return command.module
     name = words.pop(0)
-    known = [script.name for script in pkgutil.iter_modules(import_module(command.module).__path__)]
+    known = [script.name for script in pkgutil.iter_modules(import_module(command.module).__path__)
+             if re.fullmatch(command.scripts, script.name)]  # fmt: skip
     return f"{command.module}.{name}" if name in known else _unknown(f"{program} {command.name}", name, known)
 
 

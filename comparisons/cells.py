@@ -244,7 +244,7 @@ class Engine:
         for name in ["distributed", *(["dask_jobqueue"] if self.cluster in JOB_QUEUES else [])]:
             if self.cluster is not None and find_spec(name) is None:
                 raise ValueError(f"cluster {self.cluster}: {name} is not installed; install it with "
-                                 "`uv sync --extra cluster` or `pip install 'superconsistency[cluster]'`")  # fmt: skip
+                                 "`uv sync --extra cluster` or `pip install -e '.[cluster]'`")  # fmt: skip
 
     def results(
         self, work: Work, store: Store, groups: Sequence[Group], progress: "Progress"

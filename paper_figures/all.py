@@ -19,9 +19,10 @@ from typing import Annotated, Literal
 import tyro
 
 from comparisons import command_line
+from limits.command.start import called
 from paper_figures.rows import CIFAR10, PRESETS, ROWS, WIKITEXT, Row
 
-PROGRAM = "python -m paper_figures.all"
+PROGRAM = called("paper_figures.all", "figures all")
 
 
 @dataclass(frozen=True)
@@ -49,27 +50,38 @@ def main(arguments=None) -> None:
 
 
 def listing(options: Options) -> None:
-    """The rows: what is left to make, about how many minutes that takes."""
+    """The rows, with their minutes and commands, and about how long what is not there yet takes."""
     rows, total = chosen(options), 0.0
     for row in rows:
+        there = is_made(row, options)
         minutes = row.minutes[PRESETS.index(options.preset)]
-        total += minutes
-        print(f"{row.name:<21} {minutes:>5g} min  {row.setting}: {row.shows}")
+        total += 0.0 if there else minutes
+        print(f"{row.name:<21} {minutes:>5g} min  {row.setting}: {row.shows}{' (made)' if there else ''}")
         for words in commands(row, options):
             print(f"    python -m {shlex.join(words)}")
-    print(f"{len(rows)} rows, about {total:g} minutes in all")
+    print(f"{len(rows)} rows, about {total:g} minutes for those that are not made yet")
+
+
+def results(row: Row, options: Options) -> Path:
+    """The folder of a row."""
+    return options.out / options.preset / row.name
+
+
+def is_made(row: Row, options: Options) -> bool:
+    """Whether its picture is there, which is drawn last."""
+    return (results(row, options) / f"{row.name}.png").exists()
 
 
 def commands(row: Row, options: Options) -> list[list[str]]:
     """The words of each, after ``python -m``."""
-    templates = row.commands(options.preset, options.out / options.preset / row.name)
+    templates = row.commands(options.preset, results(row, options))
     places = {CIFAR10: str(options.cifar10), WIKITEXT: str(options.wikitext)}
     return [[places.get(word, word) for word in words] for words in templates]
 
 
 def chosen(options: Options) -> list[Row]:
     """Raises ValueError for a name that no row has."""
-    return [ROWS.find(name) for name in options.only] if options.only else list(ROWS.values())
+    return [ROWS.find(name) for name in dict.fromkeys(options.only)] if options.only else list(ROWS.values())
 
 
 if __name__ == "__main__":

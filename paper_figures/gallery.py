@@ -10,15 +10,28 @@ from pathlib import Path
 import limits
 from comparisons.command_line import stop
 from comparisons.files import Damaged, Refused
+from comparisons.statistics.super_consistency import APART, FLAT
 from paper_figures import Options as Drawing
-from paper_figures.all import PROGRAM, Options, chosen, commands, listing
+from paper_figures.all import PROGRAM, Options, chosen, commands, is_made, listing, results
 from paper_figures.rows import PRESETS, ROWS, Row
 from paper_figures.verdicts import verdict
 
 LARGEST = 100 * 1024  # bytes of a picture
 WIDEST = 1200  # pixels
-KEPT = "made.json"
+KEPT, NOT_MADE = "made.json", "not made"
 PAGE, PICTURES = "README.md", "gallery"
+WORDS = (
+    "Made by `python -m paper_figures.all`, {made} of {rows} rows. Verdicts are computed from the results (`verdicts.py`), at",
+    "the sizes of the preset (`rows.py`): `tiny` shows how a figure is made, `cpu` is what two cores can do, `gpu` the paper's",
+    "own scale. Brackets hold 95 % intervals, ± is one standard error.",
+    "",
+    "- *same*: over the last quarter of the steps the values of all sizes are within a factor {factor:g} of each other, and ∝",
+    "  size^exponent with an exponent within ±{exponent:g}; of a best learning rate (*transfer*), its exponent is",
+    "- *moves*: the exponent's interval excludes 0, or, of a best learning rate, all within ±{exponent:g}",
+    "- *flat*, *grows*: the power of the step that a gap follows late is within ±{exponent:g}, is above 0",
+    "- *undecided*: the interval allows both. More seeds make it narrower, and so does a wider range of sizes; where more",
+    "  learning rates would do that, the row says so",
+)
 START, END = "<!-- gallery -->", "<!-- end -->"  # what is around them in a page stays
 
 
@@ -27,21 +40,25 @@ def make(options: Options) -> None:
     if options.dry_run:
         return listing(options)
     rows, at = chosen(options), PRESETS.index(options.preset)
-    print(f"{len(rows)} rows, about {sum(row.minutes[at] for row in rows):g} minutes where nothing is there yet", flush=True)
-    folder = options.out / options.preset
-    gallery = options.gallery or folder
+    minutes = sum(row.minutes[at] for row in rows if not is_made(row, options))
+    print(f"{len(rows)} rows, about {minutes:g} minutes for those that are not made yet", flush=True)
+    gallery = options.gallery or options.out / options.preset
     (gallery / PICTURES).mkdir(parents=True, exist_ok=True)
-    said = {row.name: _made(row, options, folder / row.name, gallery) for row in rows}
-    print("\n".join(["", *(f"{name:<21} {line}" for name, line in said.items()), f"gallery in {gallery / PAGE}"]))
+    said = {row.name: _made(row, options, results(row, options), gallery) for row in rows}
+    print("\n".join(["", *(f"{name:<21} {line}" for name, line in said.items()), f"gallery in {gallery / PAGE}"]), flush=True)
+    if failed := [name for name, line in said.items() if line.startswith(NOT_MADE)]:
+        stop(PROGRAM, f"not made: {', '.join(failed)}")
 
 
-def _made(row, options, results, gallery) -> str:
+def _made(row, options, folder, gallery) -> str:
     """The verdict of one row, which the gallery has then; or why it could not be made: then the gallery keeps what it has."""
     began = time.perf_counter()
     try:
-        verdict = verdict_of(row, options, results, gallery / PICTURES / f"{row.name}.png")
+        verdict = verdict_of(row, options, folder, gallery / PICTURES / f"{row.name}.png")
     except (Refused, Damaged, ValueError, MemoryError) as refusal:  # of this row; the others are made all the same
-        verdict = f"not made: {refusal}"
+        verdict = f"{NOT_MADE}: {refusal}"
+    except SystemExit:  # a command has said why, in a line
+        verdict = f"{NOT_MADE}: the line above says why"
     else:
         made = kept(gallery) | {row.name: {"preset": options.preset, "version": limits.__version__, "verdict": verdict}}
         written = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
@@ -61,15 +78,15 @@ def kept(gallery: Path) -> dict[str, dict[str, str]]:
         stop(PROGRAM, f"{gallery / PICTURES / KEPT}: not what this command wrote; move it away, and its rows are made again")
 
 
-def verdict_of(row: Row, options: Options, results: Path, picture: Path) -> str:
+def verdict_of(row: Row, options: Options, folder: Path, picture: Path) -> str:
     """The verdict of one row, all of whose results and pictures then are there."""
     for program, *arguments in commands(row, options):
         with contextlib.redirect_stdout(io.StringIO()):
             pkgutil.resolve_name(f"{program}.study:main")(arguments)
     with contextlib.redirect_stdout(io.StringIO()):
-        pkgutil.resolve_name(f"paper_figures.{row.script}:draw")(Drawing(results, results / row.name))
-    shrink(results / f"{row.name}.png", picture)
-    return verdict(row, results, options.preset)
+        pkgutil.resolve_name(f"paper_figures.{row.script}:draw")(Drawing(folder, folder / row.name))
+    shrink(folder / f"{row.name}.png", picture)
+    return verdict(row, folder, options.preset)
 
 
 def shrink(path: Path, to: Path) -> None:
@@ -99,15 +116,15 @@ def _write(path: Path, gallery: str) -> None:
 
 def page(made: dict[str, dict[str, str]]) -> str:
     """The gallery, in Markdown: a table of verdicts, then each row with its picture."""
-    lines = ["Made by `python -m paper_figures.all`.  Verdicts are computed from the results (`verdicts.py`), at the sizes of"
-             " the preset (`rows.py`): `tiny` shows how a figure is made, `cpu` is what two cores can do, `gpu` the paper's own"
-             f" scale.  Brackets hold 95 % intervals, ± is one standard error.  {len(made)} of {len(ROWS)} rows are made.", "",
-             "| row | preset | verdict |", "| --- | --- | --- |"]  # fmt: skip
+    lines = [*(line.format(made=len(made), rows=len(ROWS), factor=APART, exponent=FLAT) for line in WORDS), "",
+             "| row | in the paper | preset | takes | verdict |", "| --- | --- | --- | --- | --- |"]  # fmt: skip
     for row in ROWS.values():
-        cells = (made[row.name]["preset"], made[row.name]["verdict"].split(". ")[0]) if row.name in made else ("", "not made")
-        lines.append(f"| [{row.name}](#{_anchor(row)}) | {cells[0]} | {cells[1]} |")
+        preset, verdict = (made[row.name][part] for part in ("preset", "verdict")) if row.name in made else ("cpu", NOT_MADE)
+        takes = f"{row.minutes[PRESETS.index(preset)]:g} min"
+        lines.append(f"| [{row.name}](#{_anchor(row)}) | {row.in_paper} | {preset} | {takes} | {verdict.split('. ')[0]} |")
     for row in ROWS.values():
-        lines += ["", f"### {_title(row)}", "", f"Paper's figure {row.figure}: {row.shows}."]
+        command = f"`python -m paper_figures.all --only {row.name}`"
+        lines += ["", f"### {_title(row)}", "", f"Paper, {row.in_paper}: {row.shows}. {command}"]
         if row.claims:
             lines += ["", "Paper: " + "; ".join(f"{quantity}: {said}" for quantity, said in row.claims.items()) + "."]
         if row.name in made:
@@ -115,7 +132,7 @@ def page(made: dict[str, dict[str, str]]) -> str:
             lines += ["", f"Here (`{record['preset']}`, version {record['version']}): {record['verdict']}.", "",
                       f"![{row.setting}]({PICTURES}/{row.name}.png)"]  # fmt: skip
         else:
-            lines += ["", f"Not made: `python -m paper_figures.all --only {row.name}`."]
+            lines += ["", "Not made."]
     return "\n".join([*lines, ""])
 
 

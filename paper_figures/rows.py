@@ -20,6 +20,8 @@ from pathlib import Path
 from limits.rows import Table
 
 PRESETS = ("tiny", "cpu", "gpu")
+IN_PAPER = {"1_1": "Figure 1", "4_1": "Figure 4", "3_1": "Figure 2", "3_2": "Figure 3", "6_1": "Figure 5", "6_2": "Figure 6",
+            "tables_21_1": "the table of exponents"}  # the others are in its appendix
 CIFAR10, WIKITEXT = "cifar10", "wikitext.txt"  # the folder and the file that stand in the commands of the preset gpu
 
 
@@ -39,7 +41,7 @@ class Run:
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """
-    figure    the paper's number, or numbers among which it is
+    figure    the paper's, by its page and place there, or those among which it is (``IN_PAPER``)
     script    the module that draws it, of its kind
     runs      folder below the results: how they are made
     claims    (what, of which curve) as ``paper_figures.verdicts`` names it: what the paper says of it
@@ -54,6 +56,10 @@ class Row:
     runs: Mapping[str, Run]
     claims: Mapping[str, str] = field(default_factory=dict)
     minutes: tuple[float, float, float]
+
+    @property
+    def in_paper(self) -> str:
+        return IN_PAPER.get(self.figure, "appendix")
 
     def commands(self, preset: str, results: Path) -> list[list[str]]:
         return [run.command(preset, results / folder) for folder, run in self.runs.items()]
@@ -183,13 +189,14 @@ def _gaps(name: str, figure: str, setting: str, options: str, few: int, widths: 
 
 
 RESIDUAL = ("0.64 2.56 10.24", "0.32 0.64 1.28 2.56 5.12 10.24 20.48",
-            "0.1 0.152 0.231 0.351 0.534 0.811 1.23 1.87 2.85 4.33")  # fmt: skip
+            "0.1 0.13 0.17 0.222 0.29 0.378 0.492 0.641 0.836 1.09 1.42 1.86 2.42 3.16")  # fmt: skip
 VIT = ("0.05 0.2 0.8", "0.025 0.05 0.1 0.2 0.4 0.8 1.6", "0.01 0.02 0.04 0.08 0.16 0.32 0.64")
 
 
-def _deep(options: str, rates: tuple[str, str, str], depths: tuple[str, str, str]) -> Run:
+def _deep(options: str, rates: tuple[str, str, str], depths: tuple[str, str, str], batch: str = "128") -> Run:
+    """On gpu 40 epochs of batches of 128, or 20 of 64, which are as many steps."""
     data = IMAGES | {"cpu": "--data patches10 --samples 128"}
-    sizes = _over(data, ("widths", ("8", "8", "64")), ("depths", depths), ("batch-size", ("32", "64", "128")),
+    sizes = _over(data, ("widths", ("8", "8", "64")), ("depths", depths), ("batch-size", ("32", "64", batch)),
                   ("steps", ("16", "48", "15600")), ("learning-rates", rates), ("seeds", ("2", "4", "3")),
                   ("measure-every", ("8", "12", "1560")))  # fmt: skip
     return Run("comparisons.transfer", f"{options} --param depth_mup --loss cross_entropy {FIXED} --no-limit", sizes)
@@ -213,7 +220,7 @@ BLOCKS = ("2 4 8", "3 6 12", "3 6 12 24 48 96 192")
 COLUMNS = {"k1": _deep("--model resconvnet", RESIDUAL, BLOCKS),
            "k2": _deep("--model resconvnet --block-size 2", RESIDUAL, BLOCKS),
            "k3": _deep("--model resconvnet --block-size 3", RESIDUAL, BLOCKS),
-           "vit": _deep("--model vit --optimizer adam", VIT, ("1 2 4", "2 4 8", "6 12 24 48 96"))}  # fmt: skip
+           "vit": _deep("--model vit --optimizer adam", VIT, ("1 2 4", "2 4 8", "6 12 24 48 96"), "64")}  # fmt: skip
 
 
 def _depths(name: str, figure: str, setting: str, columns: tuple[str, ...], minutes: tuple[float, float, float]) -> Row:
@@ -224,9 +231,11 @@ def _depths(name: str, figure: str, setting: str, columns: tuple[str, ...], minu
                runs={column: COLUMNS[column] for column in columns})  # fmt: skip
 
 
-def _gaps_over_depth(name: str, setting: str, options: str, depths: tuple[str, str, str], rate: str = "0.64") -> Row:
+def _gaps_over_depth(
+    name: str, setting: str, options: str, depths: tuple[str, str, str], rate: str = "0.64", batch: str = "128"
+) -> Row:
     data = IMAGES | {"cpu": "--data patches10 --samples 128"}
-    sizes = _over(data, ("widths", ("8", "8", "64")), ("depths", depths), ("batch-size", ("32", "64", "128")),
+    sizes = _over(data, ("widths", ("8", "8", "64")), ("depths", depths), ("batch-size", ("32", "64", batch)),
                   ("seeds", ("3", "5", "5")), ("curvature-samples", ("32", "64", "1024")),
                   ("steps", ("24 --measure-every 3", "48 --measure-every 4", "15600 --measure-every 390")))  # fmt: skip
     return Row(name=name, figure="33_2", script="figure_33_2", setting=setting, minutes=(2, 8, 600),
@@ -328,7 +337,7 @@ ROWS = Table("figure", [
     _gaps_over_depth("33_2_k2", "residual ConvNet, two convolutions per block, Depth-μP",
                      "--model resconvnet --block-size 2", BLOCKS),
     _gaps_over_depth("33_2_vit", "ViT, Adam, Depth-μP", f"--model vit {ADAM}",
-                     ("1 2 4 8", "2 4 8 16", "6 12 24 48 96"), rate="0.1"),
+                     ("1 2 4 8", "2 4 8 16", "6 12 24 48 96"), rate="0.1", batch="64"),
     _directional(),
     _exponents(),
     _variant("batch_32", VARIANT, "batches of 32", batch=32),

@@ -61,7 +61,7 @@ class Finding:
             return True if inside else False if outside else None
         if claim == "grows":
             return True if low > 0 else False if high < 0 else None
-        return True if -FLAT <= low and high <= FLAT else False if low > 0 or high < 0 else None  # flat
+        return True if low >= -FLAT and high <= FLAT else False if low > 0 or high < 0 else None  # flat
 
 
 def said(row: Row, findings: list[Finding], small: bool = False) -> str:

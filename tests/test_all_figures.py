@@ -165,16 +165,45 @@ def test_a_gallery_keeps_what_it_has(tmp_path, monkeypatch, capsys):
     record = {"preset": "gpu", "version": "0", "verdict": "as in the paper. T"}
     (tmp_path / "gallery" / "made.json").write_text(json.dumps({"19_2": record}))
     monkeypatch.setattr(gallery, "verdict_of", lambda row, *_: "undecided. S" if row.name == "6_2" else refuse())
-    program.main(["--preset", "cpu", "--only", "19_2", "6_2", "--out", str(tmp_path / "results"), "--gallery", str(tmp_path)])
+    arguments = ["--preset", "cpu", "--only", "19_2", "6_2", "--out", str(tmp_path / "results"), "--gallery", str(tmp_path)]
+    with pytest.raises(SystemExit) as end:
+        program.main(arguments)
+    assert end.value.code == 2
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     table = dict(re.findall(r"^\| \[(.*?)\]\(.*?\) (\|.*\|)$", page, re.MULTILINE))
-    assert table["19_2"] == "| gpu | as in the paper |"
-    assert table["6_2"] == "| cpu | undecided |"
+    assert table["19_2"] == "| appendix | gpu | 3 min | as in the paper |"
+    assert table["6_2"] == "| Figure 6 | cpu | 5 min | undecided |"
     assert sum("not made" in cells for cells in table.values()) == len(ROWS) - 2
     assert page.startswith("Mine.\n<!-- gallery -->\nMade by ")
     assert page.endswith("\n<!-- end -->\nMine too.\n")
     assert "what was here" not in page
-    assert "19_2: 0.0 min: not made: no room" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "19_2: 0.0 min: not made: no room" in printed.out
+    assert printed.err.endswith(".all: not made: 19_2\n")
+
+
+def test_a_command_that_is_refused_stops_no_other_row(tmp_path, monkeypatch, capsys):
+    """Its data are not there; the row behind it is made all the same."""
+    verdict_of = gallery.verdict_of
+    monkeypatch.setattr(gallery, "verdict_of", lambda row, *more: "S" if row.name == "6_2" else verdict_of(row, *more))
+    arguments = ["--preset", "gpu", "--cifar10", "nowhere", "--only", "3_1", "6_2", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        program.main(arguments)
+    printed = capsys.readouterr()
+    assert re.findall(r"^(\w+): [\d.]+ min: (.*)$", printed.out, re.MULTILINE) == [
+        ("3_1", "not made: the line above says why"), ("6_2", "S")]  # fmt: skip
+    assert "unknown data 'nowhere'" in printed.err
+
+
+def test_a_dry_run_counts_what_is_left(tmp_path, capsys):
+    (tmp_path / "cpu" / "6_2").mkdir(parents=True)
+    (tmp_path / "cpu" / "6_2" / "6_2.png").touch()
+    program.main(["--dry-run", "--only", "19_2", "6_2", "19_2", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^(\w+) .* min .*$", printed, re.MULTILINE)
+    assert rows == ["19_2", "6_2"]
+    assert [line.endswith("(made)") for line in printed.splitlines() if line.startswith(tuple(rows))] == [False, True]
+    assert printed.endswith("2 rows, about 2 minutes for those that are not made yet\n")
 
 
 def test_a_gallery_in_a_page_of_the_user(tmp_path, capsys):

@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 import limits
+import paper_figures
 from comparisons.__main__ import COMMANDS, main
 
 
@@ -38,6 +40,8 @@ def test_its_version(monkeypatch, capsys):
         (["convergance"], "superconsistency: unknown command 'convergance': did you mean convergence?; see "),
         (["zzz"], "superconsistency: unknown command 'zzz': known: convergence, transfer, "),
         (["figures", "figure_11_1"], "superconsistency figures: unknown command 'figure_11_1': did you mean figure_1_1?; see "),
+        (["figures", "rows"], "superconsistency figures: unknown command 'rows': known: all, figure_19_2, "),
+        (["figures", "--al"], "python -m paper_figures: unknown: --al; python -m paper_figures lists the scripts"),
     ],
 )
 def test_a_mistyped_command_says_what_is_near(words, line, monkeypatch, capsys):
@@ -60,6 +64,13 @@ def test_of_the_figures_the_one_that_is_named(monkeypatch, capsys):
     status, told = said(monkeypatch, capsys, "figures", "figure_6_2", "--reslts", "x")
     assert (status, told.count("\n")) == (2, 1)
     assert "did you mean --results?" in told
+
+
+def test_the_list_of_figures(monkeypatch, capsys):
+    status, told = said(monkeypatch, capsys, "figures", "--help")
+    assert (status, told.splitlines()[0].split(";")[0]) == (0, "usage: python -m paper_figures.SCRIPT [OPTIONS]")
+    scripts = {path.stem for path in Path(paper_figures.__file__).parent.glob("figure_*.py")} | {"all"}
+    assert {line.split()[0] for line in told.splitlines()[2:]} == scripts
 
 
 def test_shells_complete_commands_and_options(monkeypatch, capsys):

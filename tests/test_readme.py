@@ -17,6 +17,7 @@ from limits.activations import ACTIVATIONS
 from limits.command.arguments import read
 from limits.models import read_model
 from limits.theories import THEORIES
+from paper_figures.all import Options as AllFigures
 
 HERE = Path(__file__).resolve().parent.parent
 READMES = [*tables.READMES, HERE / "paper_figures" / "README.md", HERE / ".github" / "CONTRIBUTING.md"]
@@ -75,7 +76,8 @@ def test_commands_that_are_spoken_of_exist():
         name, words = started(code)
         assert "paper_figures" not in code or find_spec(code.split()[2])
         if "…" not in words and not code.startswith("python -m paper_figures.figure"):
-            read(import_module(COMMANDS.find(name).options).Options, name, [word for word in words if word != "--help"])
+            module = code.split()[2] if "paper_figures.all" in code else COMMANDS.find(name).options
+            read(import_module(module).Options, name, [word for word in words if word != "--help"])
 
 
 def test_options_that_are_spoken_of_exist():
@@ -84,6 +86,7 @@ def test_options_that_are_spoken_of_exist():
     named = {word for code in codes for word in re.findall(r"--[a-z][a-z0-9-]+", code)}
     known = {"--" + field.name.replace("_", "-") for command in COMMANDS.values()
              for field in fields(import_module(command.options).Options)}  # fmt: skip
+    known |= {"--" + field.name.replace("_", "-") for field in fields(AllFigures)}
     known |= {"--no" + name[1:] for name in known}
     benchmarks = "".join(path.read_text(encoding="utf-8") for path in (HERE / "tests" / "benchmarks").glob("*.py"))
     known |= set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)", benchmarks))

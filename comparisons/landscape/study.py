@@ -242,7 +242,9 @@ def prepare(options: Options) -> Sizes:
     runs.check_distinct("observables", o.observables, 1)
     known = [name for name in storable() if name not in DENSITY]
     if unknown := [name for name in o.observables if name not in known]:
-        raise ValueError(f"unknown observable {' '.join(unknown)!r}; known: {', '.join(known)}; --density for the density")
+        meant = "the sharpness is hessian_eigenvalues, the first; " if "sharpness" in unknown else ""
+        raise ValueError(f"unknown observable {' '.join(unknown)!r}; {meant}known: {', '.join(known)}; "
+                         "--density for the density")  # fmt: skip
     if not 0 < o.tolerance < 1:
         raise ValueError(f"tolerance {o.tolerance:g} must be above 0 and below 1")
     if o.curvature_samples < 1:

@@ -36,6 +36,7 @@ GROWN = 2.0
 RESAMPLES = 400
 ROUNDING = 1e-12  # of log g: what scatters less over the seeds has no interval to resample
 NOWHERE = (float("nan"), float("nan"))
+NO_STEPS = "undecided: no step was measured but the first"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +160,9 @@ def measure_growth(
     """
     finite = np.isfinite(dataset["loss"].values).all(axis=(0, 1))
     stable = finite & (dataset.step.values <= (np.inf if unstable_after is None else unstable_after))
-    needed = min(2, len(finite))
-    why = None if stable.sum() >= needed else "diverged" if finite.sum() < needed else "past the edge of stability"
+    why = None
+    if stable.sum() < 2:
+        why = NO_STEPS if len(finite) < 2 else "diverged" if finite.sum() < 2 else "past the edge of stability"
     return [_growth(dataset.isel(step=np.flatnonzero(stable)), *component, reference, prediction, why)
             for component in components(dataset)]  # fmt: skip
 

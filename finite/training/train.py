@@ -229,7 +229,7 @@ def check(problem: Problem, network: Network, observables: Sequence[str], curvat
 
 
 def _check_networks(keys, learning_rates, initial):
-    if jnp.ndim(keys) != (1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else 2):
+    if isinstance(keys, list | tuple) or jnp.ndim(keys) != (1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else 2):
         raise ValueError("one key per network, along a leading axis: jax.random.split(key, number of networks)")
     if learning_rates is not None and len(learning_rates) != len(keys):
         raise ValueError(f"{len(keys)} keys but {len(learning_rates)} learning rates: one for each, keys may repeat")

@@ -1,4 +1,4 @@
-"""A sweep on a cluster, here two workers on this machine: pip install "superconsistency[cluster]".
+"""A sweep on a cluster, here two workers on this machine: pip install -e ".[cluster]".
 
 Elsewhere, with your jobqueue.yaml: superconsistency transfer --cluster slurm --processes 8
 """
