@@ -17,7 +17,7 @@ FINAL_LOSS = r"final loss $\mathcal{L}$"
 WIDE, LEAST = 3.6, 4.4  # inches of a panel, and of all together: there is a title
 OF_LOSSES = "middle half of the seeds"  # what the bands are
 BEYOND = "from 0, or to inf: the lowest loss may be beyond the learning rates that were tried; more of them there would tell"
-OPTIMUM = Line2D([], [], color="gray", marker="v", markersize=4, linestyle="", label="optimum")
+OPTIMUM = Line2D([], [], color="gray", marker="v", markersize=4, linestyle="", label="optimum, as fitted")
 
 
 @plots.styled
@@ -84,7 +84,7 @@ def final_losses(axis: Axes, sweep: xr.Dataset, shown: tuple[float, float], opti
         axis.fill_between(rates, *np.quantile(_drawable(there.values, top), (0.25, 0.75), axis=0), where=mean < top,
                           color=color, alpha=0.15, linewidth=0, label=plots.banded(_spread(sweep)))  # fmt: skip
         axis.plot(best.get(size, np.nan), 0.97, transform=axis.get_xaxis_transform(), color=color, marker="v", markersize=5,
-                  alpha=0.8, clip_on=False, label="optimum")  # fmt: skip  (one at the end of the grid is whole)
+                  alpha=0.8, clip_on=False, label=OPTIMUM.get_label())  # fmt: skip  (one at the end of the grid is whole)
     if has_limit(sweep):
         for limit, style in _limits(sweep, "final_loss_limit"):
             axis.plot(sweep.learning_rate, _drawable(limit.values, top), **style)

@@ -95,7 +95,17 @@ def test_numbers_stand_in_tables(shown):
              HOSTILE, "[-0.5123, –]", "2", "–", "99 values", "agrees"]  # fmt: skip
     assert shown.cells[:12] == cells
     assert shown.cells[-4:] == ["data", HOSTILE, "widths", "[8, 16]"]
-    assert "found: optima: agrees (2); " in shown.text
+    assert "found: optima\nagrees: 2" in shown.text
+
+
+def test_a_verdict_says_of_what_it_is():
+    """Its record's labels, in their order; of many, or of some without, how many."""
+    records = [{"observable": "loss", "rank": None, "verdict": "grows"}, {"observable": "ntk", "rank": 2, "verdict": "falls"},
+               {"parametrization": "ntp", "observable": "ntk", "rank": 1, "verdict": "grows"}]  # fmt: skip
+    (told,) = page._verdicts({"growth": records, "empty": []})
+    assert told == "<p>growth</p>\n<ul><li>grows: loss, ntp ntk 1</li><li>falls: ntk 2</li></ul>"
+    (many,) = page._verdicts({"growth": records[:1] * 31})
+    assert "<li>grows: 31</li>" in many
 
 
 def test_it_says_how_to_load(shown, folder, monkeypatch, capsys):

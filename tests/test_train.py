@@ -688,6 +688,8 @@ def test_refusals():
         train(problem, network, keys(2), learning_rates=[0.1])
     with pytest.raises(ValueError, match="one key per network"):
         train(problem, network, jax.random.key(0))
+    with pytest.raises(ValueError, match="one key per network"):
+        training._check_networks([jax.random.key(0)], None, None)
     with pytest.raises(MemoryError, match="one network needs about"):
         train(problem, network, keys(1), memory=100)
 

@@ -345,7 +345,7 @@ def test_a_sweep_in_which_all_diverged_has_no_optimum_and_shows_its_edge():
     figure = transfer_plots.picture(swept, optima, shifts, "a title")
     assert [text.get_text() for text in figure.axes[0].texts] == ["diverged"]
     named = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert "optimum" not in named
+    assert transfer_plots.OPTIMUM.get_label() not in named
     assert "edge" in named
     low, high = figure.axes[1].get_ylim()
     assert low < 0.02 < 0.5 < high < 1e4

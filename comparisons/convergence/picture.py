@@ -21,7 +21,7 @@ SHOWN = {"loss": {}, "sharpness": {"rank": 1}, "ntk_eigenvalues": {"rank": 1}}  
 SPREAD, SLOPES = "standard deviation over seeds", "95 % of its exponent"  # what the bands of dynamics, rates are
 TOLERATED, TO_THE_END, KNOWN = "tolerance", "some to the end", "the limit is known so far"
 UNTIL = {"color": "gray", "linewidth": 0.9, "linestyle": "-."}
-UNFITTED = "no exponent: the table says why"
+UNFITTED = "no exponent could be fitted"
 
 
 @plots.styled

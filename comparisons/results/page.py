@@ -4,7 +4,7 @@ It needs no network and no other file: pictures are within it, and all text is e
 """
 
 import base64
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 from comparisons import files
 
 NAME = "index.html"
-MOST, LONG = 8, 30  # numbers in a cell of a table; lines of a table that is folded
+MOST, LONG = 8, 30  # numbers in a cell of a table; names behind a verdict, lines of a table that is not folded
+LABELS = ("parametrization", "observable", "rank", "size", "name")  # of a record: what its verdict is of
 LOAD = {  # how a file of results is read, by its ending
     ".nc": """import xarray as xr
 
@@ -81,12 +82,20 @@ def _named(name, value) -> Iterator[tuple[str, list]]:
 
 
 def _verdicts(records) -> Iterator[str]:
-    """How often each was given."""
+    """Of what each was given: by name, or of many how many."""
     for name, rows in records.items():
-        given = Counter(str(row["verdict"]) for row in rows if "verdict" in row)
+        given = defaultdict(list)
+        for row in rows:
+            if "verdict" in row:
+                given[str(row["verdict"])].append(" ".join(str(row[label]) for label in LABELS if row.get(label) is not None))
         if given:
-            counts = "; ".join(f"{escape(verdict)} ({count})" for verdict, count in given.most_common())
-            yield f"<p>{escape(name)}: {counts}</p>"
+            told = (f"<li>{escape(verdict)}: {escape(_listed(those))}</li>"
+                    for verdict, those in sorted(given.items(), key=lambda item: -len(item[1])))  # fmt: skip
+            yield f"<p>{escape(name)}</p>\n<ul>{''.join(told)}</ul>"
+
+
+def _listed(names):
+    return ", ".join(names) if all(names) and len(names) <= LONG else str(len(names))
 
 
 def _picture(path):
