@@ -246,9 +246,9 @@ class TrainingOptions(DataOptions):
         more += ["augmented"] if self.augment else []
         more += ["readout only"] if self.trained == "readout" else []
         sizes = f"P = {problem.num_samples}, D = {problem.num_inputs}, C = {problem.num_outputs}"
-        loss = "" if LOSSES[self.loss].quadratic else f", {self.loss.replace('_', '-')}"
+        loss = {"mse": "MSE"}.get(self.loss, self.loss.replace("_", "-"))
         training = ", ".join([f"γ0 = {self.richness:g}", *more])
-        return f"{name}{deep}{activation}, {self.optimizer}, {Path(self.data).name}{loss}, {sizes}, {training}"
+        return f"{name}{deep}{activation}, {self.optimizer}, {Path(self.data).name}, {loss}, {sizes}, {training}"
 
 
 @dataclass(frozen=True, kw_only=True)

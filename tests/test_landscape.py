@@ -193,6 +193,12 @@ def test_a_dry_run_says_which_limits_are_left_out(tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 1
 
 
+def test_a_title_says_every_rate():
+    assert ", MSE, " in prepare(small(**LINEAR)).title
+    assert ", η0 = 0.5 (mup), 7 (ntp), " in prepare(small(**LINEAR | {"learning_rate": ()})).title
+    assert ", η0 = 0.3, " in prepare(small(**LINEAR | {"learning_rate": (0.3,)})).title
+
+
 def test_what_has_no_limit_says_why(tmp_path, monkeypatch):
     convolutions = prepare(Options(samples=64))
     assert convolutions.limits == []

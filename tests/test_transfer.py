@@ -492,7 +492,7 @@ def test_the_same_losses_in_a_table_give_the_same(finished, tmp_path):
 def test_the_table_says_what_was_trained_and_where_it_is(finished, capsys):
     main([*SMALL, "--out", str(finished)])
     table = capsys.readouterr().out
-    assert table.splitlines()[0].startswith("linear2, sgd, gaussian, P = 8, D = 3")
+    assert table.splitlines()[0].startswith("linear2, sgd, gaussian, MSE, P = 8, D = 3")
     assert f"results in {finished}" in table
 
 

@@ -79,7 +79,10 @@ class Sizes(Work):
     @property
     def title(self) -> str:
         o = self.options
-        return f"{runs.sized(o, next(iter(self.problems.values())))}, {o.steps} steps, {o.seeds} seeds"
+        rates = {param: f"{problem.learning_rate:g}" for (param, _), problem in self.problems.items()}
+        alike = len(set(rates.values())) == 1
+        said = rates[o.param[0]] if alike else ", ".join(f"{rate} ({param})" for param, rate in rates.items())
+        return f"{runs.sized(o, next(iter(self.problems.values())))}, η0 = {said}, {o.steps} steps, {o.seeds} seeds"
 
     @property
     def depths(self) -> list[int]:

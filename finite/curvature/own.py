@@ -65,7 +65,14 @@ def _check(batch_loss, batch) -> None:
 
 
 def objective(model: Model, apply: Callable) -> Objective:
-    """Of a model at the ``apply`` that it has built."""
+    """Of a model at the ``apply`` that it has built: for networks whose widths are compared, as in ``comparisons.audit``.
+
+    >>> x = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+    >>> model = Model(lambda width, key: (jnp.zeros((2, 1)), lambda w, x: x @ w), "mse", (x, jnp.ones((2, 1))))
+    >>> params, apply = model.at(8, jax.random.key(0))
+    >>> print(objective(model, apply)(params, model.batch))
+    0.5
+    """
     return Objective(apply, model.of_outputs)
 
 
