@@ -1,6 +1,6 @@
 """Infinite width: the theory.  No random network is ever built here."""
 
-__version__ = "0.14.0"  # of the distribution superconsistency (pyproject.toml reads it here); it changes with the numbers
+__version__ = "0.15.0"  # of the distribution superconsistency (pyproject.toml reads it here); it changes with the numbers
 
 from importlib import import_module
 
