@@ -16,8 +16,8 @@ LIMIT = plots.LIMIT | {"label": r"$N\to\infty$"}
 FINAL_LOSS = r"final loss $\mathcal{L}$"
 WIDE, LEAST = 3.6, 4.4  # inches of a panel, and of all together: there is a title
 OF_LOSSES = "middle half of the seeds"  # what the bands are
-BEYOND = "from 0, or to inf: the lowest loss may be beyond the learning rates that were tried; more of them there would tell"
-OPTIMUM = Line2D([], [], color="gray", marker="v", markersize=4, linestyle="", label="optimum, as fitted")
+BEYOND = "from 0, or to inf: these learning rates and seeds do not say how far an optimum may be; more of them there would tell"
+OPTIMUM = Line2D([], [], color="gray", marker="v", markersize=4, linestyle="", label="optimum")
 
 
 @plots.styled

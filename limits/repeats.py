@@ -23,7 +23,7 @@ Observables = dict[str, np.ndarray]
 
 TWO_SIDED = 0.975
 APART = 4.0  # times the noise
-CURVED = 2.0  # σ/o of which the repeats' mean is off by σ.  Of mlp3 at η0 = 1.9 … 5 one would do, too
+CURVED = 2.0  # their mean is off by CURVED σ²/o.  Of mlp3 at η0 = 1.9 … 5 one would do, too
 
 
 def check_repeats(repeats: int) -> None:
@@ -64,7 +64,7 @@ def drift(problem: Problem, values: Observables, of_repeats: Observables) -> Flo
     """
     crossed = np.logical_or.accumulate(values["gauss_newton_eigenvalues"][:, 0] > problem.edge_of_stability)
     with np.errstate(all="ignore"):  # after a divergence
-        apart = np.std(of_repeats["loss"], 0, ddof=1) / values["loss"]
+        apart = np.std(of_repeats["loss"], 0, ddof=1) / np.abs(values["loss"])
     return np.maximum.accumulate(np.where(crossed, np.fmin(CURVED * apart, 1.0), 0.0))
 
 

@@ -36,7 +36,7 @@ class Options:
     cifar10: Path = Path(CIFAR10)
     """Where CIFAR-10 is, for gpu: the folder of its binary version, or its .tar.gz."""
     wikitext: Path = Path(WIKITEXT)
-    """What GPT reads, for gpu: a plain text in UTF-8, every character a token."""
+    """What GPT reads, for gpu: a plain text in UTF-8, FILE.txt, every character a token."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results/paper")
     """Results, in a folder per preset."""
     gallery: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -51,15 +51,13 @@ def main(arguments=None) -> None:
 
 def listing(options: Options) -> None:
     """The rows, with their minutes and commands, and about how long what is not there yet takes."""
-    rows, total = chosen(options), 0.0
+    rows = chosen(options)
     for row in rows:
-        there = is_made(row, options)
-        minutes = row.minutes[PRESETS.index(options.preset)]
-        total += 0.0 if there else minutes
-        print(f"{row.name:<21} {minutes:>5g} min  {row.setting}: {row.shows}{' (made)' if there else ''}")
+        minutes, drawn = row.minutes[PRESETS.index(options.preset)], " (drawn)" if is_made(row, options) else ""
+        print(f"{row.name:<21} {minutes:>5g} min  {row.setting}: {row.shows}{drawn}")
         for words in commands(row, options):
             print(f"    python -m {shlex.join(words)}")
-    print(f"{len(rows)} rows, about {total:g} minutes for those that are not made yet")
+    print(left_to_do(rows, options))
 
 
 def results(row: Row, options: Options) -> Path:
@@ -68,8 +66,25 @@ def results(row: Row, options: Options) -> Path:
 
 
 def is_made(row: Row, options: Options) -> bool:
-    """Whether its picture is there, which is drawn last."""
+    """Whether its picture is there, which is drawn last; with other sources than today's, perhaps."""
     return (results(row, options) / f"{row.name}.png").exists()
+
+
+def left_to_do(rows: list[Row], options: Options) -> str:
+    minutes = sum(row.minutes[PRESETS.index(options.preset)] for row in rows if not is_made(row, options))
+    drawn = sum(is_made(row, options) for row in rows)
+    again = f"; {drawn} are drawn, and made again where the sources have changed" if drawn else ""
+    return f"rows: {len(rows)}, about {minutes:g} minutes for those that are not drawn yet{again}"
+
+
+def absent(row: Row, options: Options) -> str | None:
+    """What is to be said where the data of a row, which do not come with this package, are not there."""
+    words = {word for command in commands(row, options) for word in command}
+    for option in ("cifar10", "wikitext"):
+        path = getattr(options, option)
+        if str(path) in words and not path.exists():
+            return f"{path} is not there: --{option} says where it is"
+    return None
 
 
 def commands(row: Row, options: Options) -> list[list[str]]:

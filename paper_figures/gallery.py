@@ -11,8 +11,9 @@ import limits
 from comparisons.command_line import stop
 from comparisons.files import Damaged, Refused
 from comparisons.statistics.super_consistency import APART, FLAT
+from limits.command.arguments import Stopped
 from paper_figures import Options as Drawing
-from paper_figures.all import PROGRAM, Options, chosen, commands, is_made, listing, results
+from paper_figures.all import PROGRAM, Options, absent, chosen, commands, left_to_do, listing, results
 from paper_figures.rows import PRESETS, ROWS, Row
 from paper_figures.verdicts import verdict
 
@@ -23,14 +24,21 @@ PAGE, PICTURES = "README.md", "gallery"
 WORDS = (
     "Made by `python -m paper_figures.all`, {made} of {rows} rows. Verdicts are computed from the results (`verdicts.py`), at",
     "the sizes of the preset (`rows.py`): `tiny` shows how a figure is made, `cpu` is what two cores can do, `gpu` the paper's",
-    "own scale. Brackets hold 95 % intervals, ± is one standard error.",
+    "own scale. Brackets hold 95 % intervals, ± is one standard error; [glossary](../limits/glossary.md).",
     "",
-    "- *same*: over the last quarter of the steps the values of all sizes are within a factor {factor:g} of each other, and ∝",
-    "  size^exponent with an exponent within ±{exponent:g}; of a best learning rate (*transfer*), its exponent is",
-    "- *moves*: the exponent's interval excludes 0, or, of a best learning rate, all within ±{exponent:g}",
-    "- *flat*, *grows*: the power of the step that a gap follows late is within ±{exponent:g}, is above 0",
-    "- *undecided*: the interval allows both. More seeds make it narrower, and so does a wider range of sizes; where more",
-    "  learning rates would do that, the row says so",
+    "| word | what it means here |",
+    "| --- | --- |",
+    "| mup, ntp, sp | the parametrizations μP, NTP and SP |",
+    "| sharpness, hessian 5, ntk 5 | the largest eigenvalue of the Hessian, its fifth, the fifth of the NTK |",
+    "| gauss_newton, residual | the largest eigenvalue of these parts of the Hessian; directional: gᵀHg/∥g∥² of the gradient |",
+    "| transfer | the best learning rate; k1, k2, k3: so many convolutions in a residual block |",
+    "| same | late in training the values of all sizes are within a factor {factor:g}, and ∝ size^exponent with an exponent"
+    " within ±{exponent:g}, both with their 95 % intervals; of a best learning rate the exponent, with its 90 % interval |",
+    "| moves | that exponent's interval is wholly above or below 0; of a best learning rate, outside ±{exponent:g} |",
+    "| in time: flat, grows | a gap is a power of the step late in training, with an exponent within ±{exponent:g}; above 0 |",
+    "| undecided | intervals are too wide to tell, or no power law fits. More seeds, a wider range of sizes or, where it is"
+    " said, more learning rates would decide |",
+    "| paper's estimator | the exponent that the paper's way of fitting, without an interval, gives for the same runs |",
 )
 START, END = "<!-- gallery -->", "<!-- end -->"  # what is around them in a page stays
 
@@ -39,9 +47,8 @@ def make(options: Options) -> None:
     """Makes, draws and judges every row that was chosen, and writes the gallery."""
     if options.dry_run:
         return listing(options)
-    rows, at = chosen(options), PRESETS.index(options.preset)
-    minutes = sum(row.minutes[at] for row in rows if not is_made(row, options))
-    print(f"{len(rows)} rows, about {minutes:g} minutes for those that are not made yet", flush=True)
+    rows = chosen(options)
+    print(left_to_do(rows, options), flush=True)
     gallery = options.gallery or options.out / options.preset
     (gallery / PICTURES).mkdir(parents=True, exist_ok=True)
     said = {row.name: _made(row, options, results(row, options), gallery) for row in rows}
@@ -54,16 +61,18 @@ def _made(row, options, folder, gallery) -> str:
     """The verdict of one row, which the gallery has then; or why it could not be made: then the gallery keeps what it has."""
     began = time.perf_counter()
     try:
+        if lacking := absent(row, options):
+            raise Refused(lacking)
         verdict = verdict_of(row, options, folder, gallery / PICTURES / f"{row.name}.png")
     except (Refused, Damaged, ValueError, MemoryError) as refusal:  # of this row; the others are made all the same
         verdict = f"{NOT_MADE}: {refusal}"
-    except SystemExit:  # a command has said why, in a line
-        verdict = f"{NOT_MADE}: the line above says why"
+    except Stopped as refusal:  # by one of its commands
+        verdict = f"{NOT_MADE}: {refusal.line}"
     else:
         made = kept(gallery) | {row.name: {"preset": options.preset, "version": limits.__version__, "verdict": verdict}}
         written = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
         (gallery / PICTURES / KEPT).write_text(written, encoding="utf-8")
-    _write(gallery / PAGE, page(kept(gallery)))
+    _write(gallery / PAGE, page(kept(gallery), options.preset))
     print(f"{row.name}: {(time.perf_counter() - began) / 60:.1f} min: {verdict}", flush=True)
     return verdict
 
@@ -114,16 +123,20 @@ def _write(path: Path, gallery: str) -> None:
     path.write_text(f"{before}{START}\n{gallery}{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
-def page(made: dict[str, dict[str, str]]) -> str:
-    """The gallery, in Markdown: a table of verdicts, then each row with its picture."""
+def page(made: dict[str, dict[str, str]], preset: str = "cpu") -> str:
+    """The gallery, in Markdown: a table of verdicts, then each row with its picture; of rows that are not made with the
+    minutes and the command of this preset.
+    """
     lines = [*(line.format(made=len(made), rows=len(ROWS), factor=APART, exponent=FLAT) for line in WORDS), "",
              "| row | in the paper | preset | takes | verdict |", "| --- | --- | --- | --- | --- |"]  # fmt: skip
     for row in ROWS.values():
-        preset, verdict = (made[row.name][part] for part in ("preset", "verdict")) if row.name in made else ("cpu", NOT_MADE)
-        takes = f"{row.minutes[PRESETS.index(preset)]:g} min"
-        lines.append(f"| [{row.name}](#{_anchor(row)}) | {row.in_paper} | {preset} | {takes} | {verdict.split('. ')[0]} |")
+        record = made.get(row.name, {"preset": preset, "verdict": NOT_MADE})
+        takes = f"{row.minutes[PRESETS.index(record['preset'])]:g} min"
+        verdict = record["verdict"].split(". ")[0]
+        lines.append(f"| [{row.name}](#{_anchor(row)}) | {row.in_paper} | {record['preset']} | {takes} | {verdict} |")
     for row in ROWS.values():
-        command = f"`python -m paper_figures.all --only {row.name}`"
+        of_preset = made.get(row.name, {"preset": preset})["preset"]
+        command = f"`python -m paper_figures.all --preset {of_preset} --only {row.name}`"
         lines += ["", f"### {_title(row)}", "", f"Paper, {row.in_paper}: {row.shows}. {command}"]
         if row.claims:
             lines += ["", "Paper: " + "; ".join(f"{quantity}: {said}" for quantity, said in row.claims.items()) + "."]

@@ -3,7 +3,7 @@
     python -m paper_figures.all --dry-run        the table
 
 Presets: ``tiny`` (minutes; the figures then show how, not what), ``cpu`` (two cores), ``gpu`` (the paper's own scale: CIFAR-10,
-WikiText, widths to 4096 in units of γ², 40 to 50 epochs).  On cpu the variants of Figure 1 are half as wide and as long.
+WikiText, widths to 4096 in units of γ², 20 to 50 epochs).  On cpu the variants of Figure 1 are half as wide and as long.
 Minutes of cpu are what the commands estimate (--dry-run) or took on two cores; those of gpu are reckoned from steps and sizes
 and were never run.
 
@@ -267,7 +267,7 @@ def _directional() -> Row:
                setting="SimpleConvNet, μP over width; ConvNet, Depth-μP over depth",
                shows="final loss against learning rate, directional sharpness gᵀHg/|g|² against step",
                claims={f"{quantity} {grows}": "same" for grows in grown for quantity in ("transfer", "directional")},
-               runs=runs, minutes=(3, 5, 700))  # fmt: skip
+               runs=runs, minutes=(3, 5, 850))  # fmt: skip
 
 
 def _linear2() -> list[Row]:
@@ -329,9 +329,9 @@ ROWS = Table("figure", [
     _gaps_to_limit(),
     _gaps("34_1", "34_1", "ConvNet of three layers, μP", "--model convnet --depth 3", 32, "8 16 32 64", 12),
     _depths("6_1", "6_1", "residual ConvNets, one and two convolutions per block; ViT, Adam",
-            ("k1", "k2", "vit"), (4, 13, 1500)),
+            ("k1", "k2", "vit"), (4, 13, 1900)),
     _deep_beside_limit(),
-    _depths("32_2", "32_2", "residual ConvNet, three convolutions per block", ("k3",), (2, 8, 900)),
+    _depths("32_2", "32_2", "residual ConvNet, three convolutions per block", ("k3",), (2, 8, 1250)),
     *_linear2(),
     _gaps_over_depth("33_2_k1", "residual ConvNet, one convolution per block, Depth-μP", "--model resconvnet", BLOCKS),
     _gaps_over_depth("33_2_k2", "residual ConvNet, two convolutions per block, Depth-μP",

@@ -18,7 +18,7 @@ from comparisons.files import read, read_json
 from comparisons.landscape.late import first, followed, growing, late_agreement
 from comparisons.landscape.picture import limit_of
 from comparisons.statistics.deviations import deviations
-from comparisons.statistics.minimum import FEW_SEEDS, OFF_GRID, analyse
+from comparisons.statistics.minimum import FEW_RATES, FEW_SEEDS, OFF_GRID, analyse
 from comparisons.statistics.super_consistency import FLAT
 from comparisons.statistics.super_consistency import verdict as of_agreement
 from paper_figures.rows import Row
@@ -28,7 +28,7 @@ WORDS = {"super consistent": SAME, "grows": MOVES, "falls": MOVES, "accumulates"
          "does not transfer": MOVES}  # fmt: skip
 SHARPNESS = ("hessian_eigenvalues", "preconditioned_sharpness")
 SMALL = "tiny"  # the preset whose figures show how, not what
-DECIDES = {OFF_GRID: "more learning rates would decide", FEW_SEEDS: "more seeds would decide"}
+DECIDES = {OFF_GRID: "more learning rates would decide", FEW_RATES: "more would decide", FEW_SEEDS: "more would decide"}
 HEADS = {"not as in the paper, at this size": False, "as in the paper": True, "undecided": None}
 
 
@@ -61,7 +61,7 @@ class Finding:
             return True if inside else False if outside else None
         if claim == "grows":
             return True if low > 0 else False if high < 0 else None
-        return True if low >= -FLAT and high <= FLAT else False if low > 0 or high < 0 else None  # flat
+        return True if low >= -FLAT and high <= FLAT else False if low > FLAT or high < -FLAT else None  # flat
 
 
 def said(row: Row, findings: list[Finding], small: bool = False) -> str:

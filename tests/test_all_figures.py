@@ -63,8 +63,9 @@ def test_an_unknown_row_is_one_line(capsys):
 
 @pytest.mark.parametrize(("claim", "interval", "agrees"), [
     ("+0.58 … +0.88", (0.6, 0.8), True), ("+0.58 … +0.88", (0.1, 0.5), False), ("+0.58 … +0.88", (0.5, 0.8), None),
-    ("-0.77 … -0.47", (-0.7, -0.5), True), ("flat", (0.1, 0.5), False), ("flat", (-0.1, 0.5), None),
-    ("flat", (-0.1, 0.05), True), ("flat", (0.01, 0.05), True), ("flat", (np.nan, np.nan), None),
+    ("-0.77 … -0.47", (-0.7, -0.5), True), ("flat", (0.11, 0.5), False), ("flat", (-0.1, 0.5), None),
+    ("flat", (-0.3, -0.11), False), ("flat", (0.05, 0.3), None), ("flat", (-0.1, 0.05), True),
+    ("flat", (0.01, 0.05), True), ("flat", (np.nan, np.nan), None),
     ("grows", (0.1, 0.5), True), ("grows", (-0.5, -0.1), False), ("grows", (np.nan, np.nan), None),
     ("grows", (-0.1, 0.5), None),
 ])  # fmt: skip
@@ -90,7 +91,7 @@ def test_what_would_decide_is_said_of_an_optimum_that_may_be_off_the_grid():
     off = Shift("mup", "width", np.nan, (np.nan, np.nan), f"undecided: {OFF_GRID}")
     assert str(verdicts.moved("transfer mup", off)).endswith("off the grid: more learning rates would decide)")
     few = replace(off, verdict=f"undecided: {FEW_SEEDS}")
-    assert str(verdicts.moved("transfer mup", few)).endswith("where an optimum is: more seeds would decide)")
+    assert str(verdicts.moved("transfer mup", few)).endswith("where an optimum is: more would decide)")
     assert str(verdicts.moved("transfer mup", replace(off, verdict="undecided"))) == "transfer mup: undecided"
 
 
@@ -171,6 +172,7 @@ def test_a_gallery_keeps_what_it_has(tmp_path, monkeypatch, capsys):
     assert end.value.code == 2
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     table = dict(re.findall(r"^\| \[(.*?)\]\(.*?\) (\|.*\|)$", page, re.MULTILINE))
+    assert "all --preset gpu --only 19_2`" in page
     assert table["19_2"] == "| appendix | gpu | 3 min | as in the paper |"
     assert table["6_2"] == "| Figure 6 | cpu | 5 min | undecided |"
     assert sum("not made" in cells for cells in table.values()) == len(ROWS) - 2
@@ -191,8 +193,11 @@ def test_a_command_that_is_refused_stops_no_other_row(tmp_path, monkeypatch, cap
         program.main(arguments)
     printed = capsys.readouterr()
     assert re.findall(r"^(\w+): [\d.]+ min: (.*)$", printed.out, re.MULTILINE) == [
-        ("3_1", "not made: the line above says why"), ("6_2", "S")]  # fmt: skip
-    assert "unknown data 'nowhere'" in printed.err
+        ("3_1", "not made: nowhere is not there: --cifar10 says where it is"), ("6_2", "S")]  # fmt: skip
+    monkeypatch.setattr(gallery, "commands", lambda row, options: [["comparisons.landscape", "--steps", "0"]])
+    with pytest.raises(SystemExit):
+        program.main(["--preset", "tiny", "--only", "1_1", "6_2", "--out", str(tmp_path)])
+    assert "1_1: 0.0 min: not made: 0 steps: at least 1 is needed\n6_2: 0.0 min: S\n" in capsys.readouterr().out
 
 
 def test_a_dry_run_counts_what_is_left(tmp_path, capsys):
@@ -202,8 +207,9 @@ def test_a_dry_run_counts_what_is_left(tmp_path, capsys):
     printed = capsys.readouterr().out
     rows = re.findall(r"^(\w+) .* min .*$", printed, re.MULTILINE)
     assert rows == ["19_2", "6_2"]
-    assert [line.endswith("(made)") for line in printed.splitlines() if line.startswith(tuple(rows))] == [False, True]
-    assert printed.endswith("2 rows, about 2 minutes for those that are not made yet\n")
+    assert [line.endswith("(drawn)") for line in printed.splitlines() if line.startswith(tuple(rows))] == [False, True]
+    assert printed.endswith("rows: 2, about 2 minutes for those that are not drawn yet; 1 are drawn, and made again where the "
+                            "sources have changed\n")  # fmt: skip
 
 
 def test_a_gallery_in_a_page_of_the_user(tmp_path, capsys):

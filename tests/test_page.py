@@ -87,7 +87,8 @@ def test_it_needs_nothing_else(shown, folder):
 
 
 def test_texts_are_escaped(shown):
-    assert shown.text.count(HOSTILE) == 9  # title, report, verdicts, a cell per layer and one of a verdict, command, options
+    """Title, report, verdicts and what they are of, a cell per layer and one of a verdict, command, options."""
+    assert shown.text.count(HOSTILE) == 12
 
 
 def test_numbers_stand_in_tables(shown):
@@ -95,7 +96,7 @@ def test_numbers_stand_in_tables(shown):
              HOSTILE, "[-0.5123, –]", "2", "–", "99 values", "agrees"]  # fmt: skip
     assert shown.cells[:12] == cells
     assert shown.cells[-4:] == ["data", HOSTILE, "widths", "[8, 16]"]
-    assert "found: optima\nagrees: 2" in shown.text
+    assert f"found: optima\nagrees: {HOSTILE}, {HOSTILE}" in shown.text
 
 
 def test_a_verdict_says_of_what_it_is():
@@ -106,6 +107,8 @@ def test_a_verdict_says_of_what_it_is():
     assert told == "<p>growth</p>\n<ul><li>grows: loss, ntp ntk 1</li><li>falls: ntk 2</li></ul>"
     (many,) = page._verdicts({"growth": records[:1] * 31})
     assert "<li>grows: 31</li>" in many
+    (nameless,) = page._verdicts({"growth": [{"exponent": 1.0, "verdict": "agrees"}]})
+    assert "<li>agrees: 1</li>" in nameless
 
 
 def test_it_says_how_to_load(shown, folder, monkeypatch, capsys):

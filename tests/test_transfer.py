@@ -18,6 +18,7 @@ from comparisons import cells, files
 from comparisons import optima as transfer_plots
 from comparisons.pairs import Limit
 from comparisons.statistics.minimum import (
+    FEW_RATES,
     FEW_SEEDS,
     OFF_GRID,
     Shift,
@@ -325,12 +326,29 @@ def test_an_optimum_off_the_grid_is_no_exponent():
     assert shift.verdict == f"undecided: {OFF_GRID}"
 
 
-def test_seeds_that_do_not_say_where_an_optimum_is_are_no_end_of_the_grid():
-    """Three, a shallow valley in the middle: Student's t reaches beyond any grid."""
+def shallow():
+    """Three seeds, a valley in the middle: Student's t reaches beyond any grid."""
     sweep = synthetic(0.0, noise=1.0, seeds=3)
-    sweep["final_loss"] = sweep["final_loss"] ** 0.2
-    _, (shift,) = analyse(sweep)
-    assert shift.verdict == f"undecided: {FEW_SEEDS}"
+    return sweep.assign(final_loss=sweep["final_loss"] ** 0.2)
+
+
+def with_one_width_off():
+    return synthetic(0.0).where(lambda sweep: sweep.width != 128, synthetic(-0.8))
+
+
+def at_the_floor_to_the_end():
+    """Which are as low as one another, though the lowest above it is none of the last."""
+    sweep = synthetic(0.0)
+    return sweep.assign(final_loss=sweep["final_loss"].where(sweep.learning_rate < 0.5, 1e-32))
+
+
+@pytest.mark.parametrize(("sweep", "why"), [
+    (shallow, FEW_SEEDS), (lambda: synthetic(0.8), OFF_GRID), (with_one_width_off, OFF_GRID),
+    (at_the_floor_to_the_end, OFF_GRID), (lambda: synthetic(0.0).isel(learning_rate=[2, 5, 8]), FEW_RATES),
+], ids=["few seeds", "last rate", "one width", "floor", "few rates"])  # fmt: skip
+def test_why_nothing_says_where_an_optimum_is(sweep, why):
+    _, (shift,) = analyse(sweep())
+    assert shift.verdict == f"undecided: {why}"
 
 
 def test_a_sweep_in_which_all_diverged_has_no_optimum_and_shows_its_edge():

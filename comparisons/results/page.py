@@ -14,7 +14,6 @@ from comparisons import files
 
 NAME = "index.html"
 MOST, LONG = 8, 30  # numbers in a cell of a table; names behind a verdict, lines of a table that is not folded
-LABELS = ("parametrization", "observable", "rank", "size", "name")  # of a record: what its verdict is of
 LOAD = {  # how a file of results is read, by its ending
     ".nc": """import xarray as xr
 
@@ -87,11 +86,18 @@ def _verdicts(records) -> Iterator[str]:
         given = defaultdict(list)
         for row in rows:
             if "verdict" in row:
-                given[str(row["verdict"])].append(" ".join(str(row[label]) for label in LABELS if row.get(label) is not None))
+                given[str(row["verdict"])].append(" ".join(_labels(row)))
         if given:
             told = (f"<li>{escape(verdict)}: {escape(_listed(those))}</li>"
                     for verdict, those in sorted(given.items(), key=lambda item: -len(item[1])))  # fmt: skip
             yield f"<p>{escape(name)}</p>\n<ul>{''.join(told)}</ul>"
+
+
+def _labels(record) -> Iterator[str]:
+    """What its verdict is of: its words, and of several eigenvalues which."""
+    for name, value in record.items():
+        if value is not None if name == "rank" else isinstance(value, str) and name != "verdict":
+            yield str(value)
 
 
 def _listed(names):

@@ -28,7 +28,9 @@ CONFIDENCE = 0.95  # of the intervals
 EQUIVALENCE = 0.90  # two tests, one on each side, at 5 % each (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15, 657)
 FAR_OFF = 5  # so many times the seeds' error is the polynomial's own
 RESAMPLES = 1000
-OFF_GRID, FEW_SEEDS = "an optimum may be off the grid", "too few seeds to say where an optimum is"
+OFF_GRID = "an optimum may be off the grid"  # why nothing says where it is; the first that holds
+FEW_RATES = "too few learning rates around an optimum"
+FEW_SEEDS = "too few seeds to say where an optimum is"
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Shift:
-    """best learning rate ∝ size^exponent, with its 95 % interval; not a number where an optimum may be off the grid: because
-    the lowest loss is there, or seeds are too few to say where it is.
+    """best learning rate ∝ size^exponent, with its 95 % interval; not a number where nothing says where an optimum is, and the
+    verdict says why: the lowest loss is at an end of the grid, or learning rates around it, or seeds, are too few.
 
     size     "width", or "depth" where there are several; with several of both, each at a fixed other one (``size_names``)
     verdict  what ``verdict`` says: "transfers" where the 90 % interval is within what is tolerated
@@ -136,8 +138,9 @@ def analyse(dataset: xr.Dataset) -> tuple[list[Optimum], list[Shift]]:
         best, draws = [o.best_learning_rate for o, _, _ in minima], np.array([draws for _, draws, _ in minima])
         doubts = np.array([doubt for _, _, doubt in minima])
         together = _together(cells)
-        why = OFF_GRID if any(_at_an_end(cell) for cell in cells) else FEW_SEEDS
-        shifts += _shifts(str(param), size_names(dataset), sizes, np.log(best), draws, doubts, together, why)
+        why = [_why_unknown(cell) for cell, drawn in zip(cells, draws, strict=True) if np.isinf(drawn).any()]
+        first = next((reason for reason in (OFF_GRID, FEW_RATES) if reason in why), FEW_SEEDS)
+        shifts += _shifts(str(param), size_names(dataset), sizes, np.log(best), draws, doubts, together, first)
     return optima, shifts
 
 
@@ -373,10 +376,13 @@ def _together(cells: list[Cell]) -> Translation | None:
     return translation(np.log(cells[0].rates[start:stop]), np.array([cell.losses[:, start:stop] for cell in cells]))
 
 
-def _at_an_end(cell: Cell) -> bool:
-    """Whether its lowest loss is at the first learning rate, or the last."""
-    lowest = int(np.argmin(np.where(cell.usable, cell.mean, np.inf)))
-    return lowest in (0, len(cell.rates) - 1)
+def _why_unknown(cell: Cell) -> str:
+    """Of an optimum that may be anywhere.  Losses below the floor are as low as one another."""
+    losses = np.where(np.isfinite(cell.mean) & (cell.mean < cell.initial.mean()), np.maximum(cell.mean, cell.floor), np.inf)
+    if losses.min() in losses[[0, -1]]:
+        return OFF_GRID
+    around = neighbourhood(cell.mean, cell.usable) if cell.usable.any() else slice(0, 0)
+    return FEW_RATES if around.stop - around.start < FEWEST_POINTS else FEW_SEEDS
 
 
 def _shifts(param, names, sizes, best, draws, doubts, together, why) -> list[Shift]:

@@ -106,10 +106,19 @@ def _description(options):
     return "\n\n".join(filter(None, (cleandoc(options.__doc__), getattr(options, "notes", ""))))
 
 
+class Stopped(SystemExit):
+    """With status 2, after a ``line`` on standard error."""
+
+    def __init__(self, line: str):
+        super().__init__(2)
+        self.line = line
+
+
 def stop(program: str, line: str) -> NoReturn:
     """Ends a command after a mistake of its user's."""
-    print(f"{program}: {' '.join(line.split())}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+    line = " ".join(line.split())
+    print(f"{program}: {line}", file=sys.stderr, flush=True)
+    raise Stopped(line)
 
 
 def _first_statement(box: str) -> str:
