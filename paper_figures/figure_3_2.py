@@ -38,7 +38,7 @@ from matplotlib.lines import Line2D
 from scipy.special import stdtrit
 
 from comparisons import style as plots
-from comparisons.convergence.picture import SHOWN, draw_rate, marks
+from comparisons.convergence.picture import SHOWN, UNFITTED, draw_rate, marks
 from comparisons.convergence.rates import Rate
 from comparisons.convergence.study import shown_steps
 from comparisons.landscape import picture as landscape_plots
@@ -118,12 +118,14 @@ def against_time(axis: Axes, errors: xr.DataArray, widths: np.ndarray, letter: s
         if width not in later.width.values:  # the reference
             continue
         gap = np.sqrt((later**2).mean("seed")).sel(width=width)
-        axis.plot(later.step, gap, color=color, marker="o", markersize=3, linestyle="")
         enough = late.sizes["step"] >= power_law.FEWEST_WIDTHS
         gaps = late.sel(width=width).transpose("step", "seed").values
         law = late_power(late.step.values, gaps) if enough else power_law.refused("too few widths")
         laws.append((width, law, color))
-        if law.status == "fitted":
+        fitted = law.status == "fitted"
+        axis.plot(later.step, gap, color=color, marker="o", markersize=3, linestyle="", fillstyle="full" if fitted else "none",
+                  gid=None if fitted else UNFITTED)  # fmt: skip
+        if fitted:
             axis.plot(late.step, law(late.step.values), color=color, label="fit")
     _named(axis, [(f"{letter} = {width}", law.exponent, law.interval, color) for width, law, color in laws], "t")
     axis.set(xscale="log", yscale="log", xlabel="step $t$")
@@ -163,7 +165,10 @@ def said(intervals: list[tuple[int, tuple[float, float]]], label: str) -> str:
 
 def _named(axis, powers, letter):
     """Under a panel, a line per colour: what it is, and its power with the 95 % interval."""
-    handles = [Line2D([], [], color=color, marker="o", markersize=3, label=f"{name}: {plots.power(letter, exponent, interval)}"
-                      if np.isfinite(exponent) else f"{name}: no exponent")
-               for name, exponent, interval, color in powers]  # fmt: skip
+    handles = []
+    for name, exponent, interval, color in powers:
+        fitted = np.isfinite(exponent)
+        label = plots.power(letter, exponent, interval) if fitted else "no exponent"
+        handles.append(Line2D([], [], color=color, marker="o", markersize=3, linestyle="-" if fitted else "",
+                              fillstyle="full" if fitted else "none", label=f"{name}: {label}"))  # fmt: skip
     axis.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7)
