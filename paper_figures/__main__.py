@@ -4,11 +4,15 @@ import ast
 import sys
 from pathlib import Path
 
+import limits
 from limits.command.arguments import stop
 from limits.command.start import called
 
 PROGRAM = called("paper_figures", "figures")
 joint = "." if PROGRAM.endswith("paper_figures") else " "
+if sys.argv[1:] == ["--version"]:
+    print(f"superconsistency {limits.__version__}")
+    raise SystemExit
 if sys.argv[1:] not in ([], ["-h"], ["--help"]):
     stop(PROGRAM, f"unknown: {' '.join(sys.argv[1:])}; {PROGRAM} lists the scripts")
 print(f"usage: {PROGRAM}{joint}SCRIPT [OPTIONS]; --help behind a script has its options\n")

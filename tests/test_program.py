@@ -66,6 +66,10 @@ def test_of_the_figures_the_one_that_is_named(monkeypatch, capsys):
     assert "did you mean --results?" in told
 
 
+def test_the_figures_have_its_version(monkeypatch, capsys):
+    assert said(monkeypatch, capsys, "figures", "--version") == (0, f"superconsistency {limits.__version__}\n")
+
+
 def test_the_list_of_figures(monkeypatch, capsys):
     status, told = said(monkeypatch, capsys, "figures", "--help")
     assert (status, told.splitlines()[0].split(";")[0]) == (0, "usage: python -m paper_figures.SCRIPT [OPTIONS]")
