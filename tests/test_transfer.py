@@ -337,9 +337,10 @@ def with_one_width_off():
 
 
 def at_the_floor_to_the_end():
-    """Which are as low as one another, though the lowest above it is none of the last."""
+    """Where losses are as low as one another, though the last is not the lowest of them."""
     sweep = synthetic(0.0)
-    return sweep.assign(final_loss=sweep["final_loss"].where(sweep.learning_rate < 0.5, 1e-32))
+    below = 1e-32 * (1 + np.log(sweep.learning_rate / 2) ** 2)
+    return sweep.assign(final_loss=sweep["final_loss"].where(sweep.learning_rate < 0.5, below))
 
 
 @pytest.mark.parametrize(("sweep", "why"), [
