@@ -30,7 +30,7 @@ FAR_OFF = 5  # so many times the seeds' error is the polynomial's own
 RESAMPLES = 1000
 OFF_GRID = "an optimum may be off the grid"  # why nothing says where it is; the first that holds
 FEW_RATES = "too few learning rates around an optimum"
-FEW_SEEDS = "too few seeds to say where an optimum is"
+FEW_SEEDS = "too few seeds to place an optimum"
 
 
 @dataclass(frozen=True)
