@@ -91,7 +91,7 @@ def test_what_would_decide_is_said_of_an_optimum_that_may_be_off_the_grid():
     off = Shift("mup", "width", np.nan, (np.nan, np.nan), f"undecided: {OFF_GRID}")
     assert str(verdicts.moved("transfer mup", off)).endswith("off the grid: more learning rates would decide)")
     few = replace(off, verdict=f"undecided: {FEW_SEEDS}")
-    assert str(verdicts.moved("transfer mup", few)).endswith("too few seeds to place an optimum: more would decide)")
+    assert str(verdicts.moved("transfer mup", few)).endswith("(too few seeds: more would decide)")
     assert str(verdicts.moved("transfer mup", replace(off, verdict="undecided"))) == "transfer mup: undecided"
 
 

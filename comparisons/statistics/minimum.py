@@ -28,9 +28,8 @@ CONFIDENCE = 0.95  # of the intervals
 EQUIVALENCE = 0.90  # two tests, one on each side, at 5 % each (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15, 657)
 FAR_OFF = 5  # so many times the seeds' error is the polynomial's own
 RESAMPLES = 1000
-OFF_GRID = "an optimum may be off the grid"  # why nothing says where it is; the first that holds
-FEW_RATES = "too few learning rates around an optimum"
-FEW_SEEDS = "too few seeds to place an optimum"
+OFF_GRID = "an optimum may be off the grid"  # why nothing says where one is, the first that holds; short, for titles
+FEW_RATES, FEW_SEEDS = "too few learning rates", "too few seeds"  # around it; to say where it is
 
 
 @dataclass(frozen=True)
