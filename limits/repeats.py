@@ -7,9 +7,9 @@ the scatter     the standard error from R repeats, times t/1.96, t the 97.5 % qu
 the repulsion   eigenvalues of a noisy matrix keep their distance, in every repeat, and no scatter shows it.  A multiple one
                 comes out split by about the noise of an entry (Wigner): those that are not apart may all be their mean.  Of
                 two that are, each is pushed by noise²/gap.
-the drift       past the edge of stability repeats drift apart, and how far, σ, carries their mean away from what many samples
-                do: by about σ²/o of a loss o while they are near each other.  So the error is that of R repeats while σ ≪ o and
-                in the end that of one; and what their mean outputs have less of than they have on average
+the drift       past the edge of stability repeats drift apart, and the mean of losses o that scatter by σ is off what many
+                samples do by up to about 2σ²/o.  So beside the error of R repeats stands min(1, 2σ/o) times that of one, of all
+                observables; and what their mean outputs have less of than they have on average
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ Observables = dict[str, np.ndarray]
 
 TWO_SIDED = 0.975
 APART = 4.0  # times the noise
-CURVED = 2.0  # their mean is off by CURVED σ²/o.  Of mlp3 at η0 = 1.9 … 5 one would do, too
+CURVED = 2.0  # the drift's.  Of mlp3 at η0 = 1.9 … 5 one would do, too
 
 
 def check_repeats(repeats: int) -> None:

@@ -53,7 +53,7 @@ def listing(options: Options) -> None:
     """The rows, with their minutes and commands, and about how long what is not there yet takes."""
     rows = chosen(options)
     for row in rows:
-        minutes, drawn = row.minutes[PRESETS.index(options.preset)], " (drawn)" if is_made(row, options) else ""
+        minutes, drawn = row.minutes[PRESETS.index(options.preset)], " (drawn)" if is_drawn(row, options) else ""
         print(f"{row.name:<21} {minutes:>5g} min  {row.setting}: {row.shows}{drawn}")
         for words in commands(row, options):
             print(f"    python -m {shlex.join(words)}")
@@ -65,15 +65,15 @@ def results(row: Row, options: Options) -> Path:
     return options.out / options.preset / row.name
 
 
-def is_made(row: Row, options: Options) -> bool:
+def is_drawn(row: Row, options: Options) -> bool:
     """Whether its picture is there, which is drawn last; with other sources than today's, perhaps."""
     return (results(row, options) / f"{row.name}.png").exists()
 
 
 def left_to_do(rows: list[Row], options: Options) -> str:
-    minutes = sum(row.minutes[PRESETS.index(options.preset)] for row in rows if not is_made(row, options))
-    drawn = sum(is_made(row, options) for row in rows)
-    again = f"; {drawn} are drawn, and made again where the sources have changed" if drawn else ""
+    drawn = [row for row in rows if is_drawn(row, options)]
+    minutes = sum(row.minutes[PRESETS.index(options.preset)] for row in rows if row not in drawn)
+    again = f"; drawn: {len(drawn)}, made again where the sources have changed" if drawn else ""
     return f"rows: {len(rows)}, about {minutes:g} minutes for those that are not drawn yet{again}"
 
 

@@ -24,7 +24,7 @@ PAGE, PICTURES = "README.md", "gallery"
 WORDS = (
     "Made by `python -m paper_figures.all`, {made} of {rows} rows. Verdicts are computed from the results (`verdicts.py`), at",
     "the sizes of the preset (`rows.py`): `tiny` shows how a figure is made, `cpu` is what two cores can do, `gpu` the paper's",
-    "own scale. Brackets hold 95 % intervals, ± is one standard error; [glossary](../limits/glossary.md).",
+    "own scale. Brackets hold 95 % intervals, ± is one standard error.",
     "",
     "| word | what it means here |",
     "| --- | --- |",

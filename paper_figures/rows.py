@@ -3,7 +3,8 @@
     python -m paper_figures.all --dry-run        the table
 
 Presets: ``tiny`` (minutes; the figures then show how, not what), ``cpu`` (two cores), ``gpu`` (the paper's own scale: CIFAR-10,
-WikiText, widths to 4096 in units of γ², 20 to 50 epochs).  On cpu the variants of Figure 1 are half as wide and as long.
+WikiText, widths to 1024 or, where gaps are fitted, 2048, 20 to 50 epochs).  On cpu the variants of Figure 1 are half as wide and
+as long.
 Minutes of cpu are what the commands estimate (--dry-run) or took on two cores; those of gpu are reckoned from steps and sizes
 and were never run.
 
@@ -96,7 +97,7 @@ def _training(
     name: str, figure: str, setting: str, options: str = "", *, model: str = "conv", param: str = "mup ntp", batch: int = 128,
     loss: str = "cross_entropy", data: Mapping[str, str] = IMAGES, along: str = "",
     rates: tuple[str, str, str] = (FEW, MANY, MANY), cpu: tuple[str, str, str] = WHOLE,
-    claims: Mapping[str, str] | None = None, minutes: tuple[float, float, float] = (2, 15, 480),
+    claims: Mapping[str, str] | None = None, minutes: tuple[float, float, float] = (2, 9, 480),
 ) -> Row:  # fmt: skip
     """Figure 1 of some setting: a run along which curvature is followed, and a sweep."""
     widths, steps, swept = cpu
@@ -287,7 +288,7 @@ def _linear2() -> list[Row]:
             shows="largest eigenvalue of the Hessian's parts G and R against step, per width",
             claims=parts | {"residual ntp": "moves"}, minutes=(1, 5, 5)),
         Row(name="19_2", figure="19_2", script="figure_19_2", setting="two-layer linear, MSE, random data",
-            shows="final loss against learning rate, per width", minutes=(1, 2, 3),
+            shows="final loss against learning rate, per width", minutes=(1, 1, 3),
             claims={"transfer mup": "same", "transfer ntp": "moves"},
             runs={"": Run("comparisons.transfer", f"--model linear2 {FIXED} --sharpness-seeds 0", swept)}),
     ]  # fmt: skip
@@ -302,14 +303,14 @@ def _exponents() -> Row:
         "--model resmlp --param depth_mup alpha1",
         {"tiny": "--widths 32 64 128 --depths 4 8 16 --seeds 2", "cpu": "", "gpu": "--depths 4 8 16 32 64 128"},
     )
-    return Row(name="21_1", figure="tables_21_1", script="figure_21_1", minutes=(1.5, 4, 6),
+    return Row(name="21_1", figure="tables_21_1", script="figure_21_1", minutes=(1.5, 2, 6),
                setting="MLP: SP, NTP, μP; residual MLP: Depth-μP, α = 1; SGD, Adam",
                shows="table of scaling exponents of width and depth", claims={"exponents": "as derived"},
                runs={name: Run("comparisons.coord_check", *options)
                      for name, options in (("plain", plain), ("residual", residual))})  # fmt: skip
 
 
-VARIANT, _variant = "17_1–19_1, 29_1–33_1", partial(_training, cpu=HALVED, minutes=(2, 6, 480))
+VARIANT, _variant = "17_1–19_1, 29_1–33_1", partial(_training, cpu=HALVED, minutes=(2, 3, 480))
 ADAM = "--optimizer adam"
 ROWS = Table("figure", [
     _training("1_1", "1_1", "SimpleConvNet, cross-entropy, batch 128"),
@@ -325,13 +326,13 @@ ROWS = Table("figure", [
                               (SHORT[0], "32 --measure-every 8", "64 --measure-every 8"), (1, 12, 30)),
     _eigenvalues("28_1", "28_1", "ConvNet of three layers, μP, batch 256, η0 = 0.46", 0.46, 256),
     _eigenvalues("35_1", "35_1", "ConvNet of three layers, μP, batch 128, η0 = 0.7", 0.7, 128),
-    _gaps("3_2", "3_2", "SimpleConvNet, μP", "--model conv", 64, "8 16 32 64 128", 4),
+    _gaps("3_2", "3_2", "SimpleConvNet, μP", "--model conv", 64, "8 16 32 64 128", 2),
     _gaps_to_limit(),
-    _gaps("34_1", "34_1", "ConvNet of three layers, μP", "--model convnet --depth 3", 32, "8 16 32 64", 12),
+    _gaps("34_1", "34_1", "ConvNet of three layers, μP", "--model convnet --depth 3", 32, "8 16 32 64", 2),
     _depths("6_1", "6_1", "residual ConvNets, one and two convolutions per block; ViT, Adam",
             ("k1", "k2", "vit"), (4, 13, 1900)),
     _deep_beside_limit(),
-    _depths("32_2", "32_2", "residual ConvNet, three convolutions per block", ("k3",), (2, 8, 1250)),
+    _depths("32_2", "32_2", "residual ConvNet, three convolutions per block", ("k3",), (2, 4, 1250)),
     *_linear2(),
     _gaps_over_depth("33_2_k1", "residual ConvNet, one convolution per block, Depth-μP", "--model resconvnet", BLOCKS),
     _gaps_over_depth("33_2_k2", "residual ConvNet, two convolutions per block, Depth-μP",

@@ -208,8 +208,8 @@ def test_a_dry_run_counts_what_is_left(tmp_path, capsys):
     rows = re.findall(r"^(\w+) .* min .*$", printed, re.MULTILINE)
     assert rows == ["19_2", "6_2"]
     assert [line.endswith("(drawn)") for line in printed.splitlines() if line.startswith(tuple(rows))] == [False, True]
-    assert printed.endswith("rows: 2, about 2 minutes for those that are not drawn yet; 1 are drawn, and made again where the "
-                            "sources have changed\n")  # fmt: skip
+    assert printed.endswith("rows: 2, about 1 minutes for those that are not drawn yet; drawn: 1, made again where the sources "
+                            "have changed\n")  # fmt: skip
 
 
 def test_a_gallery_in_a_page_of_the_user(tmp_path, capsys):

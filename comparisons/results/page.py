@@ -96,7 +96,9 @@ def _verdicts(records) -> Iterator[str]:
 def _labels(record) -> Iterator[str]:
     """What its verdict is of: its words, and of several eigenvalues which."""
     for name, value in record.items():
-        if value is not None if name == "rank" else isinstance(value, str) and name != "verdict":
+        if isinstance(value, str) and name != "verdict":
+            yield value
+        elif name == "rank" and value is not None:
             yield str(value)
 
 
