@@ -3,8 +3,8 @@
     python -m paper_figures.all --dry-run        the table
 
 Presets: ``tiny`` (minutes; the figures then show how, not what), ``cpu`` (two cores), ``gpu`` (the paper's own scale: CIFAR-10,
-WikiText, widths to 1024 or, where gaps are fitted, 2048, 20 to 50 epochs).  On cpu the variants of Figure 1 are half as wide and
-as long.
+WikiText, widths to 1024 or, where gaps are fitted, 2048, 20 to 50 epochs).  On cpu the variants of Figure 1 are half as wide
+and as long.
 Minutes of cpu are what the commands estimate (--dry-run) or took on two cores; those of gpu are reckoned from steps and sizes
 and were never run.
 

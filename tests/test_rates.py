@@ -13,7 +13,7 @@ from comparisons.convergence import rates
 from comparisons.convergence.rates import allowance, measure_rates, noise_floor
 from comparisons.convergence.study import prepare, without_a_limit
 from comparisons.statistics.deviations import components, deviations, without_limit
-from comparisons.statistics.super_consistency import measure_growth
+from comparisons.statistics.super_consistency import NO_STEPS, measure_growth
 from limits import Trajectory, linear2
 from limits.coordinates import coordinates
 from limits.law import Law, Prediction
@@ -173,6 +173,12 @@ def test_what_has_no_limit_says_why():
     assert without_a_limit(dataset, never) == ["sharpness has no limit: it is in the bulk"]
     errors = xr.DataArray([np.inf, 0.0, np.inf], dims="step", coords={"step": dataset.step})
     assert without_a_limit(dataset.assign(loss_error_limit=errors), {}) == [f"loss has no limit at step 0, 8: {IN_BULK}"]
+
+
+def test_one_step_shows_no_growth():
+    for grown in measure_growth(made_up().isel(step=[0]), "theory", None, None):
+        assert grown.verdict == NO_STEPS
+        assert np.isnan(grown.largest)
 
 
 def test_growth_stops_at_the_edge():
